@@ -1,0 +1,81 @@
+"""Argument errors in one style: the argument, the requirement, what came.
+
+Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+
+def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``, and return the size of every letter.
+
+    Letters found in ``sizes`` must have that size; a number stands for itself.
+
+    Raises:
+        TypeError: ``tensor`` is not a tensor.
+        ValueError: the number of dimensions or a size differs.
+
+    Example:
+        >>> check_shape("mask", torch.ones(2, 7), "B N")
+        {'B': 2, 'N': 7}
+        >>> check_shape("mask", torch.ones(2, 5), "B N", {"B": 2, "N": 7})
+        Traceback (most recent call last):
+        ValueError: mask must have shape [B, N] = [2, 7], got [2, 5]
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape [{', '.join(spec.split())}], got {type(tensor).__name__}")
+    letters = spec.split()
+    wanted = [int(letter) if letter.isdigit() else (sizes or {}).get(letter) for letter in letters]
+    shape = list(tensor.shape)
+    fits = len(shape) == len(wanted) and all(w is None or w == s for w, s in zip(wanted, shape, strict=True))
+    if not fits:
+        known = ", ".join(letter if w is None else str(w) for letter, w in zip(letters, wanted, strict=True))
+        symbolic = ", ".join(letters)
+        requirement = f"[{symbolic}]" if known == symbolic else f"[{symbolic}] = [{known}]"
+        raise ValueError(f"{name} must have shape {requirement}, got {shape}")
+    return dict(zip(letters, shape, strict=True))
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> None:
+    """Check a boolean mask (True = real token) and its shape."""
+    check_shape(name, mask, spec, sizes)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be a bool tensor (True = real token), got {mask.dtype}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Check that an option is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> None:
+    """Check a whole number that must be at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_interval(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Check a number that must lie in [low, high], or in (low, high] with ``open_low``; NaN never does."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    above = value > low if open_low else value >= low
+    if not (above and value <= high):
+        raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")
+
+
+def check_names(name: str, given: Collection[str], wanted: Collection[str]) -> None:
+    """Check that a mapping has exactly the wanted names (of subspaces, magnifications, ...)."""
+    if set(given) != set(wanted):
+        raise ValueError(f"{name} must have exactly the names {sorted(wanted)}, got {sorted(given)}")
