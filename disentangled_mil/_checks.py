@@ -3,7 +3,7 @@
 Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -79,3 +79,18 @@ def check_names(name: str, given: Collection[str], wanted: Collection[str]) -> N
     """Check that a mapping has exactly the wanted names (of subspaces, magnifications, ...)."""
     if set(given) != set(wanted):
         raise ValueError(f"{name} must have exactly the names {sorted(wanted)}, got {sorted(given)}")
+
+
+def check_subspaces(names: Iterable[str], name: str = "subspaces") -> tuple[str, ...]:
+    """Check names that key modules (subspaces, magnifications): unique, not empty, without a dot."""
+    if isinstance(names, str):
+        raise TypeError(f"{name} must be a sequence of names, got the string {names!r}")
+    given = tuple(names)
+    if not given or len(set(given)) != len(given):
+        raise ValueError(f"{name} must hold at least one name, each once, got {given}")
+    for entry in given:
+        if not isinstance(entry, str) or not entry or "." in entry:
+            raise ValueError(f"{name} must be non-empty strings without a dot, got {entry!r}")
+        if hasattr(torch.nn.ModuleDict(), entry):
+            raise ValueError(f"{name} must not be attributes of a torch.nn.ModuleDict, got {entry!r}")
+    return given

@@ -1,0 +1,348 @@
+"""What a slide is to every layer: patch tokens and the grid on which they lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, sqrt
+
+import torch
+from torch import Tensor
+
+from ._checks import check_count, check_mask, check_shape
+
+_CELLS_ALLOWED = 1_000_000
+_CELLS_ALLOWED_PER_TOKEN = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the tokens of a batch of bags lie: one integer cell (column, row) per token.
+
+    Every bag has a rectangle of its own, with holes where there is no tissue; several tokens may share a cell.
+    Build a grid once per batch with :meth:`from_coords`, :meth:`square` or :meth:`from_mask` and hand it to
+    every layer.
+
+    Args:
+        cells: column and row of every token's cell, counted from the upper left corner of its bag; 0 for padding.
+        mask: True where a token is real.
+        shapes: (width, height) in cells of every bag's rectangle.
+
+    Shape:
+        ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype.
+        ValueError: the shapes do not fit together.
+
+    Source: section 7 of the paper lays 2,500 patches out as 50 x 50.
+    Differs from the source: true coordinates, any rectangle, holes, unequal bags.
+
+    Example:
+        >>> coords = torch.tensor([[0, 0], [448, 0], [0, 224]])  # upper left corners in pixels
+        >>> grid = Grid.from_coords(coords, step=224)
+        >>> grid.cells[0].tolist(), grid.shapes
+        ([[0, 0], [2, 0], [0, 1]], ((3, 2),))
+    """
+
+    cells: Tensor
+    mask: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        sizes = check_shape("cells", self.cells, "B N 2")
+        if self.cells.dtype != torch.int64:
+            raise TypeError(f"cells must be an int64 tensor, got {self.cells.dtype}")
+        check_mask("mask", self.mask, "B N", sizes)
+        if len(self.shapes) != sizes["B"]:
+            raise ValueError(f"shapes must hold B = {sizes['B']} (width, height) pairs, got {len(self.shapes)}")
+        if sizes["B"] < 1 or sizes["N"] < 1:
+            raise ValueError(
+                "cells must hold at least one bag and one token per bag (masked out if the bag is empty), "
+                f"got {list(self.cells.shape)}"
+            )
+
+    @classmethod
+    def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
+        """Lay tokens out by their true coordinates.
+
+        Args:
+            coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
+            mask: True where a token is real; all of them by default.
+            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbouring
+                coordinates of the bag.
+
+        Shape:
+            ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
+
+        Returns:
+            The grid, every bag moved to its upper left corner.
+
+        Raises:
+            ValueError: a coordinate of a real token is not finite, ``step`` is not positive, or the cells would
+                cover an absurdly larger area than the tokens (jittered coordinates: give ``step``).
+        """
+        if isinstance(coords, Tensor) and coords.ndim == 2:
+            coords = coords[None]
+            mask = mask[None] if mask is not None and mask.ndim == 1 else mask
+        sizes = check_shape("coords", coords, "B N 2")
+        if mask is None:
+            mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=coords.device)
+        check_mask("mask", mask, "B N", sizes)
+        if step is not None and not 0 < step < float("inf"):
+            raise ValueError(f"step must be positive and finite, got {step}")
+        rows = [_bag_cells(c[m], step) for c, m in zip(coords.double().cpu(), mask.cpu(), strict=True)]
+        cells = torch.zeros(coords.shape, dtype=torch.int64)
+        for row, real, (bag, _) in zip(cells, mask.cpu(), rows, strict=True):
+            row[real] = bag
+        return cls(cells.to(coords.device), mask, tuple(shape for _, shape in rows))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "Grid":
+        """Lay each bag's real tokens, in their order, row by row on a square of its own.
+
+        Args:
+            mask: True where a token is real.
+
+        Shape:
+            ``mask`` [B, N].
+
+        Returns:
+            A grid of ceil(sqrt(n)) columns for a bag of n real tokens; the rest of the square stays empty.
+        """
+        check_mask("mask", mask, "B N")
+        counts = [int(count) for count in mask.sum(1)]
+        sides = [max(1, ceil(sqrt(count))) for count in counts]
+        rank = (mask.cumsum(1) - 1).clamp(min=0)
+        side = torch.tensor(sides, device=mask.device)[:, None]
+        cells = torch.stack([rank % side, rank // side], dim=-1).masked_fill(~mask[..., None], 0)
+        shapes = tuple((side, max(1, ceil(count / side))) for side, count in zip(sides, counts, strict=True))
+        return cls(cells, mask, shapes)
+
+    @classmethod
+    def square(cls, tokens: int | Sequence[int], *, device: torch.device | str | None = None) -> "Grid":
+        """The layout for bags without coordinates: tokens in order, row by row, on a near-square.
+
+        Args:
+            tokens: number of tokens, or one number per bag.
+            device: where to put the grid.
+
+        Returns:
+            A grid of one bag for a number (layers use it for every bag of a batch), else of one bag per entry.
+
+        Raises:
+            TypeError: a number is not an integer.
+            ValueError: a number is not positive.
+        """
+        counts = [tokens] if isinstance(tokens, int) else list(tokens)
+        if not counts:
+            raise ValueError("tokens must hold the number of tokens of at least one bag, got none")
+        for count in counts:
+            check_count("tokens", count)
+        longest = max(counts)
+        return cls.from_mask(torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None])
+
+    @property
+    def width(self) -> int:
+        """Columns of the canvas that holds every bag of the batch."""
+        return max(width for width, _ in self.shapes)
+
+    @property
+    def height(self) -> int:
+        """Rows of the canvas that holds every bag of the batch."""
+        return max(height for _, height in self.shapes)
+
+    @property
+    def sizes(self) -> Tensor:
+        """(width, height) of every bag as a tensor [B, 2]."""
+        return torch.tensor(self.shapes, device=self.cells.device)
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
+
+        Where the numbers of tokens and cells agree, this reads values, once per grid.
+        """
+        if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1]:
+            return False
+        index = self.cells[..., 1] * self.width + self.cells[..., 0]
+        return bool((self.mask & (index == torch.arange(index.shape[1], device=index.device))).all())
+
+    def expand(self, batch: int) -> "Grid":
+        """The grid for ``batch`` bags: itself, or one bag's grid repeated.
+
+        Raises:
+            ValueError: the grid already has another number of bags.
+        """
+        if len(self.shapes) == batch:
+            return self
+        if len(self.shapes) != 1:
+            raise ValueError(f"grid must have B = {batch} bags (or one for all), got {len(self.shapes)}")
+        return Grid(self.cells.expand(batch, -1, -1), self.mask.expand(batch, -1), self.shapes * batch)
+
+    def to(self, device: torch.device | str) -> "Grid":
+        """The grid on another device."""
+        return Grid(self.cells.to(device), self.mask.to(device), self.shapes)
+
+    def to_map(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Lay tokens out as maps; a cell holds the mean of its tokens, an empty cell zeros.
+
+        Args:
+            tokens: one vector per token; what padding holds is never looked at.
+
+        Shape:
+            ``tokens`` [B, N, C].
+
+        Returns:
+            The map [B, H, W, C] and the number of tokens in each cell [B, H, W].
+        """
+        sizes = check_shape("tokens", tokens, "B N C", dict(zip("BN", self.mask.shape, strict=True)))
+        batch, channels = sizes["B"], sizes["C"]
+        area = self.width * self.height
+        index = torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], area)
+        wide = torch.promote_types(tokens.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+        real = torch.where(self.mask[..., None], tokens, 0).to(wide)
+        total = real.new_zeros(batch, area + 1, channels).scatter_add(1, index[..., None].expand_as(real), real)
+        count = real.new_zeros(batch, area + 1).scatter_add(1, index, self.mask.to(wide))
+        mean = (total[:, :area] / count[:, :area, None].clamp(min=1)).to(tokens.dtype)
+        shape = (batch, self.height, self.width)
+        return mean.view(*shape, channels), count[:, :area].view(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """A batch of bags: patch features and the grid on which they lie. A single slide is a batch of one.
+
+    Args:
+        patches: patch features, in any floating-point type (stored features are often float16).
+        grid: where the patches lie, and which of them are real.
+
+    Shape:
+        ``patches`` [B, N, C].
+
+    Raises:
+        ValueError: patches and grid disagree.
+
+    Example:
+        >>> slides = [Bag.from_slide(torch.randn(n, 8)) for n in (5, 9)]
+        >>> batch = collate_bags(slides)
+        >>> batch.patches.shape, batch.mask.sum(1).tolist()
+        (torch.Size([2, 9, 8]), [5, 9])
+    """
+
+    patches: Tensor
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        batch, tokens = self.grid.mask.shape
+        check_shape("patches", self.patches, "B N C", {"B": batch, "N": tokens})
+
+    @classmethod
+    def from_slide(cls, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> "Bag":
+        """One slide as a batch of one: laid out by its coordinates, or on a square where it has none.
+
+        Args:
+            features: patch features.
+            coords: (x, y) of every patch.
+            step: side of one cell in the unit of ``coords``; see :meth:`Grid.from_coords`.
+
+        Shape:
+            ``features`` [N, C], ``coords`` [N, 2].
+
+        Raises:
+            ValueError: the slide is empty or shapes disagree.
+        """
+        count = check_shape("features", features, "N C")["N"]
+        if count == 0:
+            raise ValueError("features must hold at least one patch, got none")
+        if coords is None:
+            return cls(features[None], Grid.square(count, device=features.device))
+        check_shape("coords", coords, "N 2", {"N": count})
+        return cls(features[None], Grid.from_coords(coords, step=step).to(features.device))
+
+    @property
+    def mask(self) -> Tensor:
+        """True where a token is real [B, N]."""
+        return self.grid.mask
+
+    def __len__(self) -> int:
+        return self.patches.shape[0]
+
+    def to(self, device: torch.device | str) -> "Bag":
+        """The bags on another device."""
+        return Bag(self.patches.to(device), self.grid.to(device))
+
+
+def collate_bags(bags: Sequence[Bag]) -> Bag:
+    """Put bags of unequal length into one batch, padded to the longest.
+
+    Args:
+        bags: at least one bag; all of one feature width.
+
+    Returns:
+        Their batch, in order. Padding is zero and masked out; no layer looks at it.
+
+    Raises:
+        ValueError: there is no bag, or feature widths differ.
+
+    Example:
+        >>> collate_bags([Bag.from_slide(torch.ones(2, 4)), Bag.from_slide(torch.ones(3, 4))]).mask.tolist()
+        [[True, True, False], [True, True, True]]
+    """
+    if not bags:
+        raise ValueError("bags must hold at least one bag, got none")
+    widths = sorted({bag.patches.shape[2] for bag in bags})
+    if len(widths) > 1:
+        raise ValueError(f"bags must have one feature width, got {widths}")
+    longest = max(bag.patches.shape[1] for bag in bags)
+
+    def pad(tensors: list[Tensor]) -> Tensor:
+        padded = [torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1])) for t in tensors]
+        return torch.cat(padded)
+
+    cells = pad([bag.grid.cells for bag in bags])
+    mask = pad([bag.grid.mask for bag in bags])
+    shapes = tuple(shape for bag in bags for shape in bag.grid.shapes)
+    return Bag(pad([bag.patches for bag in bags]), Grid(cells, mask, shapes))
+
+
+def grid_for(tokens: Tensor, grid: Grid | None, mask: Tensor | None, name: str = "grid") -> Grid:
+    """The grid of a batch of tokens [B, N, C] from what a caller gave: a grid, a mask [B, N], or neither."""
+    batch, count, _ = tokens.shape
+    if grid is not None and mask is not None:
+        raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")
+    if grid is None:
+        if mask is None:
+            return Grid.square(count, device=tokens.device).expand(batch)
+        check_mask("mask", mask, "B N", {"B": batch, "N": count})
+        return Grid.from_mask(mask)
+    grid = grid.expand(batch)
+    check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
+    return grid
+
+
+def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
+    """Cells [n, 2] of one bag's real tokens and the (width, height) that they span."""
+    if len(coords) == 0:
+        return coords.long(), (1, 1)
+    if not torch.isfinite(coords).all():
+        raise ValueError("coords must be finite where mask is True, got NaN or infinity")
+    origin = coords.amin(0)
+    side = step if step is not None else _commonest_gap(coords)
+    extent = ((coords.amax(0) - origin) / side).round() + 1
+    allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
+    if extent.prod() > allowed:
+        raise ValueError(
+            f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
+            f"of side {side:g}; give the patch size as step"
+        )
+    width, height = (int(size) for size in extent)
+    return ((coords - origin) / side).round().long(), (width, height)
+
+
+def _commonest_gap(coords: Tensor) -> float:
+    """The commonest gap between neighbouring distinct coordinates of both axes; the smaller one in a tie."""
+    gaps = torch.cat([coords[:, axis].unique().diff() for axis in (0, 1)])
+    if len(gaps) == 0:
+        return 1.0
+    values, counts = gaps.unique(return_counts=True)
+    return float(values[counts.argmax()])

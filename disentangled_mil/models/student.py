@@ -1,0 +1,165 @@
+"""Stage II: the student, which sees patches only."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_names, check_subspaces
+from ..bags import Bag
+from ..nn.attention import DeformableAttention
+from ..nn.deformable import DeformableCrossAttention
+from ..nn.dmsf import DeformableOptions
+from ..nn.gate import MagnificationGate
+from ..nn.head import SubspaceHead
+from ..nn.ita import ITA
+from ..nn.patch_encoder import PatchEncoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class StudentBranchOutput(NamedTuple):
+    """One magnification of the student.
+
+    Attributes:
+        logits: [B, K].
+        subspace_logits: each prototype's share of the logits [B, K], under its subspace's name.
+        prototypes: [B, S, C], in the order of the subspaces.
+        assignment: the prototype of every token [B, N]; -1 for padding.
+        significance: weight of every token within its prototype [B, N].
+        attention: lazy attention map.
+    """
+
+    logits: Tensor
+    subspace_logits: dict[str, Tensor]
+    prototypes: Tensor
+    assignment: Tensor
+    significance: Tensor
+    attention: DeformableAttention
+
+
+class StudentOutput(NamedTuple):
+    """What :class:`Student` returns.
+
+    Attributes:
+        logits: the gated prediction [B, K].
+        branches: outputs by magnification.
+        gate: share of each magnification in the prediction [B, M].
+    """
+
+    logits: Tensor
+    branches: dict[str, StudentBranchOutput]
+    gate: Tensor
+
+
+class StudentBranch(nn.Module):
+    """One magnification: patch encoder, deformable self-attention, :class:`~disentangled_mil.ITA`, head.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        subspaces: names, in order; one prototype each.
+        neighbours: k of the density estimate.
+        dropout: of patch tokens and of attention weights.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        dim: int,
+        subspaces: Sequence[str],
+        neighbours: int,
+        dropout: float,
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        self.subspaces = tuple(subspaces)
+        self.patches = PatchEncoder(features, dim, dropout=dropout)
+        self.norm = nn.LayerNorm(dim)
+        options.setdefault("dropout", dropout)
+        self.attend = DeformableCrossAttention(dim, **options)
+        self.aggregate = ITA(dim, len(self.subspaces), neighbours=neighbours)
+        self.head = SubspaceHead(dim, outputs, subspaces)
+
+    def forward(self, bag: Bag) -> StudentBranchOutput:
+        """Predict from a bag."""
+        patches = self.patches(torch.where(bag.mask[..., None], bag.patches, 0))
+        normed = self.norm(patches)
+        attended = self.attend(normed, normed, bag.grid)
+        merged = self.aggregate(patches + attended.tokens, bag.mask)
+        head = self.head(dict(zip(self.subspaces, merged.prototypes.unbind(1), strict=True)))
+        return StudentBranchOutput(
+            head.logits, head.subspace_logits, merged.prototypes, merged.assignment, merged.weights, attended.attention
+        )
+
+
+class Student(nn.Module):
+    """Patches -> prediction, by one prototype per subspace and magnification.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        magnifications: names; any number of them.
+        subspaces: names, in order; one prototype each.
+        neighbours: k of the density estimate of the clustering.
+        kind: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        gate: rule of :class:`~disentangled_mil.MagnificationGate`.
+        dropout: of patch tokens and attention weights.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+
+    Shape:
+        ``bags`` {magnification: Bag of B}.
+
+    Raises:
+        ValueError: names or shapes disagree, or an option is out of range.
+
+    Source: section 1 of the paper, stage II.
+    Differs from the source: prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`).
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag, Grid, Student
+        >>> student = Student(1024, 4, dim=32, heads=4, groups=4, dim_head=8)
+        >>> bag = Bag(torch.randn(2, 100, 1024), Grid.square([100, 60]))
+        >>> out = student({"10x": bag, "20x": bag})
+        >>> out.logits.shape, out.branches["10x"].prototypes.shape
+        (torch.Size([2, 4]), torch.Size([2, 2, 32]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        *,
+        dim: int = 128,
+        magnifications: Sequence[str] = ("10x", "20x"),
+        subspaces: Sequence[str] = ("tumor", "tme"),
+        neighbours: int = 5,
+        kind: str = "softmax",
+        gate: str = "max_confidence",
+        dropout: float = 0.1,
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        self.magnifications = check_subspaces(magnifications, "magnifications")
+        self.subspaces = check_subspaces(subspaces)
+        self.branches = nn.ModuleDict(
+            {
+                name: StudentBranch(features, outputs, dim, self.subspaces, neighbours, dropout, **options)
+                for name in self.magnifications
+            }
+        )
+        self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
+
+    def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
+        """Predict from bags at every magnification."""
+        check_names("bags", bags, self.magnifications)
+        branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
+        gated = self.gate({name: branch.logits for name, branch in branches.items()})
+        return StudentOutput(gated.logits, branches, gated.weights)

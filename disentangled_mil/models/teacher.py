@@ -1,0 +1,167 @@
+"""Stage I: the teacher, which sees patches and genes."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_names, check_subspaces
+from ..bags import Bag
+from ..nn.attention import DeformableAttention
+from ..nn.dmsf import DMSF, DeformableOptions
+from ..nn.gate import MagnificationGate
+from ..nn.gene_encoder import SNNEncoder
+from ..nn.head import SubspaceHead
+from ..nn.patch_encoder import PatchEncoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class TeacherBranchOutput(NamedTuple):
+    """One magnification of the teacher.
+
+    Attributes:
+        logits: [B, K].
+        subspace_logits: each subspace's share of the logits [B, K].
+        features: subspace vectors X_s [B, C].
+        attention: lazy attention map of each subspace.
+    """
+
+    logits: Tensor
+    subspace_logits: dict[str, Tensor]
+    features: dict[str, Tensor]
+    attention: dict[str, DeformableAttention]
+
+
+class TeacherOutput(NamedTuple):
+    """What :class:`Teacher` returns.
+
+    Attributes:
+        logits: the gated prediction [B, K].
+        branches: outputs by magnification.
+        gate: share of each magnification in the prediction [B, M].
+    """
+
+    logits: Tensor
+    branches: dict[str, TeacherBranchOutput]
+    gate: Tensor
+
+
+class TeacherBranch(nn.Module):
+    """One magnification: patch encoder, :class:`~disentangled_mil.DMSF`, head.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        subspaces: names, in order.
+        query: query map of the fusion.
+        selection_query: query of the selection layer.
+        dropout: of patch tokens and of attention weights.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        dim: int,
+        subspaces: Sequence[str],
+        query: str,
+        selection_query: str,
+        dropout: float,
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        self.patches = PatchEncoder(features, dim, dropout=dropout)
+        options.setdefault("dropout", dropout)
+        self.fuse = DMSF(dim, subspaces, query=query, selection_query=selection_query, **options)
+        self.head = SubspaceHead(dim, outputs, subspaces)
+
+    def forward(self, bag: Bag, genes: Mapping[str, Tensor]) -> TeacherBranchOutput:
+        """Predict from a bag and encoded genes."""
+        patches = self.patches(torch.where(bag.mask[..., None], bag.patches, 0))
+        fused = self.fuse(patches, genes, bag.grid)
+        head = self.head(fused.features)
+        return TeacherBranchOutput(head.logits, head.subspace_logits, fused.features, fused.attention)
+
+
+class Teacher(nn.Module):
+    """Patches and genes -> prediction: gene encoders shared by all magnifications, one branch for each.
+
+    Args:
+        features: width of the stored patch features.
+        genes: number of genes of every subspace, in order.
+        outputs: number of logits K.
+        dim: token width C.
+        magnifications: names; any number of them.
+        gene_tokens: gene tokens T per subspace.
+        kind: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        gate: rule of :class:`~disentangled_mil.MagnificationGate`.
+        query: query map of :class:`~disentangled_mil.DMSF`.
+        selection_query: query of its selection layer.
+        dropout: of patch tokens, gene layers and attention weights.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+
+    Shape:
+        ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
+
+    Raises:
+        ValueError: names or shapes disagree, or an option is out of range.
+
+    Source: section 1 of the paper, stage I.
+    Differs from the source: see :class:`~disentangled_mil.DMSF`; released checkpoints are read by
+    :mod:`disentangled_mil.models.released`.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag, Grid, Teacher
+        >>> teacher = Teacher(1024, {"tumor": 59, "tme": 361}, 4, dim=32, heads=4, groups=4, dim_head=8)
+        >>> bag = Bag(torch.randn(2, 100, 1024), Grid.square([100, 60]))
+        >>> out = teacher({"10x": bag, "20x": bag}, {"tumor": torch.randn(2, 59), "tme": torch.randn(2, 361)})
+        >>> out.logits.shape, out.branches["20x"].features["tme"].shape
+        (torch.Size([2, 4]), torch.Size([2, 32]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        genes: Mapping[str, int],
+        outputs: int,
+        *,
+        dim: int = 128,
+        magnifications: Sequence[str] = ("10x", "20x"),
+        gene_tokens: int = 4,
+        kind: str = "softmax",
+        gate: str = "max_confidence",
+        query: str = "gene+patch",
+        selection_query: str = "separate",
+        dropout: float = 0.1,
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        self.magnifications = check_subspaces(magnifications, "magnifications")
+        self.subspaces = check_subspaces(genes, "genes")
+        self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=dropout)
+        self.branches = nn.ModuleDict(
+            {
+                name: TeacherBranch(features, outputs, dim, self.subspaces, query, selection_query, dropout, **options)
+                for name in self.magnifications
+            }
+        )
+        self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
+
+    def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:
+        """Predict from bags at every magnification and genes."""
+        check_names("bags", bags, self.magnifications)
+        tokens = self.genes(genes)
+        branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
+        gated = self.gate({name: branch.logits for name, branch in branches.items()})
+        return TeacherOutput(gated.logits, branches, gated.weights)
+
+    def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """The classifier blocks of each subspace over all magnifications, for CGC."""
+        heads = [self.branches[name].head.subspace_parameters() for name in self.magnifications]
+        return {subspace: [block for head in heads for block in head[subspace]] for subspace in self.subspaces}

@@ -1,0 +1,103 @@
+"""What a deformable layer hands out as its attention: a lazy value, dense only for those who ask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from .._checks import check_count
+from ..bags import Grid
+from ..ops.biased_attention import biased_attention_weights
+from ..ops.sampling import bilinear_corners, bilinear_spread
+
+
+@dataclass(frozen=True, eq=False)
+class DeformableAttention:
+    """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
+
+    Attributes:
+        query: [B, H, N, D].
+        key: [B, H, J, D].
+        query_position: normalised (x, y) of every query [B, N, 2].
+        key_position: normalised (x, y) of every sampled key per offset group [B, G, J, 2].
+        key_logit: log of the tissue under each key [B, G, J]; -inf takes a key out.
+        bias: the layer's position bias.
+        coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
+        sampling_positions: the same in cells of the context grid [B, G, J, 2].
+        query_grid: where the queries lie.
+        context_grid: where the context tokens lie.
+    """
+
+    query: Tensor
+    key: Tensor
+    query_position: Tensor
+    key_position: Tensor
+    key_logit: Tensor
+    bias: Callable[[Tensor], Tensor]
+    coarse_positions: Tensor
+    sampling_positions: Tensor
+    query_grid: Grid
+    context_grid: Grid
+
+    @property
+    def full(self) -> bool:
+        """Whether all bags fill one and the same rectangle, so that flattened maps can be compared entry by entry."""
+        return self.query_grid.full and self.context_grid.full
+
+    def weights(self) -> Tensor:
+        """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
+        weights = biased_attention_weights(
+            self.query,
+            self.key,
+            self.query_position,
+            self.key_position,
+            bias=self.bias,
+            key_logit=self.key_logit,
+        )
+        return weights * self.query_grid.mask[:, None, :, None]
+
+    def key_mass(self) -> Tensor:
+        """The share of a bag's attention on each sampled key [B, H, J]: the mean over its real queries."""
+        queries = self.query_grid.mask.sum(1).clamp(min=1)
+        return self.weights().sum(2) / queries[:, None, None]
+
+    def mass(self) -> Tensor:
+        """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.
+
+        A key's share goes to the cells that it was sampled from, and there in equal parts to the cell's tokens.
+        """
+        grid = self.context_grid
+        heads, groups = self.query.shape[1], self.key_position.shape[1]
+        per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
+        _, count = grid.to_map(self.query.new_zeros(*grid.mask.shape, 1))
+        occupied = rearrange((count > 0).to(per_group.dtype), "b h w -> b (h w)")
+        corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
+        tissue = occupied.repeat_interleave(groups, dim=0)
+        weight = corners.weight * tissue.gather(1, corners.index.flatten(1)).view_as(corners.weight)
+        weight = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        cells = bilinear_spread(per_group, corners._replace(weight=weight), grid.width * grid.height)
+        share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / count.flatten(1).clamp(min=1)
+        index = grid.cells[..., 1] * grid.width + grid.cells[..., 0]
+        return share.gather(1, index) * grid.mask
+
+    def common_grid(self, resolution: int) -> Tensor:
+        """The map reduced to the mass of its keys on a grid that all bags and magnifications share.
+
+        Args:
+            resolution: cells along each side of the bag's rectangle.
+
+        Returns:
+            [B, H, resolution * resolution]; sums to one per head.
+
+        Raises:
+            ValueError: ``resolution`` is not positive.
+        """
+        check_count("resolution", resolution)
+        heads = self.query.shape[1]
+        position = self.key_position.repeat_interleave(heads // self.key_position.shape[1], dim=1).flatten(0, 1)
+        cell = ((position + 1) * resolution - 1) / 2
+        corners = bilinear_corners(cell.clamp(0, resolution - 1), resolution, resolution)
+        spread = bilinear_spread(self.key_mass().flatten(0, 1), corners, resolution**2)
+        return rearrange(spread, "(b h) c -> b h c", h=heads)

@@ -1,0 +1,306 @@
+"""Deformable cross-attention: queries attend to context sampled at positions that they choose."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
+from ..bags import Grid, grid_for
+from ..ops.biased_attention import biased_attention
+from ..ops.sampling import bilinear_corners, bilinear_sample
+from .attention import DeformableAttention
+from .position_bias import ContinuousPositionBias
+
+
+class DeformableOutput(NamedTuple):
+    """What :class:`DeformableCrossAttention` returns.
+
+    Attributes:
+        tokens: [B, N, C], without the residual; zeros for padding.
+        attention: the lazy attention map.
+    """
+
+    tokens: Tensor
+    attention: DeformableAttention
+
+
+class DeformableCrossAttention(nn.Module):
+    """Cross-attention to context tokens sampled at learned positions.
+
+    A coarse grid of reference points p lies over the queries. A small network reads the queries around each
+    point and moves it by dp = offset_scale tanh(Psi(q)). Context is sampled bilinearly at p + dp, and
+
+        out = softmax(Q K^T / sqrt(d) + bias(q_pos - k_pos)) V.
+
+    Holes and padding take no part: a sample is the mean of the real cells around its position, and a position
+    that lies half in a hole counts half. Along an axis with fewer cells than the kernel, every cell is a
+    reference point.
+
+    Args:
+        dim: token width C.
+        heads: attention heads H.
+        dim_head: width D of a head.
+        groups: offset groups; each samples its own positions for its own heads and channels.
+        downsample: cells per reference point along each axis (r).
+        kernel_size: window of the offset network in cells; ``downsample + 2`` by default.
+        offset_scale: largest offset, in cells of the coarse grid.
+        dropout: of the attention weights.
+        positions: ``"centred"`` measures positions from cell centres, right for any rectangle; ``"released"``
+            reproduces the method's released checkpoints (normalised to the outermost cells, sampled as if to
+            the outermost edges, zeros outside; full grids only).
+        backend: of :func:`~disentangled_mil.ops.biased_attention`.
+
+    Shape:
+        ``query`` [B, N, C], ``context`` [B, M, C], grids of B bags (or of one, for all).
+
+    Raises:
+        TypeError: tokens are not floating-point.
+        ValueError: shapes disagree or an option is out of range.
+
+    Source: section III of the paper (eqs 1-3); DAT, Xia et al., CVPR 2022.
+    Differs from the source: any rectangle with holes, unequal bags, rectangles of one cell; positions measured
+    from cell centres and kept inside of the bag's rectangle.
+
+    Example:
+        >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2)
+        >>> genes, patches = torch.randn(2, 1, 32).expand(-1, 100, -1), torch.randn(2, 100, 32)
+        >>> out = layer(genes, patches)
+        >>> out.tokens.shape, out.attention.weights().shape, out.attention.mass().shape
+        (torch.Size([2, 100, 32]), torch.Size([2, 4, 100, 4]), torch.Size([2, 100]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 8,
+        dim_head: int = 64,
+        groups: int = 8,
+        downsample: int = 4,
+        kernel_size: int | None = None,
+        offset_scale: float = 4.0,
+        dropout: float = 0.1,
+        positions: str = "centred",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        kernel_size = downsample + 2 if kernel_size is None else kernel_size
+        for name, value in {"dim": dim, "heads": heads, "dim_head": dim_head, "groups": groups}.items():
+            check_count(name, value)
+        check_count("downsample", downsample)
+        check_count("kernel_size", kernel_size, downsample)
+        if (kernel_size - downsample) % 2:
+            raise ValueError(
+                f"kernel_size must differ from downsample = {downsample} by an even number, got {kernel_size}"
+            )
+        for name, value in {"dim": dim, "heads": heads}.items():
+            if value % groups:
+                raise ValueError(f"{name} must be a multiple of groups = {groups}, got {value}")
+        check_interval("offset_scale", offset_scale, 0, float("inf"))
+        check_interval("dropout", dropout, 0, 1)
+        check_choice("positions", positions, ("centred", "released"))
+        check_choice("backend", backend, ("auto", "reference", "streaming"))
+        self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
+        self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
+        self.dropout, self.positions, self.backend = dropout, positions, backend
+        inner = heads * dim_head
+        self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
+        self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
+        self.to_v = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
+        self.to_out = nn.Linear(inner, dim)
+        self.to_offsets = OffsetNetwork(inner // groups, kernel_size)
+        self.bias = ContinuousPositionBias(max(1, dim // 4), heads // groups)
+
+    def forward(
+        self,
+        query: Tensor,
+        context: Tensor,
+        query_grid: Grid | None = None,
+        context_grid: Grid | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> DeformableOutput:
+        """Attend from query tokens to context tokens.
+
+        Args:
+            query: query tokens.
+            context: context tokens.
+            query_grid: where the queries lie; a square by default.
+            context_grid: where the context lies; the query grid by default (the same tokens at the same places).
+            mask: instead of grids, the real tokens of query and context alike, laid out on squares.
+
+        Returns:
+            Tokens without the residual, and the lazy attention map.
+        """
+        sizes = check_shape("query", query, "B N C", {"C": self.dim})
+        check_shape("context", context, "B M C", {"B": sizes["B"], "C": self.dim})
+        check_floating("query", query)
+        check_floating("context", context)
+        query_grid = grid_for(query, query_grid, mask, "query_grid")
+        context_grid = query_grid if context_grid is None else context_grid
+        context_grid = grid_for(context, context_grid, None, "context_grid")
+        real = query_grid.mask[..., None]
+
+        query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
+        q = self.to_q(query.transpose(1, 2))  # [B, inner, N]
+        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size)
+        offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
+        coarse_positions = coarse.position[:, None] + offset
+        key_position, sampling_positions = self._place(coarse_positions, coarse, context_grid)
+        sampled, key_logit = self._sample(context, context_grid, sampling_positions)
+        key_logit = key_logit.masked_fill(~coarse.mask[:, None], -torch.inf)
+
+        channels = rearrange(sampled, "b g j c -> b (g c) j").to(self.to_k.weight.dtype)
+        q = rearrange(q, "b (h d) n -> b h n d", h=self.heads)
+        k = rearrange(self.to_k(channels), "b (h d) j -> b h j d", h=self.heads)
+        v = rearrange(self.to_v(channels), "b (h d) j -> b h j d", h=self.heads)
+        query_position = self._normalise(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
+        out = biased_attention(
+            q,
+            k,
+            v,
+            query_position,
+            key_position,
+            bias=self.bias,
+            key_logit=key_logit,
+            dropout=self.dropout if self.training else 0.0,
+            backend=self.backend,
+        )
+        tokens = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        attention = DeformableAttention(
+            q,
+            k,
+            query_position,
+            key_position,
+            key_logit,
+            self.bias,
+            coarse_positions,
+            sampling_positions,
+            query_grid,
+            context_grid,
+        )
+        return DeformableOutput(torch.where(real, tokens, 0), attention)
+
+    def _offsets(self, q: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
+        """Offsets dp [B, G, J, 2] of the reference points, in coarse cells."""
+        maps, _ = grid.to_map(q.transpose(1, 2))
+        cells = torch.nn.functional.pad(maps.flatten(1, 2), (0, 0, 0, 1))  # the last one is "outside"
+        batch = torch.arange(len(cells), device=cells.device)[:, None, None]
+        windows = rearrange(cells[batch, coarse.window], "b j k (g c) -> b g j k c", g=self.groups)
+        offset = self.to_offsets(windows)
+        # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
+        return offset.to(torch.promote_types(offset.dtype, torch.float32)).tanh() * self.offset_scale
+
+    def _normalise(self, position: Tensor, size: Tensor) -> Tensor:
+        """Positions in cells of a grid -> [-1, 1] over its rectangle."""
+        if self.positions == "released":
+            return 2 * position / (size - 1).clamp(min=1) - 1
+        return (2 * position + 1) / size - 1
+
+    def _place(self, position: Tensor, coarse: "CoarseGrid", context: Grid) -> tuple[Tensor, Tensor]:
+        """Positions in coarse cells -> normalised, and in cells of the context grid."""
+        size = context.sizes[:, None, None]
+        normalised = self._normalise(position, coarse.size[:, None, None])
+        cells = ((normalised + 1) * size - 1) / 2
+        if self.positions == "released":
+            return normalised, cells
+        cells = torch.minimum(cells.clamp(min=0), size - 1)
+        return self._normalise(cells, size), cells
+
+    def _sample(self, context: Tensor, grid: Grid, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
+        maps, count = grid.to_map(context.to(positions.dtype))
+        corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
+        tissue = (count > 0).to(maps.dtype)[..., None].repeat_interleave(self.groups, dim=0)
+        grouped = rearrange(maps, "b h w (g c) -> (b g) (h w) c", g=self.groups)
+        sampled = bilinear_sample(grouped, corners)
+        if self.positions == "released":
+            return rearrange(sampled, "(b g) j c -> b g j c", g=self.groups), positions.new_zeros(positions.shape[:3])
+        share = bilinear_sample(tissue.flatten(1, 2), corners)  # [B G, J, 1]
+        touches = share > _LEAST_TISSUE
+        safe = torch.where(touches, share, 1)
+        logit = torch.where(touches, safe.log(), -torch.inf)
+        sampled = torch.where(touches, sampled / safe, 0)
+        return (
+            rearrange(sampled, "(b g) j c -> b g j c", g=self.groups),
+            rearrange(logit, "(b g) j 1 -> b g j", g=self.groups),
+        )
+
+    def extra_repr(self) -> str:
+        """Options as given."""
+        return (
+            f"{self.dim}, heads={self.heads}, dim_head={self.dim_head}, groups={self.groups}, "
+            f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
+            f"dropout={self.dropout}, positions={self.positions!r}, backend={self.backend!r}"
+        )
+
+
+# A sample with less than this share of tissue under it is dropped: its mean would be divided by nearly nothing.
+_LEAST_TISSUE = 1e-4
+
+
+class OffsetNetwork(nn.Module):
+    """Two numbers per window of queries: depthwise convolution -> GELU -> linear without bias.
+
+    Args:
+        channels: channels of an offset group; the groups share the weights.
+        kernel_size: side of the window in cells.
+
+    Shape:
+        windows [..., kernel_size ** 2, channels] -> [..., 2].
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, kernel_size, groups=channels)
+        self.pointwise = nn.Linear(channels, 2, bias=False)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Offsets before the tanh."""
+        kernel = rearrange(self.depthwise.weight, "c 1 y x -> (y x) c")
+        hidden = torch.einsum("...kc,kc->...c", windows, kernel) + self.depthwise.bias
+        offset: Tensor = self.pointwise(torch.nn.functional.gelu(hidden))
+        return offset
+
+
+class CoarseGrid(NamedTuple):
+    """The reference points over a grid, row by row on the canvas of the batch.
+
+    Attributes:
+        position: column and row on the bag's own coarse grid [B, J, 2].
+        window: flat indices of the canvas cells that the offset network reads [B, J, K * K]; the index behind
+            the last cell stands for "outside".
+        mask: True where the bag has that reference point [B, J].
+        size: (columns, rows) of the bag's coarse grid [B, 2].
+    """
+
+    position: Tensor
+    window: Tensor
+    mask: Tensor
+    size: Tensor
+
+    @classmethod
+    def over(cls, grid: Grid, downsample: int, kernel_size: int) -> "CoarseGrid":
+        """One reference point per ``downsample`` cells; per cell along axes shorter than the kernel."""
+        device = grid.cells.device
+        strides = [[downsample if side >= kernel_size else 1 for side in shape] for shape in grid.shapes]
+        coarse = [
+            [(side - stride) // stride + 1 for side, stride in zip(shape, steps, strict=True)]
+            for shape, steps in zip(grid.shapes, strides, strict=True)
+        ]
+        size, stride = torch.tensor(coarse, device=device), torch.tensor(strides, device=device)
+        columns, rows = (max(sides) for sides in zip(*coarse, strict=True))
+        index = torch.arange(columns * rows, device=device)
+        position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
+        mask = (position < size[:, None]).all(-1)
+        # A window starts so that its centre is the centre of the cells that the point stands for.
+        start = position * stride[:, None] - (kernel_size - stride[:, None]) // 2  # [B, J, 2]
+        span = torch.arange(kernel_size, device=device)
+        x, y = start[..., 0, None] + span, start[..., 1, None] + span  # [B, J, K]
+        inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))
+        cell = y[..., :, None] * grid.width + x[..., None, :]
+        inside = inside_y[..., :, None] & inside_x[..., None, :]
+        window = torch.where(inside, cell, grid.width * grid.height).flatten(2)
+        return cls(position, window, mask, size)

@@ -1,0 +1,161 @@
+"""DMSF: deformable cross-attention fusion of genes and patches in each subspace."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_floating, check_names, check_shape, check_subspaces
+from ..bags import Grid, grid_for
+from .attention import DeformableAttention
+from .deformable import DeformableCrossAttention
+from .selection import GeneSelection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class DeformableOptions(TypedDict, total=False):
+    """Options that are handed on to :class:`~disentangled_mil.DeformableCrossAttention`."""
+
+    heads: int
+    dim_head: int
+    groups: int
+    downsample: int
+    kernel_size: int | None
+    offset_scale: float
+    dropout: float
+    positions: str
+    backend: str
+
+
+class DMSFOutput(NamedTuple):
+    """What :class:`DMSF` returns, each by subspace.
+
+    Attributes:
+        features: the subspace vectors X_s [B, C].
+        tokens: histology tokens after the deformation layer [B, N, C].
+        attention: lazy attention maps of the deformation layer.
+        selection: attention of every position over the gene tokens [B, N, T].
+    """
+
+    features: dict[str, Tensor]
+    tokens: dict[str, Tensor]
+    attention: dict[str, DeformableAttention]
+    selection: dict[str, Tensor]
+
+
+class DMSF(nn.Module):
+    """Deformable multi-modal subspace fusion: genes look at histology, histology selects genes, per subspace.
+
+        M_s = G_s + DeformableCrossAttention(LN(G_s), LN(patches))      genes -> histology
+        X_s = tanh(Linear(mean(M_s + MHA(LN(M_s), LN(genes_s)))))       histology -> genes
+
+    G_s is the query map: the subspace's mean gene token on every cell of the grid.
+
+    Args:
+        dim: token width C.
+        subspaces: names, in order; any number of them.
+        query: ``"gene"`` lays the gene vector alone on every cell (the paper), so that all offsets and all
+            attention rows differ by their position only; ``"gene+patch"`` adds the patch of the cell.
+        selection_query: ``"separate"``: each subspace selects from its own map; ``"fused"``: all select from one
+            linear fusion of the maps.
+        selection_heads: heads of the selection layer.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, dropout, positions and
+            backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+
+    Shape:
+        ``patches`` [B, N, C], ``genes`` {subspace: [B, T, C]}.
+
+    Raises:
+        TypeError: tokens are not floating-point.
+        ValueError: names or shapes disagree, or an option is unknown.
+
+    Source: eqs 1-5 of the paper.
+    Differs from the source: any number of subspaces; several gene tokens, so that the selection layer has
+    something to select; patch content in the query map by default; masks, holes and true coordinates.
+
+    Example:
+        >>> fuse = DMSF(32, ("tumor", "tme"), heads=4, groups=4, dim_head=8, selection_heads=4)
+        >>> genes = {"tumor": torch.randn(2, 3, 32), "tme": torch.randn(2, 3, 32)}
+        >>> fused = fuse(torch.randn(2, 50, 32), genes)
+        >>> fused.features["tumor"].shape, fused.attention["tme"].mass().shape
+        (torch.Size([2, 32]), torch.Size([2, 50]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        subspaces: Sequence[str] = ("tumor", "tme"),
+        *,
+        query: str = "gene+patch",
+        selection_query: str = "separate",
+        selection_heads: int = 8,
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        check_choice("query", query, ("gene", "gene+patch"))
+        check_choice("selection_query", selection_query, ("separate", "fused"))
+        self.dim, self.subspaces = dim, check_subspaces(subspaces)
+        self.query, self.selection_query = query, selection_query
+        self.norm_query = nn.ModuleDict({name: nn.LayerNorm(dim) for name in self.subspaces})
+        self.norm_patches = nn.LayerNorm(dim)
+        self.deform = nn.ModuleDict({name: DeformableCrossAttention(dim, **options) for name in self.subspaces})
+        self.fuse = nn.Linear(dim * len(self.subspaces), dim) if selection_query == "fused" else None
+        self.select = nn.ModuleDict({name: GeneSelection(dim, heads=selection_heads) for name in self.subspaces})
+
+    def forward(
+        self,
+        patches: Tensor,
+        genes: Mapping[str, Tensor],
+        grid: Grid | None = None,
+        *,
+        mask: Tensor | None = None,
+    ) -> DMSFOutput:
+        """Fuse patches and genes.
+
+        Args:
+            patches: patch tokens.
+            genes: gene tokens of every subspace.
+            grid: where the patches lie; a square by default.
+            mask: instead of a grid, True where a patch is real [B, N].
+
+        Returns:
+            Subspace vectors, tokens, attention maps and gene selection.
+        """
+        sizes = check_shape("patches", patches, "B N C", {"C": self.dim})
+        check_floating("patches", patches)
+        check_names("genes", genes, self.subspaces)
+        for name in self.subspaces:
+            check_shape(f"genes[{name!r}]", genes[name], "B T C", {"B": sizes["B"], "C": self.dim})
+            check_floating(f"genes[{name!r}]", genes[name])
+        grid = grid_for(patches, grid, mask)
+        dtype = self.norm_patches.weight.dtype
+        patches = torch.where(grid.mask[..., None], patches, 0).to(dtype)
+        genes = {name: genes[name].to(dtype) for name in self.subspaces}
+        context = self.norm_patches(patches)
+        tokens, attention = {}, {}
+        for name in self.subspaces:
+            gene_map = reduce(genes[name], "b t c -> b 1 c", "mean")
+            gene_map = gene_map + patches if self.query == "gene+patch" else gene_map.expand_as(patches)
+            deformed = self.deform[name](self.norm_query[name](gene_map), context, grid)
+            tokens[name] = torch.where(grid.mask[..., None], gene_map + deformed.tokens, 0)
+            attention[name] = deformed.attention
+        maps = self._selection_maps(tokens)
+        selected = {name: self.select[name](maps[name], genes[name], grid.mask) for name in self.subspaces}
+        features = {name: out.feature for name, out in selected.items()}
+        return DMSFOutput(features, tokens, attention, {name: out.weights for name, out in selected.items()})
+
+    def _selection_maps(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The map from which each subspace selects."""
+        if self.fuse is None:
+            return tokens
+        stacked = torch.stack([tokens[name] for name in self.subspaces])
+        fused = self.fuse(rearrange(stacked, "s b n c -> b n (s c)"))
+        return dict.fromkeys(self.subspaces, fused)
+
+    def extra_repr(self) -> str:
+        """Options as given."""
+        return f"{self.dim}, {self.subspaces}, query={self.query!r}, selection_query={self.selection_query!r}"

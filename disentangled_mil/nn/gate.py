@@ -1,0 +1,102 @@
+"""How the magnifications' predictions become one."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_names, check_shape, check_subspaces
+from ..ops.hazards import outcome_log_probability
+
+RULES = ("max_confidence", "average", "softmax_average", "learned")
+
+
+class GateOutput(NamedTuple):
+    """What :class:`MagnificationGate` returns.
+
+    Attributes:
+        logits: [B, K].
+        weights: share of each magnification [B, M]; rows sum to one.
+    """
+
+    logits: Tensor
+    weights: Tensor
+
+
+class MagnificationGate(nn.Module):
+    """Combine the logits of several magnifications.
+
+    Args:
+        magnifications: names, in order; any number of them.
+        rule: ``"max_confidence"`` takes, per sample, the most confident magnification (the first in a tie);
+            ``"average"`` averages logits; ``"softmax_average"`` averages probabilities; ``"learned"`` averages
+            logits with one learned weight per magnification.
+        kind: ``"softmax"`` for class logits; ``"hazards"`` for discrete-time hazard logits. The confidence is
+            the largest probability among the possible outcomes: the classes, or the intervals in which the
+            event can fall and outliving them all.
+
+    Shape:
+        {magnification: [B, K]} -> logits [B, K].
+
+    Raises:
+        ValueError: names or shapes disagree, or an option is unknown.
+
+    Source: the paper's "dual-expert gate".
+    Differs from the source: the softmax over hazard logits is no confidence, so hazards have a rule of their own.
+
+    Example:
+        >>> gate = MagnificationGate(("10x", "20x"))
+        >>> gate({"10x": torch.tensor([[0.0, 1.0]]), "20x": torch.tensor([[3.0, 0.0]])}).weights.tolist()
+        [[0.0, 1.0]]
+    """
+
+    def __init__(
+        self, magnifications: Sequence[str], *, rule: str = "max_confidence", kind: str = "softmax"
+    ) -> None:
+        super().__init__()
+        self.magnifications = check_subspaces(magnifications, "magnifications")
+        check_choice("rule", rule, RULES)
+        check_choice("kind", kind, ("softmax", "hazards"))
+        self.rule, self.kind = rule, kind
+        self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
+
+    def forward(self, logits: Mapping[str, Tensor]) -> GateOutput:
+        """Combined logits, and how much each magnification counted."""
+        check_names("logits", logits, self.magnifications)
+        sizes: dict[str, int] = {}
+        for name in self.magnifications:
+            sizes |= check_shape(f"logits[{name!r}]", logits[name], "B K", sizes)
+        stacked = torch.stack([logits[name] for name in self.magnifications], dim=1)  # [B, M, K]
+        if self.rule == "softmax_average":
+            even = stacked.new_full(stacked.shape[:2], 1 / stacked.shape[1])
+            return GateOutput(self._average_probabilities(stacked), even)
+        weights = self._weights(stacked)
+        # A magnification without weight has no say, not even by an infinite logit.
+        shares = torch.where(weights[..., None] > 0, weights[..., None] * stacked, 0)
+        return GateOutput(shares.sum(1), weights)
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        """Share of each magnification [B, M]."""
+        if self.rule == "max_confidence":
+            confidence = self._log_probability(logits).amax(-1)  # [B, M]
+            return nn.functional.one_hot(confidence.argmax(1), logits.shape[1]).to(logits.dtype)
+        if self.mixture is not None:
+            return self.mixture.softmax(0).to(logits.dtype).expand(logits.shape[:2])
+        return logits.new_full(logits.shape[:2], 1 / logits.shape[1])
+
+    def _log_probability(self, logits: Tensor) -> Tensor:
+        return outcome_log_probability(logits) if self.kind == "hazards" else logits.log_softmax(-1)
+
+    def _average_probabilities(self, logits: Tensor) -> Tensor:
+        """Logits whose probabilities are the mean of the magnifications' probabilities."""
+        mean = self._log_probability(logits).logsumexp(1) - torch.tensor(float(logits.shape[1])).log()
+        if self.kind == "softmax":
+            return mean
+        # The odds of an interval's hazard: the event falls in it, over: it falls later or never.
+        later = mean.flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
+        return mean[:, :-1] - later
+
+    def extra_repr(self) -> str:
+        """Options as given."""
+        return f"{self.magnifications}, rule={self.rule!r}, kind={self.kind!r}"

@@ -1,0 +1,79 @@
+"""The head over the concatenated subspace vectors, one block per subspace."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_count, check_names, check_shape, check_subspaces
+
+
+class HeadOutput(NamedTuple):
+    """What :class:`SubspaceHead` returns.
+
+    Attributes:
+        logits: [B, K].
+        subspace_logits: each subspace's share [B, K]; together they sum to ``logits``.
+    """
+
+    logits: Tensor
+    subspace_logits: dict[str, Tensor]
+
+
+class SubspaceHead(nn.Module):
+    """A linear head over [X_1; ...; X_S], written as one block per subspace: sum_s W_s X_s + b.
+
+    Args:
+        dim: width C of a subspace vector.
+        outputs: classes, or intervals of a discrete-time survival model.
+        subspaces: names, in order.
+
+    Shape:
+        {subspace: [B, C]} -> logits [B, K].
+
+    Raises:
+        ValueError: names or shapes disagree.
+
+    Source: section III of the paper, before eq 6; subspace logits are W_s X_s + b / S.
+
+    Example:
+        >>> head = SubspaceHead(16, 4, ("tumor", "tme"))
+        >>> out = head({"tumor": torch.randn(3, 16), "tme": torch.randn(3, 16)})
+        >>> out.logits.allclose(out.subspace_logits["tumor"] + out.subspace_logits["tme"], atol=1e-6)
+        True
+    """
+
+    def __init__(self, dim: int, outputs: int, subspaces: Sequence[str] = ("tumor", "tme")) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_count("outputs", outputs)
+        self.dim, self.outputs, self.subspaces = dim, outputs, check_subspaces(subspaces)
+        # Initialised as the one Linear(S C, K) that the blocks are cut from.
+        whole = nn.Linear(dim * len(self.subspaces), outputs)
+        blocks = whole.weight.detach().split(dim, dim=1)
+        self.blocks = nn.ParameterDict(
+            {name: nn.Parameter(block.clone()) for name, block in zip(self.subspaces, blocks, strict=True)}
+        )
+        self.bias = nn.Parameter(whole.bias.detach().clone())
+
+    def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
+        """Logits of the whole head and of every subspace."""
+        shares = self.subspace_logits(features)
+        return HeadOutput(torch.stack(list(shares.values())).sum(0), shares)
+
+    def subspace_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each subspace's logits W_s X_s + b / S [B, K], from {subspace: [B, C]}."""
+        check_names("features", features, self.subspaces)
+        for name in self.subspaces:
+            check_shape(f"features[{name!r}]", features[name], "B C", {"C": self.dim})
+        bias = self.bias / len(self.subspaces)
+        return {name: nn.functional.linear(features[name], self.blocks[name], bias) for name in self.subspaces}
+
+    def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """The classifier block of each subspace, as :class:`~disentangled_mil.CGCOptimizer` takes them."""
+        return {name: [self.blocks[name]] for name in self.subspaces}
+
+    def extra_repr(self) -> str:
+        """Options as given."""
+        return f"{self.dim}, {self.outputs}, {self.subspaces}"

@@ -1,0 +1,74 @@
+"""The selection layer: every position of a map chooses among the gene tokens of its subspace."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_count, check_mask, check_shape
+from ..ops.pooling import masked_mean
+
+
+class SelectionOutput(NamedTuple):
+    """What :class:`GeneSelection` returns.
+
+    Attributes:
+        feature: the subspace's vector [B, C], in (-1, 1).
+        weights: attention of every position over the gene tokens, mean of the heads [B, N, T].
+    """
+
+    feature: Tensor
+    weights: Tensor
+
+
+class GeneSelection(nn.Module):
+    """Attention from histology to genes, then one vector per bag.
+
+        x = x + MHA(LN(q), LN(genes));  feature = tanh(Linear(mean over real positions of x))
+
+    With one gene token the softmax runs over a single key and selects nothing; use several.
+
+    Args:
+        dim: token width C.
+        heads: attention heads; they divide ``dim``.
+
+    Shape:
+        ``tokens`` [B, N, C], ``genes`` [B, T, C], ``mask`` [B, N].
+
+    Raises:
+        ValueError: shapes disagree.
+
+    Source: eqs 4-5 of the paper.
+
+    Example:
+        >>> select = GeneSelection(16, heads=4)
+        >>> out = select(torch.randn(2, 9, 16), torch.randn(2, 3, 16), torch.ones(2, 9, dtype=torch.bool))
+        >>> out.feature.shape, out.weights.shape
+        (torch.Size([2, 16]), torch.Size([2, 9, 3]))
+    """
+
+    def __init__(self, dim: int, *, heads: int = 8) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        check_count("heads", heads)
+        if dim % heads:
+            raise ValueError(f"dim must be a multiple of heads = {heads}, got {dim}")
+        self.norm_tokens = nn.LayerNorm(dim)
+        self.norm_genes = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.pool = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, genes: Tensor, mask: Tensor) -> SelectionOutput:
+        """Select genes at every position, and pool."""
+        sizes = check_shape("tokens", tokens, "B N C", {"C": self.pool.in_features})
+        check_shape("genes", genes, "B T C", sizes)
+        check_mask("mask", mask, "B N", sizes)
+        tokens = torch.where(mask[..., None], tokens, 0)
+        normed = self.norm_genes(genes)
+        selected, weights = self.attention(self.norm_tokens(tokens), normed, normed)
+        feature = torch.tanh(self.pool(masked_mean(tokens + selected, mask)))
+        return SelectionOutput(feature, weights * mask[..., None])
+
+    def extra_repr(self) -> str:
+        """Options as given."""
+        return f"{self.pool.in_features}, heads={self.attention.num_heads}"

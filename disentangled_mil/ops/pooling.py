@@ -1,0 +1,26 @@
+"""Means over the real tokens of a bag."""
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real tokens; zeros for a bag that has none. What padding holds is never looked at.
+
+    Args:
+        tokens: token features.
+        mask: True where a token is real.
+
+    Shape:
+        ``tokens`` [B, N, C], ``mask`` [B, N].
+
+    Returns:
+        [B, C].
+
+    Example:
+        >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
+        [[3.0]]
+    """
+    wide = torch.promote_types(tokens.dtype, torch.float32)  # a sum of thousands overflows float16
+    total = torch.where(mask[..., None], tokens, 0).sum(1, dtype=wide)
+    return (total / mask.sum(1).clamp(min=1)[:, None]).to(tokens.dtype)
