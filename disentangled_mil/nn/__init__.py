@@ -1,1 +1,32 @@
 """Layers: modules with parameters of their own."""
+
+from .attention import DeformableAttention
+from .deformable import DeformableCrossAttention, DeformableOutput
+from .dmsf import DMSF, DeformableOptions, DMSFOutput
+from .gate import GateOutput, MagnificationGate
+from .gene_encoder import SNNEncoder
+from .head import HeadOutput, SubspaceHead
+from .ita import ITA, ITAOutput
+from .patch_encoder import PatchEncoder
+from .position_bias import ContinuousPositionBias
+from .selection import GeneSelection, SelectionOutput
+
+__all__ = [
+    "DMSF",
+    "ITA",
+    "ContinuousPositionBias",
+    "DMSFOutput",
+    "DeformableAttention",
+    "DeformableCrossAttention",
+    "DeformableOptions",
+    "DeformableOutput",
+    "GateOutput",
+    "GeneSelection",
+    "HeadOutput",
+    "ITAOutput",
+    "MagnificationGate",
+    "PatchEncoder",
+    "SNNEncoder",
+    "SelectionOutput",
+    "SubspaceHead",
+]

@@ -1,0 +1,65 @@
+"""Disentangled multi-modal learning of histology and transcriptomics: composable layers for MIL."""
+
+from .bags import Bag, Grid, collate_bags
+from .losses import (
+    DistillationLoss,
+    DistillationTargets,
+    SubspaceDistillation,
+    batch_similarity_consistency,
+    discrete_time_nll,
+    inter_magnification_consistency,
+    match_prototypes,
+    prediction_distillation,
+    representation_distillation,
+)
+from .models import GeneNetwork, Student, Teacher
+from .nn import (
+    DMSF,
+    ITA,
+    ContinuousPositionBias,
+    DeformableAttention,
+    DeformableCrossAttention,
+    GeneSelection,
+    MagnificationGate,
+    PatchEncoder,
+    SNNEncoder,
+    SubspaceHead,
+)
+from .optim import CGCOptimizer, CGCReport
+from .tasks import Classification, DiscreteSurvival, SurvivalTarget, task_from_state
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bag",
+    "CGCOptimizer",
+    "CGCReport",
+    "Classification",
+    "ContinuousPositionBias",
+    "DMSF",
+    "DeformableAttention",
+    "DeformableCrossAttention",
+    "DiscreteSurvival",
+    "DistillationLoss",
+    "DistillationTargets",
+    "GeneNetwork",
+    "GeneSelection",
+    "Grid",
+    "ITA",
+    "MagnificationGate",
+    "PatchEncoder",
+    "SNNEncoder",
+    "Student",
+    "SubspaceDistillation",
+    "SubspaceHead",
+    "SurvivalTarget",
+    "Teacher",
+    "batch_similarity_consistency",
+    "collate_bags",
+    "discrete_time_nll",
+    "inter_magnification_consistency",
+    "match_prototypes",
+    "prediction_distillation",
+    "representation_distillation",
+    "task_from_state",
+]

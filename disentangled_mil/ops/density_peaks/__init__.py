@@ -1,0 +1,134 @@
+"""Density-peak clustering of a bag's tokens (DPC-KNN)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from disentangled_mil._checks import check_choice, check_count, check_floating, check_mask, check_shape
+from disentangled_mil.ops.density_peaks import _reference, _streaming
+
+__all__ = ["DensityPeaks", "density_peaks"]
+
+_LARGEST_DENSE_BAG = 128  # up to here one dense matrix beats screening (measured on a CPU)
+
+
+class DensityPeaks(NamedTuple):
+    """What `density_peaks` found."""
+
+    assignment: Tensor  # [B, N]
+    centres: Tensor  # [B, K]
+    score: Tensor  # [B, N]
+
+
+def density_peaks(
+    tokens: Tensor, clusters: int, *, neighbours: int = 5, mask: Tensor | None = None, backend: str = "auto"
+) -> DensityPeaks:
+    r"""Cluster every bag's tokens around its density peaks.
+
+    With :math:`D_{ij} = \lVert z_i - z_j \rVert / \sqrt{C}`, a token is a centre when it is dense and far
+    from any denser token:
+
+    .. math::
+        \log \rho_i = -\operatorname{mean}_{j \in \mathrm{kNN}(i)} D_{ij}^2, \qquad
+        \xi_i = \min_{j : \rho_j > \rho_i} D_{ij}, \qquad
+        \mathrm{score}_i = \log \rho_i + \log \xi_i
+
+    The nearest neighbours include the token itself; the densest token has the largest distance of the bag as
+    its :math:`\xi`. The best scores are the centres, every token joins its nearest centre and a centre joins
+    itself. Ties go to the lower index, so the same tokens always give the same clusters, repeated tokens
+    included. Nothing is differentiable. Padding is taken out first: it may hold anything, NaN too.
+
+    Args:
+        tokens: Finite tokens. Half precisions are computed in float32.
+        clusters: How many clusters K each bag is divided into.
+        neighbours: How many nearest tokens make the density; fewer in a bag with fewer tokens.
+        mask: True = real token. All tokens are real without it.
+        backend: ``"reference"`` holds all pairwise distances; ``"streaming"`` finds the same clusters, bit
+            for bit, tile by tile; ``"auto"`` takes the reference for up to 128 tokens.
+
+    Shape:
+        tokens [B, N, C], mask [B, N].
+
+    Returns:
+        ``assignment`` [B, N], the cluster of each token, numbered by falling score, -1 for padding;
+        ``centres`` [B, K], the token at the centre of each cluster, -1 where a bag has fewer than K tokens;
+        ``score`` [B, N], log density + log distance, -inf for padding and for repeats of a denser token.
+
+    Raises:
+        TypeError: ``tokens`` is not floating-point, ``mask`` not bool, or a count is no integer.
+        ValueError: a shape, a count or ``backend`` is not as described.
+
+    Source:
+        Rodriguez & Laio, Science 2014; Zeng et al., CVPR 2022; equations 8-11 of the paper.
+
+    Differs from the source:
+        Log-densities instead of densities, which underflow; ties are broken by index instead of by random
+        noise; an absolute number of clusters instead of a share of the tokens.
+
+    Example:
+        >>> tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]])
+        >>> found = density_peaks(tokens, 2, neighbours=2)
+        >>> found.assignment.tolist(), found.centres.tolist()
+        ([[0, 0, 0, 1, 1]], [[0, 3]])
+    """
+    sizes = check_shape("tokens", tokens, "B N C")
+    check_floating("tokens", tokens)
+    check_count("clusters", clusters)
+    check_count("neighbours", neighbours)
+    check_choice("backend", backend, ("auto", "reference", "streaming"))
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    check_mask("mask", mask, "B N", sizes)
+    if backend == "auto":
+        backend = "reference" if sizes["N"] <= _LARGEST_DENSE_BAG else "streaming"
+    return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbours, backend))
+
+
+@torch.library.custom_op("disentangled_mil::density_peaks", mutates_args=())
+def _density_peaks(
+    tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    assignment, centres, score = _empty(tokens, mask, clusters, neighbours, backend)
+    with torch.autocast(tokens.device.type, enabled=False):
+        for bag in range(len(tokens)):
+            real = mask[bag].nonzero().squeeze(1)  # [n]
+            if len(real):
+                cluster, centre, peak = _cluster(
+                    tokens[bag, real].to(score.dtype), clusters, neighbours, backend
+                )
+                assignment[bag, real] = cluster
+                centres[bag, : len(centre)] = real[centre]
+                score[bag, real] = peak
+    return assignment, centres, score
+
+
+@_density_peaks.register_fake
+def _empty(
+    tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result for bags without real tokens."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    assignment = torch.full(tokens.shape[:2], -1, device=tokens.device)  # [B, N]
+    centres = torch.full((tokens.shape[0], clusters), -1, device=tokens.device)  # [B, K]
+    score = torch.full(tokens.shape[:2], -math.inf, dtype=dtype, device=tokens.device)  # [B, N]
+    return assignment, centres, score
+
+
+def _cluster(tokens: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Cluster one bag of real tokens [n, C], n >= 1."""
+    distances = _reference if backend == "reference" else _streaming
+    unit = math.sqrt(tokens.shape[1])
+
+    nearest = distances.nearest(tokens, min(neighbours, len(tokens))) / unit  # [n, k]
+    log_density = -nearest.square().mean(1)  # [n]
+    falling = log_density.argsort(descending=True, stable=True)  # [n]
+    gap = torch.empty_like(log_density)  # [n]
+    gap[falling] = distances.gap_to_earlier(tokens[falling]) / unit
+    score = log_density + gap.log()  # [n]
+
+    centres = score.argsort(descending=True, stable=True)[:clusters]  # [K]
+    assignment = _reference.distances(tokens, tokens[centres]).argmin(1)  # [n]
+    assignment[centres] = torch.arange(len(centres), device=tokens.device)
+    return assignment, centres, score

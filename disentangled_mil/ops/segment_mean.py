@@ -1,0 +1,107 @@
+"""Weighted means of a bag's tokens per segment, and the softmax that makes such weights from logits."""
+
+import torch
+from torch import Tensor
+
+from disentangled_mil._checks import check_count, check_floating, check_shape
+
+__all__ = ["segment_mean", "segment_softmax"]
+
+
+def segment_mean(
+    tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None
+) -> Tensor:
+    r"""Average the tokens of every segment.
+
+    .. math:: m_k = \frac{\sum_{i : a_i = k} w_i z_i}{\sum_{i : a_i = k} w_i}
+
+    A matrix product with the segments' indicators: the same sums in the same order every time. Half
+    precisions are summed in float32.
+
+    Args:
+        tokens: Tokens; those of no segment may hold anything, NaN too.
+        assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        segments: Number of segments K.
+        weight: Non-negative weights; equal without it. Only their ratios within a segment matter.
+
+    Shape:
+        tokens [B, N, C], assignment [B, N], weight [B, N].
+
+    Returns:
+        The means [B, K, C]; zero for a segment without tokens or without weight.
+
+    Raises:
+        TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` not int64, ``segments`` no
+            integer.
+        ValueError: a shape is not as described, or ``segments`` is less than 1.
+
+    Source:
+        Equation 12 of the paper.
+
+    Example:
+        >>> tokens = torch.tensor([[[1.0], [3.0], [8.0], [torch.nan]]])
+        >>> segment_mean(tokens, torch.tensor([[0, 0, 1, -1]]), 3).tolist()
+        [[[2.0], [8.0], [0.0]]]
+    """
+    sizes = check_shape("tokens", tokens, "B N C")
+    check_floating("tokens", tokens)
+    if weight is not None:
+        check_shape("weight", weight, "B N", sizes)
+        check_floating("weight", weight)
+    member = _membership(assignment, segments, sizes)  # [B, K, N]
+    with torch.autocast(tokens.device.type, enabled=False):
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        share = member.to(dtype)
+        if weight is not None:
+            share = weight.to(dtype)[:, None].where(member, 0)  # [B, K, N]
+        kept = tokens.to(dtype).where(member.any(1)[..., None], 0)  # [B, N, C]
+        total = share.sum(2, keepdim=True)  # [B, K, 1]
+        return (share @ kept / total.where(total != 0, 1)).to(tokens.dtype)
+
+
+def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor:
+    r"""Softmax of the logits within every segment.
+
+    .. math:: w_i = \frac{e^{l_i}}{\sum_{j : a_j = a_i} e^{l_j}}
+
+    Safe for logits of any size, and differentiable. Half precisions are computed in float32.
+
+    Args:
+        logits: Logits; those of no segment may hold anything, NaN too.
+        assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        segments: Number of segments K.
+
+    Shape:
+        logits [B, N], assignment [B, N].
+
+    Returns:
+        Weights [B, N] that sum to one in every segment that has tokens; zero for tokens of no segment.
+
+    Raises:
+        TypeError: ``logits`` is not floating-point, ``assignment`` not int64, ``segments`` no integer.
+        ValueError: a shape is not as described, or ``segments`` is less than 1.
+
+    Source:
+        The merge weights exp(Linear(z)) of equation 12 of the paper, normalised.
+
+    Example:
+        >>> logits = torch.tensor([[900.0, 900.0, -900.0, torch.nan]])
+        >>> segment_softmax(logits, torch.tensor([[0, 0, 1, -1]]), 2).tolist()
+        [[0.5, 0.5, 1.0, 0.0]]
+    """
+    sizes = check_shape("logits", logits, "B N")
+    check_floating("logits", logits)
+    member = _membership(assignment, segments, sizes)  # [B, K, N]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    # The lowest finite number, not -inf: the softmax of a segment without tokens is then no NaN.
+    own = logits.to(dtype)[:, None].where(member, torch.finfo(dtype).min)  # [B, K, N]
+    return own.softmax(2).where(member, 0).sum(1).to(logits.dtype)
+
+
+def _membership(assignment: Tensor, segments: int, sizes: dict[str, int]) -> Tensor:
+    """Which token is in which segment [B, K, N]."""
+    check_shape("assignment", assignment, "B N", {"B": sizes["B"], "N": sizes["N"]})
+    if assignment.dtype != torch.int64:
+        raise TypeError(f"assignment must be an int64 tensor (-1 = in no segment), got {assignment.dtype}")
+    check_count("segments", segments)
+    return assignment[:, None] == torch.arange(segments, device=assignment.device)[:, None]

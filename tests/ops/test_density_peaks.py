@@ -1,0 +1,348 @@
+"""Density peaks against golden numbers, hand-computed bags and a loop in numpy."""
+
+import importlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from disentangled_mil.ops.density_peaks import density_peaks
+
+streaming = importlib.import_module("disentangled_mil.ops.density_peaks._streaming")
+
+BACKENDS = ["reference", "streaming"]
+seeds = st.integers(0, 2**31 - 1)
+
+
+def random_bags(seed: int, bags: int, size: int, width: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(bags, size, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def repeated_bag(
+    seed: int, size: int, width: int, distinct: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A bag that draws its tokens, with repetition, from a few."""
+    tokens = random_bags(seed, 1, distinct, width, dtype=dtype)
+    return tokens[:, torch.randint(distinct, (size,), generator=torch.Generator().manual_seed(seed + 1))]
+
+
+def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tuple[list[int], list[int]]:
+    """The definition, token by token."""
+    n, width = tokens.shape
+    distance = [[math.dist(a, b) / math.sqrt(width) for b in tokens] for a in tokens]
+    k = min(neighbours, n)
+    log_density = [-sum(d * d for d in sorted(row)[:k]) / k for row in distance]
+    score = []
+    for i in range(n):
+        denser = [
+            distance[i][j]
+            for j in range(n)
+            if log_density[j] > log_density[i] or (log_density[j] == log_density[i] and j < i)
+        ]
+        gap = min(denser) if denser else max(map(max, distance))
+        score.append(log_density[i] + (math.log(gap) if gap > 0 else -math.inf))
+    centres = sorted(range(n), key=lambda i: (-score[i], i))[:clusters]
+    assignment = [
+        centres.index(i)
+        if i in centres
+        else min(range(len(centres)), key=lambda c: (distance[i][centres[c]], c))
+        for i in range(n)
+    ]
+    return assignment, centres
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
+def test_clusters_are_the_released_ones(
+    golden: Callable[[str], dict[str, Tensor]], case: str, backend: str
+) -> None:
+    stored = golden(case)
+    mask = stored["mask"].bool()
+    found = density_peaks(
+        stored["tokens"], int(stored["num_clusters"]), neighbours=int(stored["k"]), mask=mask, backend=backend
+    )
+    assert torch.equal(found.assignment[mask], stored["assignment"][mask])
+    assert (found.assignment[~mask] == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bag_worked_out_by_hand(backend: str) -> None:
+    tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]], dtype=torch.float64)
+    found = density_peaks(tokens, 2, neighbours=2, backend=backend)
+    assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
+    assert found.centres.tolist() == [[0, 3]]
+    log_density = torch.tensor([[-0.5, -0.5, -0.5, -2.0, -2.0]], dtype=torch.float64)
+    gap = torch.tensor(
+        [[12.0, 1.0, 1.0, 8.0, 2.0]], dtype=torch.float64
+    )  # equally dense: the lower index is denser
+    torch.testing.assert_close(found.score, log_density + gap.log())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)
+@given(seed=seeds, size=st.integers(1, 40), clusters=st.integers(1, 6), neighbours=st.integers(1, 8))
+def test_clusters_are_those_of_the_definition(
+    backend: str, seed: int, size: int, clusters: int, neighbours: int
+) -> None:
+    tokens = random_bags(seed, 1, size, 4)
+    found = density_peaks(tokens, clusters, neighbours=neighbours, backend=backend)
+    assignment, centres = cluster_by_loops(tokens[0].numpy(), clusters, neighbours)
+    assert found.assignment[0].tolist() == assignment
+    assert found.centres[0].tolist() == centres + [-1] * (clusters - size)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_follow_the_definition_too(backend: str) -> None:
+    for seed in range(20):
+        # One coordinate of whole numbers: every distance, square and sum is exact, and most are tied.
+        tokens = random_bags(seed, 1, 24, 1).mul(3).round()
+        found = density_peaks(tokens, 5, neighbours=4, backend=backend)
+        assignment, centres = cluster_by_loops(tokens[0].numpy(), 5, 4)
+        assert found.assignment[0].tolist() == assignment
+        assert found.centres[0].tolist() == centres
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 1000])
+@pytest.mark.parametrize("distinct", [1, 7, 100_000])
+def test_streaming_equals_the_reference_bit_for_bit(
+    size: int, distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_TILE_BYTES", 8 * 300 * max(size, 1))  # several ragged tiles
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        tokens = repeated_bag(size, size, 16, min(distinct, size), dtype)
+        found = [density_peaks(tokens, 4, backend=backend) for backend in BACKENDS]
+        assert equal(*found)
+
+
+@settings(max_examples=25)
+@given(
+    seed=seeds,
+    size=st.integers(1, 70),
+    width=st.sampled_from([1, 3, 33]),
+    levels=st.sampled_from([1, 2, 9]),
+    offset=st.sampled_from([0.0, 1e4]),
+    tile=st.integers(1, 50),
+)
+def test_streaming_equals_the_reference_on_lattices_and_far_from_the_origin(
+    seed: int, size: int, width: int, levels: int, offset: float, tile: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    lattice = torch.randint(levels, (1, size, width), generator=generator).float() + offset
+    noisy = lattice + 1e-3 * torch.randn(lattice.shape, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "_TILE_BYTES", 8 * size * tile)
+        for tokens in (lattice, noisy, lattice.double(), noisy.double()):
+            assert equal(*(density_peaks(tokens, 3, backend=backend) for backend in BACKENDS))
+
+
+def test_streaming_redoes_only_few_rows_of_ordinary_bags(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense_rows = []
+    exact = streaming.distances
+
+    def count(a: Tensor, b: Tensor) -> Tensor:
+        dense_rows.append(len(a) if a.ndim == 2 else 0)
+        return exact(a, b)
+
+    monkeypatch.setattr(streaming, "distances", count)
+    density_peaks(random_bags(0, 1, 1500, 32, dtype=torch.float32).relu(), 2, backend="streaming")
+    assert sum(dense_rows) < 30
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None:
+    found = density_peaks(torch.full((1, 6, 3), 0.1), 2, backend=backend)
+    assert found.centres.tolist() == [[0, 1]]
+    assert found.assignment.tolist() == [[0, 1, 0, 0, 0, 0]]
+    assert (found.score == -math.inf).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_densities_that_would_underflow_are_told_apart(backend: str) -> None:
+    tokens = 100 * torch.tensor([[[0.0], [1.0], [2.5], [20.0], [21.0], [23.5]]])
+    found = density_peaks(tokens, 2, neighbours=3, backend=backend)
+    assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1]]
+    assert found.score.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)
+@given(
+    seed=seeds,
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=3),
+    clusters=st.integers(1, 4),
+    garbage=st.sampled_from([0.0, math.nan, math.inf]),
+)
+def test_a_bag_alone_equals_itself_in_a_padded_batch(
+    backend: str, seed: int, sizes: list[int], clusters: int, garbage: float
+) -> None:
+    # Real tokens are scattered among the padding.
+    generator = torch.Generator().manual_seed(seed)
+    padded = torch.full((len(sizes), 33, 5), garbage)
+    mask = torch.zeros(len(sizes), 33, dtype=torch.bool)
+    for bag, size in enumerate(sizes):
+        place = torch.randperm(33, generator=generator)[:size].sort().values
+        padded[bag, place] = torch.randn(size, 5, generator=generator)
+        mask[bag, place] = True
+    found = density_peaks(padded, clusters, mask=mask, backend=backend)
+    assert (found.assignment[~mask] == -1).all()
+    assert (found.score[~mask] == -math.inf).all()
+    for bag, size in enumerate(sizes):
+        alone = density_peaks(padded[bag, mask[bag]][None], clusters, backend=backend)
+        place = mask[bag].nonzero().squeeze(1)
+        assert torch.equal(found.assignment[bag, place], alone.assignment[0])
+        assert torch.equal(found.score[bag, place], alone.score[0])
+        kept = min(size, clusters)
+        assert torch.equal(found.centres[bag, :kept], place[alone.centres[0, :kept]])
+        assert (found.centres[bag, kept:] == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)
+@given(seed=seeds, size=st.integers(1, 50), clusters=st.integers(1, 5))
+def test_permuting_tokens_permutes_the_assignment(backend: str, seed: int, size: int, clusters: int) -> None:
+    # Two tokens that are each other's nearest have the same mean of two distances; means of three do not tie.
+    tokens = random_bags(seed, 1, size + 6, 6)
+    order = torch.randperm(size + 6, generator=torch.Generator().manual_seed(seed))
+    plain = density_peaks(tokens, clusters, neighbours=3, backend=backend)
+    permuted = density_peaks(tokens[:, order], clusters, neighbours=3, backend=backend)
+    assert torch.equal(permuted.assignment, plain.assignment[:, order])
+    assert torch.equal(order[permuted.centres], plain.centres)
+
+
+@settings(max_examples=25)
+@given(seed=seeds, size=st.integers(1, 60), distinct=st.integers(1, 60), clusters=st.integers(1, 70))
+def test_every_centre_is_in_its_own_cluster(seed: int, size: int, distinct: int, clusters: int) -> None:
+    found = density_peaks(repeated_bag(seed, size, 3, distinct), clusters)
+    kept = min(size, clusters)
+    assert torch.equal(found.assignment[0, found.centres[0, :kept]], torch.arange(kept))
+    assert found.centres[0, :kept].unique().numel() == kept
+    score = found.score[0, found.centres[0, :kept]]
+    assert (score[1:] <= score[:-1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    tokens = random_bags(0, 2, 40, 8).to(dtype)
+    found = density_peaks(tokens, 3)
+    assert found.score.dtype == torch.float32
+    assert equal(found, density_peaks(tokens.float(), 3))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_changes_nothing(backend: str) -> None:
+    tokens = random_bags(0, 1, 200, 8, dtype=torch.float32)
+    plain = density_peaks(tokens, 3, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert equal(density_peaks(tokens, 3, backend=backend), plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_tokens_are_taken(backend: str) -> None:
+    tokens = random_bags(0, 2, 8, 150).transpose(1, 2)
+    assert equal(
+        density_peaks(tokens, 3, backend=backend), density_peaks(tokens.contiguous(), 3, backend=backend)
+    )
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_auto_chooses_by_size_and_the_choice_shows_nowhere(size: int) -> None:
+    tokens = random_bags(0, 1, size, 8)
+    assert equal(density_peaks(tokens, 3), density_peaks(tokens, 3, backend="streaming"))
+
+
+def test_an_explicit_backend_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("streaming was called")
+
+    monkeypatch.setattr(streaming, "nearest", refuse)
+    density_peaks(torch.randn(1, 200, 4), 2, backend="reference")
+    with pytest.raises(AssertionError, match="streaming was called"):
+        density_peaks(torch.randn(1, 4, 4), 2, backend="streaming")
+    with pytest.raises(AssertionError, match="streaming was called"):
+        density_peaks(torch.randn(1, 200, 4), 2)
+
+
+def test_the_same_tokens_always_give_the_same_clusters() -> None:
+    tokens = repeated_bag(0, 300, 8, 40)
+    assert equal(density_peaks(tokens, 5), density_peaks(tokens.clone(), 5))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3)])
+def test_empty_batches_and_bags_have_a_result(shape: tuple[int, int, int]) -> None:
+    found = density_peaks(torch.zeros(shape), 2)
+    assert found.assignment.shape == found.score.shape == shape[:2]
+    assert (found.centres == -1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("garbage", [math.nan, math.inf])
+def test_overflowed_tokens_do_not_stop_a_run(backend: str, garbage: float) -> None:
+    # Mixed precision skips the step afterwards; until then the forward pass has to come through.
+    tokens = torch.randn(1, 40, 4)
+    tokens[0, 3] = garbage
+    found = density_peaks(tokens, 2, backend=backend)
+    assert ((found.assignment >= 0) & (found.assignment < 2)).all()
+    density_peaks(torch.full_like(tokens, garbage), 2, backend=backend)
+
+
+def test_nothing_is_differentiable() -> None:
+    assert not density_peaks(torch.randn(1, 9, 4, requires_grad=True), 2).score.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_operator_is_well_registered(backend: str) -> None:
+    mask = torch.ones(2, 9, dtype=torch.bool)
+    operator = torch.ops.disentangled_mil.density_peaks.default
+    torch.library.opcheck(operator, (torch.randn(2, 9, 4), mask, 3, 5, backend))
+
+
+def test_it_compiles_without_a_graph_break() -> None:
+    tokens = random_bags(0, 2, 30, 4)
+    compiled = torch.compile(lambda x: density_peaks(x, 2), fullgraph=True, backend="eager")
+    assert equal(compiled(tokens), density_peaks(tokens, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tokens": torch.zeros(3, 4)}, ValueError, r"tokens must have shape \[B, N, C\], got \[3, 4\]"),
+        (
+            {"tokens": torch.zeros(2, 7, 4, dtype=torch.int64)},
+            TypeError,
+            "tokens must be a floating-point tensor, got torch.int64",
+        ),
+        ({"clusters": 0}, ValueError, "clusters must be at least 1, got 0"),
+        ({"clusters": 2.0}, TypeError, "clusters must be an integer, got float"),
+        ({"neighbours": 0}, ValueError, "neighbours must be at least 1, got 0"),
+        (
+            {"mask": torch.ones(2, 5, dtype=torch.bool)},
+            ValueError,
+            r"mask must have shape \[B, N\] = \[2, 7\], got \[2, 5\]",
+        ),
+        (
+            {"mask": torch.ones(2, 7)},
+            TypeError,
+            r"mask must be a bool tensor \(True = real token\), got torch.float32",
+        ),
+        (
+            {"backend": "fast"},
+            ValueError,
+            "backend must be one of 'auto', 'reference', 'streaming', got 'fast'",
+        ),
+    ],
+)
+def test_errors_say_what_was_wanted_and_what_came(
+    change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    arguments = {"tokens": torch.zeros(2, 7, 4), "clusters": 2} | change
+    with pytest.raises(error, match=message):
+        density_peaks(**arguments)
