@@ -23,9 +23,7 @@ def random_bags(seed: int, bags: int, size: int, width: int, *, dtype: torch.dty
     return torch.randn(bags, size, width, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def repeated_bag(
-    seed: int, size: int, width: int, distinct: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def repeated_bag(seed: int, size: int, width: int, distinct: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A bag that draws its tokens, with repetition, from a few."""
     tokens = random_bags(seed, 1, distinct, width, dtype=dtype)
     return tokens[:, torch.randint(distinct, (size,), generator=torch.Generator().manual_seed(seed + 1))]
@@ -52,9 +50,7 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tupl
         score.append(log_density[i] + (math.log(gap) if gap > 0 else -math.inf))
     centres = sorted(range(n), key=lambda i: (-score[i], i))[:clusters]
     assignment = [
-        centres.index(i)
-        if i in centres
-        else min(range(len(centres)), key=lambda c: (distance[i][centres[c]], c))
+        centres.index(i) if i in centres else min(range(len(centres)), key=lambda c: (distance[i][centres[c]], c))
         for i in range(n)
     ]
     return assignment, centres
@@ -62,9 +58,7 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tupl
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_clusters_are_the_released_ones(
-    golden: Callable[[str], dict[str, Tensor]], case: str, backend: str
-) -> None:
+def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor]], case: str, backend: str) -> None:
     stored = golden(case)
     mask = stored["mask"].bool()
     found = density_peaks(
@@ -81,9 +75,7 @@ def test_a_bag_worked_out_by_hand(backend: str) -> None:
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
     assert found.centres.tolist() == [[0, 3]]
     log_density = torch.tensor([[-0.5, -0.5, -0.5, -2.0, -2.0]], dtype=torch.float64)
-    gap = torch.tensor(
-        [[12.0, 1.0, 1.0, 8.0, 2.0]], dtype=torch.float64
-    )  # equally dense: the lower index is denser
+    gap = torch.tensor([[12.0, 1.0, 1.0, 8.0, 2.0]], dtype=torch.float64)  # equally dense: the lower index is denser
     torch.testing.assert_close(found.score, log_density + gap.log())
 
 
@@ -113,9 +105,7 @@ def test_ties_follow_the_definition_too(backend: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 63, 1000])
 @pytest.mark.parametrize("distinct", [1, 7, 100_000])
-def test_streaming_equals_the_reference_bit_for_bit(
-    size: int, distinct: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streaming_equals_the_reference_bit_for_bit(size: int, distinct: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_TILE_BYTES", 8 * 300 * max(size, 1))  # several ragged tiles
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         tokens = repeated_bag(size, size, 16, min(distinct, size), dtype)
@@ -248,9 +238,7 @@ def test_autocast_changes_nothing(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_tokens_are_taken(backend: str) -> None:
     tokens = random_bags(0, 2, 8, 150).transpose(1, 2)
-    assert equal(
-        density_peaks(tokens, 3, backend=backend), density_peaks(tokens.contiguous(), 3, backend=backend)
-    )
+    assert equal(density_peaks(tokens, 3, backend=backend), density_peaks(tokens.contiguous(), 3, backend=backend))
 
 
 @pytest.mark.parametrize("size", [50, 200])

@@ -23,9 +23,7 @@ def random_case(seed: int, bags: int, size: int, segments: int) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_merging_is_the_released_one_up_to_its_guard(
-    golden: Callable[[str], dict[str, Tensor]], case: str
-) -> None:
+def test_merging_is_the_released_one_up_to_its_guard(golden: Callable[[str], dict[str, Tensor]], case: str) -> None:
     stored = golden(case)
     clusters, assignment = int(stored["num_clusters"]), stored["assignment"]
     weight = stored["token_weight"].squeeze(2)
@@ -35,9 +33,7 @@ def test_merging_is_the_released_one_up_to_its_guard(
     total = torch.zeros(merged.shape[:2], dtype=torch.float64).scatter_add(1, assignment, weight)  # [B, K]
     guard = total / (total + 1e-6)
     torch.testing.assert_close(merged * guard[..., None], stored["merged"], rtol=0, atol=1e-9)
-    torch.testing.assert_close(
-        share * guard.gather(1, assignment), stored["agg_weight"].squeeze(2), rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(share * guard.gather(1, assignment), stored["agg_weight"].squeeze(2), rtol=0, atol=1e-9)
 
 
 def test_means_worked_out_by_hand() -> None:
@@ -45,9 +41,7 @@ def test_means_worked_out_by_hand() -> None:
     assignment = torch.tensor([[0, 0, 2, -1]])
     assert segment_mean(tokens, assignment, 3).tolist() == [[[2.0, 2.0], [0.0, 0.0], [5.0, 5.0]]]
     weight = torch.tensor([[3.0, 1.0, 7.0, 1.0]])
-    assert segment_mean(tokens, assignment, 3, weight=weight).tolist() == [
-        [[1.5, 1.0], [0.0, 0.0], [5.0, 5.0]]
-    ]
+    assert segment_mean(tokens, assignment, 3, weight=weight).tolist() == [[[1.5, 1.0], [0.0, 0.0], [5.0, 5.0]]]
 
 
 @settings(max_examples=40)
@@ -67,9 +61,7 @@ def test_means_and_shares_are_those_of_a_loop(seed: int, bags: int, size: int, s
 
 @settings(max_examples=25)
 @given(seed=seeds, size=st.integers(1, 12), segments=st.integers(1, 4))
-def test_means_lie_within_their_members_and_shares_do_the_same_job(
-    seed: int, size: int, segments: int
-) -> None:
+def test_means_lie_within_their_members_and_shares_do_the_same_job(seed: int, size: int, segments: int) -> None:
     tokens, assignment, logits = random_case(seed, 1, size, segments)
     mean = segment_mean(tokens, assignment, segments, weight=logits.exp())
     share = segment_softmax(logits, assignment, segments)
@@ -111,9 +103,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     tokens.requires_grad_()
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: segment_mean(x, assignment, 3), (tokens,))
-    assert torch.autograd.gradcheck(
-        lambda x, y: segment_mean(x, assignment, 3, weight=y.exp()), (tokens, logits)
-    )
+    assert torch.autograd.gradcheck(lambda x, y: segment_mean(x, assignment, 3, weight=y.exp()), (tokens, logits))
     assert torch.autograd.gradcheck(lambda y: segment_softmax(y, assignment, 3), (logits,))
 
 

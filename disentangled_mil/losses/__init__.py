@@ -1,0 +1,29 @@
+"""Losses on plain tensors; none knows a layer."""
+
+from .consistency import (
+    AttentionMap,
+    batch_similarity_consistency,
+    inter_magnification_consistency,
+)
+from .distillation import (
+    DistillationLoss,
+    DistillationTargets,
+    SubspaceDistillation,
+    match_prototypes,
+    prediction_distillation,
+    representation_distillation,
+)
+from .survival import discrete_time_nll
+
+__all__ = [
+    "AttentionMap",
+    "DistillationLoss",
+    "DistillationTargets",
+    "SubspaceDistillation",
+    "batch_similarity_consistency",
+    "discrete_time_nll",
+    "inter_magnification_consistency",
+    "match_prototypes",
+    "prediction_distillation",
+    "representation_distillation",
+]

@@ -1,0 +1,228 @@
+"""Both magnifications of a sample should agree on where the genes look."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .._checks import (
+    check_choice,
+    check_count,
+    check_floating,
+    check_interval,
+    check_names,
+)
+from ..ops.attention_overlap import attention_overlap
+from ._reduction import check_batch
+
+
+@runtime_checkable
+class AttentionMap(Protocol):
+    """An attention map that is computed when asked for; what ``nn`` hands out fits."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every bag fills its whole rectangular grid and all bags' grids are equal in size."""
+        ...
+
+    def weights(self) -> Tensor:
+        """The dense map [B, H, N, J]."""
+        ...
+
+    def common_grid(self, resolution: int) -> Tensor:
+        """The mass on each cell of a ``resolution`` x ``resolution`` grid over the slide [B, H, R * R]."""
+        ...
+
+
+Attention: TypeAlias = Tensor | AttentionMap
+
+
+def inter_magnification_consistency(
+    attention_a: Attention | Mapping[str, Attention],
+    attention_b: Attention | Mapping[str, Attention],
+    *,
+    weight: float = 1.0,
+    normalise: str = "rows",
+    unbiased: bool = True,
+    alignment: float = 0.0,
+    resolution: int | None = None,
+) -> Tensor:
+    """DEV loss: the overlap of a sample's two attention maps must not vary between samples.
+
+    ``C_ij = <a_i, b_j>`` over flattened maps; ``normalise="rows"`` divides each row of C by its Euclidean
+    norm. ``loss = weight * var_i C_ii + alignment * mean_i (1 - cos(a_i, b_i))``, summed over subspaces.
+
+    A variance is blind to what all samples share: uniform attention makes it exactly 0. ``alignment`` adds a
+    term that is 0 only where a sample's two maps are proportional.
+
+    Args:
+        attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
+        attention_b: the same at the other magnification.
+        weight: weight of the variance (the released configuration: 1e4, which fits only normalised rows).
+        normalise: ``"rows"`` (free of the maps' scale, so of the number of tokens) or ``"none"``.
+        unbiased: divide the variance by B - 1 instead of B.
+        alignment: weight of one minus the mean cosine.
+        resolution: cells per side of the common grid on which lazy maps are compared. By default two full
+            maps of equal shape are compared densely, any others on a common grid of 16 x 16.
+
+    Shape:
+        Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J.
+
+    Returns:
+        A scalar in at least float32. With B = 1 the variance is 0 and so is its gradient.
+
+    Raises:
+        TypeError: an argument is no attention, or the two are of different kinds.
+        ValueError: shapes or subspaces differ, an option is out of range, ``resolution`` came with tensors,
+            or the batch is empty.
+
+    Source:
+        Eq. 7 of the paper.
+
+    Differs from the source:
+        The paper does not normalise C and its variance is the biased one
+        (``normalise="none", unbiased=False``). The released code is the default with ``weight=1e4``.
+        ``alignment`` and the common grid are ours.
+
+    Example:
+        >>> a = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+        >>> inter_magnification_consistency(a, a, normalise="none")
+        tensor(0.1250)
+        >>> inter_magnification_consistency(a, a, alignment=1.0) < 0.1
+        tensor(True)
+    """
+    check_choice("normalise", normalise, ("rows", "none"))
+    check_interval("weight", weight, 0.0, float("inf"))
+    check_interval("alignment", alignment, 0.0, float("inf"))
+    if resolution is not None:
+        check_count("resolution", resolution)
+    losses = []
+    for name, a, b in _pairs(attention_a, attention_b):
+        a, b = _comparable(name, a, b, resolution)  # [B, F]
+        deviation = _deviation(attention_overlap(a, b), normalise, unbiased)
+        misalignment = 1 - _cosine(a, b).mean() if alignment else 0.0
+        losses.append(weight * deviation + alignment * misalignment)
+    return torch.stack(losses).sum()
+
+
+def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum") -> Tensor:
+    """How differently two magnifications relate the samples of a batch to each other.
+
+    Per head the maps' inner products among the samples, ``G = A A^T``, rows divided by their Euclidean norm;
+    the difference of the two magnifications' G is averaged over heads, squared and divided by B.
+
+    Args:
+        a: attention maps at one magnification.
+        b: attention maps at the other; the maps' own sizes may differ from those of ``a``.
+        reduction: ``"sum"`` or ``"mean"`` over the B x B matrix, or ``"none"``.
+
+    Shape:
+        ``a`` [B, H, ...]; ``b`` [B, H, ...].
+
+    Returns:
+        A scalar, or [B, B] for ``"none"``, in at least float32.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: B or H differ or are 0, a map has no dimension, or ``reduction`` is unknown.
+
+    Source:
+        The released configuration's auxiliary term; similarity-preserving distillation (Tung and Mori, ICCV
+        2019).
+
+    Example:
+        >>> a = torch.eye(2).reshape(2, 1, 2)
+        >>> batch_similarity_consistency(a, torch.ones(2, 1, 3), reduction="none")
+        tensor([[0.0429, 0.2500],
+                [0.2500, 0.0429]])
+    """
+    check_choice("reduction", reduction, ("sum", "mean", "none"))
+    for name, maps in (("a", a), ("b", b)):
+        check_floating(name, maps)
+        if maps.ndim < 3 or 0 in maps.shape[:2]:
+            raise ValueError(f"{name} must have shape [B, H, ...] with B, H >= 1, got {list(maps.shape)}")
+    if a.shape[:2] != b.shape[:2]:
+        raise ValueError(f"b must have the B and H of a, {list(a.shape[:2])}, got {list(b.shape[:2])}")
+    heads = zip(a.unbind(1), b.unbind(1), strict=True)
+    difference = torch.stack([_relations(x) - _relations(y) for x, y in heads])  # [H, B, B]
+    matrix = difference.mean(0).square() / a.shape[0]  # [B, B]
+    if reduction == "none":
+        return matrix
+    return matrix.sum() if reduction == "sum" else matrix.mean()
+
+
+def _pairs(
+    a: Attention | Mapping[str, Attention], b: Attention | Mapping[str, Attention]
+) -> list[tuple[str, Attention, Attention]]:
+    """The two attentions of every subspace, with what to call them in errors."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        check_names("attention_b", b, a)
+        if not a:
+            raise ValueError("attention_a must have at least one subspace, got none")
+        return [(f"[{subspace!r}]", a[subspace], b[subspace]) for subspace in a]
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        raise TypeError(
+            "attention_a and attention_b must both be mappings or neither, "
+            f"got {type(a).__name__} and {type(b).__name__}"
+        )
+    return [("", a, b)]
+
+
+def _comparable(name: str, a: Attention, b: Attention, resolution: int | None) -> tuple[Tensor, Tensor]:
+    """Both attentions as vectors [B, F] whose entries mean the same."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if resolution is not None:
+            raise ValueError(f"resolution must be None for tensors, which have no positions, got {resolution}")
+        maps = a, b
+    elif isinstance(a, AttentionMap) and isinstance(b, AttentionMap):
+        maps = _lazy_maps(a, b, resolution)
+    else:
+        raise TypeError(
+            f"attention_a{name} and attention_b{name} must both be tensors or both attention maps, "
+            f"got {type(a).__name__} and {type(b).__name__}"
+        )
+    for argument, values in zip(("attention_a", "attention_b"), maps, strict=True):
+        check_floating(argument + name, values)
+        if values.ndim < 2:
+            raise ValueError(f"{argument}{name} must have shape [B, ...], got {list(values.shape)}")
+    if maps[0].shape != maps[1].shape:
+        raise ValueError(
+            f"attention_b{name} must have the shape of attention_a{name}, {list(maps[0].shape)}, "
+            f"got {list(maps[1].shape)}"
+        )
+    check_batch(f"attention_a{name}", maps[0])
+    return maps[0].flatten(1), maps[1].flatten(1)
+
+
+def _lazy_maps(a: AttentionMap, b: AttentionMap, resolution: int | None) -> tuple[Tensor, Tensor]:
+    """Dense where token by token means place by place, else the mass on a common grid."""
+    if resolution is None and a.full and b.full:
+        dense = a.weights(), b.weights()
+        if dense[0].shape == dense[1].shape:
+            return dense
+    return a.common_grid(resolution or 16), b.common_grid(resolution or 16)
+
+
+def _deviation(overlap: Tensor, normalise: str, unbiased: bool) -> Tensor:
+    """Variance of the diagonal [B, B] -> scalar; 0 with a gradient path for B = 1 instead of 0 / 0."""
+    diagonal = (_unit_rows(overlap) if normalise == "rows" else overlap).diagonal()  # [B]
+    deviations = (diagonal - diagonal.mean()).square()
+    return deviations.sum() / max(len(diagonal) - unbiased, 1)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each sample's two maps [B, F], [B, F] -> [B]; 0 where a map is all zeros."""
+    return (_unit_rows(a) * _unit_rows(b)).sum(1)
+
+
+def _relations(maps: Tensor) -> Tensor:
+    """Row-normalised similarities among the samples [B, ...] -> [B, B]."""
+    return _unit_rows(attention_overlap(maps.flatten(1), maps.flatten(1)))
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Rows divided by their Euclidean norm [B, F] -> [B, F]; rows of zeros stay, with a finite gradient."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # [B, 1]
+    return rows / norm.masked_fill(norm == 0, 1)

@@ -1,0 +1,257 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from disentangled_mil.losses import discrete_time_nll
+from disentangled_mil.ops import hazards
+from disentangled_mil.tasks import Classification, DiscreteSurvival, SurvivalTarget, task_from_state
+
+
+def test_classes_and_balanced_weights_come_from_the_labels():
+    task = Classification.fit(np.array(["b", "a", "b", "b"]))
+    assert repr(task) == "Classification(classes=('a', 'b'), class_weight=[2.0, 0.667])"
+    assert task.outputs == 2
+    torch.testing.assert_close(task.class_weight, torch.tensor([4 / 2, 4 / 6]))
+    assert task.class_weight[task.target(["b", "a", "b", "b"])].mean() == pytest.approx(1)
+
+
+def test_given_classes_keep_their_order_and_may_be_absent_without_balance():
+    task = Classification.fit(["a", "b"], classes=["c", "b", "a"], balanced=False)
+    assert task.class_weight is None
+    assert task.target(["a", "c"]).tolist() == [2, 0]
+    assert task.target([]).shape == (0,)
+
+
+def test_unweighted_loss_and_its_gradient_are_the_cross_entropy(generator):
+    task = Classification(["a", "b", "c"])
+    logits = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, 1, 1])
+    torch.testing.assert_close(task.loss(logits, target), F.cross_entropy(logits, target))
+    assert gradcheck(lambda x: task.loss(x, target), logits)
+
+
+def test_class_weights_count_in_a_batch_of_one_and_add_up_over_batches(generator):
+    task = Classification(["a", "b"], class_weight=torch.tensor([0.5, 3.0]))
+    logits, target = torch.randn(2, 2, generator=generator), torch.tensor([0, 1])
+    alone = [task.loss(logits[i : i + 1], target[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(alone[1], 3 * F.cross_entropy(logits[1:], target[1:]))
+    torch.testing.assert_close(task.loss(logits, target), torch.stack(alone).mean())
+
+
+def test_class_confidence_is_the_sum_of_true_class_probabilities():
+    task = Classification(["a", "b"])
+    logits = {
+        "tumor": torch.tensor([[0.2, 0.8], [0.5, 0.5]]).log().requires_grad_(),
+        "tme": torch.zeros(2, 2),
+    }
+    confidence = task.confidence(logits, torch.tensor([1, 0]))
+    assert list(confidence) == ["tumor", "tme"]
+    torch.testing.assert_close(confidence["tumor"], torch.tensor(1.3))
+    torch.testing.assert_close(confidence["tme"], torch.tensor(1.0))
+    assert not confidence["tumor"].requires_grad
+
+
+def test_edges_are_quantiles_of_the_uncensored_times(generator):
+    time = 100 * torch.rand(40, generator=generator, dtype=torch.float64)
+    event = torch.rand(40, generator=generator) < 0.6
+    task = DiscreteSurvival.fit(time, event=event, bins=4, alpha=0.1)
+    np.testing.assert_allclose(task.edges.numpy(), np.quantile(time[event].numpy(), [0.25, 0.5, 0.75]))
+    assert (task.outputs, task.alpha) == (4, 0.1)
+    interval = task.target(time, event=event).interval[event]
+    assert torch.bincount(interval).diff().abs().max() <= 1
+
+
+def test_intervals_are_closed_below_and_open_at_both_ends():
+    task = DiscreteSurvival(torch.tensor([1.0, 2.5]))
+    target = task.target([0.0, 0.99, 1.0, 2.5, 1e9], event=[1, 0, 1.0, True, False])
+    assert target.interval.tolist() == [0, 0, 1, 2, 2]
+    assert target.event.tolist() == [True, False, True, True, False]
+    assert (target.interval.dtype, target.event.dtype) == (torch.int64, torch.bool)
+
+
+def test_one_interval_is_a_task_too():
+    task = DiscreteSurvival.fit([3.0, 4.0], event=[1, 0], bins=1)
+    assert task.outputs == 1
+    target = task.target([3.0, 4.0], event=[1, 0])
+    loss = task.loss(torch.zeros(2, 1), target)
+    torch.testing.assert_close(loss, torch.tensor(math.log(2.0)))
+
+
+def test_survival_loss_is_the_likelihood_with_the_tasks_alpha(generator):
+    task = DiscreteSurvival(torch.tensor([1.0, 2.0]), alpha=0.4)
+    logits = torch.randn(3, 3, generator=generator)
+    target = task.target([0.5, 1.5, 5.0], event=[1, 0, 0])
+    expected = discrete_time_nll(logits, target.interval, event=target.event, alpha=0.4)
+    torch.testing.assert_close(task.loss(logits, target), expected, rtol=0, atol=0)
+
+
+def test_survival_confidence_is_the_likelihood_of_what_was_observed():
+    task = DiscreteSurvival(torch.tensor([1.0]), alpha=0.9)
+    logits = torch.tensor([[0.2, 0.6], [0.2, 0.6]]).logit().requires_grad_()
+    target = SurvivalTarget(torch.tensor([1, 1]), torch.tensor([True, False]))
+    confidence = task.confidence({"tumor": logits, "tme": torch.zeros(2, 2)}, target)
+    torch.testing.assert_close(confidence["tumor"], torch.tensor(0.8 * 0.6 + 0.8 * 0.4))
+    torch.testing.assert_close(confidence["tme"], torch.tensor(0.5))
+    assert not confidence["tumor"].requires_grad
+
+
+def test_predictions_are_probabilities_hazards_and_risk(generator):
+    logits = torch.randn(3, 3, generator=generator).half()
+    classification, survival = Classification(["a", "b", "c"]), DiscreteSurvival(torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(classification.probabilities(logits), logits.float().softmax(1))
+    torch.testing.assert_close(survival.probabilities(logits), logits.float().sigmoid())
+    torch.testing.assert_close(survival.risk(logits), hazards.risk(logits.float()))
+    assert (classification.kind, survival.kind) == ("softmax", "hazards")
+
+
+@settings(max_examples=30)
+@given(patients=st.integers(2, 30), bins=st.integers(1, 6), repeats=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_fitted_intervals_all_hold_a_death_and_too_few_times_are_refused(patients, bins, repeats, seed):
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.randint(1 + patients // repeats, (patients,), generator=generator).double()
+    event = torch.rand(patients, generator=generator) < 0.7
+    if len(time[event].unique()) < bins or not event.any():
+        with pytest.raises(ValueError, match="death"):
+            DiscreteSurvival.fit(time, event=event, bins=bins)
+        return
+    time[event] = torch.arange(event.sum()).double()
+    task = DiscreteSurvival.fit(time, event=event, bins=bins)
+    interval = task.target(time, event=event).interval
+    assert set(interval[event].tolist()) == set(range(bins))
+    order = time.argsort()
+    assert (interval[order].diff() >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Classification(["low", "high"]),
+        Classification.fit(["low", "high", "high", "high", "high", "high", "high"]),
+        DiscreteSurvival.fit([1.1, 2.2, 3.3, 4.7], event=[1, 1, 1, 1], bins=3, alpha=0.15),
+        DiscreteSurvival(torch.zeros(0)),
+    ],
+)
+def test_state_round_trips_through_json_and_device(task):
+    again = task_from_state(json.loads(json.dumps(task.state())))
+    assert again.state() == task.state() == task.to("cpu").state()
+    assert repr(again) == repr(task)
+    assert type(again) is type(task)
+
+
+def test_targets_follow_the_task_to_its_device():
+    classification = Classification(["a", "b"], class_weight=torch.ones(2)).to("meta")
+    assert classification.target(["a"]).is_meta
+    assert classification.class_weight.is_meta
+    target = DiscreteSurvival(torch.tensor([1.0])).to("meta").target([2.0], event=[1])
+    assert target.interval.is_meta
+    assert target.event.is_meta
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (([],), {}, r"classes must name at least one class, got none"),
+        ((["a", "b", "a"],), {}, r"classes must be distinct, got 'a' more than once"),
+        ((["a"],), {"class_weight": torch.ones(2)}, r"class_weight must have shape \[K\] = \[1\], got \[2\]"),
+        (
+            (["a", "b"],),
+            {"class_weight": torch.tensor([1.0, -1.0])},
+            r"class_weight must be finite and not negative, got \[1\.0, -1\.0\]",
+        ),
+    ],
+)
+def test_classification_refuses_bad_arguments(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        Classification(*arguments, **options)
+
+
+def test_classification_refuses_labels_and_logits_that_do_not_fit():
+    task = Classification(["a", "b"])
+    with pytest.raises(ValueError, match=r"labels must be among \['a', 'b'\], got 'c' at position 1"):
+        task.target(["a", "c"])
+    with pytest.raises(TypeError, match=r"labels must be a sequence of strings, got nan at position 1"):
+        Classification.fit(["a", math.nan])
+    with pytest.raises(ValueError, match=r"labels must be among \['a'\], got 'b' at position 0"):
+        Classification.fit(["b"], classes=["a"])
+    with pytest.raises(ValueError, match=r"labels must hold every class to balance them, got no 'b'"):
+        Classification.fit(["a"], classes=["a", "b"])
+    with pytest.raises(TypeError, match=r"labels must be a sequence of strings, got the string 'ab'"):
+        task.target("ab")
+    with pytest.raises(TypeError, match=r"classes must be a sequence of strings, got the string 'ab'"):
+        Classification("ab")
+    with pytest.raises(ValueError, match=r"logits must have shape \[B, K\] = \[B, 2\], got \[1, 3\]"):
+        task.loss(torch.zeros(1, 3), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"target must have shape \[B\] = \[1\], got \[2\]"):
+        task.loss(torch.zeros(1, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"logits must hold at least one sample, got shape \[0, 2\]"):
+        task.loss(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"subspace_logits\['tme'\] must have shape \[B, K\] = \[B, 2\], got \[1, 3\]"):
+        task.confidence({"tme": torch.zeros(1, 3)}, torch.tensor([0]))
+
+
+@pytest.mark.parametrize(
+    ("edges", "options", "message"),
+    [
+        (torch.zeros(2, 2), {}, r"edges must have shape \[E\], got \[2, 2\]"),
+        (torch.tensor([1.0, 1.0]), {}, r"edges must increase strictly, got \[1\.0, 1\.0\]"),
+        (torch.tensor([-1.0, 1.0]), {}, r"edges must be finite and not negative, got \[-1\.0, 1\.0\]"),
+        (torch.tensor([1.0, math.inf]), {}, r"edges must be finite and not negative, got \[1\.0, inf\]"),
+        (torch.tensor([1.0]), {"alpha": 1.5}, r"alpha must lie in \[0\.0, 1\.0\], got 1\.5"),
+    ],
+)
+def test_survival_refuses_bad_arguments(edges, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteSurvival(edges, **options)
+
+
+@pytest.mark.parametrize(
+    ("time", "event", "message"),
+    [
+        ([1.0, -2.0], [1, 1], r"time must be finite and not negative, got -2\.0 at position 1"),
+        ([math.nan, 2.0], [1, 1], r"time must be finite and not negative, got nan at position 0"),
+        ([1.0, math.inf], [1, 1], r"time must be finite and not negative, got inf at position 1"),
+        ([1.0, 2.0], [1, 2], r"event must be 0 \(censored\) or 1 \(death observed\), got 2\.0 at position 1"),
+        ([1.0, 2.0], [1, math.nan], r"event must be 0 .* got nan at position 1"),
+        ([1.0, 2.0], [1], r"event must have one entry for each of the 2 times, got 1"),
+        ([[1.0, 2.0]], [1], r"time must have shape \[B\], got \[1, 2\]"),
+    ],
+)
+def test_survival_refuses_observations_that_cannot_be(time, event, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteSurvival(torch.tensor([1.0])).target(time, event=event)
+    with pytest.raises(ValueError, match=message):
+        DiscreteSurvival.fit(time, event=event)
+
+
+def test_survival_refuses_what_cannot_be_fitted():
+    with pytest.raises(ValueError, match=r"event must hold an observed death to fit bins, got 2 censored times"):
+        DiscreteSurvival.fit([1.0, 2.0], event=[0, 0])
+    with pytest.raises(
+        ValueError, match=r"bins must leave no interval without a death, got bins = 2 with edges \[5\.0\]"
+    ):
+        DiscreteSurvival.fit([5.0, 5.0], event=[1, 1], bins=2)
+    with pytest.raises(ValueError, match=r"bins must be at least 1, got 0"):
+        DiscreteSurvival.fit([5.0], event=[1], bins=0)
+
+
+def test_survival_refuses_logits_that_do_not_fit():
+    task = DiscreteSurvival(torch.tensor([1.0]))
+    target = task.target([0.5], event=[1])
+    with pytest.raises(ValueError, match=r"logits must have shape \[B, K\] = \[B, 2\], got \[1, 3\]"):
+        task.loss(torch.zeros(1, 3), target)
+    with pytest.raises(
+        ValueError, match=r"subspace_logits\['tumor'\] must have shape \[B, K\] = \[B, 2\], got \[1, 3\]"
+    ):
+        task.confidence({"tumor": torch.zeros(1, 3)}, target)
+
+
+def test_an_unknown_state_is_refused():
+    with pytest.raises(ValueError, match=r"state must be of 'classification' or 'survival', got 'regression'"):
+        task_from_state({"task": "regression"})
