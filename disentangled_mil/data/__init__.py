@@ -1,0 +1,1 @@
+"""Slides, genes and patients: readers and the planted cohort."""

@@ -1,0 +1,70 @@
+"""Highly variable genes: how they are ranked and chosen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+_BINS = 20
+
+STATISTICS = ("variance", "mad", "dispersion")
+
+Array = np.ndarray[Any, Any]
+
+
+def dispersion(values: Array, names: Sequence[str]) -> Array:
+    """Log dispersion of every gene, standardised among genes of a similar mean.
+
+    log(variance / mean) of the values, less its mean and over its standard deviation within 20 bins of equal
+    width of log1p(mean). A gene alone in its bin counts as 1, a constant gene as minus infinity.
+
+    Args:
+        values: expression on its linear scale (counts, FPKM, TPM).
+        names: gene names, for errors.
+
+    Shape:
+        ``values`` [n, G].
+
+    Returns:
+        One number per gene [G].
+
+    Raises:
+        ValueError: a value is negative.
+
+    Source: Satija et al., Nature Biotechnology 2015, as in
+    ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
+
+    Example:
+        >>> dispersion(np.array([[1.0, 2.0], [3.0, 2.0]]), ["EGFR", "CD2"])
+        array([  1., -inf])
+    """
+    if (values < 0).any():
+        row, column = np.argwhere(values < 0)[0]
+        raise ValueError(
+            f"statistic 'dispersion' needs values >= 0, got {values[row, column]} "
+            f"for gene {names[column]!r}: "
+            f"log-transformed or z-scored tables need statistic 'variance' or 'mad'"
+        )
+    mean, variance = values.mean(axis=0), values.var(axis=0, ddof=1)
+    varies = np.ptp(values, axis=0) > 0
+    log_dispersion = np.full(len(mean), np.nan)
+    log_dispersion[varies] = np.log(variance[varies] / mean[varies])
+    bins = pd.Series(log_dispersion).groupby(pd.cut(np.log1p(mean), bins=_BINS, labels=False))
+    centre, spread = bins.transform("mean").to_numpy(), bins.transform("std").to_numpy()
+    alone, alike = np.isnan(spread), spread == 0
+    standardised = (log_dispersion - centre) / np.where(alone | alike, 1.0, spread)
+    ranks: Array = np.where(varies, np.where(alone, 1.0, standardised), -np.inf)
+    return ranks
+
+
+def highest(members: Sequence[str], ranks: Mapping[str, float], fraction: float) -> tuple[str, ...]:
+    """The highest-ranking share of the genes (at least one; ties by name), in their own order.
+
+    Example:
+        >>> highest(["SYT1", "EGFR", "CD2"], {"EGFR": 9.0, "SYT1": 4.0, "CD2": 1.0}, 0.7)
+        ('SYT1', 'EGFR')
+    """
+    count = max(1, round(fraction * len(members)))
+    best = set(sorted(members, key=lambda gene: (-ranks[gene], gene))[:count])
+    return tuple(gene for gene in members if gene in best)

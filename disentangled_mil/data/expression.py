@@ -1,0 +1,446 @@
+"""Gene expression of patients: read, aligned by gene symbol, selected and scaled."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .._checks import check_choice, check_interval
+from ._atomic import replacing
+from ._tables import Row, read_rows
+from ._variable_genes import STATISTICS, dispersion, highest
+from .gene_sets import gene_symbol
+
+_MAD_TO_STD = 1.4826  # of a normal distribution
+_FORMAT = "disentangled_mil expression 1"
+
+DUPLICATES = ("error", "mean", "max", "first")
+MISSING = ("error", "impute")
+
+Array = np.ndarray[Any, Any]
+
+
+def read_expression(path: str | Path) -> pd.DataFrame:
+    """Read an expression table: one row per patient, the identifier first, one column per gene.
+
+    Args:
+        path: a ``.csv`` or ``.tsv`` file, also with ``.gz`` behind it; see :func:`~._tables.read_rows`.
+
+    Returns:
+        A float64 table, patients x genes, in the order and with the names of the file. A gene may occur
+        twice.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has
+            no name, or a cell is no finite number. The message names file, line and gene.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
+        >>> _ = path.write_text("patient_id,EGFR,CD2\\nA,1.5,0\\nB,0.25,3\\n")
+        >>> read_expression(path).loc["B"].tolist()
+        [0.25, 3.0]
+    """
+    rows = read_rows(path)
+    _, *genes = next(rows).cells
+    if not genes:
+        raise ValueError(f"{path}: must have the patient and then at least one gene as columns, got one column")
+    lines: dict[str, int] = {}
+    values = array("d")
+    for row in rows:
+        patient = row.cells[0].strip()
+        if not patient:
+            raise ValueError(f"{path}, line {row.line}: a row must start with its patient, got an empty cell")
+        if patient in lines:
+            raise ValueError(
+                f"{path}, line {row.line}: patients must be different, got {patient!r} again (line {lines[patient]})"
+            )
+        lines[patient] = row.line
+        values.extend(_numbers(path, row, genes))
+    if not lines:
+        raise ValueError(f"{path}: must have at least one patient, got only a header")
+    matrix = np.array(values).reshape(len(lines), len(genes))
+    return pd.DataFrame(matrix, index=pd.Index(list(lines), name="patient_id"), columns=genes)
+
+
+class GeneStatistics(NamedTuple):
+    """What scaling knows of one gene, from the training patients, after log1p where that applies.
+
+    Args:
+        median: their median.
+        spread: their robust standard deviation, 1.4826 times the median absolute deviation; the plain one
+            where that is 0 (more than half of the patients share one value).
+        mean: mean of the limited values.
+        std: standard deviation of the limited values (divided by n); 0 for a constant gene.
+    """
+
+    median: float
+    spread: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class ExpressionPipeline:
+    """Choice of genes, limits and scale: fitted on training patients, applied to anyone's genes by name.
+
+    Per gene g of a subspace, with v = log1p(value) or the value itself::
+
+        limited = clamp(v, median_g - clip * spread_g, median_g + clip * spread_g)
+        out     = (limited - mean_g) / std_g        0 for a gene that is constant in training
+
+    Build it with :meth:`fit`, or read a saved one with :meth:`load`.
+
+    Args:
+        genes: the chosen genes of every subspace, in the order of the outputs.
+        statistics: median, spread, mean and standard deviation of each of them.
+        log1p: whether values are log-transformed first.
+        fraction: share of each gene set that was kept.
+        statistic: by which it was chosen.
+        clip: limit in robust standard deviations; None for no limit.
+        duplicates: what becomes of several columns with one symbol, before log1p: ``"error"``, ``"mean"``,
+            ``"max"`` or ``"first"``.
+        missing: what becomes of a gene that a table lacks at :meth:`transform`: ``"error"``, or ``"impute"``
+            by the training mean, which is 0 after scaling.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range, or a gene has no statistics.
+
+    Differs from the source: the released code keeps the file's order, selects on all patients, and does not
+    scale (section 9, row 14).
+
+    Example:
+        >>> table = pd.DataFrame({"EGFR": [0.0, 9.0, 99.0], "TP53": [1.0, 1.1, 1.2], "CD2": [3.0, 1.0, 2.0]})
+        >>> sets = {"tumor": ["EGFR", "TP53"], "tme": ["CD2"]}
+        >>> pipeline = ExpressionPipeline.fit(table, sets, fraction=0.5)
+        >>> pipeline.genes
+        {'tumor': ('EGFR',), 'tme': ('CD2',)}
+        >>> pipeline.transform(table[["CD2", "EGFR"]])["tme"].shape
+        torch.Size([3, 1])
+    """
+
+    genes: Mapping[str, tuple[str, ...]]
+    statistics: Mapping[str, GeneStatistics]
+    log1p: bool = True
+    fraction: float = 0.3
+    statistic: str = "variance"
+    clip: float | None = 10.0
+    duplicates: str = "error"
+    missing: str = "error"
+
+    def __post_init__(self) -> None:
+        check_options(**self._options())
+        for subspace, genes in self.genes.items():
+            unknown = [gene for gene in genes if gene not in self.statistics]
+            if unknown:
+                raise ValueError(f"statistics must hold every gene of {subspace!r}, but lacks {_some(unknown)}")
+
+    @classmethod
+    def fit(
+        cls,
+        table: pd.DataFrame,
+        gene_sets: Mapping[str, Sequence[str]],
+        *,
+        log1p: bool = True,
+        fraction: float = 0.3,
+        statistic: str = "variance",
+        clip: float | None = 10.0,
+        duplicates: str = "error",
+        missing: str = "error",
+    ) -> "ExpressionPipeline":
+        """Choose genes and learn their scale from training patients.
+
+        Of each subspace's genes that the table has, the top ``fraction`` by ``statistic`` are kept (at least
+        one; ties by name), in the order of the gene set:
+
+        * ``"variance"``: variance of the limited values;
+        * ``"mad"``: median absolute deviation;
+        * ``"dispersion"``: log(variance / mean) of the values before log1p, standardised within 20 bins of
+          log1p(mean) over the genes of all subspaces (Seurat's choice); needs values >= 0.
+
+        In a table of z-scores every gene varies alike, which leaves the choice to chance: use ``fraction=1``.
+
+        Args:
+            table: training patients x genes, e.g. from :func:`read_expression`.
+            gene_sets: genes of every subspace.
+            log1p: True for counts, FPKM or TPM; False for values that are log-transformed or z-scored
+                already.
+            fraction: share of the genes to keep, in (0, 1].
+            statistic: ``"variance"``, ``"mad"`` or ``"dispersion"``.
+            clip: see the class.
+            duplicates: see the class.
+            missing: see the class.
+
+        Raises:
+            TypeError: an option has the wrong type.
+            ValueError: an option is out of range, fewer than two patients, one of them twice, no subspace,
+                no gene of a subspace in the table, a duplicated gene under ``duplicates="error"``, a value
+                that is not finite, or a negative one under log1p.
+
+        Source: section 7 of the paper: the top 30 % highly variable genes of shared signatures. Dispersion:
+        Satija et al., Nature Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
+        """
+        options: dict[str, Any] = {
+            "log1p": log1p,
+            "fraction": fraction,
+            "statistic": statistic,
+            "clip": clip,
+            "duplicates": duplicates,
+            "missing": missing,
+        }
+        check_options(**options)
+        if len(table) < 2:
+            raise ValueError(f"table must hold at least two patients, got {len(table)}")
+        if table.index.has_duplicates:
+            twice = table.index[table.index.duplicated()][0]
+            raise ValueError(f"table must hold every patient once, got {twice!r} twice")
+        if not gene_sets:
+            raise ValueError("gene_sets must hold the genes of at least one subspace, got none")
+        places = _places(table)
+        candidates = {s: _candidates(s, members, places) for s, members in gene_sets.items()}
+        names = list(dict.fromkeys(gene for members in candidates.values() for gene in members))
+        raw = _gather(table, names, places, duplicates)
+        values = _log1p(raw, names, table) if log1p else raw
+        median = np.median(values, axis=0)
+        mad = np.median(np.abs(values - median), axis=0)
+        spread = np.where(mad > 0, _MAD_TO_STD * mad, values.std(axis=0))
+        limited = _limit(values, median, spread, clip)
+        constant = np.ptp(limited, axis=0) == 0
+        mean, std = limited.mean(axis=0), np.where(constant, 0.0, limited.std(axis=0))
+        by_statistic = {"variance": std**2, "mad": mad}
+        score = dispersion(raw, names) if statistic == "dispersion" else by_statistic[statistic]
+        ranks = dict(zip(names, score.tolist(), strict=True))
+        chosen = {s: highest(members, ranks, fraction) for s, members in candidates.items()}
+        columns = zip(*(column.tolist() for column in (median, spread, mean, std)), strict=True)
+        statistics = dict(zip(names, map(GeneStatistics._make, columns), strict=True))
+        kept = dict.fromkeys(gene for members in chosen.values() for gene in members)
+        return cls(chosen, {gene: statistics[gene] for gene in kept}, **options)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of genes of every subspace."""
+        return {subspace: len(genes) for subspace, genes in self.genes.items()}
+
+    def transform(self, table: pd.DataFrame) -> dict[str, Tensor]:
+        """Align, limit and scale anyone's expression; columns are found by name, whatever their order.
+
+        Args:
+            table: patients x genes, in the unit of the training table.
+
+        Returns:
+            One float32 tensor [n, G] per subspace, rows in the order of the table.
+
+        Raises:
+            ValueError: a gene is missing under ``missing="error"`` (or all genes of a subspace under
+                ``"impute"``), duplicated under ``duplicates="error"``, not finite, or negative under log1p.
+        """
+        places = _places(table)
+        for subspace, genes in self.genes.items():
+            absent = [gene for gene in genes if gene not in places]
+            if absent and (self.missing == "error" or len(absent) == len(genes)):
+                raise ValueError(
+                    f"table must hold the {len(genes)} genes of {subspace!r}, but {len(absent)} are missing: "
+                    f"{_some(absent)}" + ("; missing='impute' would allow it" if self.missing == "error" else "")
+                )
+        names = [gene for gene in self.statistics if gene in places]
+        values = _gather(table, names, places, self.duplicates)
+        if self.log1p:
+            values = _log1p(values, names, table)
+        known = np.array([self.statistics[gene] for gene in names]).reshape(-1, 4)
+        median, spread, mean, std = known.T
+        limited = _limit(values, median, spread, self.clip)
+        scaled = dict(zip(names, ((limited - mean) / np.where(std > 0, std, np.inf)).T, strict=True))
+        absent_gene = np.zeros(len(table))
+        return {
+            subspace: torch.from_numpy(
+                np.stack([scaled.get(gene, absent_gene) for gene in genes], axis=1).astype(np.float32)
+            )
+            for subspace, genes in self.genes.items()
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over options, names of subspaces and genes in order, and statistics."""
+        return str(self.state()["sha256"])
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain values for JSON, with its SHA-256 under ``"sha256"``."""
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            **self._options(),
+            "genes": [[subspace, list(genes)] for subspace, genes in self.genes.items()],
+            "statistics": {gene: list(known) for gene, known in self.statistics.items()},
+        }
+        return {**content, "sha256": _sha256(content)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "ExpressionPipeline":
+        """The pipeline that :meth:`state` came from.
+
+        Raises:
+            ValueError: it is no such state, or was changed since.
+        """
+        content = dict(state)
+        stored = content.pop("sha256", None)
+        if content.pop("format", None) != _FORMAT:
+            raise ValueError(f"state must be of format {_FORMAT!r}, got {state.get('format')!r}")
+        if stored != _sha256({"format": _FORMAT, **content}):
+            raise ValueError("state must match its SHA-256: genes, options or statistics were changed")
+        genes = {subspace: tuple(members) for subspace, members in content.pop("genes")}
+        statistics = {gene: GeneStatistics(*known) for gene, known in content.pop("statistics").items()}
+        return cls(genes, statistics, **content)
+
+    def save(self, path: str | Path) -> None:
+        """Write the pipeline as JSON; the file appears whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.state(), indent=1, allow_nan=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ExpressionPipeline":
+        """Read a saved pipeline.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no saved pipeline, or was changed since.
+        """
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(state, dict):
+                raise ValueError(f"must hold one JSON object, got {type(state).__name__}")
+            return cls.from_state(state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _options(self) -> dict[str, Any]:
+        names = ("log1p", "fraction", "statistic", "clip", "duplicates", "missing")
+        return {name: getattr(self, name) for name in names}
+
+
+def check_options(
+    *, log1p: bool, fraction: float, statistic: str, clip: float | None, duplicates: str, missing: str
+) -> None:
+    """Check the options of :class:`ExpressionPipeline`.
+
+    Raises:
+        TypeError: an option has the wrong type.
+        ValueError: an option is out of range.
+
+    Example:
+        >>> check_options(
+        ...     log1p=True, fraction=0.0, statistic="mad", clip=None, duplicates="mean", missing="error"
+        ... )
+        Traceback (most recent call last):
+        ValueError: fraction must lie in (0, 1], got 0.0
+    """
+    if not isinstance(log1p, bool):
+        raise TypeError(f"log1p must be True or False, got {log1p!r}")
+    check_interval("fraction", fraction, 0, 1, open_low=True)
+    check_choice("statistic", statistic, STATISTICS)
+    if clip is not None:
+        check_interval("clip", clip, 0, 1e6, open_low=True)
+    check_choice("duplicates", duplicates, DUPLICATES)
+    check_choice("missing", missing, MISSING)
+
+
+def _numbers(path: str | Path, row: Row, genes: Sequence[str]) -> list[float]:
+    """The values of one patient; the first cell that is no finite number is an error."""
+    try:
+        numbers = list(map(float, row.cells[1:]))
+        if all(map(isfinite, numbers)):
+            return numbers
+    except ValueError:
+        pass
+    gene, cell = next(pair for pair in zip(genes, row.cells[1:], strict=True) if not _is_finite_number(pair[1]))
+    raise ValueError(f"{path}, line {row.line}, gene {gene!r}: must be a finite number, got {cell!r}")
+
+
+def _is_finite_number(cell: str) -> bool:
+    try:
+        return isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _places(table: pd.DataFrame) -> dict[str, list[int]]:
+    """The columns of every symbol."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(table.columns):
+        places.setdefault(gene_symbol(str(name)), []).append(place)
+    return places
+
+
+def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, object]) -> tuple[str, ...]:
+    """The genes of a set that the table has, in the order of the set."""
+    symbols = dict.fromkeys(map(gene_symbol, members))
+    present = tuple(symbol for symbol in symbols if symbol in places)
+    if not present:
+        raise ValueError(
+            f"table must hold at least one of the {len(symbols)} genes of {subspace!r} "
+            f"({_some(list(symbols))}), got {_some(list(places))}"
+        )
+    return present
+
+
+def _gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[int]], duplicates: str) -> Array:
+    """Values [n, G] of the named genes, float64, several columns of one symbol made one."""
+    firsts = [places[name][0] for name in names]
+    values: Array = table.iloc[:, firsts].to_numpy(dtype=np.float64, copy=True)
+    for place, name in enumerate(names):
+        if len(places[name]) > 1 and duplicates != "first":
+            if duplicates == "error":
+                columns = [str(table.columns[column]) for column in places[name]]
+                raise ValueError(
+                    f"table must hold every gene once, got {name!r} in the columns {_some(columns)}; "
+                    f"duplicates = 'mean', 'max' or 'first' would allow it"
+                )
+            several = table.iloc[:, places[name]].to_numpy(dtype=np.float64)
+            values[:, place] = several.mean(axis=1) if duplicates == "mean" else several.max(axis=1)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"table must hold finite numbers, got {values[row, column]} for patient {table.index[row]!r}, "
+            f"gene {names[column]!r}"
+        )
+    return values
+
+
+def _log1p(values: Array, names: Sequence[str], table: pd.DataFrame) -> Array:
+    """log(1 + value), for values that can be counts, FPKM or TPM."""
+    if (values < 0).any():
+        row, column = np.argwhere(values < 0)[0]
+        raise ValueError(
+            f"log1p needs values >= 0, got {values[row, column]} for patient {table.index[row]!r}, "
+            f"gene {names[column]!r}: log-transformed or z-scored tables need log1p=False"
+        )
+    logs: Array = np.log1p(values)
+    return logs
+
+
+def _limit(values: Array, median: Array, spread: Array, clip: float | None) -> Array:
+    """Values no further than ``clip`` spreads from the median."""
+    if clip is None:
+        return values
+    limited: Array = np.clip(values, median - clip * spread, median + clip * spread)
+    return limited
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,114 @@
+"""Gene names, gene sets in the GMT format, and the subspaces that they form."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_ENSEMBL = re.compile(r"(ENS[A-Z]*\d{11})\.\d+(_PAR_Y)?")
+
+
+def gene_symbol(name: str) -> str:
+    """The name by which a gene is matched.
+
+    Versions of Ensembl identifiers are dropped (``ENSG00000146648.18`` is ``ENSG00000146648``), and so is
+    what follows a bar (``EGFR|1956`` is ``EGFR``, but ``?|1956`` stays, having no symbol). Everything else
+    counts as it stands, case included: in ``AC012345.1``, ``RP11-34P13.7`` and ``HLA-A`` dots and dashes
+    belong to the symbol.
+
+    Args:
+        name: a column of an expression table, or a member of a gene set.
+
+    Returns:
+        The symbol. Other aliases are the caller's: ``table.rename(columns=aliases)``.
+
+    Example:
+        >>> [gene_symbol(name) for name in ("ENSG00000146648.18", "EGFR|1956", "HLA-A", "AC012345.1")]
+        ['ENSG00000146648', 'EGFR', 'HLA-A', 'AC012345.1']
+    """
+    name = name.strip()
+    symbol, bar, _ = name.partition("|")
+    if bar and symbol.strip() not in ("", "?"):
+        name = symbol.strip()
+    return _ENSEMBL.sub(r"\1\2", name) if _ENSEMBL.fullmatch(name) else name
+
+
+def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Read gene sets: one line per set, tab-separated name, description and genes.
+
+    Args:
+        path: a ``.gmt`` file in UTF-8.
+
+    Returns:
+        The genes of every set by its name, both in the order of the file; a gene twice in a set counts once.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not UTF-8 text, no set at all, a set without name or genes, or two sets of one name. The
+            message names file and line.
+
+    Source: the GMT format of GSEA/MSigDB (Broad Institute).
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "sets.gmt"
+        >>> _ = path.write_text("TUMOR\\tsource\\tEGFR\\tTP53\\nTME\\tsource\\tCD2\\n")
+        >>> read_gmt(path)
+        {'TUMOR': ('EGFR', 'TP53'), 'TME': ('CD2',)}
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be UTF-8 text: {error}") from error
+    sets: dict[str, tuple[str, ...]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, *rest = (cell.strip() for cell in line.split("\t"))
+        genes = tuple(dict.fromkeys(gene for gene in rest[1:] if gene))
+        if not name or not genes:
+            raise ValueError(
+                f"{path}, line {number}: a gene set must have a name, a description and at least one gene, "
+                f"tab-separated, got {line[:60]!r}"
+            )
+        if name in sets:
+            raise ValueError(f"{path}, line {number}: gene sets must have different names, got {name!r} twice")
+        sets[name] = genes
+    if not sets:
+        raise ValueError(f"{path}: must hold at least one gene set, got none")
+    return sets
+
+
+def gene_subspaces(
+    sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Form subspaces from gene sets: each is the union of the sets chosen for it.
+
+    Args:
+        sets: genes by set name, e.g. from :func:`read_gmt`.
+        choice: names of the sets of every subspace; the order of the subspaces is kept.
+
+    Returns:
+        The genes of every subspace in the order of its sets, each once. A gene may be in several subspaces.
+
+    Raises:
+        ValueError: there is no subspace, one has no set, or a set is unknown.
+
+    Example:
+        >>> sets = {"CLASSICAL": ("EGFR", "SOX9"), "NEURAL": ("SOX9", "SYT1"), "IMMUNE": ("CD2",)}
+        >>> gene_subspaces(sets, {"tumor": ["CLASSICAL", "NEURAL"], "tme": ["IMMUNE"]})
+        {'tumor': ('EGFR', 'SOX9', 'SYT1'), 'tme': ('CD2',)}
+    """
+    if not choice:
+        raise ValueError("choice must name the gene sets of at least one subspace, got none")
+    for subspace, names in choice.items():
+        unknown = [name for name in names if name not in sets]
+        if unknown or not names:
+            raise ValueError(
+                f"subspace {subspace!r} must name at least one of the gene sets {', '.join(sets)}, "
+                f"got {', '.join(unknown) or 'none'}"
+            )
+    return {
+        subspace: tuple(dict.fromkeys(gene for name in names for gene in sets[name]))
+        for subspace, names in choice.items()
+    }

@@ -1,0 +1,171 @@
+"""Cohorts: samples, labels and expression of the same patients stay together."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from disentangled_mil.bags import Bag
+from disentangled_mil.data.cohort import Cohort, Sample, StoredBag, task_labels
+from disentangled_mil.data.hdf5 import write_bag
+
+BAG = Bag.from_slide(torch.ones(3, 4))
+
+
+def cohort(**changes: object) -> Cohort:
+    clinical = pd.DataFrame(
+        {
+            "diagnosis": ["x", None, "y"],
+            "grade": [None, None, None],
+            "time": [0.0, 5.0, float("nan")],
+            "event": [1.0, 0.0, 1.0],
+        },
+        index=["A", "B", "C"],
+    )
+    given: dict[str, object] = {
+        "samples": tuple(Sample(f"{p}{n}", p, {"10x": BAG, "20x": BAG}) for p in "ABC" for n in (1, 2)),
+        "clinical": clinical,
+        "expression": pd.DataFrame({"EGFR": [1.0, 2.0], "CD2": [0.0, 3.0]}, index=["C", "A"]),
+        "gene_sets": {"tumor": ("EGFR",), "tme": ("CD2",)},
+        "expression_options": {"fraction": 1.0},
+    }
+    return Cohort(**(given | changes))
+
+
+def test_a_cohort_knows_its_patients_magnifications_and_width():
+    whole = cohort()
+    assert whole.patients == ("A", "B", "C")
+    assert whole.magnifications == ("10x", "20x")
+    assert whole.width == 4
+    assert whole.samples[0].load() == {"10x": BAG, "20x": BAG}
+
+
+def test_a_subset_keeps_samples_labels_and_expression_of_its_patients_in_order():
+    part = cohort().subset(["C", "A"])
+    assert part.patients == ("A", "C")
+    assert [sample.name for sample in part.samples] == ["A1", "A2", "C1", "C2"]
+    assert list(part.expression.index) == ["C", "A"]
+    assert cohort(expression=None).subset("B").expression is None
+    assert part.gene_sets == cohort().gene_sets
+
+
+def test_patients_are_split_by_whether_they_have_expression():
+    assert cohort().with_expression().patients == ("A", "C")
+    unpaired = cohort().without_expression()
+    assert unpaired.patients == ("B",)
+    assert len(unpaired.expression) == 0
+    pipeline = cohort().fit_expression()
+    assert pipeline.transform(unpaired.expression)["tumor"].shape == (0, 1)
+    assert cohort(expression=None).without_expression().patients == ("A", "B", "C")
+
+
+@pytest.mark.parametrize(
+    ("select", "got"),
+    [
+        (lambda: cohort().subset([]), "none"),
+        (lambda: cohort().subset(["A", "Z"]), "Z"),
+        (lambda: cohort(expression=None).with_expression(), "none"),
+        (lambda: cohort().with_expression().without_expression(), "none"),
+    ],
+)
+def test_subsets_of_nobody_or_of_strangers_are_refused(select, got):
+    with pytest.raises(ValueError, match=rf"patients must be some of the cohort's \d, got {got}"):
+        select()
+
+
+def test_labels_leave_out_patients_who_lack_them():
+    assert task_labels(cohort(), "diagnosis").to_dict() == {"A": "x", "C": "y"}
+    survival = task_labels(cohort(), "survival")
+    assert survival.to_dict("index") == {
+        "A": {"time": 0.0, "event": True},
+        "B": {"time": 5.0, "event": False},
+    }
+    assert survival["event"].dtype == bool
+
+
+def test_tasks_without_labels_are_refused():
+    with pytest.raises(ValueError, match="task must be one of 'diagnosis', 'grading', 'survival', got 'stage'"):
+        task_labels(cohort(), "stage")
+    with pytest.raises(ValueError, match="task 'grading' needs at least one patient with grade, got none"):
+        task_labels(cohort(), "grading")
+    bare = cohort(clinical=cohort().clinical[["grade", "time"]])
+    with pytest.raises(ValueError, match=r"task 'survival' needs the clinical column 'event', got \['grade', 'time'\]"):
+        task_labels(bare, "survival")
+
+
+def test_expression_is_fitted_on_the_patients_of_the_cohort():
+    assert cohort().fit_expression().sizes == {"tumor": 1, "tme": 1}
+    with pytest.raises(ValueError, match="must hold at least two patients, got 1"):
+        cohort().subset(["A", "B"]).fit_expression()
+    with pytest.raises(ValueError, match="a cohort must have expression to fit its pipeline, got none"):
+        cohort(expression=None).fit_expression()
+
+
+def test_inconsistent_cohorts_are_refused():
+    whole = cohort()
+    stranger = Sample("Z1", "Z", {"10x": BAG, "20x": BAG})
+    for changes, message in (
+        (
+            {"clinical": pd.concat([whole.clinical, whole.clinical[:1]])},
+            "clinical must hold every patient once, got 'A'",
+        ),
+        (
+            {"expression": whole.expression.rename({"A": "C"})},
+            "expression must hold every patient once, got 'C' twice",
+        ),
+        (
+            {"expression": whole.expression.rename({"A": "Z"})},
+            "must hold patients of clinical only, got 1 others: Z",
+        ),
+        (
+            {"samples": (*whole.samples, stranger)},
+            "samples must belong to patients of clinical, got 1 others: Z",
+        ),
+        ({"samples": whole.samples[2:]}, "every patient of clinical must have a sample, got 1 others: A"),
+        (
+            {"samples": (*whole.samples, Sample("A3", "A", {"20x": BAG}))},
+            r"the same magnifications, got \('10x', '20x'\)",
+        ),
+        (
+            {"samples": (), "clinical": whole.clinical[:0], "expression": None},
+            "same magnifications, got no sample",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cohort(**changes)
+
+
+def slide(path: Path, features: torch.Tensor) -> Path:
+    write_bag(path, features, torch.arange(2 * len(features)).reshape(-1, 2) % 3 * 448)
+    return path
+
+
+def test_a_stored_bag_is_one_slide_with_coordinates_or_several_without(tmp_path):
+    first, second = slide(tmp_path / "1.h5", torch.rand(4, 3)), slide(tmp_path / "2.h5", torch.rand(5, 3))
+    one, both = StoredBag((first,)).load(), StoredBag((first, second)).load()
+    assert one.grid.shapes == ((3, 3),)
+    assert both.patches.shape == (1, 9, 3)
+    assert both.grid.cells[0, :4].tolist() == [[0, 0], [1, 0], [2, 0], [0, 1]]
+    sample = Sample("A", "A", {"10x": StoredBag((first,)), "20x": BAG})
+    assert torch.equal(sample.load()["10x"].patches, one.patches)
+    assert sample.load()["20x"] is BAG
+    stored = cohort(samples=tuple(Sample(p, p, {"20x": StoredBag((first,))}) for p in "ABC"))
+    assert stored.width == 3
+
+
+def test_probabilities_are_logged_in_float32(tmp_path):
+    probabilities = torch.tensor([[0.0, 0.25], [0.75, 1.0]])
+    path = slide(tmp_path / "1.h5", probabilities.half())
+    patches = StoredBag((path,), transform="log").load().patches
+    torch.testing.assert_close(patches[0], torch.log(probabilities + 1e-6))
+    path = slide(tmp_path / "2.h5", -probabilities)
+    with pytest.raises(ValueError, match=r"2\.h5: transform 'log' needs features >= 0, got -1"):
+        StoredBag((path,), transform="log").load()
+
+
+def test_stored_bags_of_nothing_or_of_unknown_transforms_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="paths must hold at least one file, got none"):
+        StoredBag(())
+    with pytest.raises(ValueError, match="transform must be one of 'none', 'log', got 'sqrt'"):
+        StoredBag((tmp_path,), transform="sqrt")

@@ -1,0 +1,368 @@
+"""Cohort descriptions: complete ones give a cohort, every defect is named before any training."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from disentangled_mil.data.cohort import task_labels
+from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.folds import inner_split, patient_folds
+from disentangled_mil.data.hdf5 import read_bag, write_bag
+
+CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
+A,a1;a2,x,G2,10,1.0,50
+B,b1,y,[Discrepancy],0,0,
+C,c1,,G3,,,61
+"""
+EXPRESSION = "patient_id,EGFR,CD2,TP53\nC,1,2,3\nA,4,0,1\n"
+GMT = "TUMOR\tsource\tEGFR\tTP53\nTME\tsource\tCD2\n"
+COHORT = """
+[clinical]
+table = "clinical.csv"
+
+[slides.10x]
+folder = "10x"
+
+[slides.20x]
+folder = "20x"
+
+[expression]
+table = "expression.csv"
+fraction = 1
+
+[genes]
+gmt = "sets.gmt"
+tumor = ["TUMOR"]
+tme = ["TME"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A cohort of three patients with four slides at two magnifications."""
+    for magnification, count in (("10x", 2), ("20x", 6)):
+        (tmp_path / magnification).mkdir()
+        for name in ("a1", "a2", "b1", "c1"):
+            coords = torch.stack([torch.arange(count) % 3, torch.arange(count) // 3], dim=1) * 448
+            write_bag(tmp_path / magnification / f"{name}.h5", torch.rand(count, 5), coords, step=448)
+    for name, text in (("clinical.csv", CLINICAL), ("expression.csv", EXPRESSION), ("sets.gmt", GMT)):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "COHORT.toml").write_text(COHORT)
+    return tmp_path
+
+
+def change(folder: Path, name: str, old: str, new: str) -> Path:
+    """Replace a text in one of the cohort's files; the description, to be read."""
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+    return folder / "COHORT.toml"
+
+
+def test_a_description_gives_slides_labels_and_expression(folder):
+    cohort = read_cohort(folder / "COHORT.toml")
+    assert cohort.patients == ("A", "B", "C")
+    assert [(sample.name, sample.patient) for sample in cohort.samples] == [
+        ("a1", "A"),
+        ("a2", "A"),
+        ("b1", "B"),
+        ("c1", "C"),
+    ]
+    assert cohort.magnifications == ("10x", "20x")
+    assert cohort.width == 5
+    bags = cohort.samples[1].load()
+    assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").patches)
+    assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
+    assert task_labels(cohort, "diagnosis").to_dict() == {"A": "x", "B": "y"}
+    assert task_labels(cohort, "grading").to_dict() == {"A": "G2", "C": "G3"}
+    assert task_labels(cohort, "survival").to_dict("list") == {"time": [10.0, 0.0], "event": [True, False]}
+    assert cohort.clinical["age"].tolist() == ["50", "", "61"]
+    assert cohort.with_expression().patients == ("A", "C")
+    assert cohort.fit_expression().genes == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",)}
+
+
+def test_the_documented_description_with_all_defaults_is_valid(folder):
+    text = read_cohort.__doc__.split("have none)::")[1].split("Args:")[0]
+    text = (
+        text.replace("features/", "")
+        .replace("tumor_tme.gmt", "sets.gmt")
+        .replace("expression.csv.gz", "expression.csv")
+    )
+    (folder / "FULL.toml").write_text(text)
+    full, short = (
+        read_cohort(folder / "FULL.toml"),
+        read_cohort(change(folder, "COHORT.toml", "fraction = 1\n", "")),
+    )
+    assert full.samples == short.samples
+    assert full.expression_options == short.expression_options
+    assert full.gene_sets == short.gene_sets
+    assert full.clinical.equals(short.clinical)
+
+
+def test_bags_of_patients_merge_their_slides(folder):
+    path = change(folder, "COHORT.toml", "[slides.10x]", '[slides]\nbag = "patient"\ntransform = "log"\n[slides.10x]')
+    cohort = read_cohort(path)
+    assert [sample.name for sample in cohort.samples] == ["A", "B", "C"]
+    bag = cohort.samples[0].load()["20x"]
+    halves = [read_bag(folder / "20x" / f"{name}.h5").patches for name in ("a1", "a2")]
+    torch.testing.assert_close(bag.patches, torch.log(torch.cat(halves, dim=1) + 1e-6))
+
+
+def test_options_reach_their_readers(folder):
+    change(folder, "COHORT.toml", "[slides.10x]", "[slides]\ndrop_augmented = true\n[slides.10x]")
+    path = change(folder, "COHORT.toml", "fraction = 1", 'clip = inf\nstatistic = "mad"\nlog1p = false')
+    with h5py.File(folder / "10x" / "b1.h5", "a") as file:
+        file["augmented"] = [True, False]
+    cohort = read_cohort(path)
+    assert cohort.samples[2].load()["10x"].patches.shape == (1, 1, 5)
+    pipeline = cohort.fit_expression()
+    assert (pipeline.clip, pipeline.statistic, pipeline.log1p) == (None, "mad", False)
+
+
+def test_expression_and_several_magnifications_are_optional(folder):
+    (folder / "COHORT.toml").write_text(COHORT.split("[slides.20x]")[0])
+    cohort = read_cohort(folder / "COHORT.toml")
+    assert cohort.expression is None
+    assert cohort.magnifications == ("10x",)
+
+
+def test_gene_sets_may_come_from_several_files(folder):
+    (folder / "more.gmt").write_text("EXTRA\tsource\tTP53\tCD2\n")
+    change(folder, "COHORT.toml", '"sets.gmt"', '["sets.gmt", "more.gmt"]')
+    cohort = read_cohort(change(folder, "COHORT.toml", '["TME"]', '["TME", "EXTRA"]\nthird = ["EXTRA"]'))
+    assert cohort.gene_sets == {"tumor": ("EGFR", "TP53"), "tme": ("CD2", "TP53"), "third": ("TP53", "CD2")}
+    (folder / "more.gmt").write_text("TME\tsource\tCD2\n")
+    with pytest.raises(ValueError, match=r"more\.gmt: gene sets must have different names, got 'TME' again"):
+        read_cohort(folder / "COHORT.toml")
+
+
+def test_columns_and_missing_labels_can_be_named(folder):
+    change(folder, "clinical.csv", "os_days,event,age", "months,dead,event")
+    columns = 'time = "months"\nevent = "dead"\ngrade = "diagnosis"\ndiagnosis = "event"\nmissing = ["", "y"]\n'
+    path = change(folder, "COHORT.toml", "\n[slides.10x]", columns + "[slides.10x]")
+    cohort = read_cohort(path)
+    assert task_labels(cohort, "survival")["time"].tolist() == [10.0, 0.0]
+    assert task_labels(cohort, "grading").to_dict() == {"A": "x"}
+    assert task_labels(cohort, "diagnosis").to_dict() == {"A": "50", "C": "61"}
+
+
+def test_one_column_may_serve_several_purposes(folder):
+    (folder / "clinical.csv").write_text("patient_id,grade\na1,G2\nb1,G3\n")
+    (folder / "expression.csv").write_text(EXPRESSION.replace("C,", "b1,").replace("A,", "a1,"))
+    columns = 'slides = "patient_id"\ndiagnosis = "grade"\n'
+    cohort = read_cohort(change(folder, "COHORT.toml", "\n[slides.10x]", columns + "[slides.10x]"))
+    assert [(sample.name, sample.patient) for sample in cohort.samples] == [("a1", "a1"), ("b1", "b1")]
+    assert task_labels(cohort, "diagnosis").to_dict() == {"a1": "G2", "b1": "G3"}
+    assert list(cohort.clinical) == ["diagnosis", "grade"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[clinical]", '[clinical]\nseparator = ""', r"\[clinical\] separator must not be empty"),
+        (
+            "fraction = 1",
+            "fractoin = 1",
+            r"\[expression\] has the unknown key 'fractoin'; known are table, clip, log1p",
+        ),
+        (
+            "[genes]",
+            "[gene]",
+            r"COHORT\.toml: has the unknown key 'gene'; known are clinical, slides, expression",
+        ),
+        ('table = "clinical.csv"', 'tabel = "c.csv"', r"\[clinical\] must have the key 'table', got tabel"),
+        (
+            'folder = "10x"',
+            'folder = "10x"\nstep = 3',
+            r"\[slides\] \[10x\] has the unknown key 'step'; known are folder",
+        ),
+        ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] bags must be a table, got 1"),
+        (
+            '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',
+            "[slides]",
+            "a section per magnification",
+        ),
+        (
+            "[slides.10x]",
+            '[slides]\nbag = "tile"\n[slides.10x]',
+            r"\[slides\] bag must be one of 'slide', 'patient'",
+        ),
+        (
+            "[slides.10x]",
+            '[slides]\ntransform = "ln"\n[slides.10x]',
+            r"\[slides\] transform must be one of 'none'",
+        ),
+        ("fraction = 1", 'fraction = "1"', r"\[expression\] fraction must be a number, got '1'"),
+        ("fraction = 1", "fraction = 1.5", r"\[expression\] fraction must lie in \(0, 1\], got 1.5"),
+        ("fraction = 1", "log1p = 0", r"\[expression\] log1p must be true or false, got 0"),
+        ('["TME"]', '"TME"', r"\[genes\] tme must be a list, got 'TME'"),
+        ('["TME"]', "[1]", r"\[genes\] tme must be a list of texts, got \[1\]"),
+        (
+            '["TME"]',
+            '["TMB"]',
+            r"\[genes\] subspace 'tme' must name at least one of the gene sets TUMOR, TME, got TMB",
+        ),
+        ('gmt = "sets.gmt"\n', "", r"\[genes\] must have the key 'gmt', got tumor, tme"),
+        (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
+        ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
+    ],
+)
+def test_mistakes_in_the_description_are_named(folder, old, new, message):
+    path = change(folder, "COHORT.toml", old, new)
+    with pytest.raises(ValueError, match=message):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("B,b1", "A,b1", r"clinical\.csv, line 3: every patient must have a name and one row, got 'A' again"),
+        ("B,b1", " ,b1", r"line 3: every patient must have a name and one row, got ''"),
+        ("B,b1", "B,;", r"line 3: every patient must have a slide, got none for 'B'"),
+        ("B,b1", "B,a2", r"line 3: slides must be different, got 'a2' again \(of 'A'\)"),
+        ("10,1.0", "-10,1.0", r"line 2: time must be a number >= 0, got '-10'"),
+        ("10,1.0", "soon,1.0", r"line 2: time must be a number >= 0, got 'soon'"),
+        ("10,1.0", "inf,1.0", r"line 2: time must be a number >= 0, got 'inf'"),
+        ("10,1.0", "10,2", r"line 2: event must be 0 or 1 \(1 = death\), got '2'"),
+        ("10,1.0", "10,dead", r"line 2: event must be 0 or 1 \(1 = death\), got 'dead'"),
+        ("10,1.0", "10", r"line 2: a row must have 7 cells like the header, got 6"),
+        (
+            "patient_id,slides",
+            "id,slides",
+            r"must have one column 'patient_id', got 0 among id, slides, diagnosis",
+        ),
+        ("grade", "slides", r"must have one column 'slides', got 2 among"),
+        (
+            CLINICAL[CLINICAL.index("A,") :],
+            "",
+            r"clinical\.csv: must have at least one patient, got only a header",
+        ),
+    ],
+)
+def test_mistakes_in_the_clinical_table_are_named_by_line(folder, old, new, message):
+    path = change(folder, "clinical.csv", old, new)
+    with pytest.raises(ValueError, match=message):
+        read_cohort(path)
+
+
+def test_a_label_column_that_is_named_must_be_there(folder):
+    path = change(folder, "clinical.csv", "grade", "who")
+    assert "grade" not in read_cohort(path).clinical
+    path = change(folder, "COHORT.toml", "\n[slides.10x]", 'grade = "grade"\n[slides.10x]')
+    with pytest.raises(ValueError, match="must have one column 'grade', got 0"):
+        read_cohort(path)
+
+
+def test_expression_of_strangers_and_cells_without_numbers_are_refused(folder):
+    path = change(folder, "expression.csv", "C,1", "TCGA-C,1")
+    with pytest.raises(ValueError, match=r"expression\.csv: patients must be those of .*, got 1 others: TCGA-C"):
+        read_cohort(path)
+    change(folder, "expression.csv", "TCGA-C,1", "C,one")
+    with pytest.raises(ValueError, match=r"expression\.csv, line 2, gene 'EGFR': must be a finite number, got 'one'"):
+        read_cohort(path)
+
+
+def test_slides_that_are_missing_broken_empty_or_of_another_width_are_refused(folder):
+    path, slide = folder / "COHORT.toml", folder / "20x" / "b1.h5"
+    write_bag(slide, torch.rand(2, 7))
+    with pytest.raises(ValueError, match=r"20x/b1\.h5: feature width must be 5 as in .*10x/a1\.h5, got 7"):
+        read_cohort(path)
+    slide.write_bytes(slide.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"20x/b1\.h5: must be a complete HDF5 file"):
+        read_cohort(path)
+    with h5py.File(slide, "w") as file:
+        file["features"] = np.zeros((0, 5), dtype="float32")
+    with pytest.raises(ValueError, match=r"20x/b1\.h5: a slide must hold at least one patch, got none"):
+        read_cohort(path)
+    slide.unlink()
+    with pytest.raises(FileNotFoundError, match=r"20x/b1\.h5: there is no such file"):
+        read_cohort(path)
+
+
+def test_a_missing_description_or_table_is_an_error(folder):
+    with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
+        read_cohort(folder / "absent.toml")
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
+        read_cohort(change(folder, "COHORT.toml", "clinical.csv", "absent.csv"))
+
+
+def test_the_real_glioma_cohort_is_read_whole(shared, tmp_path):
+    data = shared / "data"
+    (tmp_path / "COHORT.toml").write_text(f"""
+[clinical]
+table = "{data}/tcga_gbmlgg/clinical.csv"
+
+[slides]
+bag = "patient"      # a slide is one vector, so a patient is the bag
+transform = "log"    # the vectors are probabilities
+
+[slides.10x]
+folder = "{data}/tcga_gbmlgg/slides"
+
+[slides.20x]
+folder = "{data}/tcga_gbmlgg/slides"
+
+[expression]
+table = "{data}/tcga_gbmlgg/expression.csv.gz"
+log1p = false        # z-scores
+fraction = 1.0
+
+[genes]
+gmt = "{data}/genes/tumor_tme.gmt"
+tumor = ["TUMOR"]
+tme = ["TME"]
+""")
+    cohort = read_cohort(tmp_path / "COHORT.toml")
+    assert (len(cohort.patients), len(cohort.samples), cohort.width) == (771, 771, 186)
+    paired = cohort.with_expression()
+    assert len(paired.patients) == 547
+    assert len(cohort.without_expression().patients) == 224
+    assert len(task_labels(cohort, "survival")) == 769
+    assert set(task_labels(cohort, "grading")) == {"G2", "G3", "G4"}
+    assert task_labels(paired, "diagnosis").value_counts().to_dict() == {
+        "glioblastoma": 164,
+        "oligodendroglioma": 157,
+        "astrocytoma_low_grade": 146,
+        "astrocytoma_grade4": 80,
+    }
+    events = task_labels(paired, "survival")["event"]
+    fold = patient_folds(events.index, events)[0]
+    inner = inner_split(fold.train, events.loc[list(fold.train)])
+    train = paired.subset(inner.train)
+    pipeline = train.fit_expression()
+    assert pipeline.sizes == {"tumor": 406, "tme": 235}
+    genes = pipeline.transform(paired.subset(fold.test).expression)
+    assert all(values.isfinite().all() and values.abs().max() < 40 for values in genes.values())
+    largest = max(cohort.samples, key=lambda sample: len(sample.bags["10x"].paths))
+    patches = largest.load()["10x"].patches
+    assert patches.shape == (1, 17, 186)
+    torch.testing.assert_close((patches.exp() - 1e-6).sum(-1), torch.ones(1, 17))
+
+
+def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
+    data = shared / "data"
+    tool = SimpleNamespace(**runpy.run_path(str(data / "make_tile_bags.py")))
+    header, *rows = (data / "tcga_kirc" / "clinical.csv").read_text().splitlines()
+    slides = {row: row.split(",")[header.split(",").index("slides")].split(";") for row in rows}
+    with np.load(data / "tcga_kirc" / "tilemaps.npz") as maps:
+        small = sorted(rows[:30], key=lambda row: sum(maps[name].size for name in slides[row]))[:3]
+        for name in (name for row in small for name in slides[row]):
+            tiles = maps[name].astype(float)
+            tool.write_bag(tmp_path / "20x" / f"{name}.h5", name, tiles, tool.TILE_LEVEL0, 20)
+            tool.write_bag(tmp_path / "10x" / f"{name}.h5", name, tool.halve(tiles), 2 * tool.TILE_LEVEL0, 10)
+    (tmp_path / "clinical.csv").write_text("\n".join([header, *small]))
+    (tmp_path / "COHORT.toml").write_text(COHORT.split("[expression]")[0])
+    cohort = read_cohort(tmp_path / "COHORT.toml")
+    assert (len(cohort.patients), cohort.width) == (3, 24)
+    assert len(cohort.samples) == sum(len(slides[row]) for row in small)
+    for sample in cohort.samples:
+        bags = sample.load()
+        (width, height), (wide, high) = bags["10x"].grid.shapes[0], bags["20x"].grid.shapes[0]
+        assert 2 * width - 2 <= wide <= 2 * width
+        assert 2 * height - 2 <= high <= 2 * height
+        assert bags["20x"].patches.isfinite().all()

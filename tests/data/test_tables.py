@@ -1,0 +1,56 @@
+"""Text tables: rows as they stand, malformed ones refused by line."""
+
+import gzip
+
+import pytest
+
+from disentangled_mil.data._tables import read_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", '\ufeffpatient,note\r\nA,"x, ""y"""\r\n\r\nB,\r\n'),
+        ("t.tsv", 'patient\tnote\nA\t"x, ""y"""\n\nB\t\n'),
+        ("t.txt.gz", 'patient\tnote\nA\t"x, ""y"""\n\nB\t\n'),
+    ],
+)
+def test_every_dialect_gives_the_same_rows(tmp_path, name, text):
+    data = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert list(read_rows(tmp_path / name)) == [
+        (1, ["patient", "note"]),
+        (2, ["A", 'x, "y"']),
+        (4, ["B", ""]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "t.xlsx",
+            b"",
+            r"t\.xlsx: a table must end in \.csv, \.tsv or \.txt \(also with \.gz\), got 't\.xlsx'",
+        ),
+        ("t.csv", b"", r"t\.csv: a table must have a header, got an empty file"),
+        ("t.csv", b"a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: a row must have 2 cells like the header, got 3"),
+        ("t.csv", b"a,b\n1\n", r"t\.csv, line 2: a row must have 2 cells like the header, got 1"),
+        ("t.csv", b"a,b\n\xff\xfe,1\n", r"t\.csv: must be a readable UTF-8 text table"),
+        ("t.csv.gz", b"a,b\n1,2\n", r"t\.csv\.gz: must be a readable UTF-8 text table"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"a,b\n1,2\n" * 99)[:-12],
+            r"t\.csv\.gz: must be a readable UTF-8 text table",
+        ),
+    ],
+)
+def test_malformed_tables_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(read_rows(tmp_path / name))
+
+
+def test_a_missing_table_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
+        list(read_rows(tmp_path / "absent.csv"))
