@@ -49,7 +49,13 @@ class GeneNetwork(nn.Module):
     """
 
     def __init__(
-        self, genes: Mapping[str, int], outputs: int, *, dim: int = 128, gene_tokens: int = 1, dropout: float = 0.1
+        self,
+        genes: Mapping[str, int],
+        outputs: int,
+        *,
+        dim: int = 128,
+        gene_tokens: int = 1,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
         subspaces = check_subspaces(genes, "genes")

@@ -1,7 +1,7 @@
 """Stage II: the student, which sees patches only."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,7 @@ class StudentBranch(nn.Module):
         self.subspaces = tuple(subspaces)
         self.patches = PatchEncoder(features, dim, dropout=dropout)
         self.norm = nn.LayerNorm(dim)
-        options.setdefault("dropout", dropout)
-        self.attend = DeformableCrossAttention(dim, **options)
+        self.attend = DeformableCrossAttention(dim, dropout=dropout, **options)
         self.aggregate = ITA(dim, len(self.subspaces), neighbours=neighbours)
         self.head = SubspaceHead(dim, outputs, subspaces)
 
@@ -94,7 +93,12 @@ class StudentBranch(nn.Module):
         merged = self.aggregate(patches + attended.tokens, bag.mask)
         head = self.head(dict(zip(self.subspaces, merged.prototypes.unbind(1), strict=True)))
         return StudentBranchOutput(
-            head.logits, head.subspace_logits, merged.prototypes, merged.assignment, merged.weights, attended.attention
+            head.logits,
+            head.subspace_logits,
+            merged.prototypes,
+            merged.assignment,
+            merged.weights,
+            attended.attention,
         )
 
 
@@ -163,3 +167,20 @@ class Student(nn.Module):
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         gated = self.gate({name: branch.logits for name, branch in branches.items()})
         return StudentOutput(gated.logits, branches, gated.weights)
+
+    def teacher_orders(self, yes: bool) -> None:
+        """Say who decides which prototype belongs to which subspace while training.
+
+        Args:
+            yes: True while a teacher does, through :meth:`follow`; False to let the anchors of the prototypes
+                follow what they attract.
+        """
+        for name in self.magnifications:
+            self._aggregation(name).self_following = not yes
+
+    def follow(self, magnification: str, prototypes: Tensor) -> None:
+        """Move the anchors of a magnification towards prototypes in the order that a teacher gave them [B, S, C]."""
+        self._aggregation(magnification).follow(prototypes)
+
+    def _aggregation(self, magnification: str) -> ITA:
+        return cast(StudentBranch, self.branches[magnification]).aggregate

@@ -76,8 +76,7 @@ class TeacherBranch(nn.Module):
     ) -> None:
         super().__init__()
         self.patches = PatchEncoder(features, dim, dropout=dropout)
-        options.setdefault("dropout", dropout)
-        self.fuse = DMSF(dim, subspaces, query=query, selection_query=selection_query, **options)
+        self.fuse = DMSF(dim, subspaces, query=query, selection_query=selection_query, dropout=dropout, **options)
         self.head = SubspaceHead(dim, outputs, subspaces)
 
     def forward(self, bag: Bag, genes: Mapping[str, Tensor]) -> TeacherBranchOutput:
@@ -163,5 +162,7 @@ class Teacher(nn.Module):
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The classifier blocks of each subspace over all magnifications, for CGC."""
-        heads = [self.branches[name].head.subspace_parameters() for name in self.magnifications]
-        return {subspace: [block for head in heads for block in head[subspace]] for subspace in self.subspaces}
+        return {
+            subspace: [self.get_parameter(f"branches.{name}.head.blocks.{subspace}") for name in self.magnifications]
+            for subspace in self.subspaces
+        }

@@ -1,0 +1,240 @@
+"""The lazy attention map: where its mass lies, what it sums to, and who sees padding."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from disentangled_mil.bags import Grid
+from disentangled_mil.nn.attention import DeformableAttention
+from disentangled_mil.nn.deformable import DeformableCrossAttention
+
+
+def attention_at(positions: Tensor, share: Tensor, grid: Grid, context: Grid | None = None) -> DeformableAttention:
+    """One bag whose queries all put ``share`` [H, J] on keys at ``positions`` [G, J, 2], in context cells."""
+    heads, keys = share.shape
+    context = grid if context is None else context
+    tokens = grid.mask.shape[1]
+    return DeformableAttention(
+        query=torch.ones(1, heads, tokens, 1),
+        key=share.log()[None, ..., None],
+        query_position=torch.zeros(1, tokens, 2),
+        key_position=((2 * positions + 1) / torch.tensor([context.width, context.height]) - 1)[None],
+        key_logit=torch.zeros(1, positions.shape[0], keys),
+        bias=lambda displacement: torch.zeros(*displacement.shape[:-1], heads // positions.shape[0]),
+        coarse_positions=positions[None],
+        sampling_positions=positions[None],
+        query_grid=grid,
+        context_grid=context,
+    )
+
+
+def holey_batch(generator: torch.Generator, bags: int, tokens: int, side: int) -> tuple[Tensor, Grid]:
+    """Tokens on random cells (some shared) with random padding; every bag keeps at least one token."""
+    coords = torch.randint(side, (bags, tokens, 2), generator=generator)
+    mask = torch.rand(bags, tokens, generator=generator) < 0.7
+    mask[:, 0] = True
+    return torch.randn(bags, tokens, 8, generator=generator), Grid.from_coords(coords, mask=mask, step=1)
+
+
+def layer(seed: int = 0, **options: object) -> DeformableCrossAttention:
+    torch.manual_seed(seed)
+    return DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2, **options)
+
+
+def test_mass_lies_on_the_cells_that_were_sampled() -> None:
+    grid = Grid.square(9)  # cell (x, y) is token 3 y + x
+    positions = torch.tensor([[[1.0, 0.0], [0.25, 2.0]]])
+    mass = attention_at(positions, torch.tensor([[0.4, 0.6]]), grid).mass()
+    expected = torch.tensor([[0, 0.4, 0, 0, 0, 0, 0.6 * 0.75, 0.6 * 0.25, 0]])
+    torch.testing.assert_close(mass, expected)
+
+
+def test_mass_is_split_bilinearly_between_four_cells() -> None:
+    mass = attention_at(torch.tensor([[[0.25, 0.5]]]), torch.ones(1, 1), Grid.square(4)).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.375, 0.125, 0.375, 0.125]]))
+
+
+def test_mass_averages_heads_that_sample_elsewhere() -> None:
+    positions = torch.tensor([[[0.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 1.0]]])  # two groups of two heads
+    share = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.75, 0.25]])
+    mass = attention_at(positions, share, Grid.square(4)).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.75, 1.25, 1.25, 0.75]]) / 4)
+
+
+def test_tokens_of_one_cell_share_its_mass_equally() -> None:
+    grid = Grid.from_coords(torch.tensor([[0, 0], [1, 0], [1, 0], [1, 0]]), step=1)
+    mass = attention_at(torch.tensor([[[0.25, 0.0]]]), torch.ones(1, 1), grid).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3]]))
+
+
+def test_a_hole_leaves_its_share_to_the_tissue_beside_it() -> None:
+    grid = Grid.from_coords(torch.tensor([[0, 0], [2, 0]]), step=1)  # a hole between
+    positions = torch.tensor([[[0.75, 0.0], [2.0, 0.0]]])
+    mass = attention_at(positions, torch.tensor([[0.3, 0.7]]), grid).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.3, 0.7]]))
+
+
+def test_what_a_released_layer_samples_outside_of_the_map_is_no_tokens_mass() -> None:
+    positions = torch.tensor([[[-3.0, 0.0], [1.0, 1.0], [-0.5, 0.0]]])
+    mass = attention_at(positions, torch.tensor([[0.5, 0.3, 0.2]]), Grid.square(4)).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.2, 0.0, 0.0, 0.3]]))
+
+
+def test_mass_counts_the_context_and_not_the_queries() -> None:
+    positions = torch.tensor([[[0.0, 0.0], [2.0, 1.0]]])
+    context = Grid.from_coords(torch.cartesian_prod(torch.arange(2), torch.arange(3)).flip(1), step=1)
+    mass = attention_at(positions, torch.tensor([[0.2, 0.8]]), Grid.square(4), context).mass()
+    torch.testing.assert_close(mass, torch.tensor([[0.2, 0, 0, 0, 0, 0.8]]))
+
+
+@settings(max_examples=40)
+@given(bags=st.integers(1, 3), tokens=st.integers(1, 30), side=st.integers(1, 9), seed=st.integers(0, 2**16))
+def test_mass_is_a_distribution_over_real_tokens(bags: int, tokens: int, side: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    patches, grid = holey_batch(generator, bags, tokens, side)
+    attention = layer(seed)(patches, patches, grid).attention
+    mass = attention.mass()
+    assert mass.shape == (bags, tokens)
+    assert (mass >= 0).all()
+    assert (mass[~grid.mask] == 0).all()
+    # A bag may have all of its sampling positions in holes: no key is left, and there is no mass.
+    has_key = (attention.key_logit > -math.inf).any(-1)  # [B, G]
+    torch.testing.assert_close(mass.sum(1), has_key.to(mass.dtype).mean(1))
+
+
+@settings(max_examples=40)
+@given(
+    bags=st.integers(1, 3),
+    tokens=st.integers(1, 30),
+    side=st.integers(1, 9),
+    resolution=st.integers(1, 6),
+    seed=st.integers(0, 2**16),
+)
+def test_the_common_grid_is_a_distribution_per_head(
+    bags: int, tokens: int, side: int, resolution: int, seed: int
+) -> None:
+    patches, grid = holey_batch(torch.Generator().manual_seed(seed), bags, tokens, side)
+    attention = layer(seed)(patches, patches, grid).attention
+    common = attention.common_grid(resolution)
+    assert common.shape == (bags, 4, resolution**2)
+    assert (common >= 0).all()
+    has_key = (attention.key_logit > -math.inf).any(-1).repeat_interleave(2, dim=1)  # [B, H]
+    torch.testing.assert_close(common.sum(-1), has_key.to(common.dtype))
+
+
+def test_the_common_grid_holds_each_key_where_it_was_sampled() -> None:
+    positions = torch.tensor([[[0.0, 0.0], [2.0, 1.0]], [[1.0, 2.0], [0.5, 0.0]]])  # heads 0, 1 and heads 2, 3
+    share = torch.tensor([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.4, 0.6]])
+    common = attention_at(positions, share, Grid.square(9)).common_grid(3).view(4, 3, 3)
+    expected = torch.zeros(4, 3, 3)
+    expected[:2, 0, 0], expected[:2, 1, 2] = share[:2, 0], share[:2, 1]
+    expected[2:, 2, 1] = share[2:, 0]
+    expected[2:, 0, 0] = expected[2:, 0, 1] = share[2:, 1] / 2
+    torch.testing.assert_close(common, expected)
+
+
+def test_the_common_grid_is_the_mean_of_the_weights_of_real_queries(generator: torch.Generator) -> None:
+    patches, grid = holey_batch(generator, bags=2, tokens=20, side=8)
+    attention = layer()(patches, patches, grid).attention
+    # One cell holds all keys: what the rows of the weights sum to.
+    rows = attention.weights().sum(-1)  # [B, H, N]
+    mean = rows.sum(-1) / grid.mask.sum(1)[:, None]
+    torch.testing.assert_close(attention.common_grid(1)[..., 0], mean)
+    keys = torch.stack([weights[:, real].mean(1) for weights, real in zip(attention.weights(), grid.mask, strict=True)])
+    torch.testing.assert_close(attention.key_mass(), keys)
+
+
+def test_the_common_grid_does_not_depend_on_the_resolution_of_the_bag() -> None:
+    share = torch.tensor([[0.3, 0.7]])
+    coarse = attention_at(torch.tensor([[[0.5, 1.5], [2.5, 0.5]]]), share, Grid.square(16))
+    fine = attention_at(torch.tensor([[[1.5, 3.5], [5.5, 1.5]]]), share, Grid.square(64))
+    torch.testing.assert_close(coarse.common_grid(3), fine.common_grid(3))
+
+
+@pytest.mark.parametrize("resolution", [0, -2])
+def test_a_resolution_that_is_not_positive_is_refused(resolution: int) -> None:
+    attention = attention_at(torch.zeros(1, 1, 2), torch.ones(1, 1), Grid.square(4))
+    with pytest.raises(ValueError, match=f"resolution must be at least 1, got {resolution}"):
+        attention.common_grid(resolution)
+
+
+def test_weights_are_rows_of_a_softmax_and_zero_for_padded_queries(generator: torch.Generator) -> None:
+    tokens = torch.randn(2, 16, 8, generator=generator)
+    grid = Grid.square([16, 9])
+    weights = layer()(tokens, tokens, grid).attention.weights()
+    torch.testing.assert_close(weights.sum(-1), grid.mask[:, None].expand(-1, 4, -1).to(weights.dtype))
+
+
+def test_what_padding_holds_changes_nothing(generator: torch.Generator) -> None:
+    patches, grid = holey_batch(generator, bags=2, tokens=20, side=6)
+    poisoned = torch.where(grid.mask[..., None], patches, torch.nan)
+    model = layer()
+    clean, dirty = (model(x, x, grid).attention for x in (patches, poisoned))
+    assert dirty.mass().equal(clean.mass())
+    assert dirty.common_grid(3).equal(clean.common_grid(3))
+
+
+def test_a_bag_alone_has_the_mass_that_it_has_in_a_batch(generator: torch.Generator) -> None:
+    tokens = torch.randn(2, 49, 8, generator=generator)
+    model = layer()
+    together = model(tokens, tokens, Grid.square([49, 25])).attention
+    alone = model(tokens[1:, :25], tokens[1:, :25], Grid.square(25)).attention
+    torch.testing.assert_close(together.mass()[1:, :25], alone.mass())
+    torch.testing.assert_close(together.common_grid(4)[1:], alone.common_grid(4))
+
+
+def test_an_empty_bag_has_no_mass(generator: torch.Generator) -> None:
+    tokens = torch.randn(2, 9, 8, generator=generator)
+    mask = torch.tensor([True, False])[:, None].expand(2, 9)
+    attention = layer()(tokens, tokens, mask=mask).attention
+    torch.testing.assert_close(attention.mass().sum(1), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(attention.common_grid(2).sum(-1), mask[:, :1].float().expand(2, 4))
+
+
+FULL = Grid.square([9, 9])
+
+
+@pytest.mark.parametrize(
+    ("query", "context", "expected"),
+    [
+        (FULL, FULL, True),
+        (FULL, Grid.square([16, 16]), True),
+        (FULL, Grid.square([9, 8]), False),
+        (FULL, Grid.square([9, 4]), False),
+        (Grid.square([8, 8]), FULL, False),
+        (Grid.from_mask(torch.arange(9) < torch.tensor([[9], [7]])), FULL, False),
+        (
+            Grid.from_coords(torch.tensor([[0, 0], [1, 0], [0, 1], [0, 1]]).expand(2, -1, -1), step=1),
+            FULL,
+            False,
+        ),
+    ],
+    ids=["full", "two sizes", "padding", "other size", "hole", "padded queries", "shared cell beside a hole"],
+)
+def test_full_means_that_queries_and_context_fill_one_rectangle(query: Grid, context: Grid, expected: bool) -> None:
+    q, c = (torch.zeros(2, grid.mask.shape[1], 8) for grid in (query, context))
+    assert layer()(q, c, query, context).attention.full is expected
+
+
+@pytest.mark.parametrize("what", ["weights", "mass", "common_grid"])
+def test_gradients_reach_queries_keys_positions_and_bias(what: str, generator: torch.Generator) -> None:
+    tokens = torch.randn(1, 36, 8, generator=generator)
+    model = layer()
+    attention = model(tokens, tokens, Grid.square(36)).attention
+    value = attention.common_grid(3) if what == "common_grid" else getattr(attention, what)()
+    value.square().sum().backward()
+    for module in (model.to_q, model.to_k, model.to_offsets.pointwise, model.bias.mlp[0]):
+        assert module.weight.grad.isfinite().all()
+        assert module.weight.grad.abs().sum() > 0
+
+
+def test_mass_and_common_grid_have_right_gradients(generator: torch.Generator) -> None:
+    grid = Grid.from_coords(torch.tensor([[0, 0], [1, 0], [1, 0], [0, 1], [2, 2]]), step=1)
+    model = layer().double()
+    tokens = torch.randn(1, 5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: model(x, x, grid).attention.mass(), tokens)
+    assert torch.autograd.gradcheck(lambda x: model(x, x, grid).attention.common_grid(2), tokens)
