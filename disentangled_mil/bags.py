@@ -113,7 +113,7 @@ class Grid:
         counts = [int(count) for count in mask.sum(1)]
         sides = [max(1, ceil(sqrt(count))) for count in counts]
         rank = (mask.cumsum(1) - 1).clamp(min=0)
-        side = torch.tensor(sides, device=mask.device)[:, None]
+        side = torch.tensor(sides, dtype=torch.int64, device=mask.device)[:, None]
         cells = torch.stack([rank % side, rank // side], dim=-1).masked_fill(~mask[..., None], 0)
         shapes = tuple((side, max(1, ceil(count / side))) for side, count in zip(sides, counts, strict=True))
         return cls(cells, mask, shapes)
@@ -341,8 +341,8 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
 
 def _commonest_gap(coords: Tensor) -> float:
     """The commonest gap between neighbouring distinct coordinates of both axes; the smaller one in a tie."""
-    gaps = torch.cat([coords[:, axis].unique().diff() for axis in (0, 1)])
+    gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
     if len(gaps) == 0:
         return 1.0
-    values, counts = gaps.unique(return_counts=True)
+    values, counts = torch.unique(gaps, return_counts=True)
     return float(values[counts.argmax()])

@@ -75,7 +75,7 @@ class DeformableAttention:
         occupied = rearrange((count > 0).to(per_group.dtype), "b h w -> b (h w)")
         corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
         tissue = occupied.repeat_interleave(groups, dim=0)
-        weight = corners.weight * tissue.gather(1, corners.index.flatten(1)).view_as(corners.weight)
+        weight = corners.weight * tissue.gather(1, corners.cell.flatten(1)).view_as(corners.weight)
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
         cells = bilinear_spread(per_group, corners._replace(weight=weight), grid.width * grid.height)
         share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / count.flatten(1).clamp(min=1)

@@ -191,7 +191,8 @@ class DeformableCrossAttention(nn.Module):
         windows = rearrange(cells[batch, coarse.window], "b j k (g c) -> b g j k c", g=self.groups)
         offset = self.to_offsets(windows)
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
-        return offset.to(torch.promote_types(offset.dtype, torch.float32)).tanh() * self.offset_scale
+        wide: Tensor = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        return wide.tanh() * self.offset_scale
 
     def _normalise(self, position: Tensor, size: Tensor) -> Tensor:
         """Positions in cells of a grid -> [-1, 1] over its rectangle."""
@@ -260,7 +261,9 @@ class OffsetNetwork(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Offsets before the tanh."""
         kernel = rearrange(self.depthwise.weight, "c 1 y x -> (y x) c")
-        hidden = torch.einsum("...kc,kc->...c", windows, kernel) + self.depthwise.bias
+        hidden = torch.einsum("...kc,kc->...c", windows, kernel)
+        if self.depthwise.bias is not None:
+            hidden = hidden + self.depthwise.bias
         offset: Tensor = self.pointwise(torch.nn.functional.gelu(hidden))
         return offset
 

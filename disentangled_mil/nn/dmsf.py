@@ -26,7 +26,6 @@ class DeformableOptions(TypedDict, total=False):
     downsample: int
     kernel_size: int | None
     offset_scale: float
-    dropout: float
     positions: str
     backend: str
 
@@ -63,8 +62,9 @@ class DMSF(nn.Module):
         selection_query: ``"separate"``: each subspace selects from its own map; ``"fused"``: all select from one
             linear fusion of the maps.
         selection_heads: heads of the selection layer.
-        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, dropout, positions and
-            backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+        dropout: of the attention weights of the deformation layer.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions and backend of
+            :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
         ``patches`` [B, N, C], ``genes`` {subspace: [B, T, C]}.
@@ -93,6 +93,7 @@ class DMSF(nn.Module):
         query: str = "gene+patch",
         selection_query: str = "separate",
         selection_heads: int = 8,
+        dropout: float = 0.1,
         **options: "Unpack[DeformableOptions]",
     ) -> None:
         super().__init__()
@@ -102,7 +103,8 @@ class DMSF(nn.Module):
         self.query, self.selection_query = query, selection_query
         self.norm_query = nn.ModuleDict({name: nn.LayerNorm(dim) for name in self.subspaces})
         self.norm_patches = nn.LayerNorm(dim)
-        self.deform = nn.ModuleDict({name: DeformableCrossAttention(dim, **options) for name in self.subspaces})
+        deform = {name: DeformableCrossAttention(dim, dropout=dropout, **options) for name in self.subspaces}
+        self.deform = nn.ModuleDict(deform)
         self.fuse = nn.Linear(dim * len(self.subspaces), dim) if selection_query == "fused" else None
         self.select = nn.ModuleDict({name: GeneSelection(dim, heads=selection_heads) for name in self.subspaces})
 

@@ -51,9 +51,7 @@ class MagnificationGate(nn.Module):
         [[0.0, 1.0]]
     """
 
-    def __init__(
-        self, magnifications: Sequence[str], *, rule: str = "max_confidence", kind: str = "softmax"
-    ) -> None:
+    def __init__(self, magnifications: Sequence[str], *, rule: str = "max_confidence", kind: str = "softmax") -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         check_choice("rule", rule, RULES)

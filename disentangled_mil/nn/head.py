@@ -51,10 +51,10 @@ class SubspaceHead(nn.Module):
         self.dim, self.outputs, self.subspaces = dim, outputs, check_subspaces(subspaces)
         # Initialised as the one Linear(S C, K) that the blocks are cut from.
         whole = nn.Linear(dim * len(self.subspaces), outputs)
-        blocks = whole.weight.detach().split(dim, dim=1)
-        self.blocks = nn.ParameterDict(
-            {name: nn.Parameter(block.clone()) for name, block in zip(self.subspaces, blocks, strict=True)}
-        )
+        blocks = whole.weight.detach().chunk(len(self.subspaces), dim=1)
+        self.blocks = nn.ParameterDict()
+        for name, block in zip(self.subspaces, blocks, strict=True):  # one by one: a dict would be sorted
+            self.blocks[name] = nn.Parameter(block.clone())
         self.bias = nn.Parameter(whole.bias.detach().clone())
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:

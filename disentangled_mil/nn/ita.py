@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disentangled_mil._checks import (
+from .._checks import (
     check_choice,
     check_count,
     check_floating,
@@ -15,8 +15,8 @@ from disentangled_mil._checks import (
     check_mask,
     check_shape,
 )
-from disentangled_mil.ops.density_peaks import density_peaks
-from disentangled_mil.ops.segment_mean import segment_mean, segment_softmax
+from ..ops.density_peaks import density_peaks
+from ..ops.segment_mean import segment_mean, segment_softmax
 
 __all__ = ["ITA", "ITAOutput"]
 
@@ -165,9 +165,7 @@ class ITA(nn.Module):
             >>> ita.follow(torch.ones(1, 2, 8))
         """
         if self.anchors is None:
-            raise RuntimeError(
-                f"follow needs anchors, which only order='anchor' has, got order={self.order!r}"
-            )
+            raise RuntimeError(f"follow needs anchors, which only order='anchor' has, got order={self.order!r}")
         sizes = check_shape("prototypes", prototypes, "B K C", {"K": self.prototypes, "C": self.dim})
         finite = prototypes.isfinite().all(2)  # [B, K]
         if present is not None:

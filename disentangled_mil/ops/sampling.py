@@ -9,7 +9,7 @@ from torch import Tensor
 class Corners(NamedTuple):
     """The four cells around a position: flat indices and bilinear weights, both [..., J, 4]."""
 
-    index: Tensor
+    cell: Tensor
     weight: Tensor
 
 
@@ -60,7 +60,7 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
         Samples [L, J, C].
     """
     batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
-    return torch.einsum("ljkc,ljk->ljc", maps[batch, corners.index], corners.weight)
+    return torch.einsum("ljkc,ljk->ljc", maps[batch, corners.cell], corners.weight)
 
 
 def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
@@ -78,4 +78,4 @@ def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
         Flattened maps [L, cells].
     """
     shares = (values[..., None] * corners.weight).flatten(1)
-    return shares.new_zeros(len(values), cells).scatter_add(1, corners.index.flatten(1), shares)
+    return shares.new_zeros(len(values), cells).scatter_add(1, corners.cell.flatten(1), shares)

@@ -3,14 +3,12 @@
 import torch
 from torch import Tensor
 
-from disentangled_mil._checks import check_count, check_floating, check_shape
+from .._checks import check_count, check_floating, check_shape
 
 __all__ = ["segment_mean", "segment_softmax"]
 
 
-def segment_mean(
-    tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None
-) -> Tensor:
+def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None) -> Tensor:
     r"""Average the tokens of every segment.
 
     .. math:: m_k = \frac{\sum_{i : a_i = k} w_i z_i}{\sum_{i : a_i = k} w_i}

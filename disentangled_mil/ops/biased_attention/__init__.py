@@ -102,9 +102,7 @@ def biased_attention_weights(
     return dense_weights(query, key, query_position, key_position, bias, key_logit, scale)
 
 
-def _check(
-    query: Tensor, key: Tensor, query_position: Tensor, key_position: Tensor, key_logit: Tensor | None
-) -> None:
+def _check(query: Tensor, key: Tensor, query_position: Tensor, key_position: Tensor, key_logit: Tensor | None) -> None:
     sizes = check_shape("query", query, "B H N D")
     sizes |= check_shape("key", key, "B H J D", sizes)
     check_shape("query_position", query_position, "B N 2", sizes)

@@ -30,7 +30,5 @@ def streaming(
     for start in range(0, max(1, tokens), rows):
         tile = slice(start, start + rows)
         arguments = (query[:, :, tile], key, value, query_position[:, tile], key_position)
-        tiles.append(
-            checkpoint(reference, *arguments, bias, key_logit, scale, dropout, use_reentrant=False)
-        )
+        tiles.append(checkpoint(reference, *arguments, bias, key_logit, scale, dropout, use_reentrant=False))
     return torch.cat(tiles, dim=2)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from disentangled_mil._checks import check_choice, check_count, check_floating, check_mask, check_shape
-from disentangled_mil.ops.density_peaks import _reference, _streaming
+from ..._checks import check_choice, check_count, check_floating, check_mask, check_shape
+from . import _reference, _streaming
 
 __all__ = ["DensityPeaks", "density_peaks"]
 
@@ -95,9 +95,7 @@ def _density_peaks(
         for bag in range(len(tokens)):
             real = mask[bag].nonzero().squeeze(1)  # [n]
             if len(real):
-                cluster, centre, peak = _cluster(
-                    tokens[bag, real].to(score.dtype), clusters, neighbours, backend
-                )
+                cluster, centre, peak = _cluster(tokens[bag, real].to(score.dtype), clusters, neighbours, backend)
                 assignment[bag, real] = cluster
                 centres[bag, : len(centre)] = real[centre]
                 score[bag, real] = peak
@@ -105,9 +103,7 @@ def _density_peaks(
 
 
 @_density_peaks.register_fake
-def _empty(
-    tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """The result for bags without real tokens."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     assignment = torch.full(tokens.shape[:2], -1, device=tokens.device)  # [B, N]

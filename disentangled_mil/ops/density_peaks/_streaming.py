@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from disentangled_mil.ops.density_peaks._reference import distances
+from ._reference import distances
 
 _TILE_BYTES = 32 * 2**20
 _SPARE_CANDIDATES = 3
@@ -57,9 +57,7 @@ class _Screen:
         for start in range(0, size, step):
             stop = min(start + step, size)
             columns = stop if earlier else size
-            squared = torch.addmm(
-                self.norms[:columns], self.precise[start:stop], self.precise[:columns].T, alpha=-2
-            )
+            squared = torch.addmm(self.norms[:columns], self.precise[start:stop], self.precise[:columns].T, alpha=-2)
             yield slice(start, stop), squared.add_(self.norms[start:stop, None])
 
     def smallest(self, rows: slice, squared: Tensor, count: int) -> Tensor:
@@ -81,6 +79,4 @@ class _Screen:
         threshold = (1 - 2 * self.relative) * farthest.max() - 2 * self.absolute
         rows = (~(farthest < threshold)).nonzero().squeeze(1)  # NaN may be anything
         step = max(1, _TILE_BYTES // (8 * len(farthest)))
-        return torch.stack(
-            [distances(self.tokens[r], self.tokens).max() for r in torch.split(rows, step)]
-        ).max()
+        return torch.stack([distances(self.tokens[r], self.tokens).max() for r in torch.split(rows, step)]).max()

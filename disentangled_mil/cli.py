@@ -1,0 +1,120 @@
+"""The command line: parse, call, print."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .train.options import TrainingOptions
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors of the input are one line, and exit status 2."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except ModuleNotFoundError as error:
+        print(f"error: {error}; install the extra: pip install 'disentangled_mil[train]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; everything up to the last finished epoch is kept: continue with --resume",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m disentangled_mil",
+        description="Disentangled multi-modal learning of histology and transcriptomics.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="teacher, student and distillation on a planted cohort")
+    demo.add_argument("--task", choices=("diagnosis", "grading", "survival"), default="diagnosis")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
+    demo.add_argument("--patients", type=int, default=None, help="training patients")
+    demo.set_defaults(run=_demo)
+
+    train = commands.add_parser("train", help="cross-validation on a cohort of your own")
+    train.add_argument("cohort", type=Path, help="TOML description of the cohort")
+    train.add_argument("--task", choices=("diagnosis", "grading", "survival"), required=True)
+    train.add_argument("--out", type=Path, required=True, help="run folder")
+    train.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
+    train.set_defaults(run=_train)
+
+    predict = commands.add_parser("predict", help="predictions of a saved student for new slides, without genes")
+    predict.add_argument("checkpoint", type=Path, help="student.json or distilled.json of a run folder")
+    predict.add_argument(
+        "--slides",
+        action="append",
+        required=True,
+        metavar="MAGNIFICATION=FOLDER",
+        help="folder of HDF5 slides; once per magnification of the student",
+    )
+    predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
+    predict.add_argument("--out", type=Path, required=True, help="CSV to write")
+    predict.add_argument("--device", default="cpu")
+    predict.set_defaults(run=_predict)
+
+    for command in (demo, train):
+        command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+        command.add_argument("--epochs", type=int, help="passes of each stage")
+        command.add_argument("--batch-size", type=int)
+        command.add_argument("--learning-rate", type=float)
+        command.add_argument("--device", default="cpu", help="(default: %(default)s)")
+        command.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .train.runs import DEMO_OPTIONS, run_demo
+
+    patients = {} if options.patients is None else {"patients": options.patients}
+    report = run_demo(options.out, options.task, _training(options, DEMO_OPTIONS), resume=options.resume, **patients)
+    print(report)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .train.runs import TRAIN_OPTIONS, run_cross_validation
+
+    report = run_cross_validation(
+        options.cohort,
+        options.task,
+        options.out,
+        _training(options, TRAIN_OPTIONS),
+        folds=options.folds,
+        resume=options.resume,
+    )
+    print(report)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from .train.predict import predict_slides
+
+    folders = {}
+    for entry in options.slides:
+        magnification, separator, folder = entry.partition("=")
+        if not separator or magnification in folders:
+            raise ValueError(f"--slides must be MAGNIFICATION=FOLDER, each magnification once, got {entry!r}")
+        folders[magnification] = Path(folder)
+    table = predict_slides(options.checkpoint, folders, options.out, patients=options.patients, device=options.device)
+    print(f"{len(table)} predictions -> {options.out}")
+
+
+def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
+    """The defaults of a command with what the user changed."""
+    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed", "device")}
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,68 @@
+"""Maps over a slide: where the tumour is, and where a student's prototypes are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from .._checks import check_shape
+from ..bags import Grid
+from ..data._atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colour-blind safe (Okabe and Ito): vermilion, blue, green, orange, purple, sky.
+_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
+
+
+def prototype_map(
+    path: str | Path, grid: Grid, truth: Tensor, assignment: Tensor, *, subspaces: Sequence[str], title: str
+) -> None:
+    """Draw the true regions of a slide beside the student's prototypes.
+
+    Args:
+        path: of the picture; its suffix chooses the format.
+        grid: where the slide's patches lie (one bag).
+        truth: the subspace that each patch belongs to.
+        assignment: the prototype of each patch; -1 for none.
+        subspaces: names of both, in order.
+        title: above the picture.
+
+    Shape:
+        ``truth`` [N], ``assignment`` [N].
+
+    Raises:
+        ValueError: shapes disagree, or there are more subspaces than colours.
+    """
+    count = grid.mask.shape[1]
+    check_shape("truth", truth, "N", {"N": count})
+    check_shape("assignment", assignment, "N", {"N": count})
+    if len(subspaces) > len(_COLOURS):
+        raise ValueError(f"subspaces must be at most {len(_COLOURS)}, got {len(subspaces)}")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    agreement = float((truth == assignment)[grid.mask[0].cpu()].float().mean())
+    _draw(panels[0], grid, truth, "true regions")
+    _draw(panels[1], grid, assignment, f"student's prototypes ({agreement:.0%} of patches agree)")
+    handles = [Patch(color=colour, label=name) for colour, name in zip(_COLOURS, subspaces, strict=False)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(subspaces), frameon=False)
+    figure.suptitle(title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
+
+
+def _draw(axes: "Axes", grid: Grid, labels: Tensor, title: str) -> None:
+    """One panel: a coloured cell per patch on white."""
+    picture = np.ones((grid.height, grid.width, 3))
+    palette = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in _COLOURS])
+    real = grid.mask[0].cpu() & (labels.cpu() >= 0)
+    x, y = grid.cells[0].cpu()[real].numpy().T
+    picture[y, x] = palette[labels.cpu()[real].numpy()]
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_title(title)
+    axes.set_axis_off()

@@ -1,0 +1,112 @@
+"""Models on disk: weights as safetensors beside a JSON of everything needed to build the model again."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..data._atomic import replacing
+from ..models import GeneNetwork, Student, Teacher
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {"teacher": Teacher, "student": Student, "genes": GeneNetwork}
+_FORMAT = 1
+
+
+def save_model(
+    path: str | Path, model: nn.Module, kind: str, arguments: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Write ``path``.safetensors and ``path``.json; each appears whole or not at all, the JSON last.
+
+    Args:
+        path: without suffix.
+        model: the model.
+        kind: ``"teacher"``, ``"student"`` or ``"genes"``.
+        arguments: constructor arguments of the model.
+        extra: whatever belongs to it: the task, the expression pipeline, ...
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path.with_suffix(".safetensors")) as temporary:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(tensors, temporary)
+    description = {"format": _FORMAT, "model": kind, "arguments": dict(arguments), **extra}
+    write_json(path.with_suffix(".json"), description)
+
+
+def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a saved model in evaluation mode, and return it with its description.
+
+    Args:
+        path: of the JSON, of the weights, or without suffix.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is no checkpoint of this package, or weights and description disagree.
+    """
+    path = Path(path)
+    if path.suffix in (".json", ".safetensors"):
+        path = path.with_suffix("")
+    description_path, weights_path = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    for file in (description_path, weights_path):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+    description = _read_description(description_path)
+    model = _MODELS[description["model"]](**description["arguments"])
+    try:
+        model.load_state_dict(load_file(weights_path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"{weights_path}: does not hold the weights that {description_path.name} describes: {error}"
+        ) from error
+    return model.eval(), description
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_progress(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of an unfinished training, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_progress(path: Path, device: str) -> dict[str, Any]:
+    """Read what :func:`save_progress` wrote.
+
+    Raises:
+        ValueError: the file is not readable.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: cannot be resumed from ({error}); delete it to train this stage anew") from error
+    return state
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: must be JSON: {error}") from error
+    if (
+        not isinstance(description, dict)
+        or description.get("format") != _FORMAT
+        or description.get("model") not in _MODELS
+    ):
+        raise ValueError(
+            f"{path}: must describe a model of format {_FORMAT} (one of {', '.join(_MODELS)}), "
+            f"got keys {sorted(description) if isinstance(description, dict) else type(description).__name__}"
+        )
+    return description

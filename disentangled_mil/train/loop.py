@@ -1,0 +1,148 @@
+"""The training loop: epochs, schedule, choice of the epoch to keep, progress, interruption."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data._atomic import replacing
+from .checkpoint import load_progress, save_progress
+from .examples import Examples
+from .options import TrainingOptions
+from .stages import Stage
+
+
+def train_stage(
+    name: str,
+    stage: Stage,
+    train: Examples,
+    validation: Examples | None,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Train one stage; its model ends with the weights of the best epoch, in evaluation mode.
+
+    The best epoch has the smallest task loss on the validation samples; without any, it is the last one. After
+    every epoch the whole state goes to ``folder/NAME.progress.pt`` and the log to ``folder/NAME.csv``, so that
+    an interrupted run continues where it stopped, with the numbers that it would have had.
+
+    Args:
+        name: what is trained, for files and the progress bar.
+        stage: model, loss and optimizer.
+        train: training samples.
+        validation: samples that choose the epoch.
+        options: epochs, batch size, schedule, seed.
+        folder: where files go.
+        resume: continue from the state in ``folder``, if there is one.
+        quiet: show no progress bar.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+        ValueError: the state in ``folder`` cannot be read.
+    """
+    state_path = folder / f"{name}.progress.pt"
+    steps = math.ceil(len(train) / options.batch_size)
+    total = steps * options.epochs
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        stage.optimizer, lambda step: _cosine_with_warmup(step, total, round(options.lr_warmup * total))
+    )
+    best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": {}}
+    history: list[dict[str, float]] = []
+    if resume and state_path.is_file():
+        saved = load_progress(state_path, options.device)
+        stage.model.load_state_dict(saved["model"])
+        stage.optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["rng"].cpu())
+        best, history = saved["best"], saved["history"]
+
+    with tqdm(total=total, initial=len(history) * steps, desc=name, disable=quiet, unit="step", leave=True) as bar:
+        for epoch in range(len(history), options.epochs):
+            row = _train_epoch(stage, train, options, epoch, schedule, bar)
+            if validation is not None:
+                row["validation"] = task_loss(stage, validation, options)
+            history.append(row)
+            score = row.get("validation", -epoch)
+            if score < best["loss"]:
+                weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
+                best = {"loss": score, "epoch": epoch, "weights": weights}
+            _write_log(folder / f"{name}.csv", history)
+            save_progress(
+                state_path,
+                {
+                    "model": stage.model.state_dict(),
+                    "optimizer": stage.optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "rng": torch.get_rng_state(),
+                    "best": best,
+                    "history": history,
+                },
+            )
+    stage.model.load_state_dict(best["weights"])
+    stage.model.eval()
+
+
+@torch.no_grad()
+def predict_logits(stage: Stage, examples: Examples, options: TrainingOptions) -> Tensor:
+    """Predictions of a stage's model for all examples, in their order [n, K]."""
+    stage.model.eval()
+    batches = examples.batches(options.batch_size)
+    return torch.cat([stage.logits(batch.to(options.device)).cpu() for batch in batches])
+
+
+def task_loss(stage: Any, examples: Examples, options: TrainingOptions) -> float:
+    """Mean task loss of a stage's predictions over all examples."""
+    loss = stage.task.to("cpu").loss(predict_logits(stage, examples, options), examples.target)
+    return float(loss)
+
+
+def _train_epoch(
+    stage: Stage,
+    train: Examples,
+    options: TrainingOptions,
+    epoch: int,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    bar: "tqdm[Any]",
+) -> dict[str, float]:
+    """One pass over the training samples: the mean of every part of the loss."""
+    stage.model.train()
+    order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
+    sums: dict[str, float] = {}
+    for batch in train.batches(options.batch_size, order):
+        batch = batch.to(options.device)
+        loss = stage.loss(batch, epoch / options.epochs)
+        if not math.isfinite(value := loss.total.item()):
+            raise FloatingPointError(f"the training loss is {value} in epoch {epoch + 1}; lower learning_rate")
+        stage.optimizer.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        stage.step(loss)
+        schedule.step()
+        share = len(batch.rows) / len(train)
+        for part, amount in {"loss": loss.total, **loss.parts}.items():
+            sums[part] = sums.get(part, 0.0) + share * amount.item()
+        bar.update()
+        bar.set_postfix(epoch=f"{epoch + 1}/{options.epochs}", loss=f"{value:.3f}", refresh=False)
+    return {"epoch": epoch + 1, "learning_rate": float(schedule.get_last_lr()[0]), **sums}
+
+
+def _cosine_with_warmup(step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate: linear up to 1, then half a cosine down to 0, over all steps."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _write_log(path: Path, history: list[dict[str, float]]) -> None:
+    """The log so far as CSV, whole or not at all."""
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(history)

@@ -1,0 +1,71 @@
+"""Everything that a training run can be told, in one place."""
+
+from dataclasses import dataclass, field
+
+from .._checks import check_count, check_interval
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Sizes and settings of the reference training.
+
+    Args:
+        dim: token width C.
+        heads: attention heads, and offset groups.
+        dim_head: width of a head.
+        gene_tokens: gene tokens per subspace.
+        dropout: of patch tokens, gene layers and attention.
+        epochs: passes of each stage over its training samples.
+        batch_size: samples per step.
+        learning_rate: peak of the cosine schedule.
+        lr_warmup: share of all steps in which the learning rate rises linearly.
+        weight_decay: of AdamW.
+        validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
+        task_warmup: share of the student's epochs on the task alone, before distillation.
+        consistency_weight: weight of the inter-magnification consistency.
+        prediction_weight: weight of the divergence from the teacher's predictions.
+        representation_weight: weight of the error between prototypes and subspaces.
+        temperature: of the distilled predictions.
+        cgc: coordinate the gradients of the subspaces.
+        gate: how magnifications are combined.
+        bins: intervals of discrete-time survival.
+        seed: of initialisation, order of samples, dropout and inner split.
+        device: where to train.
+
+    Raises:
+        TypeError: a count is not an integer.
+        ValueError: an option is out of range.
+    """
+
+    dim: int = 64
+    heads: int = 4
+    dim_head: int = 16
+    gene_tokens: int = 4
+    dropout: float = 0.25
+    epochs: int = 30
+    batch_size: int = 16
+    learning_rate: float = 5e-4
+    lr_warmup: float = 0.1
+    weight_decay: float = 0.05
+    validation: float = 0.2
+    task_warmup: float = 0.3
+    consistency_weight: float = 1.0
+    prediction_weight: float = 1.0
+    representation_weight: float = 1.0
+    temperature: float = 2.0
+    cgc: bool = True
+    gate: str = "softmax_average"
+    bins: int = 4
+    seed: int = 0
+    device: str = field(default="cpu", metadata={"saved": False})
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "bins"):
+            check_count(name, getattr(self, name))
+        for name in ("dropout", "lr_warmup", "task_warmup"):
+            check_interval(name, getattr(self, name), 0, 1)
+        check_interval("validation", self.validation, 0, 0.9)
+        check_interval("learning_rate", self.learning_rate, 0, float("inf"), open_low=True)
+        check_interval("temperature", self.temperature, 0, float("inf"), open_low=True)
+        for name in ("weight_decay", "consistency_weight", "prediction_weight", "representation_weight"):
+            check_interval(name, getattr(self, name), 0, float("inf"))

@@ -1,0 +1,120 @@
+"""Predictions of a saved student for new slides."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from .._checks import check_names
+from ..bags import collate_bags
+from ..data._atomic import replacing
+from ..data.cohort import Sample, StoredBag
+from ..models import Student
+from ..tasks import task_from_state
+from .checkpoint import load_model
+from .predictions import predictions_table
+
+
+def predict_slides(
+    checkpoint: Path,
+    folders: Mapping[str, Path],
+    out: Path,
+    *,
+    patients: Path | None = None,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """Predict for every slide found at all magnifications, and write one row per patient.
+
+    Args:
+        checkpoint: a student's checkpoint.
+        folders: HDF5 slides of every magnification of the student.
+        out: CSV to write: class probabilities and the predicted class, or hazards and risk.
+        patients: CSV with the columns ``slide`` and ``patient``; without it every slide is a patient.
+        device: where to compute.
+
+    Returns:
+        What was written.
+
+    Raises:
+        FileNotFoundError: a file or folder is missing.
+        ValueError: the checkpoint is no student, a magnification is missing, slides and patients do not fit, or
+            a slide cannot be read or has another feature width.
+    """
+    model, description = load_model(checkpoint)
+    if not isinstance(model, Student):
+        raise ValueError(f"{checkpoint}: must hold a student, got {description['model']!r}, which needs genes")
+    samples = _samples(model.magnifications, folders, patients, description["cohort"])
+    width = description["arguments"]["features"]
+    task = task_from_state(description["task"])
+    model.to(device)
+    logits = []
+    with torch.no_grad():
+        for sample in samples:
+            bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
+            for name, bag in bags.items():
+                if bag.patches.shape[2] != width:
+                    raise ValueError(
+                        f"{sample.bags[name].paths[0]}: must have {width} features per patch, "  # type: ignore[union-attr]
+                        f"as in training, got {bag.patches.shape[2]}"
+                    )
+            logits.append(model(bags).logits.cpu())
+    table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
+    with replacing(out) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def _samples(
+    magnifications: Sequence[str],
+    folders: Mapping[str, Path],
+    patients: Path | None,
+    reading: Mapping[str, Any],
+) -> list[Sample]:
+    """The slides in the folders as samples, read as in training."""
+    check_names("slides", folders, magnifications)
+    found = {}
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder")
+        found[name] = {path.stem for path in folder.glob("*.h5")}
+    slides = sorted(set.union(*found.values()))
+    if not slides:
+        raise ValueError(f"{', '.join(map(str, folders.values()))}: must hold HDF5 slides (*.h5), got none")
+    for name, stems in found.items():
+        if missing := set(slides) - stems:
+            raise ValueError(f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5")
+    owner = _owners(patients, slides)
+    groups: dict[str, list[str]] = {}
+    for slide in slides:
+        groups.setdefault(owner[slide] if reading["bag"] == "patient" else slide, []).append(slide)
+    options = {key: reading[key] for key in ("transform", "drop_augmented")}
+    return [
+        Sample(
+            group,
+            owner[members[0]],
+            {
+                name: StoredBag(tuple(folders[name] / f"{slide}.h5" for slide in members), **options)
+                for name in magnifications
+            },
+        )
+        for group, members in groups.items()
+    ]
+
+
+def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
+    """The patient of every slide."""
+    if path is None:
+        return {slide: slide for slide in slides}
+    table = pd.read_csv(path, dtype=str)
+    for column in ("slide", "patient"):
+        if column not in table or table[column].isna().any():
+            raise ValueError(f"{path}: must have the columns slide and patient without gaps, got {list(table)}")
+    if table["slide"].duplicated().any():
+        twice = table["slide"][table["slide"].duplicated()].iloc[0]
+        raise ValueError(f"{path}: must hold every slide once, got {twice!r} twice")
+    owner = dict(zip(table["slide"], table["patient"], strict=True))
+    if unknown := [slide for slide in slides if slide not in owner]:
+        raise ValueError(f"{path}: must name the patient of every slide, but lacks {unknown[0]!r}")
+    return owner

@@ -1,0 +1,182 @@
+"""The stages of the method: what one training step of each model is."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import (
+    DistillationTargets,
+    SubspaceDistillation,
+    inter_magnification_consistency,
+)
+from ..models import GeneNetwork, Student, Teacher
+from ..optim import CGCOptimizer
+from ..tasks import Task
+from .examples import Batch, Examples
+from .options import TrainingOptions
+
+
+class Stage(Protocol):
+    """One model and how it learns."""
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+
+    def loss(self, batch: Batch, progress: float) -> "StageLoss":
+        """The loss of a batch, ``progress`` in [0, 1) through the training."""
+
+    def step(self, loss: "StageLoss") -> None:
+        """Apply the gradients."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of a batch [B, K]."""
+
+
+class StageLoss(NamedTuple):
+    """A loss, its parts for the log, and the confidence of the subspaces where the stage coordinates gradients."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    confidence: dict[str, Tensor]
+
+
+class GeneStage:
+    """The baseline on genes alone."""
+
+    def __init__(self, model: GeneNetwork, task: Task, options: TrainingOptions) -> None:
+        self.model, self.task = model, task
+        self.optimizer: torch.optim.Optimizer = _adamw(model, options)
+
+    def loss(self, batch: Batch, progress: float) -> StageLoss:
+        """Task loss."""
+        loss = self.task.loss(self.logits(batch), batch.target)
+        return StageLoss(loss, {"task": loss}, {})
+
+    def step(self, loss: StageLoss) -> None:
+        """Apply the gradients."""
+        self.optimizer.step()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions."""
+        logits: Tensor = self.model(batch.genes).logits
+        return logits
+
+
+class TeacherStage:
+    """Stage I: task loss of every magnification + IGC; gradients through CGC."""
+
+    def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
+        self.model, self.task, self.options = model, task, options
+        adamw = _adamw(model, options)
+        self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
+        self.optimizer: torch.optim.Optimizer = self.coordinated or adamw
+
+    def loss(self, batch: Batch, progress: float) -> StageLoss:
+        """Task loss of the branches and inter-magnification consistency of each two."""
+        branches = self.model(batch.bags, batch.genes).branches
+        task = torch.stack([self.task.loss(b.logits, batch.target) for b in branches.values()]).sum()
+        parts, total = {"task": task}, task
+        if len(branches) > 1 and self.options.consistency_weight:
+            pairs = combinations([branch.attention for branch in branches.values()], 2)
+            consistency = torch.stack([inter_magnification_consistency(a, b) for a, b in pairs]).sum()
+            parts["consistency"] = consistency
+            total = total + self.options.consistency_weight * consistency
+        confidence: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for branch in branches.values():
+                for name, value in self.task.confidence(branch.subspace_logits, batch.target).items():
+                    confidence[name] = confidence.get(name, 0) + value
+        return StageLoss(total, parts, confidence)
+
+    def step(self, loss: StageLoss) -> None:
+        """Coordinate the gradients and apply them."""
+        if self.coordinated is None:
+            self.optimizer.step()
+        else:
+            self.coordinated.step(confidence=loss.confidence)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of the gate."""
+        logits: Tensor = self.model(batch.bags, batch.genes).logits
+        return logits
+
+    @torch.no_grad()
+    def targets(self, examples: Examples) -> dict[str, DistillationTargets]:
+        """What a student is to learn, by magnification, for every example; computed once."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        collected: dict[str, list[DistillationTargets]] = {name: [] for name in self.model.magnifications}
+        for batch in examples.batches(self.options.batch_size):
+            batch = batch.to(device)
+            for name, branch in self.model(batch.bags, batch.genes).branches.items():
+                targets = DistillationTargets.from_teacher(branch.logits, branch.features, present=batch.paired)
+                collected[name].append(targets)
+        return {
+            name: DistillationTargets(*map(torch.cat, zip(*parts, strict=True))) for name, parts in collected.items()
+        }
+
+
+class StudentStage:
+    """Stage II: task loss of every magnification; after the warm-up also distillation, where there is a teacher."""
+
+    def __init__(
+        self,
+        model: Student,
+        task: Task,
+        options: TrainingOptions,
+        targets: Mapping[str, DistillationTargets] | None = None,
+    ) -> None:
+        self.model, self.task, self.options, self.targets = model, task, options, targets
+        self.optimizer: torch.optim.Optimizer = _adamw(model, options)
+        self.distillation = SubspaceDistillation(
+            task.kind,
+            temperature=options.temperature,
+            prediction_weight=options.prediction_weight,
+            representation_weight=options.representation_weight,
+        )
+
+    def loss(self, batch: Batch, progress: float) -> StageLoss:
+        """Task loss of the branches, and distillation into each."""
+        distilling = self.targets is not None and progress >= self.options.task_warmup
+        self.model.teacher_orders(distilling)
+        branches = self.model(batch.bags).branches
+        task = torch.stack([self.task.loss(b.logits, batch.target) for b in branches.values()]).sum()
+        if self.targets is None or not distilling:
+            return StageLoss(task, {"task": task}, {})
+        prediction = representation = distilled = task.new_zeros(())
+        for name, branch in branches.items():
+            targets = self.targets[name].select(batch.rows)
+            loss = self.distillation(branch.logits, branch.prototypes, targets)
+            order = loss.permutation[..., None].expand_as(branch.prototypes)
+            self.model.follow(name, branch.prototypes.gather(1, order)[targets.present])
+            prediction, representation = prediction + loss.prediction, representation + loss.representation
+            distilled = distilled + loss.total
+        parts = {"task": task, "prediction": prediction, "representation": representation}
+        return StageLoss(task + distilled, parts, {})
+
+    def step(self, loss: StageLoss) -> None:
+        """Apply the gradients."""
+        self.optimizer.step()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of the gate."""
+        logits: Tensor = self.model(batch.bags).logits
+        return logits
+
+
+def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
+    """AdamW; biases, norms and the position bias are not decayed."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
