@@ -33,6 +33,9 @@ class StoredBag:
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.cohort import StoredBag
         >>> from disentangled_mil.data.hdf5 import write_bag
         >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
         >>> write_bag(path, torch.ones(5, 8))
@@ -80,6 +83,9 @@ class Sample:
         bags: the bag of every magnification, in memory or in files.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.data.cohort import Sample
         >>> sample = Sample("slide 1", "patient 1", {"20x": Bag.from_slide(torch.ones(5, 8))})
         >>> sample.load()["20x"].patches.shape
         torch.Size([1, 5, 8])
@@ -112,6 +118,10 @@ class Cohort:
             ``clinical``, a patient has no sample, or samples differ in their magnifications.
 
     Example:
+        >>> import pandas as pd
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.data.cohort import Cohort, Sample, task_labels
         >>> bag = Bag.from_slide(torch.ones(5, 8))
         >>> samples = tuple(Sample(f"slide {p}", p, {"10x": bag, "20x": bag}) for p in "AB")
         >>> cohort = Cohort(samples, pd.DataFrame({"grade": ["G2", None]}, index=["A", "B"]))

@@ -46,6 +46,8 @@ def read_expression(path: str | Path) -> pd.DataFrame:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.expression import read_expression
         >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
         >>> _ = path.write_text("patient_id,EGFR,CD2\\nA,1.5,0\\nB,0.25,3\\n")
         >>> read_expression(path).loc["B"].tolist()
@@ -121,6 +123,8 @@ class ExpressionPipeline:
     scale (section 9, row 14).
 
     Example:
+        >>> import pandas as pd
+        >>> from disentangled_mil.data.expression import ExpressionPipeline
         >>> table = pd.DataFrame({"EGFR": [0.0, 9.0, 99.0], "TP53": [1.0, 1.1, 1.2], "CD2": [3.0, 1.0, 2.0]})
         >>> sets = {"tumor": ["EGFR", "TP53"], "tme": ["CD2"]}
         >>> pipeline = ExpressionPipeline.fit(table, sets, fraction=0.5)
@@ -337,6 +341,7 @@ def check_options(
         ValueError: an option is out of range.
 
     Example:
+        >>> from disentangled_mil.data.expression import check_options
         >>> check_options(
         ...     log1p=True, fraction=0.0, statistic="mad", clip=None, duplicates="mean", missing="error"
         ... )

@@ -45,6 +45,7 @@ def patient_folds(patients: Iterable[str], labels: Iterable[Hashable], *, folds:
     ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
 
     Example:
+        >>> from disentangled_mil.data.folds import patient_folds
         >>> folds = patient_folds("abcdef", [0, 0, 0, 1, 1, 1])
         >>> sorted(patient for fold in folds for patient in fold.test)
         ['a', 'b', 'c', 'd', 'e', 'f']
@@ -74,6 +75,7 @@ def inner_split(patients: Iterable[str], labels: Iterable[Hashable], *, fraction
     Source: ``sklearn.model_selection.train_test_split(..., stratify=labels)``.
 
     Example:
+        >>> from disentangled_mil.data.folds import inner_split
         >>> split = inner_split(map(str, range(20)), [0, 1] * 10)
         >>> len(split.train), len(split.test)
         (16, 4)

@@ -22,6 +22,7 @@ def gene_symbol(name: str) -> str:
         The symbol. Other aliases are the caller's: ``table.rename(columns=aliases)``.
 
     Example:
+        >>> from disentangled_mil.data.gene_sets import gene_symbol
         >>> [gene_symbol(name) for name in ("ENSG00000146648.18", "EGFR|1956", "HLA-A", "AC012345.1")]
         ['ENSG00000146648', 'EGFR', 'HLA-A', 'AC012345.1']
     """
@@ -50,6 +51,8 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.gene_sets import read_gmt
         >>> path = Path(tempfile.mkdtemp()) / "sets.gmt"
         >>> _ = path.write_text("TUMOR\\tsource\\tEGFR\\tTP53\\nTME\\tsource\\tCD2\\n")
         >>> read_gmt(path)
@@ -95,6 +98,7 @@ def gene_subspaces(
         ValueError: there is no subspace, one has no set, or a set is unknown.
 
     Example:
+        >>> from disentangled_mil.data.gene_sets import gene_subspaces
         >>> sets = {"CLASSICAL": ("EGFR", "SOX9"), "NEURAL": ("SOX9", "SYT1"), "IMMUNE": ("CD2",)}
         >>> gene_subspaces(sets, {"tumor": ["CLASSICAL", "NEURAL"], "tme": ["IMMUNE"]})
         {'tumor': ('EGFR', 'SOX9', 'SYT1'), 'tme': ('CD2',)}

@@ -62,6 +62,9 @@ def read_bag(
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.hdf5 import read_bag, write_bag
         >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
         >>> write_bag(path, torch.randn(3, 8), torch.tensor([[0, 0], [448, 0], [448, 448]]), step=448)
         >>> bag = read_bag(path)
@@ -92,6 +95,9 @@ def merge_slides(paths: Sequence[str | Path], *, features: str | None = None, dr
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.hdf5 import merge_slides, write_bag
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, count in (("a.h5", 2), ("b.h5", 3)):
         ...     write_bag(folder / name, torch.randn(count, 8))
@@ -126,6 +132,9 @@ def slide_width(path: str | Path, *, features: str | None = None) -> int:
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.hdf5 import slide_width, write_bag
         >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
         >>> write_bag(path, torch.randn(3, 8))
         >>> slide_width(path)
@@ -157,6 +166,9 @@ def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, 
 
     Example:
         >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.hdf5 import read_bag, write_bag
         >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
         >>> write_bag(path, torch.ones(2, 4).half())
         >>> read_bag(path).patches.dtype

@@ -54,6 +54,7 @@ class SNNEncoder(nn.Module):
 
     Example:
         >>> import torch
+        >>> from disentangled_mil import SNNEncoder
         >>> encode = SNNEncoder({"tumor": 59, "tme": 361}, 128, gene_tokens=4)
         >>> tokens = encode({"tumor": torch.randn(2, 59), "tme": torch.randn(2, 361)})
         >>> {subspace: tuple(t.shape) for subspace, t in tokens.items()}
