@@ -38,6 +38,8 @@ class Grid:
     Differs from the source: true coordinates, any rectangle, holes, unequal bags.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Grid
         >>> coords = torch.tensor([[0, 0], [448, 0], [0, 224]])  # upper left corners in pixels
         >>> grid = Grid.from_coords(coords, step=224)
         >>> grid.cells[0].tolist(), grid.shapes
@@ -223,6 +225,8 @@ class Bag:
         ValueError: patches and grid disagree.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag, collate_bags
         >>> slides = [Bag.from_slide(torch.randn(n, 8)) for n in (5, 9)]
         >>> batch = collate_bags(slides)
         >>> batch.patches.shape, batch.mask.sum(1).tolist()
@@ -285,6 +289,8 @@ def collate_bags(bags: Sequence[Bag]) -> Bag:
         ValueError: there is no bag, or feature widths differ.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag, collate_bags
         >>> collate_bags([Bag.from_slide(torch.ones(2, 4)), Bag.from_slide(torch.ones(3, 4))]).mask.tolist()
         [[True, True, False], [True, True, True]]
     """

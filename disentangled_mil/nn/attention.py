@@ -28,6 +28,14 @@ class DeformableAttention:
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
         query_grid: where the queries lie.
         context_grid: where the context tokens lie.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import DeformableCrossAttention
+        >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2)
+        >>> attention = layer(torch.randn(1, 100, 32), torch.randn(1, 100, 32)).attention
+        >>> attention.weights().shape, attention.common_grid(3).shape
+        (torch.Size([1, 4, 100, 4]), torch.Size([1, 4, 9]))
     """
 
     query: Tensor

@@ -30,7 +30,7 @@ class DeformableCrossAttention(nn.Module):
     """Cross-attention to context tokens sampled at learned positions.
 
     A coarse grid of reference points p lies over the queries. A small network reads the queries around each
-    point and moves it by dp = offset_scale tanh(Psi(q)). Context is sampled bilinearly at p + dp, and
+    point and moves it by dp = offset_scale tanh(Psi(q)). Context is sampled bilinearly at p + dp, and ::
 
         out = softmax(Q K^T / sqrt(d) + bias(q_pos - k_pos)) V.
 
@@ -64,6 +64,8 @@ class DeformableCrossAttention(nn.Module):
     from cell centres and kept inside of the bag's rectangle.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import DeformableCrossAttention
         >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2)
         >>> genes, patches = torch.randn(2, 1, 32).expand(-1, 100, -1), torch.randn(2, 100, 32)
         >>> out = layer(genes, patches)

@@ -49,6 +49,8 @@ class DMSFOutput(NamedTuple):
 class DMSF(nn.Module):
     """Deformable multi-modal subspace fusion: genes look at histology, histology selects genes, per subspace.
 
+    ::
+
         M_s = G_s + DeformableCrossAttention(LN(G_s), LN(patches))      genes -> histology
         X_s = tanh(Linear(mean(M_s + MHA(LN(M_s), LN(genes_s)))))       histology -> genes
 
@@ -78,6 +80,8 @@ class DMSF(nn.Module):
     something to select; patch content in the query map by default; masks, holes and true coordinates.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import DMSF
         >>> fuse = DMSF(32, ("tumor", "tme"), heads=4, groups=4, dim_head=8, selection_heads=4)
         >>> genes = {"tumor": torch.randn(2, 3, 32), "tme": torch.randn(2, 3, 32)}
         >>> fused = fuse(torch.randn(2, 50, 32), genes)

@@ -46,6 +46,8 @@ class MagnificationGate(nn.Module):
     Differs from the source: the softmax over hazard logits is no confidence, so hazards have a rule of their own.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import MagnificationGate
         >>> gate = MagnificationGate(("10x", "20x"))
         >>> gate({"10x": torch.tensor([[0.0, 1.0]]), "20x": torch.tensor([[3.0, 0.0]])}).weights.tolist()
         [[0.0, 1.0]]

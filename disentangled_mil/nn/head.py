@@ -38,6 +38,8 @@ class SubspaceHead(nn.Module):
     Source: section III of the paper, before eq 6; subspace logits are W_s X_s + b / S.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import SubspaceHead
         >>> head = SubspaceHead(16, 4, ("tumor", "tme"))
         >>> out = head({"tumor": torch.randn(3, 16), "tme": torch.randn(3, 16)})
         >>> out.logits.allclose(out.subspace_logits["tumor"] + out.subspace_logits["tme"], atol=1e-6)
@@ -65,8 +67,9 @@ class SubspaceHead(nn.Module):
     def subspace_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each subspace's logits W_s X_s + b / S [B, K], from {subspace: [B, C]}."""
         check_names("features", features, self.subspaces)
+        sizes = {"C": self.dim}
         for name in self.subspaces:
-            check_shape(f"features[{name!r}]", features[name], "B C", {"C": self.dim})
+            sizes |= check_shape(f"features[{name!r}]", features[name], "B C", sizes)
         bias = self.bias / len(self.subspaces)
         return {name: nn.functional.linear(features[name], self.blocks[name], bias) for name in self.subspaces}
 

@@ -78,6 +78,8 @@ class ITA(nn.Module):
         of the tokens; the released weights are divided by their sum + 1e-6, ours by their sum.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import ITA
         >>> ita = ITA(8, prototypes=2)
         >>> found = ita(torch.randn(1, 30, 8))
         >>> found.prototypes.shape, found.assignment.shape
@@ -161,6 +163,8 @@ class ITA(nn.Module):
             RuntimeError: the layer has no anchors.
 
         Example:
+            >>> import torch
+            >>> from disentangled_mil import ITA
             >>> ita = ITA(8, prototypes=2, momentum=0.5)
             >>> ita.follow(torch.ones(1, 2, 8))
         """

@@ -29,6 +29,7 @@ class PatchEncoder(nn.Module):
 
     Example:
         >>> import torch
+        >>> from disentangled_mil import PatchEncoder
         >>> encode = PatchEncoder(1024, 128)
         >>> encode(torch.randn(2, 50, 1024, dtype=torch.float16)).shape
         torch.Size([2, 50, 128])

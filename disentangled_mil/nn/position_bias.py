@@ -7,7 +7,7 @@ from .._checks import check_count
 
 
 class ContinuousPositionBias(nn.Module):
-    """Attention bias of a relative displacement, for any resolution: MLP(sign(x) log(1 + |x|)).
+    """Attention bias of a relative displacement, for any resolution: ``MLP(sign(x) log(1 + |x|))``.
 
     Args:
         hidden: width of the two hidden layers.
@@ -19,6 +19,8 @@ class ContinuousPositionBias(nn.Module):
     Source: Swin Transformer V2 (Liu et al., arXiv 2111.09883), section 2 of the paper.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import ContinuousPositionBias
         >>> bias = ContinuousPositionBias(hidden=32, outputs=1)
         >>> bias(torch.zeros(5, 7, 2)).shape
         torch.Size([5, 7, 1])

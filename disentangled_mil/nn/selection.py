@@ -24,6 +24,8 @@ class SelectionOutput(NamedTuple):
 class GeneSelection(nn.Module):
     """Attention from histology to genes, then one vector per bag.
 
+    ::
+
         x = x + MHA(LN(q), LN(genes));  feature = tanh(Linear(mean over real positions of x))
 
     With one gene token the softmax runs over a single key and selects nothing; use several.
@@ -41,6 +43,8 @@ class GeneSelection(nn.Module):
     Source: eqs 4-5 of the paper.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import GeneSelection
         >>> select = GeneSelection(16, heads=4)
         >>> out = select(torch.randn(2, 9, 16), torch.randn(2, 3, 16), torch.ones(2, 9, dtype=torch.bool))
         >>> out.feature.shape, out.weights.shape

@@ -29,6 +29,8 @@ def attention_overlap(a: Tensor, b: Tensor) -> Tensor:
         C in eq. 7 of the paper.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops import attention_overlap
         >>> attention_overlap(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([[1., 3.],
                 [2., 4.]])

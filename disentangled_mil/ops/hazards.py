@@ -29,6 +29,8 @@ def log_survival(logits: Tensor) -> Tensor:
         ValueError: ``logits`` has no interval.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.hazards import log_survival
         >>> log_survival(torch.zeros(3)).exp()
         tensor([0.5000, 0.2500, 0.1250])
     """
@@ -55,6 +57,8 @@ def outcome_log_probability(logits: Tensor) -> Tensor:
         ValueError: ``logits`` has no interval.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.hazards import outcome_log_probability
         >>> outcome_log_probability(torch.zeros(3)).exp()
         tensor([0.5000, 0.2500, 0.1250, 0.1250])
     """
@@ -81,6 +85,8 @@ def risk(logits: Tensor) -> Tensor:
         ValueError: ``logits`` has no interval.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.hazards import risk
         >>> risk(torch.zeros(2, 3))
         tensor([-0.8750, -0.8750])
     """

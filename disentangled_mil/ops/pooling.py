@@ -18,6 +18,8 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
         [B, C].
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.pooling import masked_mean
         >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
         [[3.0]]
     """

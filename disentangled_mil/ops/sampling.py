@@ -28,6 +28,8 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
         Indices into the flattened map (row by row) and weights, each [..., J, 4]. The weights carry the gradient.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.sampling import bilinear_corners
         >>> corners = bilinear_corners(torch.tensor([[0.25, 0.0]]), width=2, height=1)
         >>> corners.weight.tolist()
         [[0.75, 0.25, 0.0, 0.0]]
@@ -60,7 +62,8 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
         Samples [L, J, C].
     """
     batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
-    return torch.einsum("ljkc,ljk->ljc", maps[batch, corners.cell], corners.weight)
+    # Not an einsum, whose weights autocast would round.
+    return (maps[batch, corners.cell] * corners.weight[..., None]).sum(2)
 
 
 def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:

@@ -37,6 +37,8 @@ def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: T
         Equation 12 of the paper.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops import segment_mean
         >>> tokens = torch.tensor([[[1.0], [3.0], [8.0], [torch.nan]]])
         >>> segment_mean(tokens, torch.tensor([[0, 0, 1, -1]]), 3).tolist()
         [[[2.0], [8.0], [0.0]]]
@@ -83,6 +85,8 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
         The merge weights exp(Linear(z)) of equation 12 of the paper, normalised.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops import segment_softmax
         >>> logits = torch.tensor([[900.0, 900.0, -900.0, torch.nan]])
         >>> segment_softmax(logits, torch.tensor([[0, 0, 1, -1]]), 2).tolist()
         [[0.5, 0.5, 1.0, 0.0]]

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from disentangled_mil._checks import check_choice, check_floating, check_names, check_shape
-from disentangled_mil.optim._projection import coordinate
+from .._checks import check_choice, check_floating, check_names, check_shape
+from ._projection import coordinate
 
 Granularity = Literal["row", "tensor", "subspace"]
 
@@ -84,6 +84,8 @@ class CGCOptimizer(torch.optim.Optimizer):
         * Any number of subspaces, and blocks other than class rows.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import CGCOptimizer
         >>> names, bag, label = ("tumor", "tme"), torch.randn(500, 16), torch.tensor([2])
         >>> attend = torch.nn.ModuleDict({s: torch.nn.Linear(16, 1) for s in names})
         >>> head = torch.nn.ModuleDict({s: torch.nn.Linear(16, 3, bias=False) for s in names})
@@ -131,6 +133,8 @@ class CGCOptimizer(torch.optim.Optimizer):
             ValueError: the names are not those of the subspaces, or a tensor is not a scalar.
 
         Example:
+            >>> import torch
+            >>> from disentangled_mil import CGCOptimizer
             >>> a, b = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))
             >>> optimizer = CGCOptimizer(torch.optim.SGD([a, b], lr=1.0), {"tumor": [a], "tme": [b]})
             >>> for inputs in ([1.0, 0.0], [0.0, 1.0]):  # two micro-batches
@@ -299,9 +303,7 @@ class CGCOptimizer(torch.optim.Optimizer):
             dist.all_reduce(confidence, group=self.process_group)
         self._last = self._coordinate(complete, confidence)
 
-    def _coordinate(
-        self, positions: list[tuple[Tensor, ...]], confidence: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _coordinate(self, positions: list[tuple[Tensor, ...]], confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinate gradients in place; return cosine [pairs, rows], projected [S, rows], confidence [S]."""
         together = self.granularity == "subspace" and positions
         count = len(self.subspaces)
@@ -352,9 +354,7 @@ def _check_parameters(parameters: Mapping[str, tuple[Tensor, ...]], optimizer: t
                     f"got {list(parameter.shape)}"
                 )
             if id(parameter) not in owned:
-                raise ValueError(
-                    f"{place} must be a parameter of the optimizer, got one that it does not have"
-                )
+                raise ValueError(f"{place} must be a parameter of the optimizer, got one that it does not have")
             if id(parameter) in seen:
                 raise ValueError(f"{place} must occur once, got the same parameter as {seen[id(parameter)]}")
             seen[id(parameter)] = place

@@ -107,9 +107,7 @@ def test_slots_mean_the_same_tissue_in_every_bag_after_training() -> None:
     tokens, tissue = two_tissues(100, 12, 40)
     found = ita(tokens)
     by_bag = (found.assignment == tissue).double().mean(1)
-    assert torch.equal(
-        by_bag, by_bag[:1].round().expand(12)
-    )  # the same slot for the same tissue, in all bags
+    assert torch.equal(by_bag, by_bag[:1].round().expand(12))  # the same slot for the same tissue, in all bags
     peaks = density_peaks(ita.norm(tokens), 2).assignment
     assert 0 < (peaks == tissue).double().mean(1).round().mean() < 1  # which the peaks do not give
 
@@ -294,9 +292,7 @@ def test_state_and_representation_come_back() -> None:
 def test_the_same_seed_makes_the_same_orthogonal_anchors() -> None:
     ita = make(8, 3, seed=4)
     assert torch.equal(ita.anchors, make(8, 3, seed=4).anchors)
-    torch.testing.assert_close(
-        ita.anchors @ ita.anchors.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(ita.anchors @ ita.anchors.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
 def test_an_empty_batch_has_a_result() -> None:
@@ -324,29 +320,19 @@ def test_errors_of_options_say_what_was_wanted_and_what_came(
 
 def test_errors_of_inputs_say_what_was_wanted_and_what_came() -> None:
     ita = ITA(8)
-    with pytest.raises(
-        ValueError, match=r"tokens must have shape \[B, N, C\] = \[B, N, 8\], got \[2, 7, 4\]"
-    ):
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, N, C\] = \[B, N, 8\], got \[2, 7, 4\]"):
         ita(torch.zeros(2, 7, 4))
     with pytest.raises(TypeError, match=r"tokens must be a floating-point tensor, got torch\.int64"):
         ita(torch.zeros(2, 7, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"mask must have shape \[B, N\] = \[2, 7\], got \[2, 5\]"):
         ita(torch.zeros(2, 7, 8), torch.ones(2, 5, dtype=torch.bool))
-    with pytest.raises(
-        TypeError, match=r"mask must be a bool tensor \(True = real token\), got torch.float32"
-    ):
+    with pytest.raises(TypeError, match=r"mask must be a bool tensor \(True = real token\), got torch.float32"):
         ita(torch.zeros(2, 7, 8), torch.ones(2, 7))
-    with pytest.raises(
-        ValueError, match=r"prototypes must have shape \[B, K, C\] = \[B, 2, 8\], got \[1, 3, 8\]"
-    ):
+    with pytest.raises(ValueError, match=r"prototypes must have shape \[B, K, C\] = \[B, 2, 8\], got \[1, 3, 8\]"):
         ita.follow(torch.zeros(1, 3, 8))
     with pytest.raises(ValueError, match=r"present must have shape \[B, K\] = \[1, 2\], got \[1, 3\]"):
         ita.follow(torch.zeros(1, 2, 8), torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(
-        TypeError, match=r"present must be a bool tensor \(True = the bag has it\), got torch.float32"
-    ):
+    with pytest.raises(TypeError, match=r"present must be a bool tensor \(True = the bag has it\), got torch.float32"):
         ita.follow(torch.zeros(1, 2, 8), torch.ones(1, 2))
-    with pytest.raises(
-        RuntimeError, match="follow needs anchors, which only order='anchor' has, got order='peak'"
-    ):
+    with pytest.raises(RuntimeError, match="follow needs anchors, which only order='anchor' has, got order='peak'"):
         ITA(8, order="peak").follow(torch.zeros(1, 2, 8))

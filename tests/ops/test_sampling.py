@@ -100,3 +100,11 @@ def test_non_contiguous_maps_and_positions_are_read_alike(generator: torch.Gener
     maps = torch.randn(3, 6, 2, generator=generator).transpose(0, 2)
     position = torch.rand(2, 2, 5, generator=generator).transpose(1, 2)
     assert torch.equal(sample(maps, position, 3, 2), sample(maps.contiguous(), position.contiguous(), 3, 2))
+
+
+def test_autocast_does_not_round_samples(generator: torch.Generator) -> None:
+    maps = torch.randn(2, 6, 2, generator=generator)
+    position = torch.rand(2, 5, 2, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sample(maps, position, 3, 2)
+    assert torch.equal(found, sample(maps, position, 3, 2))

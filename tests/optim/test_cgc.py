@@ -123,9 +123,7 @@ def test_parameters_with_less_than_two_dimensions_are_one_row_and_convolutions_o
 def test_three_subspaces_end_without_conflict() -> None:
     head = nn.ParameterList(torch.randn(6, 2, generator=torch.Generator().manual_seed(s)) for s in range(3))
     names = ("tumor", "tme", "stroma")
-    optimizer = CGCOptimizer(
-        torch.optim.SGD(head, lr=0.0), {n: [p] for n, p in zip(names, head, strict=True)}
-    )
+    optimizer = CGCOptimizer(torch.optim.SGD(head, lr=0.0), {n: [p] for n, p in zip(names, head, strict=True)})
     for each in head:
         each.grad = each.detach().clone()
     optimizer.step(confidence={"stroma": 0.3, "tumor": 0.2, "tme": 0.1})
@@ -228,9 +226,7 @@ def test_accumulated_confidences_are_summed_and_cleared_by_the_step() -> None:
 def test_micro_batches_equal_one_batch() -> None:
     confidences = [{"tumor": 0.3, "tme": 0.2}, {"tumor": 0.1, "tme": 0.6}]
     heads = Head(), Head()
-    together, apart = (
-        CGCOptimizer(torch.optim.SGD(h.parameters(), lr=1.0), h.subspace_parameters()) for h in heads
-    )
+    together, apart = (CGCOptimizer(torch.optim.SGD(h.parameters(), lr=1.0), h.subspace_parameters()) for h in heads)
     for seed, confidence in enumerate(confidences):
         for head in heads:
             backward(head, seed, sign=-1.0)
@@ -261,9 +257,7 @@ def test_rejected_confidences_leave_no_trace() -> None:
 def test_failed_step_forgets_its_confidences() -> None:
     optimizer, _, tme = conflict()
     dense, tme.grad = tme.grad, tme.grad.to_sparse()
-    with pytest.raises(
-        TypeError, match=r"gradients of subspace_parameters must be dense, got torch.sparse_coo"
-    ):
+    with pytest.raises(TypeError, match=r"gradients of subspace_parameters must be dense, got torch.sparse_coo"):
         optimizer.step(confidence={"tumor": 0.0, "tme": 5.0})
     tme.grad = dense
     optimizer.step(confidence=SURE_TUMOR)
@@ -322,9 +316,7 @@ def test_every_evaluation_of_a_closure_is_coordinated_with_its_own_confidences()
     before = head.blocks["tme"].detach().clone()
     optimizer.step(closure, confidence={"tumor": 0.0, "tme": 0.5})
     assert evaluations == [0, 3, 3]
-    torch.testing.assert_close(
-        optimizer.report.confidence, {"tumor": torch.tensor(1.0), "tme": torch.tensor(0.5)}
-    )
+    torch.testing.assert_close(optimizer.report.confidence, {"tumor": torch.tensor(1.0), "tme": torch.tensor(0.5)})
     assert torch.equal(head.blocks["tme"], before)  # opposite gradients: only the tumor block moves
 
 
@@ -366,9 +358,7 @@ def test_schedulers_drive_the_wrapped_optimizer_alike(
 
 def test_grad_scaler_forwards_confidences_and_scale_changes_nothing() -> None:
     heads = Head(), Head()
-    plain, scaled = (
-        CGCOptimizer(torch.optim.SGD(h.parameters(), lr=0.1), h.subspace_parameters()) for h in heads
-    )
+    plain, scaled = (CGCOptimizer(torch.optim.SGD(h.parameters(), lr=0.1), h.subspace_parameters()) for h in heads)
     scaler = torch.amp.GradScaler(device="cpu", init_scale=2.0**10)
     features, label = batch(0, sign=-0.5)
     for head, optimizer in zip(heads, (plain, scaled), strict=True):
@@ -532,9 +522,7 @@ def test_wrong_constructor_arguments_are_named() -> None:
             CGCOptimizer(sgd, blocks)
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got list"):
         CGCOptimizer([a, b], {"tumor": [a], "tme": [b]})
-    with pytest.raises(
-        ValueError, match="granularity must be one of 'row', 'tensor', 'subspace', got 'class'"
-    ):
+    with pytest.raises(ValueError, match="granularity must be one of 'row', 'tensor', 'subspace', got 'class'"):
         CGCOptimizer(sgd, {"tumor": [a], "tme": [b]}, granularity="class")
 
 
@@ -566,13 +554,9 @@ def test_processes_sum_their_confidences_and_decide_alike(tmp_path: Path) -> Non
     # Alone, this process would change tme and the other one tumor.
     address = (tmp_path / "store").as_uri()
     root = Path(__file__).resolve().parents[2]
-    other = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, address], cwd=root, stderr=subprocess.PIPE, text=True
-    )
+    other = subprocess.Popen([sys.executable, "-c", PROCESS, address], cwd=root, stderr=subprocess.PIPE, text=True)
     try:
-        dist.init_process_group(
-            "gloo", init_method=address, rank=0, world_size=2, timeout=timedelta(seconds=60)
-        )
+        dist.init_process_group("gloo", init_method=address, rank=0, world_size=2, timeout=timedelta(seconds=60))
         optimizer, _, tme = conflict()
         optimizer.step(confidence={"tumor": 0.9, "tme": 0.5})
         torch.testing.assert_close(tme.grad, torch.tensor([[1.0, 1.0], [-1.5, 1.5]]))

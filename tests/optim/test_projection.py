@@ -25,9 +25,7 @@ def cases(draw: st.DrawFn, most: int = 5) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     gradients = torch.randn(subspaces, rows, width, generator=generator, dtype=torch.float64)
     noise = torch.randn(subspaces, rows, width, generator=generator, dtype=torch.float64)
-    copies = st.tuples(
-        st.integers(0, subspaces - 1), st.integers(0, subspaces - 1), st.sampled_from([-1.0, 0.0, 2.0])
-    )
+    copies = st.tuples(st.integers(0, subspaces - 1), st.integers(0, subspaces - 1), st.sampled_from([-1.0, 0.0, 2.0]))
     for target, source, factor in draw(st.lists(copies, max_size=3)):
         nearly = draw(st.sampled_from([0.0, 1e-5]))
         gradients[target] = factor * gradients[source] + nearly * noise[target]
@@ -58,9 +56,7 @@ def test_the_other_one_gives_way_when_confidences_are_swapped() -> None:
 def test_rows_are_independent() -> None:
     gradients = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [-1.0, 1.0]]])
     result = coordinate(gradients, torch.tensor([2.0, 1.0]))
-    torch.testing.assert_close(
-        result.gradients, torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
-    )
+    torch.testing.assert_close(result.gradients, torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]]))
     assert result.projected.tolist() == [[False, False], [False, True]]
 
 
@@ -195,9 +191,7 @@ def test_nan_confidence_decides_nothing() -> None:
 
 @pytest.mark.parametrize("dead", [0.0, torch.inf, torch.nan])
 def test_zero_and_non_finite_rows_pass_through_and_are_nobodys_rival(dead: float) -> None:
-    gradients = torch.tensor(
-        [[[1.0, 1.0], [dead, 1.0]], [[dead, 1.0], [-2.0, 1.0]], [[-1.0, 0.0], [1.0, -2.0]]]
-    )
+    gradients = torch.tensor([[[1.0, 1.0], [dead, 1.0]], [[dead, 1.0], [-2.0, 1.0]], [[-1.0, 0.0], [1.0, -2.0]]])
     if dead == 0:
         gradients[0, 1] = gradients[1, 0] = 0.0
     result = coordinate(gradients, torch.tensor([3.0, 2.0, 1.0]))
@@ -217,9 +211,7 @@ def test_tiny_and_huge_gradients_neither_vanish_nor_overflow(scale: float) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_is_computed_in_float32_and_rounded_once(
-    dtype: torch.dtype, generator: torch.Generator
-) -> None:
+def test_low_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtype, generator: torch.Generator) -> None:
     gradients = torch.randn(3, 20, 64, generator=generator).to(dtype)
     confidence = torch.tensor([0.3, 0.2, 0.1])
     result = coordinate(gradients, confidence)

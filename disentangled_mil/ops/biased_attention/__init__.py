@@ -55,6 +55,7 @@ def biased_attention(
 
     Example:
         >>> import torch
+        >>> from disentangled_mil.ops import biased_attention
         >>> q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 3, 8), torch.randn(2, 4, 3, 8)
         >>> biased_attention(q, k, v, torch.rand(2, 9, 2), torch.rand(2, 4, 3, 2)).shape
         torch.Size([2, 4, 9, 8])
@@ -93,6 +94,7 @@ def biased_attention_weights(
 
     Example:
         >>> import torch
+        >>> from disentangled_mil.ops import biased_attention_weights
         >>> q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 3, 8)
         >>> biased_attention_weights(q, k, torch.rand(2, 9, 2), torch.rand(2, 4, 3, 2)).sum(-1).allclose(torch.ones(1))
         True

@@ -68,6 +68,8 @@ def density_peaks(
         noise; an absolute number of clusters instead of a share of the tokens.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.ops import density_peaks
         >>> tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]])
         >>> found = density_peaks(tokens, 2, neighbours=2)
         >>> found.assignment.tolist(), found.centres.tolist()

@@ -1,0 +1,142 @@
+"""README and documentation: their code runs, and they name everything that is public."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+import disentangled_mil
+from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.planted import planted_cohort, write_cohort
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+PACKAGES = ("ops", "nn", "losses", "optim", "models", "tasks", "data", "train", "report")
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The code of every fenced block in a language, preceded by as many empty lines as stand before it in the file."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return ["\n" * text.count("\n", 0, match.start(1)) + match[1] for match in found]
+
+
+def documented() -> set[object]:
+    """The objects that some page of the reference documents."""
+    objects = set()
+    for page in (DOCS / "api").glob("*.md"):
+        for target in re.findall(r"^\.\. auto(?:class|function|data):: (\S+)$", page.read_text(), re.MULTILINE):
+            parts = target.split(".")
+            depth = next(d for d in range(len(parts) - 1, 0, -1) if importlib.util.find_spec(".".join(parts[:d])))
+            value = importlib.import_module(".".join(parts[:depth]))
+            for part in parts[depth:]:
+                value = getattr(value, part)
+            objects.add(value)
+    return objects
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in (REPOSITORY / "README.md", *PAGES) if blocks(p, "python")], ids=lambda p: p.stem
+)
+def test_code_of_a_page_runs_in_order(path):
+    namespace = {"__name__": path.stem}
+    for code in blocks(path, "python"):
+        exec(compile(code, str(path), "exec"), namespace)
+
+
+def test_readme_shows_two_layers_in_somebody_elses_model():
+    code = "".join(blocks(REPOSITORY / "README.md", "python"))
+    assert "class GeneABMIL(ABMIL)" in code
+    assert "class TwoHeadedABMIL(ABMIL)" in code
+
+
+@pytest.mark.parametrize("package", ["", *PACKAGES])
+def test_reference_lists_every_public_name(package):
+    module = importlib.import_module(f"disentangled_mil.{package}".rstrip("."))
+    names = getattr(module, "__all__", ())
+    known = documented()
+    missing = [name for name in names if getattr(module, name) not in known]
+    assert not missing
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = {DOCS / "index.md"}
+    for page in PAGES:
+        for toctree in blocks(page, "{toctree}"):
+            entries = [line for line in toctree.split("\n") if line and not line.startswith(":")]
+            listed |= {(page.parent / entry).with_suffix(".md") for entry in entries}
+    assert set(PAGES) == listed
+
+
+def test_architecture_says_truly_where_things_are():
+    text = (DOCS / "architecture.md").read_text()
+    package = Path(disentangled_mil.__file__).parent
+    places = re.findall(r"`([\w/]+?)(?:\.py)?`: ((?:`\w+`(?:, )?)+)", text)
+    assert len(places) > 10
+    for place, names in places:
+        assert (package / place).is_dir() or (package / f"{place}.py").is_file()
+        module = importlib.import_module(f"disentangled_mil.{place.replace('/', '.')}")
+        for name in re.findall(r"\w+", names):
+            assert hasattr(module, name), f"{place}: {name}"
+
+
+@pytest.fixture
+def described(tmp_path):
+    """A planted cohort in files, with the description that the quick start shows."""
+    write_cohort(planted_cohort(4, seed=7, grid=(4, 4)), tmp_path)
+    (description,) = blocks(DOCS / "quickstart.md", "toml")
+    (tmp_path / "cohort.toml").write_text(description, encoding="utf-8")
+    return tmp_path / "cohort.toml"
+
+
+def test_cohort_description_of_the_quick_start_is_read(described):
+    cohort = read_cohort(described)
+    assert cohort.magnifications == ("10x", "20x")
+    assert set(cohort.gene_sets) == {"tumor", "tme"}
+    assert {"diagnosis", "grade", "time", "event"} <= set(cohort.clinical)
+
+
+def test_cohort_description_of_the_quick_start_is_complete(described):
+    """Every key that the reader knows is shown: the keys in the reader's own description are all there."""
+    documented_keys = re.findall(r"^ +(\w+) = ", read_cohort.__doc__, re.MULTILINE)
+    shown = tomllib.loads(described.read_text())
+    keys = {key for section in shown.values() for key in section}
+    assert set(documented_keys) <= keys | {"folder"}
+
+
+def test_unknown_key_in_a_description_is_refused(described):
+    described.write_text(described.read_text().replace("fraction =", "fractoin ="))
+    with pytest.raises(ValueError, match="unknown key 'fractoin'"):
+        read_cohort(described)
+
+
+def test_readme_has_the_two_commands_word_for_word():
+    commands = [code.strip() for code in blocks(REPOSITORY / "README.md", "bash")]
+    assert "pip install -c tests/constraints.txt -e '.[train]' && python -m disentangled_mil demo" in commands
+    assert "pip install -c tests/constraints.txt -e '.[train,test]' && pytest" in commands
+
+
+def test_version_is_that_of_the_project():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert project["version"] == disentangled_mil.__version__
+
+
+def test_constraints_pin_every_requirement_exactly():
+    lines = (REPOSITORY / "tests" / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = [r for r in chain(project["dependencies"], *extras.values()) if ";" not in r]
+    names = [re.match(r"[\w-]+", requirement)[0] for requirement in required]
+    assert [name for name in names if name.replace("_", "-") not in pins] == []
+    assert pins["torch"] == "2.13.0"
