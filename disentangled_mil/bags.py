@@ -6,6 +6,7 @@ from functools import cached_property
 from math import ceil, sqrt
 
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ._checks import check_count, check_mask, check_shape
@@ -169,6 +170,31 @@ class Grid:
         index = self.cells[..., 1] * self.width + self.cells[..., 0]
         return bool((self.mask & (index == torch.arange(index.shape[1], device=index.device))).all())
 
+    @cached_property
+    def count(self) -> Tensor:
+        """Tokens in every cell of the canvas [B, H * W], row by row."""
+        batch, area = len(self.shapes), self.width * self.height
+        count = torch.zeros(batch, area + 1, device=self.mask.device)
+        return count.scatter_add(1, self._flat_cells(), self.mask.to(count.dtype))[:, :area]
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """The occupied cell nearest to every cell of the canvas [B, H * W], as flat indices; itself where occupied.
+
+        Computed on the CPU, once per grid, and only where there are holes. Of a bag without tokens: itself.
+        """
+        area = self.width * self.height
+        nearest = torch.arange(area).repeat(len(self.shapes), 1)
+        if not self.full:
+            occupied = (self.count > 0).view(-1, self.height, self.width).cpu().numpy()
+            canvas = nearest.view(-1, self.height, self.width).numpy()
+            for bag, tissue, (width, height) in zip(canvas, occupied, self.shapes, strict=True):
+                own = tissue[:height, :width]
+                if own.any() and not own.all():
+                    rows, columns = distance_transform_edt(~own, return_distances=False, return_indices=True)
+                    bag[:height, :width] = rows * self.width + columns
+        return nearest.to(self.mask.device)
+
     def expand(self, batch: int) -> "Grid":
         """The grid for ``batch`` bags: itself, or one bag's grid repeated.
 
@@ -200,14 +226,16 @@ class Grid:
         sizes = check_shape("tokens", tokens, "B N C", dict(zip("BN", self.mask.shape, strict=True)))
         batch, channels = sizes["B"], sizes["C"]
         area = self.width * self.height
-        index = torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], area)
-        wide = torch.promote_types(tokens.dtype, torch.float32)  # bfloat16 cannot count beyond 256
-        real = torch.where(self.mask[..., None], tokens, 0).to(wide)
-        total = real.new_zeros(batch, area + 1, channels).scatter_add(1, index[..., None].expand_as(real), real)
-        count = real.new_zeros(batch, area + 1).scatter_add(1, index, self.mask.to(wide))
-        mean = (total[:, :area] / count[:, :area, None].clamp(min=1)).to(tokens.dtype)
+        index = self._flat_cells()[..., None]
+        real = torch.where(self.mask[..., None], tokens, 0).to(torch.promote_types(tokens.dtype, torch.float32))
+        total = real.new_zeros(batch, area + 1, channels).scatter_add(1, index.expand_as(real), real)
+        mean = (total[:, :area] / self.count[..., None].clamp(min=1)).to(tokens.dtype)
         shape = (batch, self.height, self.width)
-        return mean.view(*shape, channels), count[:, :area].view(shape)
+        return mean.view(*shape, channels), self.count.view(shape)
+
+    def _flat_cells(self) -> Tensor:
+        """Every token's cell on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
+        return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,6 +60,8 @@ class Classification:
         drawn.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Classification
         >>> task = Classification.fit(["low", "high", "low", "low"])
         >>> task
         Classification(classes=('high', 'low'), class_weight=[2.0, 0.667])
@@ -103,6 +105,7 @@ class Classification:
             ValueError: a label is no class, or there is no label of a class that is to be balanced.
 
         Example:
+            >>> from disentangled_mil import Classification
             >>> Classification.fit(["2", "4", "4"], classes=["2", "3", "4"], balanced=False).outputs
             3
         """
@@ -206,6 +209,8 @@ class DiscreteSurvival:
         hazard logits, which are no distribution, and treats censored patients like deaths.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import DiscreteSurvival
         >>> task = DiscreteSurvival.fit([1.0, 2.0, 3.0, 4.0, 9.0], event=[1, 1, 1, 1, 0])
         >>> task
         DiscreteSurvival(edges=[1.75, 2.5, 3.25], alpha=0.0)
@@ -250,6 +255,7 @@ class DiscreteSurvival:
                 many deaths share one time that an interval would be empty (take fewer bins).
 
         Example:
+            >>> from disentangled_mil import DiscreteSurvival
             >>> DiscreteSurvival.fit([10.0, 20.0, 30.0], event=[1, 0, 1], bins=2).edges
             tensor([20.], dtype=torch.float64)
         """
@@ -335,6 +341,7 @@ def task_from_state(state: Mapping[str, Any]) -> Task:
         ValueError: the state is of no known task.
 
     Example:
+        >>> from disentangled_mil import Classification, task_from_state
         >>> task_from_state(Classification(["low", "high"]).state())
         Classification(classes=('low', 'high'), class_weight=None)
     """

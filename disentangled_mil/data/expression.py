@@ -33,7 +33,7 @@ def read_expression(path: str | Path) -> pd.DataFrame:
     """Read an expression table: one row per patient, the identifier first, one column per gene.
 
     Args:
-        path: a ``.csv`` or ``.tsv`` file, also with ``.gz`` behind it; see :func:`~._tables.read_rows`.
+        path: a ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
 
     Returns:
         A float64 table, patients x genes, in the order and with the names of the file. A gene may occur

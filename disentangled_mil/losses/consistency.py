@@ -86,6 +86,8 @@ def inter_magnification_consistency(
         ``alignment`` and the common grid are ours.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import inter_magnification_consistency
         >>> a = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
         >>> inter_magnification_consistency(a, a, normalise="none")
         tensor(0.1250)
@@ -132,6 +134,8 @@ def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum"
         2019).
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import batch_similarity_consistency
         >>> a = torch.eye(2).reshape(2, 1, 2)
         >>> batch_similarity_consistency(a, torch.ones(2, 1, 3), reduction="none")
         tensor([[0.0429, 0.2500],

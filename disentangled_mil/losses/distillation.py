@@ -45,6 +45,8 @@ class DistillationTargets(NamedTuple):
             ValueError: a shape differs or there is no subspace.
 
         Example:
+            >>> import torch
+            >>> from disentangled_mil import DistillationTargets
             >>> features = {"tumor": torch.ones(3, 8), "tme": torch.zeros(3, 8)}
             >>> targets = DistillationTargets.from_teacher(torch.zeros(3, 4), features)
             >>> targets.select(torch.tensor([2, 0])).subspaces.shape
@@ -128,6 +130,8 @@ class SubspaceDistillation(nn.Module):
         published results.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import DistillationTargets, SubspaceDistillation
         >>> distil = SubspaceDistillation("softmax", temperature=2.0)
         >>> features = {"tumor": torch.ones(3, 8), "tme": torch.zeros(3, 8)}
         >>> targets = DistillationTargets.from_teacher(torch.zeros(3, 4), features)
@@ -225,6 +229,8 @@ def prediction_distillation(
         softmax over them means nothing: each interval has a divergence of its own.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import prediction_distillation
         >>> logits = torch.tensor([[0.0, 2.0]])
         >>> prediction_distillation(logits, torch.zeros(1, 2), temperature=1.0)
         tensor(0.4338)
@@ -275,6 +281,8 @@ def representation_distillation(
         The paper compares prototypes in the order in which clustering found them, which is arbitrary.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import representation_distillation
         >>> student = torch.tensor([[[0.0], [1.0]]])
         >>> representation_distillation(student, student.flip(1))
         tensor(1.)
@@ -317,6 +325,8 @@ def match_prototypes(prototypes: Tensor, subspaces: Tensor) -> Tensor:
         Hungarian matching (`scipy.optimize.linear_sum_assignment`); the paper leaves the order open.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import match_prototypes
         >>> match_prototypes(torch.tensor([[[0.0], [5.0], [1.0]]]), torch.tensor([[[1.1], [0.0]]]))
         tensor([[2, 0]])
     """

@@ -42,6 +42,8 @@ def discrete_time_nll(
         vanishes for a wrong prediction, however sure; takes ``event`` where it takes ``1 - event``.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import discrete_time_nll
         >>> discrete_time_nll(torch.zeros(2, 4), torch.tensor([0, 2]), event=torch.tensor([True, False]))
         tensor(1.3863)
     """

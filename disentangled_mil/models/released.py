@@ -80,6 +80,8 @@ def released_teacher(state_dict: Mapping[str, Tensor]) -> "ReleasedTeacher":
         ValueError: a parameter is missing, unknown, or of another shape.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.models.released import released_teacher
         >>> released_teacher({"teacher10_net.classifier.weight": torch.zeros(4, 256)})
         Traceback (most recent call last):
         ValueError: state_dict must hold 'teacher10_net._fc1.0.weight', which is missing
@@ -130,6 +132,8 @@ def released_student(state_dict: Mapping[str, Tensor]) -> "ReleasedStudent":
         ValueError: a parameter is missing, unknown, or of another shape.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil.models.released import released_student
         >>> released_student({"fc.weight": torch.zeros(4, 256)})
         Traceback (most recent call last):
         ValueError: state_dict must hold parameters student<magnification>_net.*, got 'fc.weight'
@@ -175,7 +179,10 @@ class ReleasedTeacher(nn.Module):
     Differs from the source: nothing that shows in a prediction.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
         >>> from disentangled_mil.bags import Grid
+        >>> from disentangled_mil.models.released import ReleasedTeacher
         >>> teacher = ReleasedTeacher(64, {"tumor": 5, "tme": 7}, 4, dim=32, heads=4, groups=4, dim_head=8)
         >>> bag = Bag(torch.randn(2, 64, 64), Grid.square([64, 64]))
         >>> out = teacher({"10x": bag, "20x": bag}, {"tumor": torch.randn(2, 5), "tme": torch.randn(2, 7)})
@@ -268,6 +275,8 @@ class ReleasedTeacherBranch(nn.Module):
 class ReleasedSelection(nn.Module):
     """Attention from a map to gene tokens, then one vector: one LayerNorm for all three places.
 
+    ::
+
         x = q + MHA(LN(q), LN(genes));  selected = tanh(Linear(mean over positions of LN(x)))
 
     Args:
@@ -314,7 +323,10 @@ class ReleasedStudent(nn.Module):
     the one with the larger peak score.
 
     Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
         >>> from disentangled_mil.bags import Grid
+        >>> from disentangled_mil.models.released import ReleasedStudent
         >>> student = ReleasedStudent(64, 4, dim=32, heads=4, groups=4, dim_head=8)
         >>> bag = Bag(torch.randn(2, 64, 64), Grid.square([64, 64]))
         >>> out = student({"10x": bag, "20x": bag})

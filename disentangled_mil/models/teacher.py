@@ -101,7 +101,8 @@ class Teacher(nn.Module):
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         query: query map of :class:`~disentangled_mil.DMSF`.
         selection_query: query of its selection layer.
-        dropout: of patch tokens, gene layers and attention weights.
+        dropout: of patch tokens and attention weights.
+        gene_dropout: of the gene layers.
         **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
@@ -138,12 +139,13 @@ class Teacher(nn.Module):
         query: str = "gene+patch",
         selection_query: str = "separate",
         dropout: float = 0.1,
+        gene_dropout: float = 0.1,
         **options: "Unpack[DeformableOptions]",
     ) -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         self.subspaces = check_subspaces(genes, "genes")
-        self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=dropout)
+        self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=gene_dropout)
         self.branches = nn.ModuleDict(
             {
                 name: TeacherBranch(features, outputs, dim, self.subspaces, query, selection_query, dropout, **options)

@@ -11,6 +11,7 @@ from .._checks import check_count
 from ..bags import Grid
 from ..ops.biased_attention import biased_attention_weights
 from ..ops.sampling import bilinear_corners, bilinear_spread
+from .tissue import tissue_corners
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class DeformableAttention:
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
         query_grid: where the queries lie.
         context_grid: where the context tokens lie.
+        released: whether positions follow the released convention, which may sample outside of the map.
 
     Example:
         >>> import torch
@@ -48,6 +50,7 @@ class DeformableAttention:
     sampling_positions: Tensor
     query_grid: Grid
     context_grid: Grid
+    released: bool = False
 
     @property
     def full(self) -> bool:
@@ -75,18 +78,17 @@ class DeformableAttention:
         """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.
 
         A key's share goes to the cells that it was sampled from, and there in equal parts to the cell's tokens.
+        Of a layer with ``positions="released"`` the shares of keys outside of the map are lost.
         """
         grid = self.context_grid
         heads, groups = self.query.shape[1], self.key_position.shape[1]
         per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
-        _, count = grid.to_map(self.query.new_zeros(*grid.mask.shape, 1))
-        occupied = rearrange((count > 0).to(per_group.dtype), "b h w -> b (h w)")
-        corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
-        tissue = occupied.repeat_interleave(groups, dim=0)
-        weight = corners.weight * tissue.gather(1, corners.cell.flatten(1)).view_as(corners.weight)
-        weight = weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
-        cells = bilinear_spread(per_group, corners._replace(weight=weight), grid.width * grid.height)
-        share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / count.flatten(1).clamp(min=1)
+        if self.released:
+            corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
+        else:
+            corners, _ = tissue_corners(grid, self.sampling_positions)
+        cells = bilinear_spread(per_group, corners, grid.width * grid.height)
+        share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / grid.count.clamp(min=1)
         index = grid.cells[..., 1] * grid.width + grid.cells[..., 0]
         return share.gather(1, index) * grid.mask
 

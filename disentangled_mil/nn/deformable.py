@@ -12,6 +12,7 @@ from ..ops.biased_attention import biased_attention
 from ..ops.sampling import bilinear_corners, bilinear_sample
 from .attention import DeformableAttention
 from .position_bias import ContinuousPositionBias
+from .tissue import tissue_corners
 
 
 class DeformableOutput(NamedTuple):
@@ -35,7 +36,8 @@ class DeformableCrossAttention(nn.Module):
         out = softmax(Q K^T / sqrt(d) + bias(q_pos - k_pos)) V.
 
     Holes and padding take no part: a sample is the mean of the real cells around its position, and a position
-    that lies half in a hole counts half. Along an axis with fewer cells than the kernel, every cell is a
+    that lies half in a hole counts half. Only if all positions of a group lie in holes, they sample the tissue
+    that is nearest. Along an axis with fewer cells than the kernel, every cell is a
     reference point.
 
     Args:
@@ -141,18 +143,22 @@ class DeformableCrossAttention(nn.Module):
         check_floating("query", query)
         check_floating("context", context)
         query_grid = grid_for(query, query_grid, mask, "query_grid")
+        if mask is not None and context_grid is not None:
+            raise ValueError("mask stands for both grids: give either mask or context_grid, not both")
         context_grid = query_grid if context_grid is None else context_grid
         context_grid = grid_for(context, context_grid, None, "context_grid")
+        if self.positions == "released" and not (query_grid.full and context_grid.full):
+            raise ValueError("positions='released' needs grids that every bag fills row by row, without padding")
         real = query_grid.mask[..., None]
 
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
         q = self.to_q(query.transpose(1, 2))  # [B, inner, N]
-        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size)
+        centred = self.positions == "centred"
+        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centred=centred)
         offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
         coarse_positions = coarse.position[:, None] + offset
         key_position, sampling_positions = self._place(coarse_positions, coarse, context_grid)
-        sampled, key_logit = self._sample(context, context_grid, sampling_positions)
-        key_logit = key_logit.masked_fill(~coarse.mask[:, None], -torch.inf)
+        sampled, key_logit = self._sample(context, context_grid, sampling_positions, coarse)
 
         channels = rearrange(sampled, "b g j c -> b (g c) j").to(self.to_k.weight.dtype)
         q = rearrange(q, "b (h d) n -> b h n d", h=self.heads)
@@ -182,6 +188,7 @@ class DeformableCrossAttention(nn.Module):
             sampling_positions,
             query_grid,
             context_grid,
+            self.positions == "released",
         )
         return DeformableOutput(torch.where(real, tokens, 0), attention)
 
@@ -212,24 +219,24 @@ class DeformableCrossAttention(nn.Module):
         cells = torch.minimum(cells.clamp(min=0), size - 1)
         return self._normalise(cells, size), cells
 
-    def _sample(self, context: Tensor, grid: Grid, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _sample(self, context: Tensor, grid: Grid, positions: Tensor, coarse: "CoarseGrid") -> tuple[Tensor, Tensor]:
         """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
-        maps, count = grid.to_map(context.to(positions.dtype))
-        corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
-        tissue = (count > 0).to(maps.dtype)[..., None].repeat_interleave(self.groups, dim=0)
+        maps, _ = grid.to_map(context.to(positions.dtype))
         grouped = rearrange(maps, "b h w (g c) -> (b g) (h w) c", g=self.groups)
-        sampled = bilinear_sample(grouped, corners)
         if self.positions == "released":
-            return rearrange(sampled, "(b g) j c -> b g j c", g=self.groups), positions.new_zeros(positions.shape[:3])
-        share = bilinear_sample(tissue.flatten(1, 2), corners)  # [B G, J, 1]
-        touches = share > _LEAST_TISSUE
-        safe = torch.where(touches, share, 1)
-        logit = torch.where(touches, safe.log(), -torch.inf)
-        sampled = torch.where(touches, sampled / safe, 0)
-        return (
-            rearrange(sampled, "(b g) j c -> b g j c", g=self.groups),
-            rearrange(logit, "(b g) j 1 -> b g j", g=self.groups),
-        )
+            corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
+            logit = positions.new_zeros(positions.shape[:3]).masked_fill(~coarse.mask[:, None], -torch.inf)
+        else:
+            corners, share = tissue_corners(grid, positions)
+            logit = self._key_logit(rearrange(share, "(b g) j -> b g j", g=self.groups), grid, coarse)
+        sampled = bilinear_sample(grouped, corners)
+        return rearrange(sampled, "(b g) j c -> b g j c", g=self.groups), logit
+
+    def _key_logit(self, share: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
+        """Log of the tissue share of every key; keys in holes count only where a group has no other."""
+        touches = (share > 0) & coarse.mask[:, None]
+        stranded = coarse.mask[:, None] & ~touches.any(-1, keepdim=True) & grid.mask.any(1)[:, None, None]
+        return torch.where(touches, torch.where(touches, share, 1).log(), torch.where(stranded, 0.0, -torch.inf))
 
     def extra_repr(self) -> str:
         """Options as given."""
@@ -238,10 +245,6 @@ class DeformableCrossAttention(nn.Module):
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
             f"dropout={self.dropout}, positions={self.positions!r}, backend={self.backend!r}"
         )
-
-
-# A sample with less than this share of tissue under it is dropped: its mean would be divided by nearly nothing.
-_LEAST_TISSUE = 1e-4
 
 
 class OffsetNetwork(nn.Module):
@@ -287,8 +290,12 @@ class CoarseGrid(NamedTuple):
     size: Tensor
 
     @classmethod
-    def over(cls, grid: Grid, downsample: int, kernel_size: int) -> "CoarseGrid":
-        """One reference point per ``downsample`` cells; per cell along axes shorter than the kernel."""
+    def over(cls, grid: Grid, downsample: int, kernel_size: int, *, centred: bool) -> "CoarseGrid":
+        """One reference point per ``downsample`` cells; per cell along axes shorter than the kernel.
+
+        With ``centred``, the points and their windows are spread evenly over a rectangle whose sides are no
+        multiples of ``downsample``; without, they are a convolution's, which leaves out the last cells.
+        """
         device = grid.cells.device
         strides = [[downsample if side >= kernel_size else 1 for side in shape] for shape in grid.shapes]
         coarse = [
@@ -300,8 +307,10 @@ class CoarseGrid(NamedTuple):
         index = torch.arange(columns * rows, device=device)
         position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
         mask = (position < size[:, None]).all(-1)
-        # A window starts so that its centre is the centre of the cells that the point stands for.
-        start = position * stride[:, None] - (kernel_size - stride[:, None]) // 2  # [B, J, 2]
+        # A window is centred on the cells that its point stands for.
+        pitch = grid.sizes[:, None] / size[:, None] if centred else stride[:, None]
+        centre = (position + 0.5) * pitch - 0.5
+        start = (centre - (kernel_size - 1) / 2 + 0.5).floor().long()  # [B, J, 2]
         span = torch.arange(kernel_size, device=device)
         x, y = start[..., 0, None] + span, start[..., 1, None] + span  # [B, J, K]
         inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))

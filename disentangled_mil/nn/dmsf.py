@@ -7,7 +7,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_floating, check_names, check_shape, check_subspaces
+from .._checks import check_choice, check_count, check_floating, check_names, check_shape, check_subspaces
 from ..bags import Grid, grid_for
 from .attention import DeformableAttention
 from .deformable import DeformableCrossAttention
@@ -137,6 +137,7 @@ class DMSF(nn.Module):
         for name in self.subspaces:
             check_shape(f"genes[{name!r}]", genes[name], "B T C", {"B": sizes["B"], "C": self.dim})
             check_floating(f"genes[{name!r}]", genes[name])
+            check_count(f"genes[{name!r}] tokens", genes[name].shape[1])
         grid = grid_for(patches, grid, mask)
         dtype = self.norm_patches.weight.dtype
         patches = torch.where(grid.mask[..., None], patches, 0).to(dtype)

@@ -34,11 +34,12 @@ def save_model(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path.with_suffix(".safetensors")) as temporary:
+    description_path, weights_path = _files(path)
+    with replacing(weights_path) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         save_file(tensors, temporary)
     description = {"format": _FORMAT, "model": kind, "arguments": dict(arguments), **extra}
-    write_json(path.with_suffix(".json"), description)
+    write_json(description_path, description)
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -54,17 +55,22 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     path = Path(path)
     if path.suffix in (".json", ".safetensors"):
         path = path.with_suffix("")
-    description_path, weights_path = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    description_path, weights_path = _files(path)
     for file in (description_path, weights_path):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")
     description = _read_description(description_path)
-    model = _MODELS[description["model"]](**description["arguments"])
+    kind = description["model"]
+    try:
+        model = _MODELS[kind](**description["arguments"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{description_path}: arguments must be those of a model {kind!r}: {error}") from error
     try:
         model.load_state_dict(load_file(weights_path))
     except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{weights_path}: does not hold the weights that {description_path.name} describes: {error}"
+            f"{weights_path}: does not hold the weights that {description_path.name} describes: {reason}"
         ) from error
     return model.eval(), description
 
@@ -95,18 +101,24 @@ def load_progress(path: Path, device: str) -> dict[str, Any]:
     return state
 
 
+def _files(path: Path) -> tuple[Path, Path]:
+    """Description and weights of a model; a dot in its name starts no suffix."""
+    return path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be JSON: {error}") from error
     if (
         not isinstance(description, dict)
         or description.get("format") != _FORMAT
-        or description.get("model") not in _MODELS
+        or description.get("model") not in tuple(_MODELS)
+        or not isinstance(description.get("arguments"), dict)
     ):
         raise ValueError(
-            f"{path}: must describe a model of format {_FORMAT} (one of {', '.join(_MODELS)}), "
-            f"got keys {sorted(description) if isinstance(description, dict) else type(description).__name__}"
+            f"{path}: must describe a model ({', '.join(_MODELS)}) in format {_FORMAT} with its arguments, "
+            f"got {sorted(description) if isinstance(description, dict) else type(description).__name__}"
         )
     return description

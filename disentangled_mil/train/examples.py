@@ -21,17 +21,18 @@ class BagMemory:
     """
 
     def __init__(self, limit: int = 4 << 30) -> None:
-        self._kept: dict[str, dict[str, Bag]] = {}
+        # By identity: two cohorts may use one name. The sample is kept so that its identity is not given away.
+        self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
         self._room = limit
 
     def load(self, sample: Sample) -> dict[str, Bag]:
         """The bag of every magnification."""
-        if sample.name in self._kept:
-            return self._kept[sample.name]
+        if id(sample) in self._kept:
+            return self._kept[id(sample)][1]
         bags = sample.load()
         size = sum(bag.patches.nbytes for bag in bags.values())
         if size <= self._room:
-            self._kept[sample.name] = bags
+            self._kept[id(sample)] = sample, bags
             self._room -= size
         return bags
 

@@ -165,11 +165,13 @@ def _arguments(
     name: str, train: Cohort, task: Task, pipeline: ExpressionPipeline, options: TrainingOptions
 ) -> dict[str, Any]:
     """Constructor arguments of a model, as they are saved."""
-    common = {"outputs": task.outputs, "dim": options.dim, "dropout": options.dropout}
+    common = {"outputs": task.outputs, "dim": options.dim}
+    genes = {"genes": pipeline.sizes, "gene_tokens": options.gene_tokens}
     if name == "genes":
-        return {"genes": pipeline.sizes, "gene_tokens": options.gene_tokens, **common}
+        return {**genes, "dropout": options.gene_dropout, **common}
     histology = {
         "features": train.width,
+        "dropout": options.dropout,
         "magnifications": list(train.magnifications),
         "kind": task.kind,
         "gate": options.gate,
@@ -178,7 +180,7 @@ def _arguments(
         "dim_head": options.dim_head,
     }
     if name == "teacher":
-        return {"genes": pipeline.sizes, "gene_tokens": options.gene_tokens, **histology, **common}
+        return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
     return {"subspaces": list(pipeline.sizes), **histology, **common}
 
 

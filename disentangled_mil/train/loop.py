@@ -44,7 +44,7 @@ def train_stage(
         quiet: show no progress bar.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the training or the validation loss is no longer finite.
         ValueError: the state in ``folder`` cannot be read.
     """
     state_path = folder / f"{name}.progress.pt"
@@ -67,7 +67,7 @@ def train_stage(
         for epoch in range(len(history), options.epochs):
             row = _train_epoch(stage, train, options, epoch, schedule, bar)
             if validation is not None:
-                row["validation"] = task_loss(stage, validation, options)
+                row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
             score = row.get("validation", -epoch)
             if score < best["loss"]:
@@ -118,8 +118,7 @@ def _train_epoch(
     for batch in train.batches(options.batch_size, order):
         batch = batch.to(options.device)
         loss = stage.loss(batch, epoch / options.epochs)
-        if not math.isfinite(value := loss.total.item()):
-            raise FloatingPointError(f"the training loss is {value} in epoch {epoch + 1}; lower learning_rate")
+        value = _finite("training", loss.total.item(), epoch)
         stage.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]
         stage.step(loss)
@@ -130,6 +129,13 @@ def _train_epoch(
         bar.update()
         bar.set_postfix(epoch=f"{epoch + 1}/{options.epochs}", loss=f"{value:.3f}", refresh=False)
     return {"epoch": epoch + 1, "learning_rate": float(schedule.get_last_lr()[0]), **sums}
+
+
+def _finite(name: str, loss: float, epoch: int) -> float:
+    """A loss that training can go on with."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the {name} loss is {loss} in epoch {epoch + 1}; lower learning_rate")
+    return loss
 
 
 def _cosine_with_warmup(step: int, total: int, warmup: int) -> float:

@@ -44,6 +44,7 @@ def classification_metrics(
         One entry per patient where the released code counts slides.
 
     Example:
+        >>> from disentangled_mil.train.metrics import classification_metrics
         >>> probabilities = [[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]
         >>> metrics = classification_metrics(probabilities, [0, 0, 1], ["a", "a", "b"])
         >>> metrics["auc"], metrics["accuracy"], metrics["patients"]
@@ -115,6 +116,7 @@ def survival_metrics(
         One entry per patient where the released code counts slides.
 
     Example:
+        >>> from disentangled_mil.train.metrics import survival_metrics
         >>> time, event, patients = [5.0, 5.0, 9.0], [1, 1, 0], ["a", "a", "b"]
         >>> metrics = survival_metrics([2.0, 4.0, 1.0], time, event=event, patients=patients)
         >>> metrics["c_index"], metrics["comparable_pairs"]

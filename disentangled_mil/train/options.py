@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from .._checks import check_count, check_interval
+from .._checks import check_choice, check_count, check_interval
+from ..nn.gate import RULES
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class TrainingOptions:
         heads: attention heads, and offset groups.
         dim_head: width of a head.
         gene_tokens: gene tokens per subspace.
-        dropout: of patch tokens, gene layers and attention.
+        dropout: of patch tokens and attention.
+        gene_dropout: of the gene layers.
         epochs: passes of each stage over its training samples.
         batch_size: samples per step.
         learning_rate: peak of the cosine schedule.
@@ -42,6 +44,7 @@ class TrainingOptions:
     dim_head: int = 16
     gene_tokens: int = 4
     dropout: float = 0.25
+    gene_dropout: float = 0.1
     epochs: int = 30
     batch_size: int = 16
     learning_rate: float = 5e-4
@@ -62,7 +65,9 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "bins"):
             check_count(name, getattr(self, name))
-        for name in ("dropout", "lr_warmup", "task_warmup"):
+        check_count("seed", self.seed, minimum=0)
+        check_choice("gate", self.gate, RULES)
+        for name in ("dropout", "gene_dropout", "lr_warmup", "task_warmup"):
             check_interval(name, getattr(self, name), 0, 1)
         check_interval("validation", self.validation, 0, 0.9)
         check_interval("learning_rate", self.learning_rate, 0, float("inf"), open_low=True)

@@ -25,7 +25,9 @@ from .experiment import Result, Split, run_split
 from .options import TrainingOptions
 
 TRAIN_OPTIONS = TrainingOptions()
-DEMO_OPTIONS = replace(TRAIN_OPTIONS, dim=32, heads=4, dim_head=8, epochs=15)
+DEMO_OPTIONS = replace(TRAIN_OPTIONS, dim=32, heads=2, epochs=20)
+# Columns and rows at 10x: small slides, so that the demo takes minutes.
+DEMO_GRID = (10, 8)
 
 
 def run_demo(
@@ -60,8 +62,8 @@ def run_demo(
     if _claim(out, {"run": "demo", "task": label, "patients": patients, "training": _saved(options)}, resume):
         return _report(out, label)
     held_out = patients // 2
-    planted = planted_cohort(patients + held_out, seed=options.seed)
-    external = planted_cohort(held_out, seed=options.seed + 10_000, shift=1.0)
+    planted = planted_cohort(patients + held_out, seed=options.seed, grid=DEMO_GRID)
+    external = planted_cohort(held_out, seed=options.seed + 10_000, shift=1.0, grid=DEMO_GRID)
     names = planted.cohort.patients
     split = Split(
         planted.cohort.subset(names[:patients]),

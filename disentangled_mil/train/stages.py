@@ -172,7 +172,7 @@ class StudentStage:
 
 
 def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW; biases, norms and the position bias are not decayed."""
+    """AdamW; vectors (biases, norms) and scalars are not decayed."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [

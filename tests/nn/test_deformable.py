@@ -548,14 +548,15 @@ def test_inputs_that_do_not_fit_are_refused(
         call(small_layer())
 
 
-def test_a_bag_whose_samples_all_fall_into_holes_attends_to_nothing_but_stays_finite() -> None:
+def test_a_bag_whose_samples_all_fall_into_holes_attends_to_the_nearest_tissue() -> None:
     layer = small_layer(downsample=4, kernel_size=4, offset_scale=0.0)
-    corners = torch.tensor([[0, 0], [3, 3]])
-    bag = Bag.from_slide(torch.ones(2, 8, dtype=torch.float64), corners, step=1)
+    corners = torch.tensor([[0, 0], [3, 3]])  # the one reference point lies at (1.5, 1.5), and rounds to (2, 2)
+    bag = Bag.from_slide(torch.randn(2, 8, dtype=torch.float64), corners, step=1)
     patches = bag.patches.clone().requires_grad_()
     out = layer(patches, patches, bag.grid)
-    torch.testing.assert_close(out.tokens[0], layer.to_out.bias.detach().expand(2, -1))
-    assert (out.attention.mass() == 0).all()
+    value = layer.to_v(patches[:, 1, :, None])[..., 0]
+    torch.testing.assert_close(out.tokens[0], layer.to_out(value).expand(2, -1))
+    assert out.attention.mass().tolist() == [[0.0, 1.0]]
     (out.tokens.sum() + out.attention.common_grid(2).square().sum()).backward()
     assert patches.grad.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())

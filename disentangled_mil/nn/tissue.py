@@ -1,0 +1,54 @@
+"""Where there is tissue under a sampling position."""
+
+import torch
+from torch import Tensor
+
+from ..bags import Grid
+from ..ops.sampling import Corners, bilinear_corners
+
+
+def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
+    """The occupied cells around each position, their weights made to sum to one.
+
+    A position without tissue around it takes the occupied cell that is nearest to it.
+
+    Args:
+        grid: where the tokens lie.
+        position: (x, y) in cells of the grid, inside of the canvas.
+
+    Shape:
+        ``position`` [B, G, J, 2].
+
+    Returns:
+        Corners [B * G, J, 4], and the share of tissue under each position [B * G, J], in [0, 1]; 0 if it is less
+        than 1e-4. A bag without tokens has weights of zero.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Grid
+        >>> grid = Grid.from_coords(torch.tensor([[0, 0], [3, 0]]), step=1)  # a hole of two cells
+        >>> corners, share = tissue_corners(grid, torch.tensor([[[[0.75, 0.0], [1.9, 0.0]]]]))
+        >>> share.tolist(), corners.cell[0, :, 0].tolist(), corners.weight[0, :, 0].tolist()
+        ([[0.25, 0.0]], [0, 3], [1.0, 1.0])
+    """
+    groups = position.shape[1]
+    position = position.flatten(0, 1)
+    corners = bilinear_corners(position, grid.width, grid.height)
+    occupied = (grid.count > 0).to(position.dtype).repeat_interleave(groups, dim=0)  # [B G, H W]
+    real = corners.weight * occupied.gather(1, corners.cell.flatten(1)).view_as(corners.weight)
+    share = real.sum(-1)
+    touches = share > _LEAST_TISSUE
+    weight = real / torch.where(touches, share, 1)[..., None]
+
+    x, y = position.detach().round().unbind(-1)
+    cell = y.long() * grid.width + x.long()
+    nearest = grid.nearest.repeat_interleave(groups, dim=0).gather(1, cell)
+    alone = torch.zeros_like(weight)
+    alone[..., 0] = occupied.gather(1, nearest)
+    weight = torch.where(touches[..., None], weight, alone)
+    cells = torch.where(touches[..., None], corners.cell, nearest[..., None])
+    return Corners(cells, weight), torch.where(touches, share, 0)
+
+
+# With less tissue than this under it, a mean would be divided by nearly nothing.
+_LEAST_TISSUE = 1e-4

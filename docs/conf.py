@@ -1,0 +1,96 @@
+"""Sphinx configuration: ``sphinx-build -W --keep-going -n docs docs/_build``."""
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
+
+from disentangled_mil import __version__
+
+project = "disentangled_mil"
+author = "The disentangled_mil authors"
+copyright = f"2026, {author}"
+release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build", "gallery"]
+html_theme = "furo"
+html_title = f"disentangled_mil {release}"
+myst_enable_extensions = ["dollarmath"]
+default_role = "py:obj"
+
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# Names of other libraries, whose documentation is not linked: builds need no network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|nn|np|npt|numpy|pd|pandas|scipy|scanpy|h5py|tqdm|argparse|pathlib|collections|typing|os)\..*"),
+    ("py:.*", r"(Tensor|Path|Sequence|Mapping|Iterable|Callable|Any|PathLike.*|Unpack.*|optional|ArrayLike)"),
+]
+
+# One-line and block sections of a docstring that become fields beside its parameters.
+_FIELDS = re.compile(r"^(Shape|Source|Differs from the source|Example):(?: (?P<text>.+))?$")
+
+
+def setup(app: Sphinx) -> None:
+    """Register what this project needs beyond the extensions."""
+    app.connect("builder-inited", _draw_gallery)
+    app.connect("autodoc-process-docstring", _fields, priority=400)  # before napoleon, which knows no such sections
+    app.connect("missing-reference", _by_last_name)
+
+
+def _draw_gallery(app: Sphinx) -> None:
+    """Execute the gallery where its picture is missing or older than its script."""
+    script = Path(app.srcdir) / "gallery" / "where_genes_look.py"
+    picture = script.parent / "_generated" / "where_genes_look.png"
+    if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
+        runpy.run_path(str(script))["draw"](picture)
+
+
+def _fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """``Source: text`` and ``Shape:`` with an indented block -> a field; a block of examples stays a section."""
+    changed: list[str] = []
+    inside = False  # a one-line section that may continue without indentation
+    for line in lines:
+        section = _FIELDS.match(line)
+        if section and (section["text"] or section[1] != "Example"):
+            if changed and changed[-1]:
+                changed.append("")
+            changed += [f":{section[1]}:", *([f"    {section['text']}"] if section["text"] else [])]
+            inside = section["text"] is not None
+        else:
+            inside = inside and bool(line)
+            changed.append(f"    {line}" if inside else line)
+    lines[:] = changed
+
+
+def _by_last_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
+) -> nodes.reference | None:
+    """Resolve a name to where it is documented: ``disentangled_mil.bags.Grid`` to ``disentangled_mil.Grid``."""
+    if node.get("refdomain") != "py":
+        return None
+    parts = node["reftarget"].strip(".").split(".")
+    objects = env.get_domain("py").objects  # type: ignore[attr-defined]
+    for tail in (parts, parts[-2:], parts[-1:]):
+        found = [name for name, entry in objects.items() if not entry.aliased and name.split(".")[-len(tail) :] == tail]
+        if len(found) == 1:
+            target = objects[found[0]]
+            return make_refnode(app.builder, node["refdoc"], target.docname, target.node_id, contnode, found[0])
+    return None

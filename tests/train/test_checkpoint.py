@@ -1,0 +1,130 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from disentangled_mil import GeneNetwork
+from disentangled_mil.train.checkpoint import load_model, load_progress, save_model, save_progress, write_json
+
+ARGUMENTS = {"genes": {"tumor": 3, "tme": 2}, "outputs": 2, "dim": 4}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint, without suffix."""
+    save_model(tmp_path / "run" / "genes", GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"label": "grading"})
+    return tmp_path / "run" / "genes"
+
+
+def test_a_saved_model_predicts_the_same_and_brings_its_description(tmp_path):
+    model = GeneNetwork(**ARGUMENTS)
+    save_model(tmp_path / "genes", model, "genes", ARGUMENTS, {"label": "grading"})
+    genes = {"tumor": torch.randn(5, 3), "tme": torch.randn(5, 2)}
+    for path in ("genes", "genes.json", "genes.safetensors"):
+        loaded, description = load_model(str(tmp_path / path))
+        assert isinstance(loaded, GeneNetwork)
+        assert not loaded.training
+        assert torch.equal(loaded(genes).logits, model.eval()(genes).logits)
+        assert description == {"format": 1, "model": "genes", "arguments": ARGUMENTS, "label": "grading"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["genes.json", "genes.safetensors"]
+
+
+def test_names_with_dots_are_kept_apart(tmp_path):
+    for name in ("v1.0", "v1.1"):
+        save_model(tmp_path / name, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"label": name})
+    assert load_model(tmp_path / "v1.0")[1]["label"] == "v1.0"
+    assert load_model(tmp_path / "v1.1.json")[1]["label"] == "v1.1"
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_missing_file_is_named(saved, suffix):
+    saved.with_suffix(suffix).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"genes\{suffix}: no such file"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
+def test_a_description_that_is_no_json_is_refused(saved, content):
+    saved.with_suffix(".json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"genes\.json: must be JSON"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [({"format": 2}, "arguments"), ({"model": "forest"}, "arguments"), ({"model": ["genes"]}, "arguments")],
+)
+def test_a_description_of_something_else_is_refused(saved, change, got):
+    path = saved.with_suffix(".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"genes\.json: must describe a model .* in format 1 .* got .*{got}"):
+        load_model(saved)
+
+
+def test_a_description_that_is_no_object_or_lacks_arguments_is_refused(saved):
+    saved.with_suffix(".json").write_text("[1]")
+    with pytest.raises(ValueError, match="got list"):
+        load_model(saved)
+    saved.with_suffix(".json").write_text('{"format": 1, "model": "genes"}')
+    with pytest.raises(ValueError, match="must describe a model"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("change", [{"layers": 3}, {"dim": 0}, {"genes": 5}])
+def test_arguments_that_the_model_does_not_take_are_refused(saved, change):
+    path = saved.with_suffix(".json")
+    description = json.loads(path.read_text())
+    description["arguments"] |= change
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"genes\.json: arguments must be those of a model 'genes'"):
+        load_model(saved)
+
+
+def test_truncated_weights_are_refused(saved):
+    path = saved.with_suffix(".safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"genes\.safetensors: does not hold the weights that genes\.json describes"):
+        load_model(saved)
+
+
+def test_weights_of_another_model_are_refused_in_one_line(saved):
+    path = saved.with_suffix(".safetensors")
+    weights = load_file(path)
+    weights["other"] = weights.popitem()[1]
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"genes\.safetensors: does not hold .*[Mm]issing key") as error:
+        load_model(saved)
+    assert "\n" not in str(error.value)
+
+
+def test_a_failed_write_leaves_what_was_there(saved, monkeypatch):
+    before = {path: path.read_bytes() for path in saved.parent.iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json(saved.with_suffix(".json"), {"what": object()})
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("disentangled_mil.train.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(saved, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {})
+    assert {path: path.read_bytes() for path in saved.parent.iterdir()} == before
+
+
+def test_progress_comes_back_as_it_was(tmp_path):
+    state = {"rng": torch.get_rng_state(), "history": [{"epoch": 1, "loss": 0.5}], "best": {"weights": {}}}
+    save_progress(tmp_path / "new" / "a.progress.pt", state)
+    loaded = load_progress(tmp_path / "new" / "a.progress.pt", "cpu")
+    assert torch.equal(loaded.pop("rng"), state["rng"])
+    assert loaded == {"history": [{"epoch": 1, "loss": 0.5}], "best": {"weights": {}}}
+
+
+@pytest.mark.parametrize("keep", [0, 10, -10])
+def test_truncated_progress_is_refused_with_a_way_out(tmp_path, keep):
+    path = tmp_path / "a.progress.pt"
+    save_progress(path, {"weights": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"a\.progress\.pt: cannot be resumed from .* delete it to train this stage"):
+        load_progress(path, "cpu")

@@ -1,0 +1,266 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lifelines.utils import concordance_index
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
+
+from disentangled_mil import Bag
+from disentangled_mil.data.cohort import Cohort
+from disentangled_mil.train import experiment
+from disentangled_mil.train.checkpoint import load_model
+from disentangled_mil.train.experiment import MODELS, Split, fit_task, run_split
+from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+
+
+def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: load_file(folder / f"{name}.safetensors") for name in MODELS}
+
+
+def assert_same_weights(first, second) -> None:
+    for name, tensors in weights(first).items():
+        others = load_file(second / f"{name}.safetensors")
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(value, others[key]) for key, value in tensors.items()), name
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What every stage is trained and chosen on, without training."""
+    seen = {}
+
+    def train_stage(name, stage, train, validation, *args, **kwargs):
+        seen[name] = stage, train, validation
+        stage.model.eval()
+
+    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    return seen
+
+
+def test_a_finished_split_has_its_files_and_nothing_half_written(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    ends = (".csv", ".json", ".safetensors", ".progress.pt")
+    assert names == {f"{model}{end}" for model in MODELS for end in ends}
+
+
+def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
+    for name in MODELS:
+        model, description = load_model(finished.folder / name)
+        assert not model.training
+        assert description["label"] == "grading"
+        assert description["task"] == fit_task(split.train, "grading", options).state()
+        assert description["training"]["epochs"] == 3
+        assert description["cohort"] == {"bag": "slide", "transform": "none", "drop_augmented": False}
+        assert ("expression" in description) == (name in ("genes", "teacher"))
+    assert load_model(finished.folder / "distilled")[1]["model"] == "student"
+
+
+def test_predictions_and_metrics_are_of_every_model_and_test_patient(finished, split):
+    table = finished.result.predictions
+    assert list(table.columns[:3]) == ["model", "test", "patient"]
+    assert list(finished.result.metrics) == list(MODELS) == list(table["model"].unique())
+    for _, rows in table.groupby("model"):
+        assert set(rows["patient"]) == set(split.tests["internal"].patients)
+        assert rows["patient"].is_unique
+        np.testing.assert_allclose(rows.filter(like="probability_").sum(1), 1, rtol=1e-5)
+
+
+def test_metrics_are_those_of_the_written_predictions(finished, split):
+    for name, rows in finished.result.predictions.groupby("model"):
+        metrics = finished.result.metrics[name]["internal"]
+        truth = split.tests["internal"].clinical["grade"][rows["patient"]].to_numpy()
+        present = sorted(set(truth))
+        assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, rows["predicted"]))
+        one_against_rest = [roc_auc_score(truth == grade, rows[f"probability_{grade}"]) for grade in present]
+        assert metrics["auc"] == pytest.approx(np.mean(one_against_rest))
+        macro = {"labels": present, "average": "macro", "zero_division": 0.0}
+        assert metrics["sensitivity"] == pytest.approx(recall_score(truth, rows["predicted"], **macro))
+        assert metrics["f1"] == pytest.approx(f1_score(truth, rows["predicted"], **macro))
+        assert (metrics["patients"], metrics["classes"]) == (10, len(present))
+
+
+def test_nothing_about_test_patients_reaches_the_weights(split, options, finished, tmp_path):
+    test = split.tests["internal"]
+    samples = tuple(
+        replace(s, bags={name: Bag(5 - 3 * bag.patches, bag.grid) for name, bag in s.load().items()})
+        for s in test.samples
+    )
+    clinical = test.clinical.assign(grade=np.roll(test.clinical["grade"].to_numpy(), 1))
+    other = replace(test, samples=samples, clinical=clinical, expression=test.expression * 7 + 1)
+    changed = run_split(Split(split.train, {"internal": other}), "grading", options, tmp_path, quiet=True)
+    assert_same_weights(finished.folder, tmp_path)
+    assert not changed.predictions.equals(finished.result.predictions)
+    for name in MODELS:
+        assert (tmp_path / f"{name}.json").read_text() == (finished.folder / f"{name}.json").read_text()
+
+
+def test_stages_train_on_training_patients_only_and_genes_on_those_with_expression(split, options, recorded, tmp_path):
+    run_split(split, "grading", options, tmp_path, quiet=True)
+    paired, tested = set(split.train.expression.index), set(split.tests["internal"].patients)
+    for name, (_, train, validation) in recorded.items():
+        taught, chosen = set(train.patients), set(validation.patients)
+        assert taught
+        assert chosen
+        assert not taught & chosen
+        assert not (taught | chosen) & tested
+        if name in ("genes", "teacher"):
+            assert taught | chosen == paired
+        else:
+            assert taught | chosen == set(split.train.patients)
+            assert taught - paired
+            assert chosen - paired
+
+
+def test_patch_encoders_are_standardised_on_what_they_train_on(split, options, recorded, tmp_path):
+    run_split(split, "grading", options, tmp_path, quiet=True)
+    for name in ("teacher", "student", "distilled"):
+        stage, train, _ = recorded[name]
+        for magnification, branch in stage.model.branches.items():
+            patches = torch.cat([s.load()[magnification].patches[0] for s in train.samples])
+            torch.testing.assert_close(branch.patches.mean, patches.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_targets_of_distillation_are_computed_once_from_the_trained_teacher(
+    split, options, recorded, tmp_path, monkeypatch
+):
+    calls = []
+    targets = TeacherStage.targets
+
+    def spy(self, examples):
+        calls.append((self, examples))
+        return targets(self, examples)
+
+    monkeypatch.setattr(TeacherStage, "targets", spy)
+    run_split(split, "grading", options, tmp_path, quiet=True)
+    assert len(calls) == 1
+    assert calls[0][0] is recorded["teacher"][0]
+    stage, train, _ = recorded["distilled"]
+    assert calls[0][1] is train
+    present = stage.targets["20x"].present
+    expected = [patient in split.train.expression.index for patient in train.patients]
+    assert present.tolist() == expected
+    assert recorded["student"][0].targets is None
+
+
+def test_student_and_distilled_student_start_alike(split, options, recorded, tmp_path):
+    run_split(split, "grading", options, tmp_path, quiet=True)
+    first, second = (recorded[name][0].model.state_dict() for name in ("student", "distilled"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_distillation_changes_the_student_after_its_warm_up(finished):
+    logs = {name: pd.read_csv(finished.folder / f"{name}.csv") for name in ("student", "distilled")}
+    assert "prediction" not in logs["student"]
+    assert logs["distilled"]["prediction"].isna().tolist() == [True, False, False]
+    assert logs["distilled"]["task"][0] == logs["student"]["task"][0]
+    assert logs["distilled"]["task"][2] != logs["student"]["task"][2]
+
+
+def test_without_validation_everybody_teaches(split, options, recorded, tmp_path):
+    run_split(split, "grading", replace(options, validation=0), tmp_path, quiet=True)
+    for name, (_, train, validation) in recorded.items():
+        assert validation is None
+        assert len(set(train.patients)) == (16 if name in ("genes", "teacher") else 24)
+
+
+def test_survival_has_hazards_and_a_concordance_of_its_risks(split, options, tmp_path):
+    result = run_split(split, "survival", replace(options, epochs=1), tmp_path, quiet=True)
+    clinical = split.tests["internal"].clinical
+    for name, rows in result.predictions.groupby("model"):
+        assert [column for column in rows if column.startswith("hazard_")] == ["hazard_0", "hazard_1", "hazard_2"]
+        labels = clinical.loc[rows["patient"]]
+        c_index = concordance_index(labels["time"], -rows["risk"].to_numpy(), labels["event"])
+        assert result.metrics[name]["internal"]["c_index"] == pytest.approx(c_index)
+    task = load_model(tmp_path / "student")[1]["task"]
+    died = split.train.clinical.query("event == 1")["time"]
+    assert task["edges"] == pytest.approx(np.quantile(died, [1 / 3, 2 / 3]))
+
+
+def test_an_interruption_of_any_stage_changes_no_number(split, options, finished, tmp_path, monkeypatch):
+    """Interrupted within the second or third epoch of every stage in turn, and continued each time."""
+    steps = {"genes": 1, "teacher": 1, "student": 3, "distilled": 5}
+
+    def breaking(cls, name, applies):
+        plain, count = cls.loss, iter(range(1000))
+
+        def loss(self, batch, progress):
+            if applies(self) and next(count) == steps[name]:
+                raise KeyboardInterrupt
+            return plain(self, batch, progress)
+
+        return loss
+
+    applies = {
+        "genes": (GeneStage, lambda stage: True),
+        "teacher": (TeacherStage, lambda stage: True),
+        "student": (StudentStage, lambda stage: stage.targets is None),
+        "distilled": (StudentStage, lambda stage: stage.targets is not None),
+    }
+    for number, (name, (cls, chosen)) in enumerate(applies.items()):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(cls, "loss", breaking(cls, name, chosen))
+            run_split(split, "grading", options, tmp_path, resume=number > 0, quiet=True)
+        assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+        assert [model for model in MODELS if (tmp_path / f"{model}.json").exists()] == list(MODELS)[:number]
+        epochs = pd.read_csv(tmp_path / f"{name}.csv")["epoch"].tolist()
+        assert epochs == ([1, 2] if name == "distilled" else [1])
+        torch.manual_seed(99)
+    result = run_split(split, "grading", options, tmp_path, resume=True, quiet=True)
+    assert_same_weights(finished.folder, tmp_path)
+    assert result.metrics == finished.result.metrics
+    pd.testing.assert_frame_equal(result.predictions, finished.result.predictions, check_exact=True)
+    for name in MODELS:
+        for suffix in (".csv", ".json"):
+            assert (tmp_path / f"{name}{suffix}").read_bytes() == (finished.folder / f"{name}{suffix}").read_bytes()
+
+
+def test_a_patient_who_is_trained_on_cannot_be_tested(split, options, tmp_path):
+    leaking = Split(split.train, {"internal": split.train.with_expression()})
+    with pytest.raises(ValueError, match=r"^tests\['internal'\] must hold no training patient, got 'P3-0000'"):
+        run_split(leaking, "grading", options, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_patient_without_expression_cannot_be_tested(split, options, tmp_path):
+    test = split.tests["internal"]
+    blind = replace(test, expression=test.expression.iloc[1:])
+    with pytest.raises(ValueError, match=r"^tests\['internal'\] must have expression of every patient, got none for"):
+        run_split(Split(split.train, {"internal": blind}), "grading", options, tmp_path / "run")
+
+
+def test_a_cohort_without_expression_is_refused(split, options, tmp_path):
+    train = replace(split.train, expression=None)
+    with pytest.raises(ValueError, match="must have expression"):
+        run_split(Split(train, split.tests), "grading", options, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("grades", "expected"),
+    [
+        (["G2"] * 6 + ["G3"] * 5 + ["G4"], {"G2 True": 7, "G3 True": 5}),
+        (["G2"] * 6 + ["G3"] + ["G4"], {"G2 True": 6, "rare": 2}),
+        (["G2"] * 6 + ["G3"] * 6, {"G2 True": 6, "G3 True": 6}),
+    ],
+)
+def test_rare_strata_are_pooled_for_the_inner_split(grades, expected):
+    pooled = pd.Series(experiment._pool_rare([f"{grade} True" for grade in grades]))
+    assert pooled.value_counts().to_dict() == expected
+
+
+def test_a_cohort_in_memory_of_merged_patients_is_read_the_same_later(split):
+    first = split.train.subset(split.train.patients[:1])
+    sample = replace(first.samples[0], name=first.patients[0])
+    cohort = Cohort((sample,), first.clinical)
+    assert experiment._reading(cohort)["bag"] == "patient"
+    assert experiment._reading(first)["bag"] == "slide"
+
+
+def test_descriptions_are_plain_json_without_the_device(finished):
+    for name in MODELS:
+        text = (finished.folder / f"{name}.json").read_text()
+        assert json.loads(text)["training"]["seed"] == 5
+        assert "NaN" not in text

@@ -1,0 +1,208 @@
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+
+from disentangled_mil import (
+    CGCOptimizer,
+    Classification,
+    GeneNetwork,
+    Student,
+    SubspaceDistillation,
+    Teacher,
+    inter_magnification_consistency,
+)
+from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+
+SIZES = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
+
+
+@pytest.fixture
+def task(examples, options):
+    return Classification.fit(examples.labels)
+
+
+@pytest.fixture
+def make_teacher(examples, task, options):
+    def make(**changes):
+        torch.manual_seed(1)
+        genes = {name: values.shape[1] for name, values in examples.genes.items()}
+        changed = replace(options, dropout=0.0, gene_dropout=0.0, **changes)
+        return TeacherStage(Teacher(8, genes, 3, dropout=0.0, gene_dropout=0.0, **SIZES), task, changed)
+
+    return make
+
+
+@pytest.fixture
+def make_student(task, options):
+    def make(targets=None, **changes):
+        torch.manual_seed(2)
+        return StudentStage(Student(8, 3, dropout=0.0, **SIZES), task, replace(options, **changes), targets)
+
+    return make
+
+
+def anchors(stage: StudentStage) -> torch.Tensor:
+    return torch.stack([branch.aggregate.anchors.clone() for branch in stage.model.branches.values()])
+
+
+def test_gene_stage_learns_its_task_from_genes_alone(examples, task, options):
+    genes = {name: values.shape[1] for name, values in examples.genes.items()}
+    stage = GeneStage(GeneNetwork(genes, 3, dim=8, dropout=0.0), task, options)
+    batch = examples.batch(range(6))
+    loss = stage.loss(batch._replace(bags={}), 0.0)
+    assert loss.total is loss.parts["task"]
+    assert loss.confidence == {}
+    torch.testing.assert_close(loss.total, task.loss(stage.model(batch.genes).logits, batch.target))
+    loss.total.backward()
+    stage.step(loss)
+    assert stage.loss(batch, 0.0).total < loss.total
+
+
+def test_only_vectors_are_spared_the_weight_decay(make_teacher):
+    stage = make_teacher(weight_decay=0.3)
+    decayed, others = stage.optimizer.param_groups
+    assert decayed["weight_decay"] == 0.3
+    assert others["weight_decay"] == 0.0
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert all(parameter.ndim <= 1 for parameter in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(stage.model.parameters()))
+
+
+def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examples, task, make_teacher):
+    stage = make_teacher(consistency_weight=0.5)
+    batch = examples.batch(range(5))
+    loss = stage.loss(batch, 0.0)
+    branches = stage.model(batch.bags, batch.genes).branches
+    wanted = sum(task.loss(branch.logits, batch.target) for branch in branches.values())
+    first, second = branches.values()
+    consistency = inter_magnification_consistency(first.attention, second.attention)
+    torch.testing.assert_close(loss.parts["task"], wanted)
+    torch.testing.assert_close(loss.parts["consistency"], consistency)
+    torch.testing.assert_close(loss.total, wanted + 0.5 * consistency)
+    for name in ("tumor", "tme"):
+        confidence = sum(
+            branch.subspace_logits[name].softmax(1).gather(1, batch.target[:, None]).sum()
+            for branch in branches.values()
+        )
+        torch.testing.assert_close(loss.confidence[name], confidence)
+        assert not loss.confidence[name].requires_grad
+
+
+def test_consistency_needs_two_magnifications_and_a_weight(examples, task, make_teacher, options):
+    batch = examples.batch(range(3))
+    assert list(make_teacher(consistency_weight=0).loss(batch, 0.0).parts) == ["task"]
+    genes = {name: values.shape[1] for name, values in examples.genes.items()}
+    single = TeacherStage(Teacher(8, genes, 3, magnifications=["20x"], **SIZES), task, options)
+    loss = single.loss(batch._replace(bags={"20x": batch.bags["20x"]}), 0.0)
+    assert list(loss.parts) == ["task"]
+    assert len(list(combinations(single.model.magnifications, 2))) == 0
+
+
+def test_teacher_coordinates_its_gradients_unless_told_not_to(examples, make_teacher):
+    plain, coordinated = make_teacher(cgc=False), make_teacher(cgc=True)
+    assert plain.coordinated is None
+    assert isinstance(coordinated.optimizer, CGCOptimizer)
+    batch = examples.batch(range(8))
+    for stage in (plain, coordinated):
+        before = [parameter.clone() for parameter in stage.model.parameters()]
+        loss = stage.loss(batch, 0.0)
+        loss.total.backward()
+        stage.step(loss)
+        assert any(not torch.equal(a, b) for a, b in zip(before, stage.model.parameters(), strict=True))
+
+
+def test_coordination_is_given_the_confidences_of_the_batch(examples, make_teacher, monkeypatch):
+    given = []
+    monkeypatch.setattr(CGCOptimizer, "step", lambda self, closure=None, **options: given.append(options))
+    stage = make_teacher(cgc=True)
+    loss = stage.loss(examples.batch(range(4)), 0.0)
+    stage.step(loss)
+    assert given == [{"confidence": loss.confidence}]
+
+
+def test_targets_are_those_of_the_teacher_at_rest_and_absent_without_expression(examples, make_teacher):
+    stage = make_teacher()
+    stage.model.train()
+    targets = stage.targets(examples)
+    assert not stage.model.training
+    assert list(targets) == ["10x", "20x"]
+    batch = examples.batch(range(len(examples)))
+    with torch.no_grad():
+        branches = stage.model(batch.bags, batch.genes).branches
+    for name, target in targets.items():
+        assert torch.equal(target.present, examples.paired)
+        assert not any(column.requires_grad for column in target)
+        paired = examples.paired
+        torch.testing.assert_close(target.logits[paired], branches[name].logits[paired], atol=1e-5, rtol=1e-4)
+        vectors = torch.stack(list(branches[name].features.values()), 1)
+        torch.testing.assert_close(target.subspaces[paired], vectors[paired], atol=1e-5, rtol=1e-4)
+        assert not target.logits[~paired].any()
+        assert not target.subspaces[~paired].any()
+    assert 0 < int(examples.paired.sum()) < len(examples)
+
+
+def test_distillation_sends_no_gradient_to_the_teacher(examples, make_teacher, make_student):
+    teacher = make_teacher()
+    student = make_student(teacher.targets(examples))
+    before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+    loss = student.loss(examples.batch(range(6)), 0.9)
+    loss.total.backward()
+    student.step(loss)
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
+
+
+def test_warm_up_of_a_distilled_student_is_on_the_task_alone(examples, task, make_teacher, make_student):
+    targets = make_teacher().targets(examples)
+    distilled, scratch = make_student(targets, task_warmup=0.5), make_student(task_warmup=0.5)
+    batch = examples.batch(range(6))
+    for stage in (distilled, scratch):
+        stage.model.train()
+    early, alone = distilled.loss(batch, 0.49), scratch.loss(batch, 0.49)
+    assert list(early.parts) == ["task"]
+    assert torch.equal(early.total, alone.total)
+    assert torch.equal(anchors(distilled), anchors(scratch))
+    assert list(distilled.loss(batch, 0.5).parts) == ["task", "prediction", "representation"]
+    assert list(scratch.loss(batch, 0.99).parts) == ["task"]
+
+
+def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make_teacher, make_student):
+    targets = make_teacher().targets(examples)
+    stage = make_student(targets, temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
+    stage.model.eval()
+    batch = examples.batch([0, 3, len(examples) - 1])
+    loss = stage.loss(batch, 1.0)
+    distil = SubspaceDistillation("softmax", temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
+    wanted = {"task": 0.0, "prediction": 0.0, "representation": 0.0}
+    with torch.no_grad():
+        for name, branch in stage.model(batch.bags).branches.items():
+            parts = distil(branch.logits, branch.prototypes, targets[name].select(batch.rows))
+            wanted["task"] += task.loss(branch.logits, batch.target)
+            wanted["prediction"] += parts.prediction
+            wanted["representation"] += parts.representation
+    for name, value in wanted.items():
+        torch.testing.assert_close(loss.parts[name], value)
+    total = wanted["task"] + 0.5 * wanted["prediction"] + 0.25 * wanted["representation"]
+    torch.testing.assert_close(loss.total, total)
+
+
+def test_anchors_follow_the_teachers_order_and_ignore_patients_without_one(examples, make_teacher, make_student):
+    stage = make_student(make_teacher().targets(examples))
+    stage.model.train()
+    unpaired = torch.nonzero(~examples.paired)[:3, 0]
+    before = anchors(stage)
+    loss = stage.loss(examples.batch(unpaired), 1.0)
+    assert torch.equal(anchors(stage), before)
+    assert loss.parts["prediction"] == loss.parts["representation"] == 0
+    torch.testing.assert_close(loss.total, loss.parts["task"])
+    stage.loss(examples.batch(range(4)), 1.0)
+    assert not torch.equal(anchors(stage), before)
+
+
+def test_predictions_of_a_stage_are_those_of_the_gate(examples, make_teacher, make_student):
+    batch = examples.batch(range(3))
+    for stage, inputs in ((make_teacher(), (batch.bags, batch.genes)), (make_student(), (batch.bags,))):
+        stage.model.eval()
+        assert torch.equal(stage.logits(batch), stage.model(*inputs).logits)
