@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from . import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
-    predict.add_argument("--device", default="cpu")
     predict.set_defaults(run=_predict)
 
     for command in (demo, train):
@@ -74,9 +75,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--epochs", type=int, help="passes of each stage")
         command.add_argument("--batch-size", type=int)
         command.add_argument("--learning-rate", type=float)
-        command.add_argument("--device", default="cpu", help="(default: %(default)s)")
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    for command in (demo, train, predict):
+        command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
     return parser
+
+
+def _device(name: str) -> str:
+    """The name of a device on which tensors can be made."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).partition("\n")[0]
+        raise argparse.ArgumentTypeError(f"must be a device of this machine, got {name!r} ({reason})") from error
+    return name
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -55,35 +55,21 @@ class StudentOutput(NamedTuple):
 
 
 class StudentBranch(nn.Module):
-    """One magnification: patch encoder, deformable self-attention, :class:`~disentangled_mil.ITA`, head.
+    """One magnification of the student, from its parts.
 
     Args:
-        features: width of the stored patch features.
-        outputs: number of logits K.
-        dim: token width C.
-        subspaces: names, in order; one prototype each.
-        neighbours: k of the density estimate.
-        dropout: of patch tokens and of attention weights.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        patches: stored features -> patch tokens.
+        attend: patch tokens -> patch tokens, each looking at the others.
+        aggregate: patch tokens -> one prototype per subspace.
+        head: prototypes -> logits.
     """
 
     def __init__(
-        self,
-        features: int,
-        outputs: int,
-        dim: int,
-        subspaces: Sequence[str],
-        neighbours: int,
-        dropout: float,
-        **options: "Unpack[DeformableOptions]",
+        self, patches: PatchEncoder, attend: DeformableCrossAttention, aggregate: ITA, head: SubspaceHead
     ) -> None:
         super().__init__()
-        self.subspaces = tuple(subspaces)
-        self.patches = PatchEncoder(features, dim, dropout=dropout)
-        self.norm = nn.LayerNorm(dim)
-        self.attend = DeformableCrossAttention(dim, dropout=dropout, **options)
-        self.aggregate = ITA(dim, len(self.subspaces), neighbours=neighbours)
-        self.head = SubspaceHead(dim, outputs, subspaces)
+        self.patches, self.attend, self.aggregate, self.head = patches, attend, aggregate, head
+        self.norm = nn.LayerNorm(attend.dim)
 
     def forward(self, bag: Bag) -> StudentBranchOutput:
         """Predict from a bag."""
@@ -91,7 +77,7 @@ class StudentBranch(nn.Module):
         normed = self.norm(patches)
         attended = self.attend(normed, normed, bag.grid)
         merged = self.aggregate(patches + attended.tokens, bag.mask)
-        head = self.head(dict(zip(self.subspaces, merged.prototypes.unbind(1), strict=True)))
+        head = self.head(dict(zip(self.head.subspaces, merged.prototypes.unbind(1), strict=True)))
         return StudentBranchOutput(
             head.logits,
             head.subspace_logits,
@@ -155,7 +141,12 @@ class Student(nn.Module):
         self.subspaces = check_subspaces(subspaces)
         self.branches = nn.ModuleDict(
             {
-                name: StudentBranch(features, outputs, dim, self.subspaces, neighbours, dropout, **options)
+                name: StudentBranch(
+                    PatchEncoder(features, dim, dropout=dropout),
+                    DeformableCrossAttention(dim, dropout=dropout, **options),
+                    ITA(dim, len(self.subspaces), neighbours=neighbours),
+                    SubspaceHead(dim, outputs, self.subspaces),
+                )
                 for name in self.magnifications
             }
         )

@@ -50,34 +50,17 @@ class TeacherOutput(NamedTuple):
 
 
 class TeacherBranch(nn.Module):
-    """One magnification: patch encoder, :class:`~disentangled_mil.DMSF`, head.
+    """One magnification of the teacher, from its parts.
 
     Args:
-        features: width of the stored patch features.
-        outputs: number of logits K.
-        dim: token width C.
-        subspaces: names, in order.
-        query: query map of the fusion.
-        selection_query: query of the selection layer.
-        dropout: of patch tokens and of attention weights.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        patches: stored features -> patch tokens.
+        fuse: patch tokens and gene tokens -> subspace vectors.
+        head: subspace vectors -> logits.
     """
 
-    def __init__(
-        self,
-        features: int,
-        outputs: int,
-        dim: int,
-        subspaces: Sequence[str],
-        query: str,
-        selection_query: str,
-        dropout: float,
-        **options: "Unpack[DeformableOptions]",
-    ) -> None:
+    def __init__(self, patches: PatchEncoder, fuse: DMSF, head: SubspaceHead) -> None:
         super().__init__()
-        self.patches = PatchEncoder(features, dim, dropout=dropout)
-        self.fuse = DMSF(dim, subspaces, query=query, selection_query=selection_query, dropout=dropout, **options)
-        self.head = SubspaceHead(dim, outputs, subspaces)
+        self.patches, self.fuse, self.head = patches, fuse, head
 
     def forward(self, bag: Bag, genes: Mapping[str, Tensor]) -> TeacherBranchOutput:
         """Predict from a bag and encoded genes."""
@@ -101,6 +84,7 @@ class Teacher(nn.Module):
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         query: query map of :class:`~disentangled_mil.DMSF`.
         selection_query: query of its selection layer.
+        selection_heads: heads of its selection layer; they divide ``dim``.
         dropout: of patch tokens and attention weights.
         gene_dropout: of the gene layers.
         **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
@@ -138,6 +122,7 @@ class Teacher(nn.Module):
         gate: str = "max_confidence",
         query: str = "gene+patch",
         selection_query: str = "separate",
+        selection_heads: int = 8,
         dropout: float = 0.1,
         gene_dropout: float = 0.1,
         **options: "Unpack[DeformableOptions]",
@@ -146,12 +131,19 @@ class Teacher(nn.Module):
         self.magnifications = check_subspaces(magnifications, "magnifications")
         self.subspaces = check_subspaces(genes, "genes")
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=gene_dropout)
-        self.branches = nn.ModuleDict(
-            {
-                name: TeacherBranch(features, outputs, dim, self.subspaces, query, selection_query, dropout, **options)
-                for name in self.magnifications
-            }
-        )
+        self.branches = nn.ModuleDict()
+        for name in self.magnifications:
+            fuse = DMSF(
+                dim,
+                self.subspaces,
+                query=query,
+                selection_query=selection_query,
+                selection_heads=selection_heads,
+                dropout=dropout,
+                **options,
+            )
+            patches = PatchEncoder(features, dim, dropout=dropout)
+            self.branches[name] = TeacherBranch(patches, fuse, SubspaceHead(dim, outputs, self.subspaces))
         self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
 
     def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:

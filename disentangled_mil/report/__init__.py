@@ -1,1 +1,6 @@
-"""Figures and tables of a run."""
+"""Figures and tables of a run. Needs the extra ``train``."""
+
+from .maps import prototype_map
+from .tables import results_table
+
+__all__ = ["prototype_map", "results_table"]

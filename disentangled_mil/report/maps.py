@@ -37,11 +37,11 @@ def prototype_map(
         ``truth`` [N], ``assignment`` [N].
 
     Raises:
-        ValueError: shapes disagree, or there are more subspaces than colours.
+        ValueError: the grid is of several bags, shapes disagree, or there are more subspaces than colours.
     """
-    count = grid.mask.shape[1]
-    check_shape("truth", truth, "N", {"N": count})
-    check_shape("assignment", assignment, "N", {"N": count})
+    sizes = check_shape("grid.mask", grid.mask, "1 N")
+    check_shape("truth", truth, "N", sizes)
+    check_shape("assignment", assignment, "N", sizes)
     if len(subspaces) > len(_COLOURS):
         raise ValueError(f"subspaces must be at most {len(_COLOURS)}, got {len(subspaces)}")
     figure = Figure(figsize=(9, 4.6), layout="constrained")

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from .._checks import check_choice
+
 NAMES = {
     "genes": "SNN (genes)",
     "teacher": "teacher (slides + genes)",
@@ -27,7 +29,13 @@ def results_table(
 
     Returns:
         Text: ``0.912`` for one run, ``0.912 ± 0.010`` for several (standard deviation, n - 1).
+
+    Raises:
+        ValueError: the label is unknown, or there is no run.
     """
+    check_choice("label", label, HEADLINE)
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
     rows: dict[str, dict[str, str]] = {}
     for model in runs[0]:
         row: dict[str, str] = {}

@@ -83,8 +83,10 @@ def run_split(
         Metrics and predictions.
 
     Raises:
-        ValueError: patients, labels or expression do not allow the task.
+        ValueError: patients, labels or expression do not allow the task, or a test patient trains or has no
+            expression.
     """
+    _check_tests(split)
     folder.mkdir(parents=True, exist_ok=True)
     task = fit_task(split.train, label, options)
     pipeline = split.train.fit_expression()
@@ -126,6 +128,16 @@ def run_split(
             extra["expression"] = pipeline.state()
         save_model(folder / name, stage.model, kind, arguments, {**extra, "training": asdict(options)})
     return _evaluate(stages, tests, task, options)
+
+
+def _check_tests(split: Split) -> None:
+    """Test patients are new, and every model can predict for them."""
+    for name, cohort in split.tests.items():
+        paired = () if cohort.expression is None else cohort.expression.index
+        if known := set(cohort.patients) & set(split.train.patients):
+            raise ValueError(f"tests[{name!r}] must hold no training patient, got {min(known)!r}")
+        if unpaired := set(cohort.patients) - set(paired):
+            raise ValueError(f"tests[{name!r}] must have expression of every patient, got none for {min(unpaired)!r}")
 
 
 def _reading(cohort: Cohort) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def predict_slides(
     Args:
         checkpoint: a student's checkpoint.
         folders: HDF5 slides of every magnification of the student.
-        out: CSV to write: class probabilities and the predicted class, or hazards and risk.
+        out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
         patients: CSV with the columns ``slide`` and ``patient``; without it every slide is a patient.
         device: where to compute.
 
@@ -45,6 +45,9 @@ def predict_slides(
     model, description = load_model(checkpoint)
     if not isinstance(model, Student):
         raise ValueError(f"{checkpoint}: must hold a student, got {description['model']!r}, which needs genes")
+    for key in ("cohort", "task"):
+        if key not in description:
+            raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
     samples = _samples(model.magnifications, folders, patients, description["cohort"])
     width = description["arguments"]["features"]
     task = task_from_state(description["task"])
@@ -61,6 +64,7 @@ def predict_slides(
                     )
             logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
+    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
     return table

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from .. import __version__
 from ..data._atomic import replacing
-from ..data.cohort import Cohort, task_labels
+from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import patient_folds
 from ..data.planted import PlantedCohort, planted_cohort
@@ -47,7 +48,7 @@ def run_demo(
         out: run folder.
         label: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
         options: of the training.
-        patients: training patients; half as many are held out, and half as many are external.
+        patients: training patients; as many are held out, and as many are external.
         resume: continue an interrupted run.
         quiet: show no progress bars.
 
@@ -59,11 +60,12 @@ def run_demo(
     """
     if patients < 20:
         raise ValueError(f"patients must be at least 20, got {patients}")
-    if _claim(out, {"run": "demo", "task": label, "patients": patients, "training": _saved(options)}, resume):
+    claim = {"run": "demo", "task": label, "patients": patients, "training": _saved(options)}
+    if _finished(out, claim, resume):
         return _report(out, label)
-    held_out = patients // 2
-    planted = planted_cohort(patients + held_out, seed=options.seed, grid=DEMO_GRID)
-    external = planted_cohort(held_out, seed=options.seed + 10_000, shift=1.0, grid=DEMO_GRID)
+    _claim(out, claim)
+    planted = planted_cohort(2 * patients, seed=options.seed, grid=DEMO_GRID)
+    external = planted_cohort(patients, seed=options.seed + 10_000, shift=1.0, grid=DEMO_GRID)
     names = planted.cohort.patients
     split = Split(
         planted.cohort.subset(names[:patients]),
@@ -105,20 +107,26 @@ def run_cross_validation(
         ValueError: the cohort is refused, ``out`` holds another run, or the options do not allow the task.
     """
     cohort = read_cohort(description)
+    if cohort.expression is None:
+        raise ValueError(
+            f"{description}: must have [expression] and [genes], from which the teacher learns, got neither"
+        )
     known = _digest(cohort)
     claim = {"run": "train", "task": label, "folds": folds, "cohort": known, "training": _saved(options)}
+    if _finished(out, claim, resume):
+        return _report(out, label)
     labels = task_labels(cohort, label)
     paired = cohort.with_expression()
-    if _claim(out, claim, resume):
-        return _report(out, label)
     eligible = labels.loc[[patient for patient in paired.patients if patient in labels.index]]
     strata = eligible["event"] if isinstance(eligible, pd.DataFrame) else eligible
+    splits = patient_folds(eligible.index, strata, folds=folds, seed=options.seed)
     memory = BagMemory()
     memory.check(cohort.samples, quiet=quiet)
+    _claim(out, claim)
     results = []
-    for number, fold in enumerate(patient_folds(eligible.index, strata, folds=folds, seed=options.seed)):
+    for number, fold in enumerate(splits):
         if not quiet:
-            print(f"fold {number + 1} of {folds}")
+            print(f"fold {number + 1} of {folds}", file=sys.stderr)
         tested = set(fold.test)
         train = cohort.subset(patient for patient in labels.index if patient not in tested)
         split = Split(train, {"test": paired.subset(fold.test)})
@@ -129,8 +137,8 @@ def run_cross_validation(
     return _finish(out, results, label, options)
 
 
-def _claim(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
-    """Take a run folder for one run, a new one or the same one to resume; return whether it is finished."""
+def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
+    """Whether a run folder holds this run to its end; refuse it where it may not be used for this run."""
     path = out / "run.json"
     if path.is_file():
         if not resume:
@@ -142,9 +150,13 @@ def _claim(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
         return (out / "metrics.json").is_file()
     if resume:
         raise ValueError(f"{out}: holds no run to resume")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, run)
     return False
+
+
+def _claim(out: Path, run: Mapping[str, Any]) -> None:
+    """Take a run folder for one run."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "run.json", run)
 
 
 def _saved(options: TrainingOptions) -> dict[str, Any]:
@@ -153,12 +165,18 @@ def _saved(options: TrainingOptions) -> dict[str, Any]:
 
 
 def _digest(cohort: Cohort) -> str:
-    """Recognises a cohort: patients, labels, samples, expression."""
+    """Recognises a cohort wherever it lies: patients, labels, slides (by name and size), expression and its options."""
     digest = hashlib.sha256()
     digest.update(cohort.clinical.to_csv().encode())
-    digest.update("\n".join(sample.name for sample in cohort.samples).encode())
+    for sample in cohort.samples:
+        for magnification, bag in sample.bags.items():
+            stored = cast(StoredBag, bag)
+            files = [(path.name, path.stat().st_size) for path in stored.paths]
+            digest.update(repr((sample.name, magnification, files, stored.transform, stored.drop_augmented)).encode())
     if cohort.expression is not None:
+        digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
         digest.update(cohort.expression.to_numpy().tobytes())
+    digest.update(repr((dict(cohort.gene_sets), dict(cohort.expression_options))).encode())
     return digest.hexdigest()
 
 

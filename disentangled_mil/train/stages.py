@@ -179,4 +179,4 @@ def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)

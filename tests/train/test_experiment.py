@@ -181,11 +181,11 @@ def test_survival_has_hazards_and_a_concordance_of_its_risks(split, options, tmp
 
 
 def test_an_interruption_of_any_stage_changes_no_number(split, options, finished, tmp_path, monkeypatch):
-    """Interrupted within the second or third epoch of every stage in turn, and continued each time."""
-    steps = {"genes": 1, "teacher": 1, "student": 3, "distilled": 5}
+    """Interrupted within the second epoch of every stage, the third one of the distilled, and continued each time."""
+    steps = {"genes": 3, "teacher": 3, "student": 3, "distilled": 5}
 
-    def breaking(cls, name, applies):
-        plain, count = cls.loss, iter(range(1000))
+    def breaking(plain, name, applies):
+        count = iter(range(1000))
 
         def loss(self, batch, progress):
             if applies(self) and next(count) == steps[name]:
@@ -201,9 +201,11 @@ def test_an_interruption_of_any_stage_changes_no_number(split, options, finished
         "distilled": (StudentStage, lambda stage: stage.targets is not None),
     }
     for number, (name, (cls, chosen)) in enumerate(applies.items()):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(cls, "loss", breaking(cls, name, chosen))
+        plain = cls.loss
+        monkeypatch.setattr(cls, "loss", breaking(plain, name, chosen))
+        with pytest.raises(KeyboardInterrupt):
             run_split(split, "grading", options, tmp_path, resume=number > 0, quiet=True)
+        monkeypatch.setattr(cls, "loss", plain)
         assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
         assert [model for model in MODELS if (tmp_path / f"{model}.json").exists()] == list(MODELS)[:number]
         epochs = pd.read_csv(tmp_path / f"{name}.csv")["epoch"].tolist()
@@ -227,9 +229,11 @@ def test_a_patient_who_is_trained_on_cannot_be_tested(split, options, tmp_path):
 
 def test_a_patient_without_expression_cannot_be_tested(split, options, tmp_path):
     test = split.tests["internal"]
-    blind = replace(test, expression=test.expression.iloc[1:])
-    with pytest.raises(ValueError, match=r"^tests\['internal'\] must have expression of every patient, got none for"):
-        run_split(Split(split.train, {"internal": blind}), "grading", options, tmp_path / "run")
+    for expression, first in ((None, 0), (test.expression.iloc[2:], 0), (test.expression.iloc[:-1], -1)):
+        blind = replace(test, expression=expression)
+        wanted = rf"^tests\['internal'\] must have expression of every patient, got none for '{test.patients[first]}'"
+        with pytest.raises(ValueError, match=wanted):
+            run_split(Split(split.train, {"internal": blind}), "grading", options, tmp_path / "run")
 
 
 def test_a_cohort_without_expression_is_refused(split, options, tmp_path):

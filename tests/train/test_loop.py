@@ -175,7 +175,7 @@ def test_task_loss_is_that_of_all_predictions_in_order(stage, paired, options):
     assert not stage.model.training
     assert not logits.requires_grad
     with torch.no_grad():
-        whole = stage.model({name: values for name, values in paired.genes.items()}).logits
+        whole = stage.model(paired.genes).logits
     torch.testing.assert_close(logits, whole)
     loss = torch.nn.functional.cross_entropy(whole, paired.target)
     assert task_loss(stage, paired, options) == pytest.approx(loss.item(), rel=1e-5)

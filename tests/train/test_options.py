@@ -38,12 +38,12 @@ def test_validation_leaves_patients_to_learn_from():
 
 
 def test_seed_is_a_natural_number():
-    with pytest.raises(ValueError, match="^seed must be at least 0, got -1$"):
+    with pytest.raises(ValueError, match=r"^seed must be at least 0, got -1$"):
         TrainingOptions(seed=-1)
 
 
 def test_unknown_rule_of_the_gate_is_refused_before_anything_is_trained():
-    with pytest.raises(ValueError, match="^gate must be one of 'max_confidence', .*, got 'best'$"):
+    with pytest.raises(ValueError, match=r"^gate must be one of 'max_confidence', .*, got 'best'$"):
         TrainingOptions(gate="best")
 
 

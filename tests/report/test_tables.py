@@ -1,0 +1,55 @@
+import math
+
+import pytest
+
+from disentangled_mil.report.tables import NAMES, results_table
+
+FOLDS = [
+    {
+        "genes": {"test": {"auc": 0.5, "accuracy": 0.25, "f1": 0.1}},
+        "distilled": {"test": {"auc": 0.75, "accuracy": 0.5, "f1": 0.3}},
+    },
+    {
+        "genes": {"test": {"auc": 0.7, "accuracy": 0.25, "f1": 0.2}},
+        "distilled": {"test": {"auc": 0.85, "accuracy": 0.625, "f1": 0.3}},
+    },
+]
+
+
+def test_a_single_run_shows_its_numbers():
+    table = results_table(FOLDS[:1], "diagnosis")
+    assert table.index.tolist() == [NAMES["genes"], NAMES["distilled"]]
+    assert table.columns.tolist() == ["test AUC", "test Acc"]
+    assert table.to_numpy().tolist() == [["0.500", "0.250"], ["0.750", "0.500"]]
+
+
+def test_several_runs_show_mean_and_standard_deviation():
+    table = results_table(FOLDS, "grading")
+    # Two values lie their difference / sqrt(2) from one another in standard deviations with n - 1.
+    assert table.loc[NAMES["genes"]].tolist() == ["0.600 ± 0.141", "0.250 ± 0.000"]
+    assert table.loc[NAMES["distilled"]].tolist() == ["0.800 ± 0.071", "0.562 ± 0.088"]
+
+
+def test_every_metric_is_shown_on_demand():
+    table = results_table(FOLDS, "diagnosis", every=True)
+    assert table.columns.tolist() == ["test AUC", "test Acc", "test f1"]
+    assert table.loc[NAMES["genes"], "test f1"] == "0.150 ± 0.071"
+
+
+def test_every_test_set_has_its_columns():
+    runs = [{"teacher": {"internal": {"c_index": 0.7}, "external": {"c_index": 0.65}}}]
+    table = results_table(runs, "survival")
+    assert table.columns.tolist() == ["internal C-index", "external C-index"]
+    assert table.to_numpy().tolist() == [["0.700", "0.650"]]
+
+
+def test_a_metric_that_is_not_defined_is_shown_as_such():
+    runs = [{"teacher": {"test": {"c_index": value}}} for value in (0.7, math.nan)]
+    assert results_table(runs, "survival").iat[0, 0] == "nan ± nan"
+
+
+def test_an_unknown_label_or_no_run_is_refused():
+    with pytest.raises(ValueError, match=r"^label must be one of 'diagnosis', 'grading', 'survival', got 'stage'$"):
+        results_table(FOLDS, "stage")
+    with pytest.raises(ValueError, match=r"^runs must hold at least one run, got none$"):
+        results_table([], "diagnosis")

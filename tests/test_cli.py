@@ -1,0 +1,248 @@
+"""The command line: what is printed where, exit statuses, one line for every error of the input."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+import disentangled_mil
+from disentangled_mil import __version__
+from disentangled_mil.cli import main
+from disentangled_mil.data.planted import planted_cohort, write_cohort
+from disentangled_mil.train import runs
+from disentangled_mil.train.options import TrainingOptions
+from disentangled_mil.train.stages import StudentStage
+
+# Where the package can be imported from, installed or not.
+HOME = Path(disentangled_mil.__file__).parents[1]
+ROWS = ("SNN (genes)", "teacher (slides + genes)", "student from scratch (slides)", "distilled student (slides)")
+SMALL = TrainingOptions(dim=8, heads=2, dim_head=4, gene_tokens=2, epochs=2, batch_size=16, validation=0.25, bins=3)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    """Small models and slides as defaults, and an empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "TRAIN_OPTIONS", SMALL)
+    monkeypatch.setattr(runs, "DEMO_OPTIONS", SMALL)
+    monkeypatch.setattr(runs, "DEMO_GRID", (5, 4))
+
+
+@pytest.fixture(scope="session")
+def description(tmp_path_factory):
+    planted = planted_cohort(28, seed=4, grid=(5, 4), width=8, tumor_genes=8, tme_genes=8, other_genes=2)
+    return write_cohort(planted, tmp_path_factory.mktemp("cohort"))
+
+
+def refusal(arguments, capsys) -> str:
+    """The one line of an error of the input."""
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = [line for line in printed.err.splitlines() if line and "reading slides" not in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_demo_prints_one_table_and_shows_progress_on_stderr(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--patients", "20", "--epochs", "1", "--task", "survival"]) == 0
+    printed = capsys.readouterr()
+    for row in ROWS:
+        assert len(re.findall(rf"^{re.escape(row)} +\d\.\d{{3}} +\d\.\d{{3}}$", printed.out, re.MULTILINE)) == 1
+    assert "internal C-index" in printed.out
+    assert "external C-index" in printed.out
+    assert "step/s" not in printed.out
+    for bar in ("genes", "teacher", "student", "distilled"):
+        assert f"{bar}: 100%" in printed.err
+    assert "loss=" in printed.err
+    names = {path.name for path in out.iterdir()}
+    for model in ("genes", "teacher", "student", "distilled"):
+        assert {f"{model}.safetensors", f"{model}.json", f"{model}.csv"} <= names
+    assert {"metrics.json", "predictions.csv", "prototypes.png"} <= names
+    picture = imread(out / "prototypes.png")
+    assert picture.shape[0] > 100
+    assert picture.std() > 0.01
+    assert json.loads((out / "metrics.json").read_text())["training"]["epochs"] == 1
+
+
+@pytest.fixture(scope="session")
+def trained(description, tmp_path_factory):
+    """A run of the command in a process of its own."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    command = [sys.executable, "-W", "error", "-m", "disentangled_mil", "train", str(description)]
+    options = ["--task", "survival", "--out", str(out), "--folds", "2", "--epochs", "1", "--batch-size", "32"]
+    return out, subprocess.run([*command, *options], cwd=HOME, capture_output=True, text=True, check=False)
+
+
+def test_train_prints_mean_and_spread_of_the_four_models(trained):
+    out, done = trained
+    assert done.returncode == 0, done.stderr
+    for row in ROWS:
+        assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
+    assert "step/s" in done.stderr
+    assert "fold 2 of 2" in done.stderr
+    assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_predict_writes_predictions_of_a_saved_student(trained, description, tmp_path, capsys):
+    out, _ = trained
+    slides = description.parent / "slides"
+    arguments = ["predict", out / "fold0" / "distilled.json", "--out", tmp_path / "predictions.csv"]
+    arguments += [f"--slides={name}={slides / name}" for name in ("10x", "20x")]
+    assert main([str(argument) for argument in arguments]) == 0
+    table = pd.read_csv(tmp_path / "predictions.csv")
+    assert table["patient"].tolist() == sorted(path.stem for path in (slides / "10x").iterdir())
+    assert capsys.readouterr().out == f"{len(table)} predictions -> {tmp_path / 'predictions.csv'}\n"
+
+
+def test_predict_needs_every_magnification_once(trained, tmp_path, capsys):
+    start = ["predict", trained[0] / "fold0" / "student.json", "--out", tmp_path / "p.csv"]
+    for slides in (["20x"], ["20x=a", "20x=b"]):
+        line = refusal([*start, *(f"--slides={entry}" for entry in slides)], capsys)
+        assert "--slides must be MAGNIFICATION=FOLDER, each magnification once, got '20x" in line
+    assert "slides must have exactly the names ['10x', '20x'], got ['20x']" in refusal(
+        [*start, "--slides=20x=a"], capsys
+    )
+
+
+def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monkeypatch):
+    arguments = ["train", str(description), "--task", "grading", "--folds", "2"]
+    plain = StudentStage.loss
+
+    def interrupt(self, batch, progress):
+        if progress > 0:
+            raise KeyboardInterrupt
+        return plain(self, batch, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudentStage, "loss", interrupt)
+        assert main([*arguments, "--out", str(tmp_path / "a")]) == 130
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.endswith("continue with --resume\n")
+    assert "Traceback" not in printed.err
+    assert "already holds a run" in refusal([*arguments, "--out", tmp_path / "a"], capsys)
+    assert "another training" in refusal([*arguments, "--out", tmp_path / "a", "--resume", "--seed", 1], capsys)
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--resume"]) == 0
+    first = capsys.readouterr().out
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--resume"]) == 0
+    assert capsys.readouterr() == (first, "")
+
+
+def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(runs, "run_cross_validation", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
+    monkeypatch.setattr(runs, "run_demo", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
+    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out == "table\ntable\n"
+    (train, options), (demo, few) = seen
+    assert [str(train[0]), train[1], str(train[2])] == ["c.toml", "grading", "o"]
+    assert train[3] == replace(SMALL, **changes)
+    assert options == {"folds": 4, "resume": True}
+    assert [str(demo[0]), demo[1], demo[2]] == ["runs/demo", "diagnosis", SMALL]
+    assert few == {"resume": False}
+
+
+def test_a_missing_description_is_one_line(tmp_path, capsys):
+    line = refusal(["train", tmp_path / "no.toml", "--task", "grading", "--out", tmp_path / "o"], capsys)
+    assert "no.toml" in line
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_unknown_key_of_the_description_is_one_line(description, tmp_path, capsys):
+    path = tmp_path / "cohort.toml"
+    path.write_text(description.read_text().replace("[slides.10x]", "[extra]\n[slides.10x]"))
+    line = refusal(["train", path, "--task", "grading", "--out", tmp_path / "o"], capsys)
+    assert "has the unknown key 'extra'" in line
+
+
+def test_an_option_out_of_range_is_one_line(description, tmp_path, capsys):
+    line = refusal(["train", description, "--task=grading", "--epochs=0", "--out", tmp_path / "o"], capsys)
+    assert line == "error: epochs must be at least 1, got 0"
+
+
+def test_a_value_that_is_not_finite_is_refused_before_training(tmp_path, capsys):
+    planted = planted_cohort(28, seed=4, grid=(5, 4), width=8, tumor_genes=8, tme_genes=8, other_genes=2)
+    description = write_cohort(planted, tmp_path / "cohort")
+    path = sorted((tmp_path / "cohort" / "slides" / "20x").iterdir())[-1]
+    with h5py.File(path, "r+") as file:
+        file["features"][2, 1] = np.nan
+    line = refusal(["train", description, "--task", "survival", "--out", tmp_path / "o"], capsys)
+    assert f"{path}: features must be finite" in line
+    assert "row 2" in line
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(trained, description, tmp_path, capsys):
+    (tmp_path / "student.json").write_text((trained[0] / "fold0" / "student.json").read_text())
+    (tmp_path / "student.safetensors").write_bytes(b"half")
+    line = refusal(["predict", tmp_path / "student.json", "--slides=20x=a", "--out", tmp_path / "p.csv"], capsys)
+    assert "student.safetensors: does not hold the weights" in line
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xpu:7"])
+def test_a_device_that_is_not_there_is_refused_at_once(device, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", "--device", device])
+    assert not Path("runs").exists()
+    assert f"argument --device: must be a device of this machine, got '{device}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["train"], ["demo", "--task", "staging"], ["train", "c.toml", "--task", "grading"], ["demo", "--epochs", "x"]],
+)
+def test_a_wrong_call_shows_the_usage(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: python -m disentangled_mil" in capsys.readouterr().err
+
+
+def test_version_is_told(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_a_missing_extra_is_named_without_a_traceback(tmp_path):
+    program = (
+        "import sys; sys.modules['h5py'] = None\n"
+        "from disentangled_mil.cli import main\n"
+        f"sys.exit(main(['demo', '--out', {str(tmp_path / 'demo')!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=HOME, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.fullmatch(r"error: .*h5py.*; install the extra: pip install 'disentangled_mil\[train\]'\n", done.stderr)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_module_that_is_not_installed_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "disentangled_mil.train.predict", None)
+    line = refusal(["predict", "student.json", "--slides=20x=a", "--out", "p.csv"], capsys)
+    assert line.endswith("install the extra: pip install 'disentangled_mil[train]'")
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, KeyError])
+def test_defects_of_the_program_keep_their_traceback(monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error("a bug")
+
+    monkeypatch.setattr(runs, "run_demo", fail)
+    with pytest.raises(error):
+        main(["demo"])

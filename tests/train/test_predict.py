@@ -1,0 +1,192 @@
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from disentangled_mil import Bag
+from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.hdf5 import write_bag
+from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.train.experiment import Split, run_split
+from disentangled_mil.train.predict import predict_slides
+
+
+def described(planted, folder, slides=""):
+    """The planted cohort in files; positive features, so that their logarithm can be taken."""
+    samples = tuple(
+        replace(sample, bags={name: Bag(bag.patches.abs(), bag.grid) for name, bag in sample.load().items()})
+        for sample in planted.cohort.samples
+    )
+    path = write_cohort(planted._replace(cohort=replace(planted.cohort, samples=samples)), folder)
+    path.write_text(path.read_text().replace("[slides.10x]", slides + "[slides.10x]"))
+    return read_cohort(path)
+
+
+def student_of(cohort, label, options, folder):
+    """Train on 24 patients, test on the others: checkpoints, predictions of the test patients, files."""
+    names = cohort.patients
+    split = Split(cohort.subset(names[:24]), {"test": cohort.subset(names[24:])})
+    result = run_split(split, label, replace(options, epochs=1, task_warmup=0.0), folder / "run", quiet=True)
+    slides = {name: folder / "new" / name for name in cohort.magnifications}
+    owners = []
+    for name, target in slides.items():
+        target.mkdir(parents=True)
+        for sample in split.tests["test"].samples:
+            for path in sample.bags[name].paths:
+                shutil.copy(path, target)
+                owners.append((path.stem, sample.patient))
+    patients = folder / "patients.csv"
+    pd.DataFrame(sorted(set(owners)), columns=["slide", "patient"]).to_csv(patients, index=False)
+    return SimpleNamespace(folder=folder, run=folder / "run", slides=slides, patients=patients, result=result)
+
+
+@pytest.fixture(scope="session")
+def by_slide(planted, options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slide")
+    return student_of(described(planted, folder / "cohort"), "grading", options, folder)
+
+
+@pytest.fixture(scope="session")
+def by_patient(planted, options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patient")
+    cohort = described(planted, folder / "cohort", '[slides]\nbag = "patient"\ntransform = "log"\n')
+    return student_of(cohort, "survival", options, folder)
+
+
+@pytest.fixture
+def slides(by_slide, tmp_path):
+    """A copy of the new slides, to be damaged."""
+    shutil.copytree(by_slide.folder / "new", tmp_path / "new")
+    return {name: tmp_path / "new" / name for name in by_slide.slides}
+
+
+@pytest.mark.parametrize("unit", ["by_slide", "by_patient"])
+@pytest.mark.parametrize("model", ["student", "distilled"])
+def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(request, unit, model, tmp_path):
+    trained = request.getfixturevalue(unit)
+    out = tmp_path / "deep" / "predictions.csv"
+    table = predict_slides(trained.run / f"{model}.json", trained.slides, out, patients=trained.patients)
+    expected = trained.result.predictions.query("model == @model").set_index("patient")
+    assert list(table.columns) == ["patient", *expected.columns.drop(["model", "test"])]
+    assert set(table["patient"]) == set(expected.index)
+    for column in table.columns.drop("patient"):
+        wanted = expected[column][table["patient"]].to_numpy()
+        if column == "predicted":
+            assert table[column].tolist() == wanted.tolist()
+        else:
+            np.testing.assert_allclose(table[column], wanted, rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(pd.read_csv(out), table, check_dtype=False)
+    assert [path.name for path in out.parent.iterdir()] == ["predictions.csv"]
+
+
+def test_checkpoint_notes_how_bags_are_read(by_patient):
+    description = json.loads((by_patient.run / "distilled.json").read_text())
+    assert description["cohort"] == {"bag": "patient", "transform": "log", "drop_augmented": False}
+
+
+def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):
+    table = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv")
+    stems = sorted(path.stem for path in by_slide.slides["20x"].iterdir())
+    assert table["patient"].tolist() == stems
+    grouped = predict_slides(
+        by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=by_slide.patients
+    )
+    owner = pd.read_csv(by_slide.patients, index_col="slide")["patient"]
+    means = table.groupby(owner[table["patient"]].to_numpy())["probability_G2"].mean()
+    np.testing.assert_allclose(grouped["probability_G2"], means[grouped["patient"]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["genes", "teacher"])
+def test_a_model_that_needs_genes_is_refused(by_slide, tmp_path, model):
+    with pytest.raises(ValueError, match=f"{model}.json: must hold a student, got '{model}', which needs genes"):
+        predict_slides(by_slide.run / f"{model}.json", by_slide.slides, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("names", [["20x"], ["10x", "20x", "40x"], ["10x", "40x"]])
+def test_slides_must_come_at_the_magnifications_of_the_student(by_slide, tmp_path, names):
+    folders = dict.fromkeys(names, by_slide.slides["20x"])
+    with pytest.raises(ValueError, match=r"slides must have exactly the names \['10x', '20x'\], got"):
+        predict_slides(by_slide.run / "student", folders, tmp_path / "out.csv")
+
+
+def test_a_slide_missing_at_one_magnification_is_named(by_slide, slides, tmp_path):
+    first, second = sorted(slides["10x"].iterdir())[:2]
+    first.unlink()
+    with pytest.raises(ValueError, match=rf"10x: must hold every slide, but lacks {first.stem}\.h5"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+    second.unlink()
+    with pytest.raises(ValueError, match=rf"lacks {first.stem}\.h5"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+
+
+def test_a_missing_or_empty_folder_is_refused(by_slide, tmp_path):
+    absent = {"10x": tmp_path / "no", "20x": by_slide.slides["20x"]}
+    with pytest.raises(FileNotFoundError, match="no: no such folder"):
+        predict_slides(by_slide.run / "student", absent, tmp_path / "out.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: must hold HDF5 slides \(\*\.h5\), got none"):
+        predict_slides(
+            by_slide.run / "student", dict.fromkeys(("10x", "20x"), tmp_path / "empty"), tmp_path / "out.csv"
+        )
+
+
+def test_a_slide_of_another_width_is_named_and_nothing_is_written(by_slide, slides, tmp_path):
+    path = sorted(slides["20x"].iterdir())[2]
+    write_bag(path, torch.ones(6, 9))
+    out = tmp_path / "out.csv"
+    with pytest.raises(ValueError, match=rf"{path.name}: must have 8 features per patch, as in training, got 9"):
+        predict_slides(by_slide.run / "student", slides, out)
+    assert not out.exists()
+
+
+def test_a_slide_with_a_value_that_is_not_finite_is_named(by_slide, slides, tmp_path):
+    path = sorted(slides["10x"].iterdir())[1]
+    with h5py.File(path, "r+") as file:
+        file["features"][0, 1] = np.nan
+    with pytest.raises(ValueError, match=rf"{path.name}: features must be finite"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.iloc[1:], "must name the patient of every slide, but lacks"),
+        (lambda table: pd.concat([table, table.iloc[:1]]), "must hold every slide once, got 'P3-0024-1' twice"),
+        (
+            lambda table: table.rename(columns={"patient": "who"}),
+            r"must have the columns slide and patient .*, got \['slide', 'who'",
+        ),
+        (lambda table: table.assign(patient=[None] * len(table)), "must have the columns slide and patient without"),
+    ],
+)
+def test_a_table_of_patients_with_a_defect_is_refused(by_slide, tmp_path, change, message):
+    path = tmp_path / "patients.csv"
+    change(pd.read_csv(by_slide.patients)).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=rf"patients\.csv: {message}"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
+
+
+def test_slides_of_the_table_that_are_not_in_the_folders_do_not_matter(by_slide, tmp_path):
+    path = tmp_path / "patients.csv"
+    table = pd.read_csv(by_slide.patients)
+    pd.concat([table, pd.DataFrame({"slide": ["elsewhere"], "patient": ["X"]})]).to_csv(path, index=False)
+    written = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
+    assert set(written["patient"]) == set(table["patient"])
+
+
+@pytest.mark.parametrize("key", ["task", "cohort"])
+def test_a_checkpoint_that_was_not_trained_here_is_refused(by_slide, tmp_path, key):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(by_slide.run / f"student{suffix}", tmp_path)
+    path = tmp_path / "student.json"
+    description = json.loads(path.read_text())
+    del description[key]
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=rf"student\.json: must have the key '{key}'"):
+        predict_slides(path, by_slide.slides, tmp_path / "out.csv")

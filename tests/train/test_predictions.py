@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+
+from disentangled_mil import Classification, DiscreteSurvival
+from disentangled_mil.train.examples import Examples
+from disentangled_mil.train.predictions import evaluate, predictions_table
+
+PATIENTS = ["b", "a", "b", "b"]
+
+
+def test_slides_of_a_patient_are_averaged_in_probability():
+    logits = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    table = predictions_table(Classification(["low", "high"]), logits, PATIENTS)
+    assert list(table.columns) == ["patient", "probability_low", "probability_high", "predicted"]
+    assert table["patient"].tolist() == ["b", "a"]
+    probabilities = logits.softmax(1)
+    means = [probabilities[[0, 2, 3]].mean(0), probabilities[1]]
+    np.testing.assert_allclose(table[["probability_low", "probability_high"]], torch.stack(means), rtol=1e-6)
+    # Most slides of b are high, but one is low so surely that the mean is low.
+    assert table["predicted"].tolist() == ["low", "high"]
+
+
+def test_hazards_and_risk_of_a_patient_are_averaged():
+    task = DiscreteSurvival(torch.tensor([1.0, 2.0]))
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    table = predictions_table(task, logits, PATIENTS)
+    assert list(table.columns) == ["patient", "hazard_0", "hazard_1", "hazard_2", "risk"]
+    survival = (1 - logits.sigmoid()).cumprod(1)
+    risk = -survival.sum(1)
+    np.testing.assert_allclose(table["risk"], [risk[[0, 2, 3]].mean(), risk[1]], rtol=1e-6)
+    np.testing.assert_allclose(table["hazard_1"][0], logits[[0, 2, 3], 1].sigmoid().mean(), rtol=1e-6)
+
+
+def test_metrics_count_patients_not_slides(split, options):
+    task = Classification(["G2", "G3", "G4"])
+    examples = Examples(split.tests["internal"], task, "grading")
+    logits = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0))
+    assert len(examples) > 10
+    metrics = evaluate(task, logits, examples)
+    table = predictions_table(task, logits, examples.patients)
+    truth = split.tests["internal"].clinical["grade"][table["patient"]]
+    assert metrics["patients"] == len(table) == 10
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, table["predicted"]))
+
+
+def test_survival_metrics_use_the_risk(split):
+    task = DiscreteSurvival(torch.tensor([500.0]))
+    examples = Examples(split.tests["internal"], task, "survival")
+    time = torch.tensor(examples.labels["time"].to_numpy())
+    early, late = -time / 1000, time / 1000
+    assert evaluate(task, torch.stack([early, early], 1), examples)["c_index"] == 1.0
+    assert evaluate(task, torch.stack([late, late], 1), examples)["c_index"] == 0.0

@@ -1,0 +1,330 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.image import imread
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+
+from disentangled_mil.data.cohort import task_labels
+from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.folds import patient_folds
+from disentangled_mil.data.hdf5 import write_bag
+from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.train import runs
+from disentangled_mil.train.experiment import MODELS
+from disentangled_mil.train.runs import run_cross_validation, run_demo
+from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+
+CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
+
+
+@pytest.fixture(scope="session")
+def quick(options):
+    return replace(options, epochs=2, task_warmup=0.5, batch_size=32)
+
+
+@pytest.fixture(scope="session")
+def description(planted, tmp_path_factory) -> Path:
+    """A cohort in files; the last six patients have no expression, and one has no grade."""
+    cohort = planted.cohort
+    clinical = cohort.clinical.copy()
+    clinical.loc[cohort.patients[3], "grade"] = None
+    partly = replace(cohort, clinical=clinical, expression=cohort.expression.iloc[:-6])
+    return write_cohort(planted._replace(cohort=partly), tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(description, quick, tmp_path_factory):
+    """Two folds of grading, and what was printed."""
+    out = tmp_path_factory.mktemp("run") / "new" / "run"
+    return out, run_cross_validation(description, "grading", out, quick, folds=2, quiet=True)
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    monkeypatch.setattr(runs, "DEMO_GRID", (5, 4))
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Fail where anything is trained."""
+
+    def run_split(*args, **kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(runs, "run_split", run_split)
+
+
+def change(description: Path, folder: Path, name: str, old: str, new: str) -> Path:
+    """A copy of the description, with its tables, in which a text is replaced."""
+    for file in ("clinical.csv", "gene_sets.gmt", "cohort.toml"):
+        (folder / file).write_text((description.parent / file).read_text())
+    for file in ("slides", "expression.csv.gz"):
+        (folder / file).symlink_to(description.parent / file)
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+    return folder / "cohort.toml"
+
+
+def test_cross_validation_leaves_the_documented_files(finished_run):
+    out, _ = finished_run
+    assert {path.name for path in out.iterdir()} == {
+        "run.json",
+        "metrics.json",
+        "predictions.csv",
+        "fold0",
+        "fold1",
+    }
+    for fold in ("fold0", "fold1"):
+        assert {path.name for path in (out / fold).iterdir()} == CHECKPOINTS
+
+
+def test_folds_test_every_graded_patient_with_expression_once(finished_run, description):
+    out, _ = finished_run
+    cohort = read_cohort(description)
+    eligible = task_labels(cohort.with_expression(), "grading")
+    table = pd.read_csv(out / "predictions.csv")
+    for _, rows in table.groupby("model"):
+        assert sorted(rows["patient"]) == sorted(eligible.index)
+    folds = patient_folds(eligible.index, eligible, folds=2, seed=5)
+    for number, fold in enumerate(folds):
+        assert set(table["patient"][table["fold"] == number]) == set(fold.test)
+
+
+def test_metrics_are_those_of_the_predictions_of_each_fold(finished_run, description):
+    out, _ = finished_run
+    grades = read_cohort(description).clinical["grade"]
+    table = pd.read_csv(out / "predictions.csv")
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["task"] == "grading"
+    assert "device" not in written["training"]
+    for number, run in enumerate(written["runs"]):
+        assert list(run) == list(MODELS)
+        for model, metrics in run.items():
+            rows = table[(table["fold"] == number) & (table["model"] == model)]
+            accuracy = accuracy_score(grades[rows["patient"]], rows["predicted"])
+            assert metrics["test"]["accuracy"] == pytest.approx(accuracy)
+            assert metrics["test"]["patients"] == len(rows)
+
+
+def test_table_shows_mean_and_spread_over_folds(finished_run):
+    out, printed = finished_run
+    runs_ = json.loads((out / "metrics.json").read_text())["runs"]
+    auc = [run["teacher"]["test"]["auc"] for run in runs_]
+    assert f"{np.mean(auc):.3f} ± {np.std(auc, ddof=1):.3f}" in printed
+    for name in ("SNN (genes)", "teacher", "student from scratch", "distilled student"):
+        assert name in printed
+    assert str(out) in printed
+
+
+def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
+    finished_run, description, quick, tmp_path, monkeypatch
+):
+    plain, folds = TeacherStage.loss, []
+
+    def break_in_the_second_fold(self, batch, progress):
+        if progress == 0:
+            folds.append(id(self))
+        if len(set(folds)) == 2 and progress > 0:
+            raise KeyboardInterrupt
+        return plain(self, batch, progress)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(TeacherStage, "loss", break_in_the_second_fold)
+    with pytest.raises(KeyboardInterrupt):
+        run_cross_validation(description, "grading", out, quick, folds=2, quiet=True)
+    assert not list(out.rglob("*.tmp"))
+    assert {path.name for path in out.iterdir()} == {"run.json", "fold0", "fold1"}
+    monkeypatch.setattr(TeacherStage, "loss", plain)
+    printed = run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
+    whole, first = finished_run
+    assert printed.replace(str(out), str(whole)) == first
+    for name in ("metrics.json", "predictions.csv", "run.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    for path in whole.rglob("*.safetensors"):
+        mine = load_file(out / path.relative_to(whole))
+        assert all(torch.equal(value, mine[name]) for name, value in load_file(path).items())
+    assert not list(out.rglob("*.progress.pt"))
+
+
+def test_resuming_trains_no_finished_epoch_again(description, quick, tmp_path, monkeypatch):
+    """Interrupted in the second fold: nothing of the first one is trained twice."""
+    plain = StudentStage.loss
+
+    def stop_when_distilling(self, batch, progress):
+        if self.targets is not None and progress > 0:
+            raise KeyboardInterrupt
+        return plain(self, batch, progress)
+
+    monkeypatch.setattr(StudentStage, "loss", stop_when_distilling)
+    with pytest.raises(KeyboardInterrupt):
+        run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2, quiet=True)
+
+    def stop(self, batch, progress):
+        raise AssertionError("trained again")
+
+    def only_distilling(self, batch, progress):
+        assert self.targets is not None
+        assert progress > 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GeneStage, "loss", stop)
+    monkeypatch.setattr(TeacherStage, "loss", stop)
+    monkeypatch.setattr(StudentStage, "loss", only_distilling)
+    with pytest.raises(KeyboardInterrupt):
+        run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2, resume=True, quiet=True)
+
+
+def test_resuming_a_finished_run_prints_its_table_again(finished_run, description, quick, untrained):
+    out, printed = finished_run
+    again = run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
+    assert again == printed
+
+
+def test_another_device_may_finish_a_run(finished_run, description, quick, untrained):
+    out, printed = finished_run
+    options = replace(quick, device="meta")
+    assert run_cross_validation(description, "grading", out, options, folds=2, resume=True, quiet=True) == printed
+
+
+def test_an_occupied_folder_is_refused(finished_run, description, quick, untrained):
+    out, _ = finished_run
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="already holds a run; give another --out, or --resume to continue it"):
+        run_cross_validation(description, "grading", out, quick, folds=2, quiet=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("label", "folds", "changes", "named"),
+    [
+        ("diagnosis", 2, {}, "task"),
+        ("grading", 3, {}, "folds"),
+        ("grading", 2, {"learning_rate": 0.5}, "training"),
+        ("survival", 3, {"dim": 4}, "task, folds, training"),
+    ],
+)
+def test_resuming_with_other_options_is_refused(
+    finished_run, description, quick, untrained, label, folds, changes, named
+):
+    with pytest.raises(ValueError, match=f"cannot be resumed with another {named} than it was started with"):
+        run_cross_validation(
+            description, label, finished_run[0], replace(quick, **changes), folds=folds, resume=True, quiet=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("clinical.csv", "G2", "G3"),
+        ("cohort.toml", "[slides.10x]", "[slides]\ndrop_augmented = true\n[slides.10x]"),
+        ("cohort.toml", "[slides.10x]", '[slides]\nbag = "patient"\n[slides.10x]'),
+        ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/20x"'),
+        ("cohort.toml", "[genes]", "fraction = 0.5\n[genes]"),
+        ("gene_sets.gmt", "\tTUMOR001", ""),
+    ],
+)
+def test_resuming_with_another_cohort_is_refused(finished_run, description, quick, untrained, tmp_path, name, old, new):
+    other = change(description, tmp_path, name, old, new)
+    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+        run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
+def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
+    moved = change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
+    assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
+def test_a_cohort_without_expression_cannot_train_a_teacher(description, quick, tmp_path):
+    (tmp_path / "slides").symlink_to(description.parent / "slides")
+    (tmp_path / "clinical.csv").write_text((description.parent / "clinical.csv").read_text())
+    (tmp_path / "cohort.toml").write_text(description.read_text().split("[expression]")[0])
+    with pytest.raises(ValueError, match=r"cohort\.toml: must have \[expression\] and \[genes\], .*, got neither"):
+        run_cross_validation(tmp_path / "cohort.toml", "grading", tmp_path / "run", quick)
+    assert not (tmp_path / "run").exists()
+
+
+def test_expression_tells_cohorts_apart(description):
+    cohort = read_cohort(description)
+    renamed = cohort.expression.rename(columns={"TME000": "TME999"})
+    others = (replace(cohort, expression=table) for table in (None, renamed, cohort.expression * 2))
+    digests = {runs._digest(other) for other in (cohort, read_cohort(description), *others)}
+    assert len(digests) == 4
+
+
+def test_there_must_be_a_run_to_resume(description, quick, tmp_path):
+    with pytest.raises(ValueError, match="new: holds no run to resume"):
+        run_cross_validation(description, "grading", tmp_path / "new", quick, folds=2, resume=True, quiet=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_faulty_slide_is_refused_before_training_and_leaves_the_folder_free(planted, quick, tmp_path, untrained):
+    description = write_cohort(planted, tmp_path / "cohort")
+    path = sorted((tmp_path / "cohort" / "slides" / "20x").iterdir())[-1]
+    good = path.read_bytes()
+    path.unlink()
+    write_bag(path, torch.ones(3, 8))
+    data = bytearray(path.read_bytes())
+    at = data.index(np.ones(24, np.float32).tobytes())
+    data[at + 16 : at + 20] = np.float32("nan").tobytes()
+    path.write_bytes(bytes(data))
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=rf"{path.name}: features must be finite.*row 0"):
+        run_cross_validation(description, "survival", out, quick, quiet=True)
+    assert not out.exists()
+    path.write_bytes(good)
+    with pytest.raises(AssertionError, match="trained"):
+        run_cross_validation(description, "survival", out, quick, quiet=True)
+
+
+def test_too_few_patients_for_the_folds_are_refused_and_leave_the_folder_free(description, quick, tmp_path, untrained):
+    with pytest.raises(ValueError, match="every label must have at least 20 patients"):
+        run_cross_validation(description, "survival", tmp_path / "run", quick, folds=20, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, capsys):
+    def run_split(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run_split", run_split)
+    with pytest.raises(KeyboardInterrupt):
+        run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "reading slides" in printed.err
+    assert "fold 1 of 2" in printed.err
+
+
+def test_demo_leaves_the_documented_files_and_tells_internal_and_external_results(quick, tmp_path, small_demo):
+    printed = run_demo(tmp_path / "demo", "survival", replace(quick, epochs=1), patients=20, quiet=True)
+    assert "internal C-index" in printed
+    assert "external C-index" in printed
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == CHECKPOINTS | {"run.json", "metrics.json", "predictions.csv", "prototypes.png"}
+    assert imread(tmp_path / "demo" / "prototypes.png").ndim == 3
+    table = pd.read_csv(tmp_path / "demo" / "predictions.csv")
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())["runs"][0]
+    for (model, test), rows in table.groupby(["model", "test"]):
+        assert rows["patient"].is_unique
+        assert len(rows) == metrics[model][test]["patients"]
+    assert {test for tests in metrics.values() for test in tests} == {"internal", "external"}
+    again = run_demo(tmp_path / "demo", "survival", replace(quick, epochs=1), patients=20, resume=True, quiet=True)
+    assert again == printed
+
+
+def test_demo_needs_patients(quick, tmp_path):
+    with pytest.raises(ValueError, match=r"^patients must be at least 20, got 19$"):
+        run_demo(tmp_path / "demo", "grading", quick, patients=19)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_is_not_resumed_as_cross_validation(finished_run, quick, untrained):
+    with pytest.raises(ValueError, match="cannot be resumed with another run, patients than it was started with"):
+        run_demo(finished_run[0], "grading", quick, resume=True, quiet=True)
