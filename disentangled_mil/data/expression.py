@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_interval
-from ._atomic import replacing
+from .._files import replacing
 from ._tables import Row, read_rows
 from ._variable_genes import STATISTICS, dispersion, highest
 from .gene_sets import gene_symbol
@@ -120,7 +120,7 @@ class ExpressionPipeline:
         ValueError: an option is out of range, or a gene has no statistics.
 
     Differs from the source: the released code keeps the file's order, selects on all patients, and does not
-    scale (section 9, row 14).
+    scale.
 
     Example:
         >>> import pandas as pd
@@ -187,12 +187,12 @@ class ExpressionPipeline:
             missing: see the class.
 
         Raises:
-            TypeError: an option has the wrong type.
+            TypeError: an option has the wrong type, or a gene set is one string.
             ValueError: an option is out of range, fewer than two patients, one of them twice, no subspace,
                 no gene of a subspace in the table, a duplicated gene under ``duplicates="error"``, a value
                 that is not finite, or a negative one under log1p.
 
-        Source: section 7 of the paper: the top 30 % highly variable genes of shared signatures. Dispersion:
+        Source: the paper: the top 30 % highly variable genes of shared signatures. Dispersion:
         Satija et al., Nature Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
         """
         options: dict[str, Any] = {
@@ -387,6 +387,8 @@ def _places(table: pd.DataFrame) -> dict[str, list[int]]:
 
 def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, object]) -> tuple[str, ...]:
     """The genes of a set that the table has, in the order of the set."""
+    if isinstance(members, str):
+        raise TypeError(f"gene_sets[{subspace!r}] must be a sequence of genes, got the string {members!r}")
     symbols = dict.fromkeys(map(gene_symbol, members))
     present = tuple(symbol for symbol in symbols if symbol in places)
     if not present:

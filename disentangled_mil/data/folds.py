@@ -41,7 +41,7 @@ def patient_folds(patients: Iterable[str], labels: Iterable[Hashable], *, folds:
         ValueError: fewer than two folds, a patient twice, lengths differ, or a label with fewer patients than
             folds.
 
-    Source: the paper uses three folds by patient (section 7); the split is that of scikit-learn's
+    Source: the paper uses three folds by patient; the split is that of scikit-learn's
     ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
 
     Example:

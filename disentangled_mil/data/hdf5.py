@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_shape
+from .._files import replacing
 from ..bags import Bag
-from ._atomic import replacing
 
 _FEATURES = ("features", "feats")
 _COORDS = "coords"

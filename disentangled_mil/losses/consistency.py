@@ -26,6 +26,11 @@ class AttentionMap(Protocol):
         """Whether every bag fills its whole rectangular grid and all bags' grids are equal in size."""
         ...
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, N, J) of the dense map."""
+        ...
+
     def weights(self) -> Tensor:
         """The dense map [B, H, N, J]."""
         ...
@@ -201,10 +206,8 @@ def _comparable(name: str, a: Attention, b: Attention, resolution: int | None) -
 
 def _lazy_maps(a: AttentionMap, b: AttentionMap, resolution: int | None) -> tuple[Tensor, Tensor]:
     """Dense where token by token means place by place, else the mass on a common grid."""
-    if resolution is None and a.full and b.full:
-        dense = a.weights(), b.weights()
-        if dense[0].shape == dense[1].shape:
-            return dense
+    if resolution is None and a.shape == b.shape and a.full and b.full:
+        return a.weights(), b.weights()
     return a.common_grid(resolution or 16), b.common_grid(resolution or 16)
 
 

@@ -27,6 +27,8 @@ class StudentBranchOutput(NamedTuple):
         logits: [B, K].
         subspace_logits: each prototype's share of the logits [B, K], under its subspace's name.
         prototypes: [B, S, C], in the order of the subspaces.
+        centres: the token at the centre of every prototype's cluster [B, S]; -1 where the bag has too few tokens
+            for so many clusters, and the prototype is the mean of them all.
         assignment: the prototype of every token [B, N]; -1 for padding.
         significance: weight of every token within its prototype [B, N].
         attention: lazy attention map.
@@ -35,6 +37,7 @@ class StudentBranchOutput(NamedTuple):
     logits: Tensor
     subspace_logits: dict[str, Tensor]
     prototypes: Tensor
+    centres: Tensor
     assignment: Tensor
     significance: Tensor
     attention: DeformableAttention
@@ -82,6 +85,7 @@ class StudentBranch(nn.Module):
             head.logits,
             head.subspace_logits,
             merged.prototypes,
+            merged.centres,
             merged.assignment,
             merged.weights,
             attended.attention,
@@ -169,9 +173,15 @@ class Student(nn.Module):
         for name in self.magnifications:
             self._aggregation(name).self_following = not yes
 
-    def follow(self, magnification: str, prototypes: Tensor) -> None:
-        """Move the anchors of a magnification towards prototypes in the order that a teacher gave them [B, S, C]."""
-        self._aggregation(magnification).follow(prototypes)
+    def follow(self, magnification: str, prototypes: Tensor, present: Tensor | None = None) -> None:
+        """Move the anchors of a magnification towards prototypes in the order that a teacher gave them.
+
+        Args:
+            magnification: whose anchors.
+            prototypes: in the order of the subspaces [B, S, C].
+            present: True where a bag has that prototype [B, S]; all by default.
+        """
+        self._aggregation(magnification).follow(prototypes, present)
 
     def _aggregation(self, magnification: str) -> ITA:
         return cast(StudentBranch, self.branches[magnification]).aggregate

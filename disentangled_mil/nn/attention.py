@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -56,6 +55,12 @@ class DeformableAttention:
     def full(self) -> bool:
         """Whether all bags fill one and the same rectangle, so that flattened maps can be compared entry by entry."""
         return self.query_grid.full and self.context_grid.full
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, N, J) of the dense map."""
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[2]
 
     def weights(self) -> Tensor:
         """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""

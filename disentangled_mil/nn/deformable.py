@@ -61,7 +61,7 @@ class DeformableCrossAttention(nn.Module):
         TypeError: tokens are not floating-point.
         ValueError: shapes disagree or an option is out of range.
 
-    Source: section III of the paper (eqs 1-3); DAT, Xia et al., CVPR 2022.
+    Source: eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
     Differs from the source: any rectangle with holes, unequal bags, rectangles of one cell; positions measured
     from cell centres and kept inside of the bag's rectangle.
 
@@ -291,13 +291,15 @@ class CoarseGrid(NamedTuple):
 
     @classmethod
     def over(cls, grid: Grid, downsample: int, kernel_size: int, *, centred: bool) -> "CoarseGrid":
-        """One reference point per ``downsample`` cells; per cell along axes shorter than the kernel.
+        """One reference point per ``downsample`` cells; per cell along axes too short for the kernel.
 
         With ``centred``, the points and their windows are spread evenly over a rectangle whose sides are no
         multiples of ``downsample``; without, they are a convolution's, which leaves out the last cells.
         """
         device = grid.cells.device
-        strides = [[downsample if side >= kernel_size else 1 for side in shape] for shape in grid.shapes]
+        # A convolution pads, so that a side of ``downsample`` is enough for one window.
+        least = kernel_size if centred else downsample
+        strides = [[downsample if side >= least else 1 for side in shape] for shape in grid.shapes]
         coarse = [
             [(side - stride) // stride + 1 for side, stride in zip(shape, steps, strict=True)]
             for shape, steps in zip(grid.shapes, strides, strict=True)

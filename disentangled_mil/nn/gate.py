@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_names, check_shape, check_subspaces
+from .._checks import check_choice, check_floating, check_names, check_shape, check_subspaces
 from ..ops.hazards import outcome_log_probability
 
 RULES = ("max_confidence", "average", "softmax_average", "learned")
@@ -40,6 +40,7 @@ class MagnificationGate(nn.Module):
         {magnification: [B, K]} -> logits [B, K].
 
     Raises:
+        TypeError: logits are not floating-point.
         ValueError: names or shapes disagree, or an option is unknown.
 
     Source: the paper's "dual-expert gate".
@@ -67,6 +68,7 @@ class MagnificationGate(nn.Module):
         sizes: dict[str, int] = {}
         for name in self.magnifications:
             sizes |= check_shape(f"logits[{name!r}]", logits[name], "B K", sizes)
+            check_floating(f"logits[{name!r}]", logits[name])
         stacked = torch.stack([logits[name] for name in self.magnifications], dim=1)  # [B, M, K]
         if self.rule == "softmax_average":
             even = stacked.new_full(stacked.shape[:2], 1 / stacked.shape[1])

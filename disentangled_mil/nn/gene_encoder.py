@@ -46,7 +46,7 @@ class SNNEncoder(nn.Module):
         TypeError: expression that is no floating-point tensor.
 
     Source:
-        Section 7 of the paper; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
+        The paper's gene encoder; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
 
     Differs from the source:
         The released encoder uses ELU, for which neither the initialisation nor alpha dropout normalises, and

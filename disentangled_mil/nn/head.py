@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_names, check_shape, check_subspaces
+from .._checks import check_count, check_floating, check_names, check_shape, check_subspaces
 
 
 class HeadOutput(NamedTuple):
@@ -33,9 +33,10 @@ class SubspaceHead(nn.Module):
         {subspace: [B, C]} -> logits [B, K].
 
     Raises:
+        TypeError: features are not floating-point.
         ValueError: names or shapes disagree.
 
-    Source: section III of the paper, before eq 6; subspace logits are W_s X_s + b / S.
+    Source: the paper, before eq 6; subspace logits are W_s X_s + b / S.
 
     Example:
         >>> import torch
@@ -70,8 +71,10 @@ class SubspaceHead(nn.Module):
         sizes = {"C": self.dim}
         for name in self.subspaces:
             sizes |= check_shape(f"features[{name!r}]", features[name], "B C", sizes)
+            check_floating(f"features[{name!r}]", features[name])
         bias = self.bias / len(self.subspaces)
-        return {name: nn.functional.linear(features[name], self.blocks[name], bias) for name in self.subspaces}
+        given = {name: features[name].to(bias.dtype) for name in self.subspaces}
+        return {name: nn.functional.linear(given[name], self.blocks[name], bias) for name in self.subspaces}
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The classifier block of each subspace, as :class:`~disentangled_mil.CGCOptimizer` takes them."""

@@ -57,7 +57,7 @@ class ITA(nn.Module):
         self_following: Whether forward in training mode moves the anchors; False leaves them to `follow`.
 
     Shape:
-        tokens [B, N, C], mask [B, N] (True = real token).
+        tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
 
     Returns:
         ``prototypes`` [B, K, C], by slot; ``assignment`` [B, N], the slot of each token, -1 for padding;
@@ -122,7 +122,7 @@ class ITA(nn.Module):
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         check_mask("mask", mask, "B N", sizes)
 
-        normed = self.norm(tokens.where(mask[..., None], 0))  # [B, N, C]
+        normed = self.norm(tokens.where(mask[..., None], 0).to(self.norm.weight.dtype))  # [B, N, C]
         significance = self.significance(normed).squeeze(2).to(normed)  # [B, N]
         assignment, centres, _ = density_peaks(normed, self.prototypes, neighbours=self.neighbours, mask=mask)
         weights = segment_softmax(significance, assignment, self.prototypes)

@@ -24,7 +24,7 @@ class PatchEncoder(nn.Module):
         TypeError: patches are not floating-point.
         ValueError: the feature width differs.
 
-    Source: section 2 of the paper: Linear and ReLU.
+    Source: the paper's first layer: Linear and ReLU.
     Differs from the source: standardisation (off until fitted) and dropout.
 
     Example:

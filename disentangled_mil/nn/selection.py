@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_mask, check_shape
+from .._checks import check_count, check_floating, check_mask, check_shape
 from ..ops.pooling import masked_mean
 
 
@@ -35,9 +35,10 @@ class GeneSelection(nn.Module):
         heads: attention heads; they divide ``dim``.
 
     Shape:
-        ``tokens`` [B, N, C], ``genes`` [B, T, C], ``mask`` [B, N].
+        ``tokens`` [B, N, C], ``genes`` [B, T, C], ``mask`` [B, N] (True = real token; all without it).
 
     Raises:
+        TypeError: tokens or genes are not floating-point, or the mask is not bool.
         ValueError: shapes disagree.
 
     Source: eqs 4-5 of the paper.
@@ -46,7 +47,7 @@ class GeneSelection(nn.Module):
         >>> import torch
         >>> from disentangled_mil import GeneSelection
         >>> select = GeneSelection(16, heads=4)
-        >>> out = select(torch.randn(2, 9, 16), torch.randn(2, 3, 16), torch.ones(2, 9, dtype=torch.bool))
+        >>> out = select(torch.randn(2, 9, 16), torch.randn(2, 3, 16))
         >>> out.feature.shape, out.weights.shape
         (torch.Size([2, 16]), torch.Size([2, 9, 3]))
     """
@@ -62,13 +63,18 @@ class GeneSelection(nn.Module):
         self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.pool = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, genes: Tensor, mask: Tensor) -> SelectionOutput:
+    def forward(self, tokens: Tensor, genes: Tensor, mask: Tensor | None = None) -> SelectionOutput:
         """Select genes at every position, and pool."""
         sizes = check_shape("tokens", tokens, "B N C", {"C": self.pool.in_features})
         check_shape("genes", genes, "B T C", sizes)
+        check_floating("tokens", tokens)
+        check_floating("genes", genes)
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         check_mask("mask", mask, "B N", sizes)
-        tokens = torch.where(mask[..., None], tokens, 0)
-        normed = self.norm_genes(genes)
+        dtype = self.pool.weight.dtype
+        tokens = torch.where(mask[..., None], tokens, 0).to(dtype)
+        normed = self.norm_genes(genes.to(dtype))
         selected, weights = self.attention(self.norm_tokens(tokens), normed, normed)
         feature = torch.tanh(self.pool(masked_mean(tokens + selected, mask)))
         return SelectionOutput(feature, weights * mask[..., None])

@@ -41,8 +41,8 @@ class CGCOptimizer(torch.optim.Optimizer):
               \quad\text{if } \cos(g_s, g_t) < 0 \text{ and confidence}_s < \text{confidence}_t .
 
     With more than two subspaces, in falling confidence, each gradient becomes the nearest one that
-    conflicts with no more confident one. Equal confidences change nothing. A parameter without gradient in
-    any subspace takes no part, nor do the parameters of the wrapped optimizer that belong to no subspace.
+    conflicts with no more confident one. Equal confidences change nothing. A missing gradient takes no part;
+    where fewer than two subspaces have one, nothing is compared. Nor do the parameters of the wrapped optimizer that belong to no subspace.
 
     To everything that asks this is a ``torch.optim.Optimizer``: parameter groups, state, ``state_dict``,
     ``zero_grad`` and hooks are the wrapped optimizer's (hooks are called with that one), and nothing is
@@ -294,14 +294,15 @@ class CGCOptimizer(torch.optim.Optimizer):
         if not self._sums:
             raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
         confidence = torch.stack([self._sums[name] for name in self.subspaces])  # [S]
-        positions = [tuple(p.grad for p in position if p.grad is not None) for position in self._positions]
-        complete = [grads for grads in positions if len(grads) == len(self.subspaces)]
-        for grad in chain.from_iterable(complete):
+        compared = [position for position in self._positions if sum(p.grad is not None for p in position) > 1]
+        # A missing gradient is one of zeros, which is nobody's rival.
+        grads = [tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in position) for position in compared]
+        for grad in chain.from_iterable(grads):
             if grad.layout != torch.strided:
                 raise TypeError(f"gradients of subspace_parameters must be dense, got {grad.layout}")
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(confidence, group=self.process_group)
-        self._last = self._coordinate(complete, confidence)
+        self._last = self._coordinate(grads, confidence)
 
     def _coordinate(self, positions: list[tuple[Tensor, ...]], confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinate gradients in place; return cosine [pairs, rows], projected [S, rows], confidence [S]."""

@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .._checks import check_shape
+from .._files import replacing
 from ..bags import Grid
-from ..data._atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

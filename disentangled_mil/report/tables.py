@@ -48,7 +48,8 @@ def results_table(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+def _mean_and_spread(values: Sequence[float | None]) -> str:
+    numbers = np.array(values, dtype=float)  # None becomes NaN
+    if len(numbers) == 1:
+        return f"{numbers[0]:.3f}"
+    return f"{numbers.mean():.3f} ± {numbers.std(ddof=1):.3f}"

@@ -1,6 +1,7 @@
 """Models on disk: weights as safetensors beside a JSON of everything needed to build the model again."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..data._atomic import replacing
+from .._files import replacing
 from ..models import GeneNetwork, Student, Teacher
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {"teacher": Teacher, "student": Student, "genes": GeneNetwork}
@@ -76,9 +77,9 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, whole or not at all; NaN becomes null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def save_progress(path: Path, state: Mapping[str, Any]) -> None:
@@ -122,3 +123,12 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"got {sorted(description) if isinstance(description, dict) else type(description).__name__}"
         )
     return description
+
+
+def _plain(content: Any) -> Any:
+    """The content with None for NaN, which JSON does not have."""
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data._atomic import replacing
+from .._files import replacing
 from .checkpoint import load_progress, save_progress
 from .examples import Examples
 from .options import TrainingOptions
@@ -29,7 +29,8 @@ def train_stage(
 ) -> None:
     """Train one stage; its model ends with the weights of the best epoch, in evaluation mode.
 
-    The best epoch has the smallest task loss on the validation samples; without any, it is the last one. After
+    The best epoch has the smallest task loss on the validation samples, among those with the stage's complete
+    loss; without validation samples it is the last one. After
     every epoch the whole state goes to ``folder/NAME.progress.pt`` and the log to ``folder/NAME.csv``, so that
     an interrupted run continues where it stopped, with the numbers that it would have had.
 
@@ -70,7 +71,7 @@ def train_stage(
                 row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
             score = row.get("validation", -epoch)
-            if score < best["loss"]:
+            if score < best["loss"] and stage.complete(epoch / options.epochs):
                 weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
                 best = {"loss": score, "epoch": epoch, "weights": weights}
             _write_log(folder / f"{name}.csv", history)
@@ -113,6 +114,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the training samples: the mean of every part of the loss."""
     stage.model.train()
+    rate = float(schedule.get_last_lr()[0])
     order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
     sums: dict[str, float] = {}
     for batch in train.batches(options.batch_size, order):
@@ -128,7 +130,7 @@ def _train_epoch(
             sums[part] = sums.get(part, 0.0) + share * amount.item()
         bar.update()
         bar.set_postfix(epoch=f"{epoch + 1}/{options.epochs}", loss=f"{value:.3f}", refresh=False)
-    return {"epoch": epoch + 1, "learning_rate": float(schedule.get_last_lr()[0]), **sums}
+    return {"epoch": epoch + 1, "learning_rate": rate, **sums}
 
 
 def _finite(name: str, loss: float, epoch: int) -> float:

@@ -23,7 +23,7 @@ class TrainingOptions:
         lr_warmup: share of all steps in which the learning rate rises linearly.
         weight_decay: of AdamW.
         validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
-        task_warmup: share of the student's epochs on the task alone, before distillation.
+        task_warmup: share of the student's epochs on the task alone, before distillation; not the last one.
         consistency_weight: weight of the inter-magnification consistency.
         prediction_weight: weight of the divergence from the teacher's predictions.
         representation_weight: weight of the error between prototypes and subspaces.
@@ -39,22 +39,22 @@ class TrainingOptions:
         ValueError: an option is out of range.
     """
 
-    dim: int = 64
+    dim: int = 32
     heads: int = 4
-    dim_head: int = 16
-    gene_tokens: int = 4
-    dropout: float = 0.25
+    dim_head: int = 8
+    gene_tokens: int = 1
+    dropout: float = 0.4
     gene_dropout: float = 0.1
     epochs: int = 30
     batch_size: int = 16
     learning_rate: float = 5e-4
     lr_warmup: float = 0.1
     weight_decay: float = 0.05
-    validation: float = 0.2
+    validation: float = 0.0
     task_warmup: float = 0.3
     consistency_weight: float = 1.0
-    prediction_weight: float = 1.0
-    representation_weight: float = 1.0
+    prediction_weight: float = 3.0
+    representation_weight: float = 0.1
     temperature: float = 2.0
     cgc: bool = True
     gate: str = "softmax_average"

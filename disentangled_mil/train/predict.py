@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from .._checks import check_names
+from .._files import replacing
 from ..bags import collate_bags
-from ..data._atomic import replacing
 from ..data.cohort import Sample, StoredBag
 from ..models import Student
 from ..tasks import task_from_state

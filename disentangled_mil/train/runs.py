@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from ..data._atomic import replacing
+from .._files import replacing
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import patient_folds
@@ -26,7 +26,7 @@ from .experiment import Result, Split, run_split
 from .options import TrainingOptions
 
 TRAIN_OPTIONS = TrainingOptions()
-DEMO_OPTIONS = replace(TRAIN_OPTIONS, dim=32, heads=2, epochs=20)
+DEMO_OPTIONS = replace(TRAIN_OPTIONS, heads=2, dim_head=16, epochs=20)
 # Columns and rows at 10x: small slides, so that the demo takes minutes.
 DEMO_GRID = (10, 8)
 

@@ -1,8 +1,9 @@
 """The stages of the method: what one training step of each model is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +13,11 @@ from ..losses import (
     SubspaceDistillation,
     inter_magnification_consistency,
 )
-from ..models import GeneNetwork, Student, Teacher
+from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
 from ..optim import CGCOptimizer
 from ..tasks import Task
 from .examples import Batch, Examples
 from .options import TrainingOptions
-
-
-class Stage(Protocol):
-    """One model and how it learns."""
-
-    task: Task
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-
-    def loss(self, batch: Batch, progress: float) -> "StageLoss":
-        """The loss of a batch, ``progress`` in [0, 1) through the training."""
-
-    def step(self, loss: "StageLoss") -> None:
-        """Apply the gradients."""
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Predictions of a batch [B, K]."""
 
 
 class StageLoss(NamedTuple):
@@ -47,21 +28,43 @@ class StageLoss(NamedTuple):
     confidence: dict[str, Tensor]
 
 
-class GeneStage:
+class Stage(ABC):
+    """One model and how it learns."""
+
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss(self, batch: Batch, progress: float) -> StageLoss:
+        """The loss of a batch, ``progress`` in [0, 1) through the training."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of a batch [B, K]."""
+
+    def step(self, loss: StageLoss) -> None:
+        """Apply the gradients."""
+        self.optimizer.step()
+
+    def complete(self, progress: float) -> bool:
+        """Whether the loss has all of its parts by now, so that an epoch may be chosen."""
+        return True
+
+
+class GeneStage(Stage):
     """The baseline on genes alone."""
+
+    model: GeneNetwork
 
     def __init__(self, model: GeneNetwork, task: Task, options: TrainingOptions) -> None:
         self.model, self.task = model, task
-        self.optimizer: torch.optim.Optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options)
 
     def loss(self, batch: Batch, progress: float) -> StageLoss:
         """Task loss."""
         loss = self.task.loss(self.logits(batch), batch.target)
         return StageLoss(loss, {"task": loss}, {})
-
-    def step(self, loss: StageLoss) -> None:
-        """Apply the gradients."""
-        self.optimizer.step()
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions."""
@@ -69,19 +72,22 @@ class GeneStage:
         return logits
 
 
-class TeacherStage:
+class TeacherStage(Stage):
     """Stage I: task loss of every magnification + IGC; gradients through CGC."""
+
+    model: Teacher
 
     def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
         self.model, self.task, self.options = model, task, options
         adamw = _adamw(model, options)
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
-        self.optimizer: torch.optim.Optimizer = self.coordinated or adamw
+        self.optimizer = self.coordinated or adamw
 
     def loss(self, batch: Batch, progress: float) -> StageLoss:
         """Task loss of the branches and inter-magnification consistency of each two."""
-        branches = self.model(batch.bags, batch.genes).branches
-        task = torch.stack([self.task.loss(b.logits, batch.target) for b in branches.values()]).sum()
+        output: TeacherOutput = self.model(batch.bags, batch.genes)
+        branches = output.branches
+        task = _task_loss(self.task, output, batch, self.options)
         parts, total = {"task": task}, task
         if len(branches) > 1 and self.options.consistency_weight:
             pairs = combinations([branch.attention for branch in branches.values()], 2)
@@ -123,8 +129,10 @@ class TeacherStage:
         }
 
 
-class StudentStage:
+class StudentStage(Stage):
     """Stage II: task loss of every magnification; after the warm-up also distillation, where there is a teacher."""
+
+    model: Student
 
     def __init__(
         self,
@@ -134,7 +142,7 @@ class StudentStage:
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
-        self.optimizer: torch.optim.Optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options)
         self.distillation = SubspaceDistillation(
             task.kind,
             temperature=options.temperature,
@@ -142,33 +150,44 @@ class StudentStage:
             representation_weight=options.representation_weight,
         )
 
+    def complete(self, progress: float) -> bool:
+        """Whether distillation has begun, where there is a teacher; by the last epoch it has."""
+        last = 1 - 1 / self.options.epochs
+        return self.targets is None or progress >= min(self.options.task_warmup, last)
+
     def loss(self, batch: Batch, progress: float) -> StageLoss:
         """Task loss of the branches, and distillation into each."""
-        distilling = self.targets is not None and progress >= self.options.task_warmup
+        distilling = self.targets is not None and self.complete(progress)
         self.model.teacher_orders(distilling)
-        branches = self.model(batch.bags).branches
-        task = torch.stack([self.task.loss(b.logits, batch.target) for b in branches.values()]).sum()
+        output: StudentOutput = self.model(batch.bags)
+        branches = output.branches
+        task = _task_loss(self.task, output, batch, self.options)
         if self.targets is None or not distilling:
             return StageLoss(task, {"task": task}, {})
         prediction = representation = distilled = task.new_zeros(())
         for name, branch in branches.items():
             targets = self.targets[name].select(batch.rows)
             loss = self.distillation(branch.logits, branch.prototypes, targets)
-            order = loss.permutation[..., None].expand_as(branch.prototypes)
-            self.model.follow(name, branch.prototypes.gather(1, order)[targets.present])
+            ordered = branch.prototypes.gather(1, loss.permutation[..., None].expand_as(branch.prototypes))
+            present = (branch.centres >= 0).gather(1, loss.permutation) & targets.present[:, None]
+            self.model.follow(name, ordered, present)
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             distilled = distilled + loss.total
         parts = {"task": task, "prediction": prediction, "representation": representation}
         return StageLoss(task + distilled, parts, {})
 
-    def step(self, loss: StageLoss) -> None:
-        """Apply the gradients."""
-        self.optimizer.step()
-
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the gate."""
         logits: Tensor = self.model(batch.bags).logits
         return logits
+
+
+def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, options: TrainingOptions) -> Tensor:
+    """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
+    logits = [branch.logits for branch in output.branches.values()]
+    if options.gate == "learned":
+        logits.append(output.logits)
+    return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
 
 
 def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:

@@ -1,0 +1,288 @@
+"""The released architecture, under our names."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_names, check_subspaces
+from ...bags import Bag
+from ...nn.deformable import DeformableCrossAttention
+from ...nn.dmsf import DeformableOptions
+from ...nn.gene_encoder import SNNEncoder
+from ...nn.head import SubspaceHead
+from ...nn.ita import ITA
+from ...nn.patch_encoder import PatchEncoder
+from ..student import StudentBranchOutput, StudentOutput
+from ..teacher import TeacherBranchOutput, TeacherOutput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+SUBSPACES = ("tumor", "tme")
+# Not stored, and only felt in training.
+_GENE_DROPOUT = 0.25
+_RELEASED_POSITIONS: DeformableOptions = {"positions": "released", "offset_scale": 4.0}
+
+
+class ReleasedTeacher(nn.Module):
+    """The released teacher; see :func:`released_teacher`.
+
+    Args:
+        features: width of the stored patch features.
+        genes: number of genes of the two subspaces, "tumor" and "tme".
+        outputs: number of logits K.
+        dim: token width C.
+        magnifications: names, from coarse to fine.
+        hidden: widths of the gene encoders' hidden layers.
+        **options: heads, dim_head, groups, downsample, kernel_size, dropout and backend of
+            :class:`~disentangled_mil.DeformableCrossAttention`.
+
+    Shape:
+        ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
+
+    Raises:
+        ValueError: names or shapes disagree, or a bag does not fill a square row by row.
+
+    Source: the released implementation, as facts in its golden numbers.
+    Differs from the source: nothing that shows in a prediction.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.bags import Grid
+        >>> from disentangled_mil.models.released import ReleasedTeacher
+        >>> teacher = ReleasedTeacher(64, {"tumor": 5, "tme": 7}, 4, dim=32, heads=4, groups=4, dim_head=8)
+        >>> bag = Bag(torch.randn(2, 64, 64), Grid.square([64, 64]))
+        >>> out = teacher({"10x": bag, "20x": bag}, {"tumor": torch.randn(2, 5), "tme": torch.randn(2, 7)})
+        >>> out.logits.shape, out.branches["10x"].features["tme"].shape
+        (torch.Size([2, 4]), torch.Size([2, 32]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        genes: Mapping[str, int],
+        outputs: int,
+        *,
+        dim: int = 128,
+        magnifications: Sequence[str] = ("10x", "20x"),
+        hidden: Sequence[int] = (64, 48, 32),
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        check_names("genes", genes, SUBSPACES)
+        self.magnifications = check_subspaces(magnifications, "magnifications")
+        self.genes = SNNEncoder(
+            {name: genes[name] for name in SUBSPACES},
+            dim,
+            hidden=hidden,
+            dropout=_GENE_DROPOUT,
+            activation="elu",
+        )
+        self.branches = nn.ModuleDict(
+            {name: ReleasedTeacherBranch(features, outputs, dim, **options) for name in self.magnifications}
+        )
+
+    def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:
+        """Predict from bags at every magnification and genes."""
+        _check_squares(bags, self.magnifications)
+        tokens = self.genes(genes)
+        branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
+        logits, gate = _gate([branch.logits for branch in branches.values()])
+        return TeacherOutput(logits, branches, gate)
+
+    def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """The classifier blocks of each subspace over all magnifications, for CGC."""
+        return {
+            subspace: [self.get_parameter(f"branches.{m}.head.blocks.{subspace}") for m in self.magnifications]
+            for subspace in SUBSPACES
+        }
+
+
+class ReleasedTeacherBranch(nn.Module):
+    """One magnification of the released teacher.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+    """
+
+    def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
+        super().__init__()
+        options.update(_RELEASED_POSITIONS)
+        self.patches = PatchEncoder(features, dim)
+        self.norm_maps = nn.LayerNorm(dim)
+        self.attend = nn.ModuleDict({name: DeformableCrossAttention(dim, **options) for name in SUBSPACES})
+        self.fuse = nn.Linear(len(SUBSPACES) * dim, dim)
+        self.select = nn.ModuleDict({name: ReleasedSelection(dim) for name in SUBSPACES})
+        self.norm_features = nn.LayerNorm(dim)
+        self.pool = nn.ModuleDict({name: nn.Linear(dim, dim) for name in SUBSPACES})
+        self.head = SubspaceHead(dim, outputs, SUBSPACES)
+
+    def forward(self, bag: Bag, genes: Mapping[str, Tensor]) -> TeacherBranchOutput:
+        """Predict from a bag and one encoded gene token per subspace [B, 1, C]."""
+        patches = self.patches(bag.patches)
+        context = self.norm_maps(patches)
+        maps, attention = [], {}
+        for name in SUBSPACES:
+            gene_map = genes[name].expand_as(patches)
+            attended = self.attend[name](self.norm_maps(gene_map), context, bag.grid)
+            maps.append(gene_map + attended.tokens)
+            attention[name] = attended.attention
+        fused = self.norm_maps(self.fuse(torch.cat(maps, dim=-1)))
+        features = {}
+        for name in SUBSPACES:
+            selected = self.select[name](fused, self.norm_maps(genes[name]))
+            features[name] = torch.tanh(self.pool[name](self.norm_features(selected)))
+        head = self.head(features)
+        return TeacherBranchOutput(head.logits, head.subspace_logits, features, attention)
+
+
+class ReleasedSelection(nn.Module):
+    """Attention from a map to gene tokens, then one vector: one LayerNorm for all three places.
+
+    ::
+
+        x = q + MHA(LN(q), LN(genes));  selected = tanh(Linear(mean over positions of LN(x)))
+
+    Args:
+        dim: token width C.
+        heads: attention heads; not stored, and without effect where there is one gene token.
+
+    Shape:
+        ``query`` [B, N, C], ``genes`` [B, T, C] -> [B, C].
+    """
+
+    def __init__(self, dim: int, *, heads: int = 8) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.pool = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, genes: Tensor) -> Tensor:
+        """Select at every position, and pool."""
+        key = self.norm(genes)
+        selected, _ = self.attention(self.norm(query), key, key, need_weights=False)
+        return torch.tanh(self.pool(self.norm(query + selected).mean(1)))
+
+
+class ReleasedStudent(nn.Module):
+    """The released student; see :func:`released_student`.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        magnifications: names, from coarse to fine.
+        **options: heads, dim_head, groups, downsample, kernel_size, dropout and backend of
+            :class:`~disentangled_mil.DeformableCrossAttention`.
+
+    Shape:
+        ``bags`` {magnification: Bag of B}.
+
+    Raises:
+        ValueError: names or shapes disagree, or a bag does not fill a square row by row.
+
+    Source: the released implementation, as facts in its golden numbers.
+    Differs from the source: two prototypes for any number of patches (theirs: a share of the 2,500 patches);
+    deterministic clusters where scores tie. As in the source the first prototype, called "tumor", is merely
+    the one with the larger peak score.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.bags import Grid
+        >>> from disentangled_mil.models.released import ReleasedStudent
+        >>> student = ReleasedStudent(64, 4, dim=32, heads=4, groups=4, dim_head=8)
+        >>> bag = Bag(torch.randn(2, 64, 64), Grid.square([64, 64]))
+        >>> out = student({"10x": bag, "20x": bag})
+        >>> out.logits.shape, out.branches["10x"].prototypes.shape
+        (torch.Size([2, 4]), torch.Size([2, 2, 32]))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        *,
+        dim: int = 128,
+        magnifications: Sequence[str] = ("10x", "20x"),
+        **options: "Unpack[DeformableOptions]",
+    ) -> None:
+        super().__init__()
+        self.magnifications = check_subspaces(magnifications, "magnifications")
+        self.branches = nn.ModuleDict(
+            {name: ReleasedStudentBranch(features, outputs, dim, **options) for name in self.magnifications}
+        )
+
+    def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
+        """Predict from bags at every magnification."""
+        _check_squares(bags, self.magnifications)
+        branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
+        logits, gate = _gate([branch.logits for branch in branches.values()])
+        return StudentOutput(logits, branches, gate)
+
+
+class ReleasedStudentBranch(nn.Module):
+    """One magnification of the released student.
+
+    Args:
+        features: width of the stored patch features.
+        outputs: number of logits K.
+        dim: token width C.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+    """
+
+    def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
+        super().__init__()
+        options.update(_RELEASED_POSITIONS)
+        self.patches = PatchEncoder(features, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.attend = DeformableCrossAttention(dim, **options)
+        self.aggregate = ITA(dim, len(SUBSPACES), neighbours=5, order="peak")
+        self.head = SubspaceHead(dim, outputs, SUBSPACES)
+
+    def forward(self, bag: Bag) -> StudentBranchOutput:
+        """Predict from a bag."""
+        patches = self.patches(bag.patches)
+        normed = self.norm(patches)
+        attended = self.attend(normed, normed, bag.grid)
+        merged = self.aggregate(patches + attended.tokens)
+        head = self.head(dict(zip(SUBSPACES, merged.prototypes.unbind(1), strict=True)))
+        return StudentBranchOutput(
+            head.logits,
+            head.subspace_logits,
+            merged.prototypes,
+            merged.centres,
+            merged.assignment,
+            merged.weights,
+            attended.attention,
+        )
+
+
+def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Per sample the logits [B, K] of the magnification with the largest softmax, the last of them in a tie.
+
+    Softmax and not its logarithm: two saturated predictions tie here. Also the shares [B, M].
+    """
+    stacked = torch.stack(list(logits), dim=1)  # [B, M, K]
+    confidence = stacked.softmax(-1).amax(-1)  # [B, M]
+    chosen = stacked.shape[1] - 1 - confidence.flip(1).argmax(1)
+    gate = nn.functional.one_hot(chosen, stacked.shape[1]).to(stacked.dtype)
+    return stacked.take_along_dim(chosen[:, None, None], dim=1).squeeze(1), gate
+
+
+def _check_squares(bags: Mapping[str, Bag], magnifications: Sequence[str]) -> None:
+    """Check that every bag fills a square: the released positions mean nothing elsewhere."""
+    check_names("bags", bags, magnifications)
+    for name in magnifications:
+        grid = bags[name].grid
+        if not grid.full or grid.width != grid.height:
+            raise ValueError(
+                f"bags[{name!r}] must fill squares of one size row by row, as the released models know no "
+                f"other bags, got {grid.mask.shape[1]} tokens on {grid.width} x {grid.height} cells"
+            )
