@@ -315,11 +315,12 @@ def match_prototypes(prototypes: Tensor, subspaces: Tensor) -> Tensor:
         ``prototypes`` [B, K, C]; ``subspaces`` [B, S, C] with S <= K.
 
     Returns:
-        The index of each subspace's prototype [B, S], int64. No gradient.
+        The index of each subspace's prototype [B, S], int64. No gradient. Where a value of a bag is not finite, as
+        mixed precision makes them in a step it then skips, its prototypes stay in their order.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape differs, there are fewer prototypes than subspaces, or a value is not finite.
+        ValueError: a shape differs, or there are fewer prototypes than subspaces.
 
     Source:
         Hungarian matching (`scipy.optimize.linear_sum_assignment`); the paper leaves the order open.
@@ -339,6 +340,7 @@ def match_prototypes(prototypes: Tensor, subspaces: Tensor) -> Tensor:
         raise ValueError(f"prototypes must be at least as many as the {sizes['S']} subspaces, got {sizes['K']}")
     a, b = prototypes.detach().double().cpu(), subspaces.detach().double().cpu()
     cost = (b[:, :, None] - a[:, None]).square().mean(-1)  # [B, S, K]
+    cost = cost.where(cost.isfinite().all(2).all(1)[:, None, None], 0)
     columns = [torch.from_numpy(linear_sum_assignment(bag.numpy())[1]) for bag in cost]
     return torch.stack(columns).to(prototypes.device, torch.int64)
 

@@ -41,8 +41,9 @@ class CGCOptimizer(torch.optim.Optimizer):
               \quad\text{if } \cos(g_s, g_t) < 0 \text{ and confidence}_s < \text{confidence}_t .
 
     With more than two subspaces, in falling confidence, each gradient becomes the nearest one that
-    conflicts with no more confident one. Equal confidences change nothing. A missing gradient takes no part;
-    where fewer than two subspaces have one, nothing is compared. Nor do the parameters of the wrapped optimizer that belong to no subspace.
+    conflicts with no more confident one. Equal confidences change nothing. A subspace whose parameter
+    has no gradient takes no part there, nor do the parameters of the wrapped optimizer that belong to no
+    subspace.
 
     To everything that asks this is a ``torch.optim.Optimizer``: parameter groups, state, ``state_dict``,
     ``zero_grad`` and hooks are the wrapped optimizer's (hooks are called with that one), and nothing is

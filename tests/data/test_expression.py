@@ -222,6 +222,8 @@ def test_tables_that_cannot_be_fitted_are_refused():
         ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "tme": ["IL6"]})
     with pytest.raises(ValueError, match="gene_sets must hold the genes of at least one subspace, got none"):
         ExpressionPipeline.fit(table, {})
+    with pytest.raises(TypeError, match=r"gene_sets\['tme'\] must be a sequence of genes, got the string 'CD2'"):
+        ExpressionPipeline.fit(table, {"tme": "CD2"})
     many = {"tme": [f"X{g}" for g in range(9)]}
     with pytest.raises(ValueError, match=r"\(X0, X1, X2, X3, X4 and 4 more\)"):
         ExpressionPipeline.fit(table, many)

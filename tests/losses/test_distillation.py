@@ -134,6 +134,14 @@ def test_matching_takes_the_smallest_total_error_not_the_nearest_first():
     torch.testing.assert_close(loss, torch.tensor((0.81 + 1.0) / 2))
 
 
+def test_overflowed_prototypes_keep_their_order_and_make_the_loss_infinite(generator):
+    subspaces = torch.randn(2, 2, 3, generator=generator)
+    prototypes = subspaces.flip(1).clone()
+    prototypes[0, 1, 0] = math.inf
+    assert match_prototypes(prototypes, subspaces).tolist() == [[0, 1], [1, 0]]
+    assert representation_distillation(prototypes, subspaces, matching="hungarian").item() == math.inf
+
+
 def test_a_permutation_belongs_to_its_bag():
     prototypes = torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]])
     assert match_prototypes(prototypes, torch.tensor([[[0.0], [1.0]]]).expand(2, -1, -1)).tolist() == [

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -72,6 +73,45 @@ def test_released_layer_is_met_with_gradients(golden: Golden, name: str) -> None
     torch.testing.assert_close(value.grad.transpose(1, 2), case["grad_value_tokens"], **exact)
     for key, gradient in released_parameters(case, "grad/").items():
         torch.testing.assert_close(parameters[key].grad, gradient.reshape(parameters[key].shape), **exact)
+
+
+def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: Tensor, side: int) -> Tensor:
+    """The released convention by convolution and grid sampling of torch."""
+    batch, groups = len(query), layer.groups
+
+    def normalise(x: Tensor, y: Tensor, size: int) -> Tensor:
+        return 2 * torch.stack([x, y], dim=-1) / max(size - 1, 1) - 1
+
+    def heads(tokens: Tensor) -> Tensor:
+        return tokens.unflatten(1, (layer.heads, layer.dim_head)).mT  # [B, H, N, D]
+
+    q = layer.to_q(query.mT)
+    conv, padding = layer.to_offsets.depthwise, (layer.kernel_size - layer.downsample) // 2
+    windows = q.reshape(batch * groups, -1, side, side)
+    hidden = F.conv2d(windows, conv.weight, conv.bias, layer.downsample, padding, groups=windows.shape[1])
+    offset = layer.to_offsets.pointwise(F.gelu(hidden).movedim(1, -1)).tanh() * layer.offset_scale  # [BG, h, w, 2]
+    coarse = offset.shape[1]
+    rows, columns = torch.meshgrid(torch.arange(coarse), torch.arange(coarse), indexing="ij")
+    places = normalise(columns + offset[..., 0], rows + offset[..., 1], coarse)
+    maps = context.mT.reshape(batch * groups, -1, side, side)
+    sampled = F.grid_sample(maps, places, align_corners=False).reshape(batch, -1, coarse**2)
+    k, v = layer.to_k(sampled), layer.to_v(sampled)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    cells = normalise(columns.double(), rows.double(), side).reshape(1, -1, 1, 2)
+    bias = layer.bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
+    logits = heads(q) @ heads(k).mT * layer.dim_head**-0.5 + bias.reshape(batch, layer.heads, side**2, -1)
+    return layer.to_out((logits.softmax(-1) @ heads(v)).mT.flatten(1, 2).mT)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (4, 6), (3, 5), (1, 3)], ids="r {0[0]}, kernel {0[1]}".format)
+@pytest.mark.parametrize("side", [4, 5, 6, 7, 10, 13])
+def test_released_positions_are_those_of_a_convolution_on_any_square(side: int, sizes: tuple[int, int]) -> None:
+    downsample, kernel = sizes
+    layer = small_layer(downsample=downsample, kernel_size=kernel, offset_scale=4.0, positions="released")
+    source = torch.Generator().manual_seed(side)
+    query, context = torch.randn(2, 2, side**2, 8, dtype=torch.float64, generator=source)
+    expected = attend_as_released(layer, query, context, side)
+    torch.testing.assert_close(layer(query, context).tokens, expected, **exact)
 
 
 def small_layer(seed: int = 0, **options: Any) -> DeformableCrossAttention:

@@ -198,6 +198,11 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
             ValueError,
             "logits['10x'] must have shape [B, K] = [1, 2], got [1, 3]",
         ),
+        (
+            lambda: MagnificationGate(("5x",), rule="average")({"5x": torch.ones(1, 2, dtype=torch.int64)}),
+            TypeError,
+            "logits['5x'] must be a floating-point tensor, got torch.int64",
+        ),
     ],
 )
 def test_refusals(call: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -59,6 +59,13 @@ def test_every_subspace_has_a_parameter_of_its_own() -> None:
     assert all(p is dict(head.named_parameters())[f"blocks.{n}"] for n, (p,) in parameters.items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_any_type_are_converted_to_that_of_the_weights(dtype: torch.dtype) -> None:
+    head = SubspaceHead(4, 3, NAMES)
+    features = {n: torch.randn(2, 4).to(dtype) for n in NAMES}
+    assert torch.equal(head(features).logits, head({n: x.float() for n, x in features.items()}).logits)
+
+
 def test_options_weights_and_copies_come_back() -> None:
     head = SubspaceHead(4, 3, NAMES)
     rebuilt: SubspaceHead = eval(f"SubspaceHead({head.extra_repr()})")
@@ -97,6 +104,11 @@ def test_options_weights_and_copies_come_back() -> None:
             lambda: SubspaceHead(4, 2)({"tumor": torch.zeros(1, 4), "tme": torch.zeros(2, 4)}),
             ValueError,
             "features['tme'] must have shape [B, C] = [1, 4], got [2, 4]",
+        ),
+        (
+            lambda: SubspaceHead(4, 2)(dict.fromkeys(("tumor", "tme"), torch.zeros(1, 4, dtype=torch.int64))),
+            TypeError,
+            "features['tumor'] must be a floating-point tensor, got torch.int64",
         ),
     ],
 )

@@ -265,6 +265,14 @@ def test_a_half_precision_layer_trains_and_follows(dtype: torch.dtype) -> None:
     assert all(p.grad.isfinite().all() for p in ita.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_stored_features_of_any_type_are_converted_to_that_of_the_weights(dtype: torch.dtype) -> None:
+    ita, tokens = make(), random_bags(0, 2, 20).to(dtype)
+    found, expected = ita(tokens), ita(tokens.double())
+    assert torch.equal(found.prototypes, expected.prototypes)
+    assert torch.equal(found.assignment, expected.assignment)
+
+
 def test_it_compiles_without_a_graph_break() -> None:
     ita, tokens = make().train(), random_bags(0, 2, 20)
     eager = copy.deepcopy(ita)(tokens)

@@ -97,6 +97,17 @@ def test_the_order_of_tokens_and_of_genes_does_not_matter(seed: int) -> None:
     torch.testing.assert_close(other.weights, out.weights[:, tokens][:, :, genes])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_tokens_and_genes_of_any_type_are_converted_to_that_of_the_weights(dtype: torch.dtype) -> None:
+    layer, x, g = small_layer(), draw(0, 1, 5, 8).to(dtype), draw(1, 1, 4, 8).to(dtype)
+    assert torch.equal(layer(x, g).feature, layer(x.double(), g.double()).feature)
+
+
+def test_without_a_mask_every_token_is_real() -> None:
+    layer, x, g = small_layer(), draw(0, 2, 5, 8), draw(1, 2, 4, 8)
+    assert torch.equal(layer(x, g).feature, layer(x, g, everywhere(x)).feature)
+
+
 def test_options_weights_and_copies_come_back() -> None:
     layer, x, g = small_layer(), draw(0, 1, 5, 8), draw(1, 1, 4, 8)
     rebuilt: GeneSelection = eval(f"GeneSelection({layer.extra_repr()})").double().eval()
@@ -130,6 +141,16 @@ def test_options_weights_and_copies_come_back() -> None:
             lambda: small_layer()(draw(0, 1, 2, 8), draw(0, 1, 2, 8), torch.ones(1, 2)),
             TypeError,
             "mask must be a bool tensor (True = real token), got torch.float32",
+        ),
+        (
+            lambda: small_layer()(torch.ones(1, 2, 8, dtype=torch.int64), draw(0, 1, 2, 8)),
+            TypeError,
+            "tokens must be a floating-point tensor, got torch.int64",
+        ),
+        (
+            lambda: small_layer()(draw(0, 1, 2, 8), torch.ones(1, 2, 8, dtype=torch.int64)),
+            TypeError,
+            "genes must be a floating-point tensor, got torch.int64",
         ),
     ],
 )

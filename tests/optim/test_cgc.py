@@ -150,6 +150,20 @@ def test_missing_and_zero_gradients_take_no_part() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["row", "tensor", "subspace"])
+def test_a_subspace_without_gradients_does_not_keep_the_others_from_being_coordinated(granularity: str) -> None:
+    tumor, tme, frozen = parameter(0.0, 0.0), parameter(0.0, 0.0), parameter(0.0, 0.0)
+    tumor.grad, tme.grad = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0])
+    blocks = {"tumor": [tumor], "tme": [tme], "stroma": [frozen]}
+    sgd = torch.optim.SGD([tumor, tme, frozen], lr=1.0)
+    optimizer = CGCOptimizer(sgd, blocks, granularity=granularity)
+    optimizer.step(confidence={**SURE_TUMOR, "stroma": 0.7})
+    assert tumor.grad.tolist() == [1.0, 0.0]
+    assert tme.grad.tolist() == pytest.approx([0.0, 1.0])
+    assert frozen.grad is None
+    assert optimizer.report.rows == 1
+
+
+@pytest.mark.parametrize("granularity", ["row", "tensor", "subspace"])
 def test_no_gradients_at_all_is_a_step_without_rows(granularity: str) -> None:
     tumor, tme = parameter(0.0), parameter(0.0)
     optimizer = CGCOptimizer(
