@@ -4,6 +4,7 @@ Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a che
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 def check_count(name: str, value: int, minimum: int = 1) -> None:
     """Check a whole number that must be at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")

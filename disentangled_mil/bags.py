@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._checks import check_count, check_mask, check_shape
 
-_CELLS_ALLOWED = 1_000_000
+_CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
 
 
@@ -35,7 +35,7 @@ class Grid:
         TypeError: a tensor has the wrong dtype.
         ValueError: the shapes do not fit together.
 
-    Source: section 7 of the paper lays 2,500 patches out as 50 x 50.
+    Source: the paper lays 2,500 patches out as 50 x 50.
     Differs from the source: true coordinates, any rectangle, holes, unequal bags.
 
     Example:
@@ -63,6 +63,13 @@ class Grid:
                 "cells must hold at least one bag and one token per bag (masked out if the bag is empty), "
                 f"got {list(self.cells.shape)}"
             )
+
+        if any(width < 1 or height < 1 for width, height in self.shapes):
+            raise ValueError(f"shapes must be pairs of at least 1 x 1 cells, got {self.shapes}")
+        if self.cells.device.type == "cpu" and not torch.compiler.is_compiling():
+            inside = ((self.cells >= 0) & (self.cells < self.sizes[:, None])).all(-1)
+            if not inside[self.mask].all():
+                raise ValueError("cells must lie inside of their bag's shape where mask is True, got some outside")
 
     @classmethod
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":

@@ -112,6 +112,7 @@ class Cohort:
         expression: patients x genes, indexed by patient; patients may be missing. None if there is none.
         gene_sets: genes of every subspace.
         expression_options: keyword arguments of :meth:`ExpressionPipeline.fit`.
+        unit: what one sample is, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
 
     Raises:
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
@@ -136,8 +137,10 @@ class Cohort:
     expression: pd.DataFrame | None = None
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     expression_options: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = "slide"
 
     def __post_init__(self) -> None:
+        check_choice("unit", self.unit, ("slide", "patient"))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
             if table is not None and table.index.has_duplicates:
                 twice = table.index[table.index.duplicated()][0]

@@ -106,8 +106,9 @@ def read_cohort(path: str | Path) -> Cohort:
 
     table, names = _read_clinical(path.parent, clinical)
     samples = _samples(path.parent, slides, names)
+    unit = slides.content.get("bag", "slide")
     if not expression.content:
-        return Cohort(samples, table)
+        return Cohort(samples, table, unit=unit)
     source = path.parent / expression.take("table", str)
     options = _expression_options(expression)
     values = read_expression(source)
@@ -117,7 +118,7 @@ def read_cohort(path: str | Path) -> Cohort:
             f"{source}: patients must be those of the clinical table, got {len(unknown)} others: "
             f"{', '.join(unknown[:5])}"
         )
-    return Cohort(samples, table, values, _gene_sets(path.parent, genes), options)
+    return Cohort(samples, table, values, _gene_sets(path.parent, genes), options, unit)
 
 
 @dataclass

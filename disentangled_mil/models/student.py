@@ -113,7 +113,7 @@ class Student(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
-    Source: section 1 of the paper, stage II.
+    Source: the paper's second stage.
     Differs from the source: prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`).
 
     Example:

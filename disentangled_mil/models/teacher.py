@@ -95,7 +95,7 @@ class Teacher(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
-    Source: section 1 of the paper, stage I.
+    Source: the paper's first stage.
     Differs from the source: see :class:`~disentangled_mil.DMSF`; released checkpoints are read by
     :mod:`disentangled_mil.models.released`.
 

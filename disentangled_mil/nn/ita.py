@@ -54,6 +54,7 @@ class ITA(nn.Module):
         momentum: What an anchor keeps of itself in one step, in [0, 1]; with 1 the anchors never move.
         order: ``"anchor"``, or ``"peak"`` for the order of falling peak score, as released; then without
             anchors.
+        guard: added to the sum of a prototype's weights exp(Linear(z)); the released code has 1e-6.
         self_following: Whether forward in training mode moves the anchors; False leaves them to `follow`.
 
     Shape:
@@ -75,7 +76,7 @@ class ITA(nn.Module):
 
     Differs from the source:
         The order of the prototypes, which the paper leaves open, is the anchors'; K is a number, not a share
-        of the tokens; the released weights are divided by their sum + 1e-6, ours by their sum.
+        of the tokens; weights are divided by their sum alone (``guard``).
 
     Example:
         >>> import torch
@@ -96,6 +97,7 @@ class ITA(nn.Module):
         neighbours: int = 5,
         momentum: float = 0.99,
         order: str = "anchor",
+        guard: float = 0.0,
         self_following: bool = True,
     ) -> None:
         super().__init__()
@@ -104,11 +106,13 @@ class ITA(nn.Module):
         check_count("neighbours", neighbours)
         check_interval("momentum", momentum, 0, 1)
         check_choice("order", order, ("anchor", "peak"))
+        check_interval("guard", guard, 0, float("inf"))
         self.dim = dim
         self.prototypes = prototypes
         self.neighbours = neighbours
         self.momentum = momentum
         self.order = order
+        self.guard = guard
         self.self_following = self_following
         self.norm = nn.LayerNorm(dim)
         self.significance = nn.Linear(dim, 1)
@@ -126,7 +130,9 @@ class ITA(nn.Module):
         significance = self.significance(normed).squeeze(2).to(normed)  # [B, N]
         assignment, centres, _ = density_peaks(normed, self.prototypes, neighbours=self.neighbours, mask=mask)
         weights = segment_softmax(significance, assignment, self.prototypes)
-        prototypes = segment_mean(normed, assignment, self.prototypes, weight=weights)
+        # Without a guard only the ratios of the weights matter, and the softmax's cannot overflow.
+        merging = significance.exp() if self.guard else weights
+        prototypes = segment_mean(normed, assignment, self.prototypes, weight=merging, guard=self.guard)
 
         whole = mask.long() - 1  # one segment of all real tokens
         weight = segment_softmax(significance, whole, 1)  # [B, N]
@@ -184,7 +190,7 @@ class ITA(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.dim}, prototypes={self.prototypes}, neighbours={self.neighbours}, "
-            f"momentum={self.momentum}, order={self.order!r}, self_following={self.self_following}"
+            f"momentum={self.momentum}, order={self.order!r}, guard={self.guard}, self_following={self.self_following}"
         )
 
 

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_floating, check_shape
+from .._checks import check_count, check_floating, check_interval, check_shape
 
 __all__ = ["segment_mean", "segment_softmax"]
 
 
-def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None) -> Tensor:
+def segment_mean(
+    tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None, guard: float = 0.0
+) -> Tensor:
     r"""Average the tokens of every segment.
 
     .. math:: m_k = \frac{\sum_{i : a_i = k} w_i z_i}{\sum_{i : a_i = k} w_i}
@@ -21,6 +23,8 @@ def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: T
         assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
         segments: Number of segments K.
         weight: Non-negative weights; equal without it. Only their ratios within a segment matter.
+        guard: added to a segment's sum of weights. The released code has 1e-6, which draws means a little towards
+            zero; 0 gives true means.
 
     Shape:
         tokens [B, N, C], assignment [B, N], weight [B, N].
@@ -31,7 +35,7 @@ def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: T
     Raises:
         TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` not int64, ``segments`` no
             integer.
-        ValueError: a shape is not as described, or ``segments`` is less than 1.
+        ValueError: a shape is not as described, ``segments`` is less than 1, or ``guard`` is negative.
 
     Source:
         Equation 12 of the paper.
@@ -45,6 +49,7 @@ def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: T
     """
     sizes = check_shape("tokens", tokens, "B N C")
     check_floating("tokens", tokens)
+    check_interval("guard", guard, 0, float("inf"))
     if weight is not None:
         check_shape("weight", weight, "B N", sizes)
         check_floating("weight", weight)
@@ -55,7 +60,7 @@ def segment_mean(tokens: Tensor, assignment: Tensor, segments: int, *, weight: T
         if weight is not None:
             share = weight.to(dtype)[:, None].where(member, 0)  # [B, K, N]
         kept = tokens.to(dtype).where(member.any(1)[..., None], 0)  # [B, N, C]
-        total = share.sum(2, keepdim=True)  # [B, K, 1]
+        total = share.sum(2, keepdim=True) + guard  # [B, K, 1]
         return (share @ kept / total.where(total != 0, 1)).to(tokens.dtype)
 
 

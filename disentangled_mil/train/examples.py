@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -108,6 +109,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def truth(self) -> pd.DataFrame:
+        """What was observed of every patient: the column ``patient``, then ``label``, or ``time`` and ``event``."""
+        if isinstance(self.labels, pd.DataFrame):
+            table = self.labels.reset_index(drop=True)
+        else:
+            table = pd.DataFrame({"label": self.labels})
+        table.insert(0, "patient", self.patients)
+        return table.drop_duplicates("patient")
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
         """The samples at some places."""

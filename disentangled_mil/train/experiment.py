@@ -144,9 +144,8 @@ def _reading(cohort: Cohort) -> dict[str, Any]:
     """How the cohort's bags are read from files, for prediction on new slides."""
     bag = next(iter(cohort.samples[0].bags.values()))
     stored = bag if isinstance(bag, StoredBag) else StoredBag((Path(),))
-    merged = all(sample.name == sample.patient for sample in cohort.samples)
     return {
-        "bag": "patient" if merged else "slide",
+        "bag": cohort.unit,
         "transform": stored.transform,
         "drop_augmented": stored.drop_augmented,
     }
@@ -161,6 +160,11 @@ def _inner_split(train: Cohort, label: str, options: TrainingOptions) -> tuple[C
     expression = train.expression.index if train.expression is not None else ()
     # Those with and without expression are split alike, so that teacher and student are chosen on as many.
     strata = [f"{stratum} {patient in expression}" for patient, stratum in strata.items()]
+    if options.validation * len(train.with_expression().patients) < 1:
+        raise ValueError(
+            f"validation must leave at least one patient with expression to choose the epoch, got "
+            f"{options.validation} of {len(train.with_expression().patients)}"
+        )
     fold = inner_split(list(labels.index), _pool_rare(strata), fraction=options.validation, seed=options.seed)
     return train.subset(fold.train), train.subset(fold.test)
 
@@ -232,7 +236,7 @@ def _evaluate(
         for test, examples in tests.items():
             logits = predict_logits(stage, examples, options)
             metrics[name][test] = evaluate(task, logits, examples)
-            table = predictions_table(task, logits, examples.patients)
+            table = predictions_table(task, logits, examples.patients).merge(examples.truth(), on="patient")
             table.insert(0, "model", name)
             table.insert(1, "test", test)
             tables.append(table)

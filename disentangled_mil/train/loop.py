@@ -62,6 +62,8 @@ def train_stage(
         stage.optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         torch.set_rng_state(saved["rng"].cpu())
+        if saved["cuda_rng"]:
+            torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda_rng"]])
         best, history = saved["best"], saved["history"]
 
     with tqdm(total=total, initial=len(history) * steps, desc=name, disable=quiet, unit="step", leave=True) as bar:
@@ -82,6 +84,7 @@ def train_stage(
                     "optimizer": stage.optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                     "rng": torch.get_rng_state(),
+                    "cuda_rng": torch.cuda.get_rng_state_all() if options.device.startswith("cuda") else [],
                     "best": best,
                     "history": history,
                 },

@@ -258,7 +258,7 @@ def test_rare_strata_are_pooled_for_the_inner_split(grades, expected):
 def test_a_cohort_in_memory_of_merged_patients_is_read_the_same_later(split):
     first = split.train.subset(split.train.patients[:1])
     sample = replace(first.samples[0], name=first.patients[0])
-    cohort = Cohort((sample,), first.clinical)
+    cohort = Cohort((sample,), first.clinical, unit="patient")
     assert experiment._reading(cohort)["bag"] == "patient"
     assert experiment._reading(first)["bag"] == "slide"
 

@@ -14,7 +14,7 @@ from ...nn.gene_encoder import SNNEncoder
 from ...nn.head import SubspaceHead
 from ...nn.ita import ITA
 from ...nn.patch_encoder import PatchEncoder
-from ..student import StudentBranchOutput, StudentOutput
+from ..student import StudentBranch, StudentOutput
 from ..teacher import TeacherBranchOutput, TeacherOutput
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SUBSPACES = ("tumor", "tme")
 # Not stored, and only felt in training.
 _GENE_DROPOUT = 0.25
+_RELEASED_GUARD = 1e-6
 _RELEASED_POSITIONS: DeformableOptions = {"positions": "released", "offset_scale": 4.0}
 
 
@@ -215,8 +216,17 @@ class ReleasedStudent(nn.Module):
     ) -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
+        options.update(_RELEASED_POSITIONS)
         self.branches = nn.ModuleDict(
-            {name: ReleasedStudentBranch(features, outputs, dim, **options) for name in self.magnifications}
+            {
+                name: StudentBranch(
+                    PatchEncoder(features, dim),
+                    DeformableCrossAttention(dim, **options),
+                    ITA(dim, len(SUBSPACES), order="peak", guard=_RELEASED_GUARD),
+                    SubspaceHead(dim, outputs, SUBSPACES),
+                )
+                for name in self.magnifications
+            }
         )
 
     def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
@@ -225,43 +235,6 @@ class ReleasedStudent(nn.Module):
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         logits, gate = _gate([branch.logits for branch in branches.values()])
         return StudentOutput(logits, branches, gate)
-
-
-class ReleasedStudentBranch(nn.Module):
-    """One magnification of the released student.
-
-    Args:
-        features: width of the stored patch features.
-        outputs: number of logits K.
-        dim: token width C.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
-    """
-
-    def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
-        super().__init__()
-        options.update(_RELEASED_POSITIONS)
-        self.patches = PatchEncoder(features, dim)
-        self.norm = nn.LayerNorm(dim)
-        self.attend = DeformableCrossAttention(dim, **options)
-        self.aggregate = ITA(dim, len(SUBSPACES), neighbours=5, order="peak")
-        self.head = SubspaceHead(dim, outputs, SUBSPACES)
-
-    def forward(self, bag: Bag) -> StudentBranchOutput:
-        """Predict from a bag."""
-        patches = self.patches(bag.patches)
-        normed = self.norm(patches)
-        attended = self.attend(normed, normed, bag.grid)
-        merged = self.aggregate(patches + attended.tokens)
-        head = self.head(dict(zip(SUBSPACES, merged.prototypes.unbind(1), strict=True)))
-        return StudentBranchOutput(
-            head.logits,
-            head.subspace_logits,
-            merged.prototypes,
-            merged.centres,
-            merged.assignment,
-            merged.weights,
-            attended.attention,
-        )
 
 
 def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
