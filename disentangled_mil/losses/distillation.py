@@ -105,8 +105,9 @@ class SubspaceDistillation(nn.Module):
         temperature: by which both sides' logits are divided.
         prediction_weight: weight of the divergence of the predictions.
         representation_weight: weight of the error between prototypes and subspaces.
-        matching: ``"hungarian"``: every bag's prototypes in the order that fits its subspaces best;
-            ``"slot"``: prototype s is subspace s.
+        matching: ``"slot"``: prototype s is subspace s, for prototypes in a stable order such as
+            :class:`~disentangled_mil.ITA`'s; ``"hungarian"``: every bag's prototypes in the order that fits its
+            subspaces best, for prototypes in no order.
 
     Shape:
         ``student_logits`` [B, K]; ``student_prototypes`` [B, P, C] with P >= S (P = S for ``"slot"``);
@@ -125,14 +126,14 @@ class SubspaceDistillation(nn.Module):
 
     Differs from the source:
         Both sides are softened and the divergence is times temperature squared (the paper softens the
-        teacher). Prototypes come in an arbitrary order, so they are matched to the subspaces. Hazards get a
+        teacher). Prototypes that come in no order can be matched to the subspaces. Hazards get a
         divergence of their own. The paper adds the terms unweighted; 0.01 each is the configuration of its
         published results.
 
     Example:
         >>> import torch
         >>> from disentangled_mil import DistillationTargets, SubspaceDistillation
-        >>> distil = SubspaceDistillation("softmax", temperature=2.0)
+        >>> distil = SubspaceDistillation("softmax", temperature=2.0, matching="hungarian")
         >>> features = {"tumor": torch.ones(3, 8), "tme": torch.zeros(3, 8)}
         >>> targets = DistillationTargets.from_teacher(torch.zeros(3, 4), features)
         >>> prototypes = torch.stack([features["tme"], features["tumor"]], dim=1)
@@ -148,7 +149,7 @@ class SubspaceDistillation(nn.Module):
         temperature: float = 2.0,
         prediction_weight: float = 0.01,
         representation_weight: float = 0.01,
-        matching: str = "hungarian",
+        matching: str = "slot",
     ) -> None:
         super().__init__()
         check_choice("kind", kind, ("softmax", "hazards"))

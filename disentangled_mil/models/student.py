@@ -163,25 +163,23 @@ class Student(nn.Module):
         gated = self.gate({name: branch.logits for name, branch in branches.items()})
         return StudentOutput(gated.logits, branches, gated.weights)
 
-    def teacher_orders(self, yes: bool) -> None:
-        """Say who decides which prototype belongs to which subspace while training.
+    @torch.no_grad()
+    def reorder(self, magnification: str, permutation: Tensor) -> None:
+        """Give the prototypes of a magnification another order, and change no prediction.
 
         Args:
-            yes: True while a teacher does, through :meth:`follow`; False to let the anchors of the prototypes
-                follow what they attract.
+            magnification: whose prototypes.
+            permutation: which of today's prototypes each subspace takes over [S], e.g. of
+                :func:`~disentangled_mil.match_prototypes` over a whole training set.
+
+        Raises:
+            ValueError: it is no permutation of the S subspaces.
         """
-        for name in self.magnifications:
-            self._aggregation(name).self_following = not yes
-
-    def follow(self, magnification: str, prototypes: Tensor, present: Tensor | None = None) -> None:
-        """Move the anchors of a magnification towards prototypes in the order that a teacher gave them.
-
-        Args:
-            magnification: whose anchors.
-            prototypes: in the order of the subspaces [B, S, C].
-            present: True where a bag has that prototype [B, S]; all by default.
-        """
-        self._aggregation(magnification).follow(prototypes, present)
-
-    def _aggregation(self, magnification: str) -> ITA:
-        return cast(StudentBranch, self.branches[magnification]).aggregate
+        if sorted(permutation.tolist()) != list(range(len(self.subspaces))):
+            raise ValueError(f"permutation must order {len(self.subspaces)} subspaces, got {permutation.tolist()}")
+        branch = cast(StudentBranch, self.branches[magnification])
+        if branch.aggregate.anchors is not None:
+            branch.aggregate.anchors.copy_(branch.aggregate.anchors[permutation])
+        blocks = [branch.head.blocks[name].clone() for name in self.subspaces]
+        for name, source in zip(self.subspaces, permutation.tolist(), strict=True):
+            branch.head.blocks[name].copy_(blocks[source])

@@ -116,6 +116,7 @@ def _train_epoch(
     bar: "tqdm[Any]",
 ) -> dict[str, float]:
     """One pass over the training samples: the mean of every part of the loss."""
+    stage.begin_epoch(epoch / options.epochs, train)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
     order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)

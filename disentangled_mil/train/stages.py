@@ -12,6 +12,7 @@ from ..losses import (
     DistillationTargets,
     SubspaceDistillation,
     inter_magnification_consistency,
+    match_prototypes,
 )
 from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
 from ..optim import CGCOptimizer
@@ -46,6 +47,9 @@ class Stage(ABC):
     def step(self, loss: StageLoss) -> None:
         """Apply the gradients."""
         self.optimizer.step()
+
+    def begin_epoch(self, progress: float, train: Examples) -> None:  # noqa: B027  (nothing, for most)
+        """What comes before an epoch over the training samples."""
 
     def complete(self, progress: float) -> bool:
         """Whether the loss has all of its parts by now, so that an epoch may be chosen."""
@@ -148,6 +152,7 @@ class StudentStage(Stage):
             temperature=options.temperature,
             prediction_weight=options.prediction_weight,
             representation_weight=options.representation_weight,
+            matching="slot",
         )
 
     def complete(self, progress: float) -> bool:
@@ -155,22 +160,34 @@ class StudentStage(Stage):
         last = 1 - 1 / self.options.epochs
         return self.targets is None or progress >= min(self.options.task_warmup, last)
 
+    @torch.no_grad()
+    def begin_epoch(self, progress: float, train: Examples) -> None:
+        """When distillation begins, decide once for the whole training set which prototype is which subspace.
+
+        Bag by bag the decision would follow the noise, and the head would see its prototypes change places.
+        """
+        before = progress - 1 / self.options.epochs + 1e-9  # of the last epoch, whatever its rounding
+        if self.targets is None or not self.complete(progress) or self.complete(before):
+            return
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        outputs = [self.model(batch.to(device).bags).branches for batch in train.batches(self.options.batch_size)]
+        for name, targets in self.targets.items():
+            prototypes = torch.cat([branches[name].prototypes for branches in outputs])[targets.present]
+            subspaces = targets.subspaces[targets.present]
+            order = match_prototypes(*(t.transpose(0, 1).flatten(1)[None] for t in (prototypes, subspaces)))
+            self.model.reorder(name, order[0])
+
     def loss(self, batch: Batch, progress: float) -> StageLoss:
         """Task loss of the branches, and distillation into each."""
-        distilling = self.targets is not None and self.complete(progress)
-        self.model.teacher_orders(distilling)
         output: StudentOutput = self.model(batch.bags)
-        branches = output.branches
         task = _task_loss(self.task, output, batch, self.options)
-        if self.targets is None or not distilling:
+        if self.targets is None or not self.complete(progress):
             return StageLoss(task, {"task": task}, {})
         prediction = representation = distilled = task.new_zeros(())
-        for name, branch in branches.items():
+        for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
             loss = self.distillation(branch.logits, branch.prototypes, targets)
-            ordered = branch.prototypes.gather(1, loss.permutation[..., None].expand_as(branch.prototypes))
-            present = (branch.centres >= 0).gather(1, loss.permutation) & targets.present[:, None]
-            self.model.follow(name, ordered, present)
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             distilled = distilled + loss.total
         parts = {"task": task, "prediction": prediction, "representation": representation}

@@ -257,7 +257,7 @@ def test_targets_are_detached_float32_stacked_in_order_and_zero_where_absent():
 def test_repr_shows_the_options():
     assert repr(SubspaceDistillation("hazards", temperature=1.5)) == (
         "SubspaceDistillation(kind='hazards', temperature=1.5, prediction_weight=0.01, "
-        "representation_weight=0.01, matching='hungarian')"
+        "representation_weight=0.01, matching='slot')"
     )
 
 

@@ -124,22 +124,19 @@ def test_anchors_follow_in_training_only_and_are_stored_with_the_weights() -> No
         assert torch.equal(found(bags).logits, student(bags).logits)
 
 
-def test_while_a_teacher_orders_the_prototypes_anchors_follow_it_alone() -> None:
-    student = small_student().train()
+def test_another_order_of_the_prototypes_changes_names_and_no_prediction() -> None:
+    student = small_student().eval()
     bags = collated(draw_slides(2, student, 3))
-    anchors = {name: branch.aggregate.anchors.clone() for name, branch in student.branches.items()}
-    student.teacher_orders(True)
-    student(bags)
-    assert all(torch.equal(student.branches[name].aggregate.anchors, value) for name, value in anchors.items())
-    target = torch.randn(4, 2, 8, dtype=torch.float64)
-    student.follow("10x", target)
-    momentum = student.branches["10x"].aggregate.momentum
-    moved = momentum * anchors["10x"] + (1 - momentum) * target.mean(0)
-    torch.testing.assert_close(student.branches["10x"].aggregate.anchors, moved)
-    assert torch.equal(student.branches["5x"].aggregate.anchors, anchors["5x"])
-    student.teacher_orders(False)
-    student(bags)
-    assert not torch.equal(student.branches["5x"].aggregate.anchors, anchors["5x"])
+    before = student(bags)
+    student.reorder("10x", torch.tensor([1, 0]))
+    after = student(bags)
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.branches["10x"].prototypes, before.branches["10x"].prototypes.flip(1))
+    shares = before.branches["10x"].subspace_logits, after.branches["10x"].subspace_logits
+    torch.testing.assert_close(shares[1]["tumor"], shares[0]["tme"])
+    assert torch.equal(after.branches["5x"].prototypes, before.branches["5x"].prototypes)
+    with pytest.raises(ValueError, match=re.escape("permutation must order 2 subspaces, got [0, 0]")):
+        student.reorder("10x", torch.tensor([0, 0]))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "hazards"])
