@@ -212,7 +212,7 @@ def test_module_adds_its_two_weighted_parts(kind, matching, generator):
 def test_more_prototypes_than_subspaces_are_matched(generator):
     targets = teacher(generator)
     prototypes = torch.cat([normal(generator, 3, 1, 5), targets.subspaces.flip(1)], dim=1)
-    loss = SubspaceDistillation()(targets.logits, prototypes, targets)
+    loss = SubspaceDistillation(matching="hungarian")(targets.logits, prototypes, targets)
     assert loss.permutation.tolist() == [[2, 1]] * 3
     assert loss.total < 1e-12
 
