@@ -366,3 +366,31 @@ def test_refusals_name_the_argument_the_requirement_and_what_came(
 ) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("cells", "shapes", "message"),
+    [
+        (
+            [[0, 0], [3, 0]],
+            ((2, 2),),
+            "cells must lie inside of their bag's shape where mask is True, got some outside",
+        ),
+        (
+            [[0, 0], [0, -1]],
+            ((2, 2),),
+            "cells must lie inside of their bag's shape where mask is True, got some outside",
+        ),
+        ([[0, 0], [0, 0]], ((0, 2),), "shapes must be pairs of at least 1 x 1 cells, got ((0, 2),)"),
+    ],
+)
+def test_cells_outside_of_their_shape_are_refused(cells, shapes, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Grid(torch.tensor([cells]), torch.ones(1, 2, dtype=torch.bool), shapes)
+
+
+def test_scattered_coordinates_are_refused_before_they_fill_the_memory() -> None:
+    coords = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).mul(900).round()
+    with pytest.raises(ValueError, match="give the patch size as step"):
+        Grid.from_coords(coords)
+    assert Grid.from_coords(coords, step=224).width <= 5

@@ -268,3 +268,16 @@ def test_descriptions_are_plain_json_without_the_device(finished):
         text = (finished.folder / f"{name}.json").read_text()
         assert json.loads(text)["training"]["seed"] == 5
         assert "NaN" not in text
+
+
+def test_too_few_patients_with_expression_to_choose_the_epoch_are_named(split, options, tmp_path):
+    few = replace(split.train, expression=split.train.expression.iloc[:3])
+    with pytest.raises(ValueError, match=r"^validation must leave at least one patient with expression .* 0\.25 of 3$"):
+        run_split(Split(few, split.tests), "grading", options, tmp_path, quiet=True)
+
+
+def test_the_truth_stands_beside_the_predictions(finished, split):
+    predictions = finished.result.predictions
+    for name, cohort in split.tests.items():
+        rows = predictions[predictions["test"] == name]
+        assert rows["label"].tolist() == cohort.clinical["grade"].loc[rows["patient"]].tolist()
