@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from ..bags import Grid, grid_for
 from ..ops.biased_attention import biased_attention
-from ..ops.sampling import bilinear_corners, bilinear_sample
+from ..ops.sampling import bilinear_corners, bilinear_sample, read_cells
 from .attention import DeformableAttention
 from .position_bias import ContinuousPositionBias
 from .tissue import tissue_corners
@@ -196,8 +196,7 @@ class DeformableCrossAttention(nn.Module):
         """Offsets dp [B, G, J, 2] of the reference points, in coarse cells."""
         maps, _ = grid.to_map(q.transpose(1, 2))
         cells = torch.nn.functional.pad(maps.flatten(1, 2), (0, 0, 0, 1))  # the last one is "outside"
-        batch = torch.arange(len(cells), device=cells.device)[:, None, None]
-        windows = rearrange(cells[batch, coarse.window], "b j k (g c) -> b g j k c", g=self.groups)
+        windows = rearrange(read_cells(cells, coarse.window), "b j k (g c) -> b g j k c", g=self.groups)
         offset = self.to_offsets(windows)
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
         wide: Tensor = offset.to(torch.promote_types(offset.dtype, torch.float32))

@@ -61,9 +61,35 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
     Returns:
         Samples [L, J, C].
     """
-    batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
     # Not an einsum, whose weights autocast would round.
-    return (maps[batch, corners.cell] * corners.weight[..., None]).sum(2)
+    return (read_cells(maps, corners.cell) * corners.weight[..., None]).sum(2)
+
+
+def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
+    """Read whole cells of maps.
+
+    A gather and not an index, whose gradient threads would add up in any order: same input, same gradient.
+
+    Args:
+        maps: flattened maps.
+        cell: flat indices.
+
+    Shape:
+        ``maps`` [L, cells, C], ``cell`` [L, ...].
+
+    Returns:
+        [L, ..., C].
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.sampling import read_cells
+        >>> read_cells(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).tolist()
+        [[[2.0]], [[3.0]]]
+    """
+    count, cells, channels = maps.shape
+    row = cell.flatten(1) + cells * torch.arange(count, device=cell.device)[:, None]
+    read = maps.flatten(0, 1).gather(0, row.flatten()[:, None].expand(-1, channels))
+    return read.view(*cell.shape, channels)
 
 
 def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
