@@ -14,6 +14,9 @@ NAMES = {
     "distilled": "distilled student (slides)",
 }
 HEADLINE = {"diagnosis": ("auc", "accuracy"), "grading": ("auc", "accuracy"), "survival": ("c_index",)}
+_COUNTS = frozenset(
+    ("patients", "classes", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
+)
 _TITLES = {"auc": "AUC", "accuracy": "Acc", "c_index": "C-index"}
 
 
@@ -25,7 +28,7 @@ def results_table(
     Args:
         runs: of every fold or seed, {model: {test set: {metric: value}}}.
         label: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
-        every: all metrics instead of the headline.
+        every: all measures of quality instead of the headline.
 
     Returns:
         Text: ``0.912`` for one run, ``0.912 ± 0.010`` for several (standard deviation, n - 1).
@@ -41,7 +44,7 @@ def results_table(
         row: dict[str, str] = {}
         for test in runs[0][model]:
             metrics = [run[model][test] for run in runs]
-            for metric in metrics[0] if every else HEADLINE[label]:
+            for metric in [m for m in metrics[0] if m not in _COUNTS] if every else HEADLINE[label]:
                 title = f"{test} {_TITLES.get(metric, metric)}"
                 row[title] = _mean_and_spread([m[metric] for m in metrics])
         rows[NAMES[model]] = row

@@ -215,5 +215,6 @@ def _finish(out: Path, results: Sequence[Result], label: str, options: TrainingO
 
 def _report(out: Path, label: str) -> str:
     """The table of a finished run and where its files are."""
-    table = results_table(json.loads((out / "metrics.json").read_text())["runs"], label)
+    runs = json.loads((out / "metrics.json").read_text())["runs"]
+    table = results_table(runs, label, every=len(runs) > 1)
     return f"\n{table.to_string()}\n\nmetrics, predictions, logs and checkpoints: {out}"

@@ -36,6 +36,11 @@ def test_every_metric_is_shown_on_demand():
     assert table.loc[NAMES["genes"], "test f1"] == "0.150 ± 0.071"
 
 
+def test_numbers_of_patients_and_pairs_are_no_measures_of_quality():
+    runs = [{"teacher": {"test": {"c_index": 0.7, "patients": 9, "comparable_pairs": 12}}}] * 2
+    assert results_table(runs, "survival", every=True).columns.tolist() == ["test C-index"]
+
+
 def test_every_test_set_has_its_columns():
     runs = [{"teacher": {"internal": {"c_index": 0.7}, "external": {"c_index": 0.65}}}]
     table = results_table(runs, "survival")
