@@ -1,8 +1,7 @@
 """What a slide is to every layer: patch tokens and the grid on which they lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import ceil, sqrt
 
 import torch
@@ -50,6 +49,8 @@ class Grid:
     cells: Tensor
     mask: Tensor
     shapes: tuple[tuple[int, int], ...]
+    # full, count and nearest, decided when the grid is built, so that no layer has to read values.
+    _facts: tuple[bool, Tensor, Tensor] = field(default=None, kw_only=True, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         sizes = check_shape("cells", self.cells, "B N 2")
@@ -70,6 +71,11 @@ class Grid:
             inside = ((self.cells >= 0) & (self.cells < self.sizes[:, None])).all(-1)
             if not inside[self.mask].all():
                 raise ValueError("cells must lie inside of their bag's shape where mask is True, got some outside")
+        if self._facts is None:
+            full, count = self._fills_a_rectangle(), self._count()
+            shapes = [side for shape in self.shapes for side in shape]
+            nearest = _nearest(count > 0, self.width, self.height, [] if full else shapes)
+            object.__setattr__(self, "_facts", (full, count, nearest))
 
     @classmethod
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
@@ -120,13 +126,22 @@ class Grid:
             A grid of ceil(sqrt(n)) columns for a bag of n real tokens; the rest of the square stays empty.
         """
         check_mask("mask", mask, "B N")
-        counts = [int(count) for count in mask.sum(1)]
+        if torch.compiler.is_compiling():
+            raise RuntimeError("Grid.from_mask reads the mask: build the grid outside of a compiled region")
+        return cls._squares(mask, mask.sum(1).tolist())
+
+    @classmethod
+    def _squares(cls, mask: Tensor, counts: Sequence[int]) -> "Grid":
+        """Squares for bags of so many real tokens."""
         sides = [max(1, ceil(sqrt(count))) for count in counts]
         rank = (mask.cumsum(1) - 1).clamp(min=0)
         side = torch.tensor(sides, dtype=torch.int64, device=mask.device)[:, None]
         cells = torch.stack([rank % side, rank // side], dim=-1).masked_fill(~mask[..., None], 0)
         shapes = tuple((side, max(1, ceil(count / side))) for side, count in zip(sides, counts, strict=True))
-        return cls(cells, mask, shapes)
+        grid = cls(cells, mask, shapes)
+        if len(set(counts)) == 1 and counts[0] == mask.shape[1] == grid.width * grid.height:
+            object.__setattr__(grid, "_facts", (True, *grid._facts[1:]))  # known, even inside of a compiled region
+        return grid
 
     @classmethod
     def square(cls, tokens: int | Sequence[int], *, device: torch.device | str | None = None) -> "Grid":
@@ -148,8 +163,8 @@ class Grid:
             raise ValueError("tokens must hold the number of tokens of at least one bag, got none")
         for count in counts:
             check_count("tokens", count)
-        longest = max(counts)
-        return cls.from_mask(torch.arange(longest, device=device) < torch.tensor(counts, device=device)[:, None])
+        mask = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
+        return cls._squares(mask, counts)
 
     @property
     def width(self) -> int:
@@ -166,41 +181,26 @@ class Grid:
         """(width, height) of every bag as a tensor [B, 2]."""
         return torch.tensor(self.shapes, device=self.cells.device)
 
-    @cached_property
+    @property
     def full(self) -> bool:
         """Whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
 
-        Where the numbers of tokens and cells agree, this reads values, once per grid.
+        Never of a grid that a compiled region makes of tensors, because their values are not known there.
         """
-        if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1]:
-            return False
-        index = self.cells[..., 1] * self.width + self.cells[..., 0]
-        return bool((self.mask & (index == torch.arange(index.shape[1], device=index.device))).all())
+        return self._facts[0]
 
-    @cached_property
+    @property
     def count(self) -> Tensor:
         """Tokens in every cell of the canvas [B, H * W], row by row."""
-        batch, area = len(self.shapes), self.width * self.height
-        count = torch.zeros(batch, area + 1, device=self.mask.device)
-        return count.scatter_add(1, self._flat_cells(), self.mask.to(count.dtype))[:, :area]
+        return self._facts[1]
 
-    @cached_property
+    @property
     def nearest(self) -> Tensor:
         """The occupied cell nearest to every cell of the canvas [B, H * W], as flat indices; itself where occupied.
 
-        Computed on the CPU, once per grid, and only where there are holes. Of a bag without tokens: itself.
+        Of a bag without tokens: itself.
         """
-        area = self.width * self.height
-        nearest = torch.arange(area).repeat(len(self.shapes), 1)
-        if not self.full:
-            occupied = (self.count > 0).view(-1, self.height, self.width).cpu().numpy()
-            canvas = nearest.view(-1, self.height, self.width).numpy()
-            for bag, tissue, (width, height) in zip(canvas, occupied, self.shapes, strict=True):
-                own = tissue[:height, :width]
-                if own.any() and not own.all():
-                    rows, columns = distance_transform_edt(~own, return_distances=False, return_indices=True)
-                    bag[:height, :width] = rows * self.width + columns
-        return nearest.to(self.mask.device)
+        return self._facts[2]
 
     def expand(self, batch: int) -> "Grid":
         """The grid for ``batch`` bags: itself, or one bag's grid repeated.
@@ -212,11 +212,13 @@ class Grid:
             return self
         if len(self.shapes) != 1:
             raise ValueError(f"grid must have B = {batch} bags (or one for all), got {len(self.shapes)}")
-        return Grid(self.cells.expand(batch, -1, -1), self.mask.expand(batch, -1), self.shapes * batch)
+        facts = self.full, self.count.expand(batch, -1), self.nearest.expand(batch, -1)
+        return Grid(self.cells.expand(batch, -1, -1), self.mask.expand(batch, -1), self.shapes * batch, _facts=facts)
 
     def to(self, device: torch.device | str) -> "Grid":
         """The grid on another device."""
-        return Grid(self.cells.to(device), self.mask.to(device), self.shapes)
+        facts = self.full, self.count.to(device), self.nearest.to(device)
+        return Grid(self.cells.to(device), self.mask.to(device), self.shapes, _facts=facts)
 
     def to_map(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Lay tokens out as maps; a cell holds the mean of its tokens, an empty cell zeros.
@@ -240,9 +242,42 @@ class Grid:
         shape = (batch, self.height, self.width)
         return mean.view(*shape, channels), self.count.view(shape)
 
+    def _fills_a_rectangle(self) -> bool:
+        if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1] or torch.compiler.is_compiling():
+            return False
+        index = self.cells[..., 1] * self.width + self.cells[..., 0]
+        return bool((self.mask & (index == torch.arange(index.shape[1], device=index.device))).all())
+
+    def _count(self) -> Tensor:
+        batch, area = len(self.shapes), self.width * self.height
+        count = torch.zeros(batch, area + 1, device=self.mask.device)
+        return count.scatter_add(1, self._flat_cells(), self.mask.to(count.dtype))[:, :area]
+
     def _flat_cells(self) -> Tensor:
         """Every token's cell on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
         return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
+
+
+@torch.library.custom_op("disentangled_mil::nearest_tissue", mutates_args=())
+def _nearest(occupied: Tensor, width: int, height: int, shapes: Sequence[int]) -> Tensor:
+    """The occupied cell nearest to every cell [B, H * W], for bags of (width, height) one after the other.
+
+    Computed on the CPU. Of bags that are given no shape, and of those without tissue: every cell itself.
+    """
+    nearest = torch.arange(width * height).repeat(len(occupied), 1)
+    canvases = nearest.view(-1, height, width).numpy()
+    tissues = occupied.view(-1, height, width).cpu().numpy()
+    for canvas, tissue, columns, rows in zip(canvases, tissues, shapes[::2], shapes[1::2], strict=False):
+        own = tissue[:rows, :columns]
+        if own.any() and not own.all():
+            y, x = distance_transform_edt(~own, return_distances=False, return_indices=True)
+            canvas[:rows, :columns] = y * width + x
+    return nearest.to(occupied.device)
+
+
+@_nearest.register_fake
+def _(occupied: Tensor, width: int, height: int, shapes: Sequence[int]) -> Tensor:
+    return torch.empty_like(occupied, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """Both magnifications of a sample should agree on where the genes look."""
 
-from collections.abc import Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,22 +21,11 @@ from ._reduction import check_batch
 class AttentionMap(Protocol):
     """An attention map that is computed when asked for; what ``nn`` hands out fits."""
 
-    @property
-    def full(self) -> bool:
-        """Whether every bag fills its whole rectangular grid and all bags' grids are equal in size."""
-        ...
+    def overlap(self, other: Any, resolution: int | None) -> Tensor:
+        """Inner products of this batch's maps with those of another [B, B].
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, N, J) of the dense map."""
-        ...
-
-    def weights(self) -> Tensor:
-        """The dense map [B, H, N, J]."""
-        ...
-
-    def common_grid(self, resolution: int) -> Tensor:
-        """The mass on each cell of a ``resolution`` x ``resolution`` grid over the slide [B, H, R * R]."""
+        Entry by entry where both have the same places, else, or with a ``resolution``, by their mass on a common grid.
+        """
         ...
 
 
@@ -106,10 +95,10 @@ def inter_magnification_consistency(
         check_count("resolution", resolution)
     losses = []
     for name, a, b in _pairs(attention_a, attention_b):
-        a, b = _comparable(name, a, b, resolution)  # [B, F]
-        deviation = _deviation(attention_overlap(a, b), normalise, unbiased)
-        misalignment = 1 - _cosine(a, b).mean() if alignment else 0.0
-        losses.append(weight * deviation + alignment * misalignment)
+        products = _inner_products(name, a, b, resolution)
+        overlap = products(a, b)  # [B, B]
+        misalignment = 1 - _cosine(overlap, products(a, a), products(b, b)).mean() if alignment else 0.0
+        losses.append(weight * _deviation(overlap, normalise, unbiased) + alignment * misalignment)
     return torch.stack(losses).sum()
 
 
@@ -178,37 +167,27 @@ def _pairs(
     return [("", a, b)]
 
 
-def _comparable(name: str, a: Attention, b: Attention, resolution: int | None) -> tuple[Tensor, Tensor]:
-    """Both attentions as vectors [B, F] whose entries mean the same."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        if resolution is not None:
-            raise ValueError(f"resolution must be None for tensors, which have no positions, got {resolution}")
-        maps = a, b
-    elif isinstance(a, AttentionMap) and isinstance(b, AttentionMap):
-        maps = _lazy_maps(a, b, resolution)
-    else:
+def _inner_products(name: str, a: Attention, b: Attention, resolution: int | None) -> Callable[[Any, Any], Tensor]:
+    """What takes the inner products [B, B] of two attentions like these, which fit each other."""
+    if isinstance(a, AttentionMap) and isinstance(b, AttentionMap):
+        return lambda one, other: one.overlap(other, resolution)
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         raise TypeError(
             f"attention_a{name} and attention_b{name} must both be tensors or both attention maps, "
             f"got {type(a).__name__} and {type(b).__name__}"
         )
-    for argument, values in zip(("attention_a", "attention_b"), maps, strict=True):
+    if resolution is not None:
+        raise ValueError(f"resolution must be None for tensors, which have no positions, got {resolution}")
+    for argument, values in (("attention_a", a), ("attention_b", b)):
         check_floating(argument + name, values)
         if values.ndim < 2:
             raise ValueError(f"{argument}{name} must have shape [B, ...], got {list(values.shape)}")
-    if maps[0].shape != maps[1].shape:
+    if a.shape != b.shape:
         raise ValueError(
-            f"attention_b{name} must have the shape of attention_a{name}, {list(maps[0].shape)}, "
-            f"got {list(maps[1].shape)}"
+            f"attention_b{name} must have the shape of attention_a{name}, {list(a.shape)}, got {list(b.shape)}"
         )
-    check_batch(f"attention_a{name}", maps[0])
-    return maps[0].flatten(1), maps[1].flatten(1)
-
-
-def _lazy_maps(a: AttentionMap, b: AttentionMap, resolution: int | None) -> tuple[Tensor, Tensor]:
-    """Dense where token by token means place by place, else the mass on a common grid."""
-    if resolution is None and a.shape == b.shape and a.full and b.full:
-        return a.weights(), b.weights()
-    return a.common_grid(resolution or 16), b.common_grid(resolution or 16)
+    check_batch(f"attention_a{name}", a)
+    return lambda one, other: attention_overlap(one.flatten(1), other.flatten(1))
 
 
 def _deviation(overlap: Tensor, normalise: str, unbiased: bool) -> Tensor:
@@ -218,9 +197,10 @@ def _deviation(overlap: Tensor, normalise: str, unbiased: bool) -> Tensor:
     return deviations.sum() / max(len(diagonal) - unbiased, 1)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each sample's two maps [B, F], [B, F] -> [B]; 0 where a map is all zeros."""
-    return (_unit_rows(a) * _unit_rows(b)).sum(1)
+def _cosine(overlap: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
+    """Cosine of each sample's two maps, from the inner products [B, B] -> [B]; 0 where a map is all zeros."""
+    norms = [own.diagonal().masked_fill(own.diagonal() == 0, 1).sqrt() for own in (own_a, own_b)]
+    return overlap.diagonal() / norms[0] / norms[1]
 
 
 def _relations(maps: Tensor) -> Tensor:

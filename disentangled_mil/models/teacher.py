@@ -87,7 +87,8 @@ class Teacher(nn.Module):
         selection_heads: heads of its selection layer; they divide ``dim``.
         dropout: of patch tokens and attention weights.
         gene_dropout: of the gene layers.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: of :class:`~disentangled_mil.DeformableCrossAttention`; ``keep_weights`` is True by default, for the
+            consistency loss.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
@@ -129,6 +130,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
+        options.setdefault("keep_weights", True)  # for the consistency loss
         self.subspaces = check_subspaces(genes, "genes")
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=gene_dropout)
         self.branches = nn.ModuleDict()

@@ -1,6 +1,5 @@
 """What a deformable layer hands out as its attention: a lazy value, dense only for those who ask."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from einops import rearrange, reduce
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from .._checks import check_count
 from ..bags import Grid
-from ..ops.biased_attention import biased_attention_weights
+from ..ops.attention_overlap import attention_overlap
+from ..ops.biased_attention import AttentionScores
 from ..ops.sampling import bilinear_corners, bilinear_spread
 from .tissue import tissue_corners
 
@@ -18,12 +18,10 @@ class DeformableAttention:
     """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
 
     Attributes:
-        query: [B, H, N, D].
-        key: [B, H, J, D].
-        query_position: normalised (x, y) of every query [B, N, 2].
-        key_position: normalised (x, y) of every sampled key per offset group [B, G, J, 2].
-        key_logit: log of the tissue under each key [B, G, J]; -inf takes a key out.
-        bias: the layer's position bias.
+        scores: queries [B, H, N, D], sampled keys [B, H, J, D], their normalised positions, the position bias, the
+            log of the tissue under each key (-inf takes a key out) and the mask of the queries.
+        total: the sum of the attention on each sampled key over the real queries [B, H, J].
+        kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
         coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
         query_grid: where the queries lie.
@@ -39,12 +37,9 @@ class DeformableAttention:
         (torch.Size([1, 4, 100, 4]), torch.Size([1, 4, 9]))
     """
 
-    query: Tensor
-    key: Tensor
-    query_position: Tensor
-    key_position: Tensor
-    key_logit: Tensor
-    bias: Callable[[Tensor], Tensor]
+    scores: AttentionScores
+    total: Tensor
+    kept: Tensor | None
     coarse_positions: Tensor
     sampling_positions: Tensor
     query_grid: Grid
@@ -59,25 +54,40 @@ class DeformableAttention:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H, N, J) of the dense map."""
-        batch, heads, queries, _ = self.query.shape
-        return batch, heads, queries, self.key.shape[2]
+        batch, heads, queries, _ = self.scores.query.shape
+        return batch, heads, queries, self.scores.key.shape[2]
 
     def weights(self) -> Tensor:
         """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
-        weights = biased_attention_weights(
-            self.query,
-            self.key,
-            self.query_position,
-            self.key_position,
-            bias=self.bias,
-            key_logit=self.key_logit,
-        )
-        return weights * self.query_grid.mask[:, None, :, None]
+        return self.scores.weights() if self.kept is None else self.kept
+
+    def overlap(self, other: "DeformableAttention", resolution: int | None = None) -> Tensor:
+        """Inner products of this batch's maps with another's [B, B]. A dense map is never made for it.
+
+        Full maps of equal shape are compared entry by entry, unless a resolution is given; any others, such as those
+        of grids of different size, by the mass of their keys on a common grid.
+
+        Args:
+            other: maps of as many bags and heads.
+            resolution: cells along each side of the common grid, 16 by default.
+
+        Raises:
+            ValueError: bags or heads differ, or ``resolution`` is not positive.
+        """
+        if self.shape[:2] != other.shape[:2]:
+            raise ValueError(
+                f"other must have the [B, H] of these maps, {list(self.shape[:2])}, got {list(other.shape[:2])}"
+            )
+        if resolution is not None or self.shape != other.shape or not (self.full and other.full):
+            return attention_overlap(*(maps.common_grid(resolution or 16).flatten(1) for maps in (self, other)))
+        if self.kept is None or other.kept is None:
+            return attention_overlap(self.scores, other.scores)
+        return attention_overlap(self.kept.flatten(1), other.kept.flatten(1))
 
     def key_mass(self) -> Tensor:
         """The share of a bag's attention on each sampled key [B, H, J]: the mean over its real queries."""
         queries = self.query_grid.mask.sum(1).clamp(min=1)
-        return self.weights().sum(2) / queries[:, None, None]
+        return self.total / queries[:, None, None]
 
     def mass(self) -> Tensor:
         """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.
@@ -86,7 +96,7 @@ class DeformableAttention:
         Of a layer with ``positions="released"`` the shares of keys outside of the map are lost.
         """
         grid = self.context_grid
-        heads, groups = self.query.shape[1], self.key_position.shape[1]
+        heads, groups = self.total.shape[1], self.sampling_positions.shape[1]
         per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
         if self.released:
             corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
@@ -110,8 +120,8 @@ class DeformableAttention:
             ValueError: ``resolution`` is not positive.
         """
         check_count("resolution", resolution)
-        heads = self.query.shape[1]
-        position = self.key_position.repeat_interleave(heads // self.key_position.shape[1], dim=1).flatten(0, 1)
+        heads, key_position = self.total.shape[1], self.scores.key_position
+        position = key_position.repeat_interleave(heads // key_position.shape[1], dim=1).flatten(0, 1)
         cell = ((position + 1) * resolution - 1) / 2
         corners = bilinear_corners(cell.clamp(0, resolution - 1), resolution, resolution)
         spread = bilinear_spread(self.key_mass().flatten(0, 1), corners, resolution**2)

@@ -8,11 +8,15 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from ..bags import Grid, grid_for
-from ..ops.biased_attention import biased_attention
-from ..ops.sampling import bilinear_corners, bilinear_sample, read_cells
+from ..ops.biased_attention import BACKENDS, AttentionScores
+from ..ops.sampling import bilinear_corners, bilinear_sample
+from ..ops.windows import depthwise_windows
 from .attention import DeformableAttention
 from .position_bias import ContinuousPositionBias
 from .tissue import tissue_corners
+
+# Weights are worth keeping as long as a row of them is no longer than so many rows of keys.
+_KEPT_ROWS = 4
 
 
 class DeformableOutput(NamedTuple):
@@ -52,6 +56,11 @@ class DeformableCrossAttention(nn.Module):
         positions: ``"centred"`` measures positions from cell centres, right for any rectangle; ``"released"``
             reproduces the method's released checkpoints (normalised to the outermost cells, sampled as if to
             the outermost edges, zeros outside; full grids only).
+        bias: ``"exact"`` evaluates the network of the position bias for every query and key; ``"table"`` interpolates
+            it between 129 x 129 displacements, many times faster, and off by at most
+            :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`.
+        keep_weights: with gradients, keep the weights of maps of at most 4 ``dim_head`` sampled keys, so that
+            ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
         backend: of :func:`~disentangled_mil.ops.biased_attention`.
 
     Shape:
@@ -87,6 +96,8 @@ class DeformableCrossAttention(nn.Module):
         offset_scale: float = 4.0,
         dropout: float = 0.1,
         positions: str = "centred",
+        bias: str = "exact",
+        keep_weights: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -105,10 +116,14 @@ class DeformableCrossAttention(nn.Module):
         check_interval("offset_scale", offset_scale, 0, float("inf"))
         check_interval("dropout", dropout, 0, 1)
         check_choice("positions", positions, ("centred", "released"))
-        check_choice("backend", backend, ("auto", "reference", "streaming"))
+        check_choice("bias", bias, ("exact", "table"))
+        if bias == "table" and positions == "released":
+            raise ValueError("bias='table' spans positions inside of the map: positions='released' needs bias='exact'")
+        check_choice("backend", backend, BACKENDS)
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
         self.dropout, self.positions, self.backend = dropout, positions, backend
+        self.tabulate, self.keep_weights = bias == "table", keep_weights
         inner = heads * dim_head
         self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
@@ -152,38 +167,27 @@ class DeformableCrossAttention(nn.Module):
         real = query_grid.mask[..., None]
 
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
-        q = self.to_q(query.transpose(1, 2))  # [B, inner, N]
+        q = self._project(self.to_q, rearrange(query, "b n (g c) -> b g n c", g=self.groups))  # [B, G, N, I D]
         centred = self.positions == "centred"
         coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centred=centred)
         offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
         coarse_positions = coarse.position[:, None] + offset
         key_position, sampling_positions = self._place(coarse_positions, coarse, context_grid)
         sampled, key_logit = self._sample(context, context_grid, sampling_positions, coarse)
-
-        channels = rearrange(sampled, "b g j c -> b (g c) j").to(self.to_k.weight.dtype)
-        q = rearrange(q, "b (h d) n -> b h n d", h=self.heads)
-        k = rearrange(self.to_k(channels), "b (h d) j -> b h j d", h=self.heads)
-        v = rearrange(self.to_v(channels), "b (h d) j -> b h j d", h=self.heads)
+        sampled = sampled.to(self.to_k.weight.dtype)
+        k, v = self._project(self.to_k, sampled), self._project(self.to_v, sampled)
+        q, k, v = (rearrange(x, "b g n (i d) -> b (g i) n d", d=self.dim_head) for x in (q, k, v))
         query_position = self._normalise(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
-        out = biased_attention(
-            q,
-            k,
-            v,
-            query_position,
-            key_position,
-            bias=self.bias,
-            key_logit=key_logit,
-            dropout=self.dropout if self.training else 0.0,
-            backend=self.backend,
-        )
-        tokens = self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        bias = self.bias.table() if self.tabulate else self.bias.weights()
+        scores = AttentionScores(q, k, query_position, key_position, bias, key_logit, query_grid.mask)
+        dropout = self.dropout if self.training else 0.0
+        keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
+        attended = scores.attend(v, dropout=dropout, keep_weights=keep, backend=self.backend)
+        tokens = self.to_out(rearrange(attended.out, "b h n d -> b n (h d)"))
         attention = DeformableAttention(
-            q,
-            k,
-            query_position,
-            key_position,
-            key_logit,
-            self.bias,
+            scores,
+            attended.mass,
+            attended.weights,
             coarse_positions,
             sampling_positions,
             query_grid,
@@ -192,12 +196,15 @@ class DeformableCrossAttention(nn.Module):
         )
         return DeformableOutput(torch.where(real, tokens, 0), attention)
 
+    def _project(self, layer: nn.Conv1d, tokens: Tensor) -> Tensor:
+        """A grouped convolution of width one, group by group [B, G, N, C / G] -> [B, G, N, inner / G]."""
+        weight = rearrange(layer.weight, "(g d) c 1 -> g c d", g=self.groups)
+        return tokens @ weight
+
     def _offsets(self, q: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
-        """Offsets dp [B, G, J, 2] of the reference points, in coarse cells."""
-        maps, _ = grid.to_map(q.transpose(1, 2))
-        cells = torch.nn.functional.pad(maps.flatten(1, 2), (0, 0, 0, 1))  # the last one is "outside"
-        windows = rearrange(read_cells(cells, coarse.window), "b j k (g c) -> b g j k c", g=self.groups)
-        offset = self.to_offsets(windows)
+        """Offsets dp [B, G, J, 2] of the reference points, in coarse cells, from queries [B, G, N, I D]."""
+        cells = q if grid.full else _cells(q, grid)
+        offset = self.to_offsets(cells, coarse.window)
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
         wide: Tensor = offset.to(torch.promote_types(offset.dtype, torch.float32))
         return wide.tanh() * self.offset_scale
@@ -242,7 +249,9 @@ class DeformableCrossAttention(nn.Module):
         return (
             f"{self.dim}, heads={self.heads}, dim_head={self.dim_head}, groups={self.groups}, "
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
-            f"dropout={self.dropout}, positions={self.positions!r}, backend={self.backend!r}"
+            f"dropout={self.dropout}, positions={self.positions!r}, "
+            f"bias={'table' if self.tabulate else 'exact'!r}, keep_weights={self.keep_weights}, "
+            f"backend={self.backend!r}"
         )
 
 
@@ -254,7 +263,7 @@ class OffsetNetwork(nn.Module):
         kernel_size: side of the window in cells.
 
     Shape:
-        windows [..., kernel_size ** 2, channels] -> [..., 2].
+        cells [B, G, M, channels], windows of flat indices [B, J, kernel_size, kernel_size] -> [B, G, J, 2].
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -262,14 +271,19 @@ class OffsetNetwork(nn.Module):
         self.depthwise = nn.Conv2d(channels, channels, kernel_size, groups=channels)
         self.pointwise = nn.Linear(channels, 2, bias=False)
 
-    def forward(self, windows: Tensor) -> Tensor:
+    def forward(self, cells: Tensor, window: Tensor) -> Tensor:
         """Offsets before the tanh."""
-        kernel = rearrange(self.depthwise.weight, "c 1 y x -> (y x) c")
-        hidden = torch.einsum("...kc,kc->...c", windows, kernel)
+        hidden = depthwise_windows(cells, window, rearrange(self.depthwise.weight, "c 1 y x -> y x c"))
         if self.depthwise.bias is not None:
             hidden = hidden + self.depthwise.bias
         offset: Tensor = self.pointwise(torch.nn.functional.gelu(hidden))
         return offset
+
+
+def _cells(tokens: Tensor, grid: Grid) -> Tensor:
+    """Maps of grouped tokens [B, G, N, D] -> [B, G, H * W, D]; holes are zero."""
+    maps, _ = grid.to_map(rearrange(tokens, "b g n d -> b n (g d)"))
+    return rearrange(maps, "b y x (g d) -> b g (y x) d", g=tokens.shape[1])
 
 
 class CoarseGrid(NamedTuple):
@@ -277,7 +291,7 @@ class CoarseGrid(NamedTuple):
 
     Attributes:
         position: column and row on the bag's own coarse grid [B, J, 2].
-        window: flat indices of the canvas cells that the offset network reads [B, J, K * K]; the index behind
+        window: flat indices of the canvas cells that the offset network reads [B, J, K, K]; the index behind
             the last cell stands for "outside".
         mask: True where the bag has that reference point [B, J].
         size: (columns, rows) of the bag's coarse grid [B, 2].
@@ -317,5 +331,5 @@ class CoarseGrid(NamedTuple):
         inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))
         cell = y[..., :, None] * grid.width + x[..., None, :]
         inside = inside_y[..., :, None] & inside_x[..., None, :]
-        window = torch.where(inside, cell, grid.width * grid.height).flatten(2)
+        window = torch.where(inside, cell, grid.width * grid.height)
         return cls(position, window, mask, size)

@@ -27,6 +27,8 @@ class DeformableOptions(TypedDict, total=False):
     kernel_size: int | None
     offset_scale: float
     positions: str
+    bias: str
+    keep_weights: bool
     backend: str
 
 
@@ -65,8 +67,8 @@ class DMSF(nn.Module):
             linear fusion of the maps.
         selection_heads: heads of the selection layer.
         dropout: of the attention weights of the deformation layer.
-        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions and backend of
-            :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions, bias, keep_weights and
+            backend of :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
         ``patches`` [B, N, C], ``genes`` {subspace: [B, T, C]}.

@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_count
+from ..ops.position_bias import BiasTable, MLPBias
 
 
 class ContinuousPositionBias(nn.Module):
@@ -36,6 +38,22 @@ class ContinuousPositionBias(nn.Module):
 
     def forward(self, displacement: Tensor) -> Tensor:
         """Bias of each displacement."""
-        spaced = displacement.sign() * torch.log1p(displacement.abs())
-        bias: Tensor = self.mlp(spaced.to(next(self.mlp.parameters()).dtype))
-        return bias
+        return self.weights()(displacement)
+
+    def weights(self) -> MLPBias:
+        """The network's weights, for :func:`~disentangled_mil.ops.biased_attention` to compute it exactly."""
+        return MLPBias(*self.mlp.parameters())
+
+    def table(self, resolution: int = 129) -> BiasTable:
+        """The network's values on ``resolution`` x ``resolution`` displacements in [-2, 2], to be interpolated.
+
+        The gradient of the table flows to the network, whose hidden layers are computed again for it.
+        """
+        weight = self.weights().w1
+        wide = torch.promote_types(weight.dtype, torch.float32)
+
+        def evaluate(displacement: Tensor) -> Tensor:
+            values: Tensor = checkpoint(self, displacement, use_reentrant=False, preserve_rng_state=False)
+            return values
+
+        return BiasTable.of(evaluate, resolution=resolution, dtype=wide, device=weight.device)

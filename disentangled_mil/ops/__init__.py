@@ -1,15 +1,19 @@
 """Stateless functions on tensors."""
 
 from .attention_overlap import attention_overlap
-from .biased_attention import biased_attention, biased_attention_weights
+from .biased_attention import AttentionOutput, AttentionScores, biased_attention
 from .density_peaks import DensityPeaks, density_peaks
+from .position_bias import BiasTable, MLPBias
 from .segment_mean import segment_mean, segment_softmax
 
 __all__ = [
+    "AttentionOutput",
+    "AttentionScores",
+    "BiasTable",
     "DensityPeaks",
+    "MLPBias",
     "attention_overlap",
     "biased_attention",
-    "biased_attention_weights",
     "density_peaks",
     "segment_mean",
     "segment_softmax",

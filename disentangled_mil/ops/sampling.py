@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 
 class Corners(NamedTuple):
@@ -68,7 +69,7 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
 def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
     """Read whole cells of maps.
 
-    A gather and not an index, whose gradient threads would add up in any order: same input, same gradient.
+    An embedding and not an index, whose gradient threads would add up in any order: same input, same gradient.
 
     Args:
         maps: flattened maps.
@@ -86,10 +87,9 @@ def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
         >>> read_cells(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).tolist()
         [[[2.0]], [[3.0]]]
     """
-    count, cells, channels = maps.shape
+    count, cells, _ = maps.shape
     row = cell.flatten(1) + cells * torch.arange(count, device=cell.device)[:, None]
-    read = maps.flatten(0, 1).gather(0, row.flatten()[:, None].expand(-1, channels))
-    return read.view(*cell.shape, channels)
+    return embedding(row.view(cell.shape), maps.flatten(0, 1))
 
 
 def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:

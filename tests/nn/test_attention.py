@@ -11,20 +11,24 @@ from torch import Tensor
 from disentangled_mil.bags import Grid
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
+from disentangled_mil.ops import AttentionScores
 
 
 def attention_at(positions: Tensor, share: Tensor, grid: Grid, context: Grid | None = None) -> DeformableAttention:
     """One bag whose queries all put ``share`` [H, J] on keys at ``positions`` [G, J, 2], in context cells."""
-    heads, keys = share.shape
+    heads = len(share)
     context = grid if context is None else context
     tokens = grid.mask.shape[1]
-    return DeformableAttention(
+    scores = AttentionScores(
         query=torch.ones(1, heads, tokens, 1),
         key=share.log()[None, ..., None],
         query_position=torch.zeros(1, tokens, 2),
         key_position=((2 * positions + 1) / torch.tensor([context.width, context.height]) - 1)[None],
-        key_logit=torch.zeros(1, positions.shape[0], keys),
-        bias=lambda displacement: torch.zeros(*displacement.shape[:-1], heads // positions.shape[0]),
+    )
+    return DeformableAttention(
+        scores,
+        total=scores.weights().sum(2),
+        kept=None,
         coarse_positions=positions[None],
         sampling_positions=positions[None],
         query_grid=grid,
@@ -235,3 +239,67 @@ def test_mass_and_common_grid_have_right_gradients(generator: torch.Generator) -
     tokens = torch.randn(1, 5, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: model(x, x, grid).attention.mass(), tokens)
     assert torch.autograd.gradcheck(lambda x: model(x, x, grid).attention.common_grid(2), tokens)
+
+
+def square_maps(seed: int, side: int, **options: object) -> DeformableAttention:
+    """Attention of two bags that fill a square."""
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randn(2, side**2, 8, dtype=torch.float64, generator=generator)
+    return layer(seed, **options).double()(patches, patches, Grid.square([side**2] * 2)).attention
+
+
+@pytest.mark.parametrize("bias", ["exact", "table"])
+@pytest.mark.parametrize("keep_weights", [True, False])
+def test_overlap_of_full_maps_is_that_of_the_dense_maps_with_gradients(bias: str, keep_weights: bool) -> None:
+    gradients = []
+    for dense in (False, True):
+        model, tokens = layer(bias=bias, keep_weights=keep_weights).double(), torch.arange(400.0).double().sin()
+        low, high = (model(x, x, FULL).attention for x in tokens.view(2, 2, 25, 4).repeat(1, 1, 1, 2)[:, :, :9])
+        assert (low.kept is not None) == keep_weights
+        if dense:
+            found = low.weights().flatten(1) @ high.weights().flatten(1).T
+        else:
+            found = low.overlap(high)
+        (found * torch.tensor([[1.0, 2.0], [3.0, 5.0]])).sum().backward()
+        gradients.append([found.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(gradients[0]) > 5
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(("side", "resolution", "expected"), [(6, None, 16), (4, None, 16), (6, 5, 5)])
+def test_maps_of_other_places_overlap_by_their_mass_on_a_common_grid(
+    side: int, resolution: int | None, expected: int
+) -> None:
+    low, high = square_maps(0, 6), square_maps(1, side)
+    if side == 6 and resolution is None:
+        low = replace(low, query_grid=Grid.from_mask(low.query_grid.mask & (torch.arange(36) < 30)))
+    coarse, fine = (maps.common_grid(expected).flatten(1) for maps in (low, high))
+    torch.testing.assert_close(low.overlap(high, resolution), coarse @ fine.T)
+
+
+def test_overlap_refuses_other_bags_and_heads() -> None:
+    maps = square_maps(0, 4)
+    other = replace(
+        maps,
+        scores=replace(
+            maps.scores,
+            query=maps.scores.query[:1],
+            key=maps.scores.key[:1],
+            query_position=maps.scores.query_position[:1],
+            key_position=maps.scores.key_position[:1],
+            key_logit=maps.scores.key_logit[:1],
+            query_mask=maps.scores.query_mask[:1],
+        ),
+    )
+    with pytest.raises(ValueError, match=r"other must have the \[B, H\] of these maps, \[2, 4\], got \[1, 4\]"):
+        maps.overlap(other)
+    with pytest.raises(ValueError, match="resolution must be at least 1, got -1"):
+        maps.overlap(maps, -1)
+
+
+def test_weights_are_kept_only_where_asked_for_and_with_gradients() -> None:
+    assert square_maps(0, 4).kept is None
+    assert square_maps(0, 4, keep_weights=True).kept is not None
+    with torch.no_grad():
+        assert square_maps(0, 4, keep_weights=True).kept is None
+    assert square_maps(0, 10, keep_weights=True).kept is None  # 25 keys, more than 4 rows of 4 numbers

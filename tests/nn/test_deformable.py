@@ -276,22 +276,22 @@ def test_reference_points_stay_where_they_are_without_offsets(
     tokens = torch.randn(1, width * height, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(width))
     attention = layer(tokens, tokens, grid).attention
     columns, rows = (s // downsample if s >= downsample + extra else s for s in (width, height))
-    assert attention.key.shape[2] == columns * rows
+    assert attention.scores.key.shape[2] == columns * rows
     coarse = torch.stack([torch.arange(columns * rows) % columns, torch.arange(columns * rows) // columns], dim=-1)
     assert torch.equal(attention.coarse_positions[0, 0], coarse.double())
     spread = (2 * coarse.double() + 1) / torch.tensor([columns, rows]) - 1
-    torch.testing.assert_close(attention.key_position[0, 1], spread, **exact)
+    torch.testing.assert_close(attention.scores.key_position[0, 1], spread, **exact)
     # Reference points lie evenly: their mean is the middle of the rectangle.
     middle = (torch.tensor([width, height]).double() - 1) / 2
     torch.testing.assert_close(attention.sampling_positions[0, 0].mean(0), middle, **exact)
-    torch.testing.assert_close(attention.key_logit, torch.zeros_like(attention.key_logit), **exact)
+    torch.testing.assert_close(attention.scores.key_logit, torch.zeros_like(attention.scores.key_logit), **exact)
 
 
 def test_the_published_sizes_give_144_keys() -> None:
     layer = small_layer(downsample=4)
     assert layer.kernel_size == 6
     tokens = torch.zeros(1, 2500, 8, dtype=torch.float64)
-    assert layer(tokens, tokens).attention.key.shape[2] == 144
+    assert layer(tokens, tokens).attention.scores.key.shape[2] == 144
 
 
 @given(shape=bag_shapes, scale=st.sampled_from([0.0, 1.0, 100.0]), seed=seeds)
@@ -303,8 +303,8 @@ def test_samples_are_taken_inside_the_rectangle_and_carry_tissue_only(
     attention = layer(bag.patches, bag.patches, bag.grid).attention
     positions = attention.sampling_positions
     assert ((positions >= 0) & (positions <= bag.grid.sizes[:, None, None] - 1)).all()
-    assert (attention.key_position.abs() < 1).all()
-    assert (attention.key_logit <= 1e-12).all()
+    assert (attention.scores.key_position.abs() < 1).all()
+    assert (attention.scores.key_logit <= 1e-12).all()
 
 
 def test_a_key_half_in_a_hole_is_the_tissue_half_and_counts_half() -> None:
@@ -316,9 +316,9 @@ def test_a_key_half_in_a_hole_is_the_tissue_half_and_counts_half() -> None:
     grid = Grid(cells, torch.ones(1, 3, dtype=torch.bool), ((4, 1),))
     attention = layer(tokens, tokens, grid).attention
     assert attention.sampling_positions[0, 0].tolist() == [[0.5, 0.0], [2.5, 0.0]]
-    torch.testing.assert_close(attention.key_logit[0, 0].exp().tolist(), [0.5, 1.0])
+    torch.testing.assert_close(attention.scores.key_logit[0, 0].exp().tolist(), [0.5, 1.0])
     halves = torch.stack([tokens[0, 0], tokens[0, 1:].mean(0)])
-    torch.testing.assert_close(attention.key[0, 0], layer.to_k(halves.T).T, **exact)
+    torch.testing.assert_close(attention.scores.key[0, 0], layer.to_k(halves.T).T, **exact)
     share = attention.key_mass()[0, 0]
     torch.testing.assert_close(attention.mass()[0], torch.stack([share[0], share[1] / 2, share[1] / 2]), **exact)
 
@@ -335,7 +335,7 @@ def test_attention_mass_is_a_distribution_over_tokens_keys_and_common_cells(
     assert (mass >= 0).all()
     assert (mass[~batch.mask] == 0).all()
     # One for every head that sampled any tissue, nothing for a head that missed it all.
-    per_head = (attention.key_logit > -torch.inf).any(-1).repeat_interleave(2, dim=1).double()  # [B, H]
+    per_head = (attention.scores.key_logit > -torch.inf).any(-1).repeat_interleave(2, dim=1).double()  # [B, H]
     torch.testing.assert_close(mass.sum(1), per_head.mean(1), **exact)
     torch.testing.assert_close(attention.key_mass().sum(2), per_head, **exact)
     common = attention.common_grid(resolution)
@@ -422,7 +422,7 @@ def test_autocast_to_bfloat16_is_near_float32_and_trains() -> None:
         loss = out.tokens.float().square().sum() + out.attention.mass().square().sum()
     loss.backward()
     assert out.attention.sampling_positions.dtype == torch.float32
-    assert (out.attention.key_logit <= 1e-6).all()
+    assert (out.attention.scores.key_logit <= 1e-6).all()
     error = (out.tokens.float() - expected).abs().max()
     assert error < 0.05 * expected.abs().max()
     torch.testing.assert_close(out.attention.mass().sum(1), torch.ones(1), rtol=0, atol=1e-5)
@@ -511,7 +511,7 @@ def test_options_weights_and_copies_come_back() -> None:
         (
             {"backend": "cuda"},
             ValueError,
-            "backend must be one of 'auto', 'reference', 'streaming', got 'cuda'",
+            "backend must be one of 'auto', 'reference', 'streaming', 'triton', got 'cuda'",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_gene_map_alone_has_no_patch_in_its_queries() -> None:
     for name in layer.subspaces:
         first, second = (g[name] for g in grids)
         assert torch.equal(first.coarse_positions, second.coarse_positions)
-        assert torch.equal(first.query, first.query[:, :, :1].expand_as(first.query))
+        assert torch.equal(first.scores.query, first.scores.query[:, :, :1].expand_as(first.scores.query))
 
 
 @pytest.mark.parametrize("query", QUERIES)

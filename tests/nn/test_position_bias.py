@@ -29,8 +29,16 @@ def test_bias_is_the_network_of_the_log_spaced_displacement(shape: list[int], ou
 
 def test_spacing_is_odd_and_zero_at_zero() -> None:
     bias = ContinuousPositionBias(4, 2)
-    bias.mlp = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+    with torch.no_grad():  # two units for either sign of two sums of the spaced numbers, then their differences
+        w1, b1, w2, b2, w3, b3 = bias.weights()
+        w1.copy_(torch.tensor([[1.0, 2.0], [-1.0, -2.0], [3.0, -1.0], [-3.0, 1.0]]))
+        w2.copy_(torch.eye(4))
+        w3.copy_(torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]]))
+        for constant in (b1, b2, b3):
+            constant.zero_()
     displacement = torch.tensor([[0.0, 0.0], [0.5, -2.0]])
+    x, y = torch.tensor([0.5, 2.0]).log1p()
+    torch.testing.assert_close(bias(displacement[1]), torch.stack([x - 2 * y, 3 * x + y]))
     assert (bias(displacement[:1]) == 0).all()
     torch.testing.assert_close(bias(-displacement), -bias(displacement))
 

@@ -1,8 +1,7 @@
 """Biased attention: by hand, against torch, streamed against dense, without keys, in low precision."""
 
 import re
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,66 +11,43 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from disentangled_mil.ops.biased_attention import biased_attention, biased_attention_weights
+from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
+from disentangled_mil.ops.biased_attention import BACKENDS, AttentionOutput
 
-few = settings(max_examples=25)
+Draw = Callable[..., dict[str, Any]]
+Leaves = Callable[[dict[str, Any]], list[Tensor]]
+Slopes = Callable[..., list[Tensor]]
+
+few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
+kinds = st.sampled_from(["none", "network", "table"])
+every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
+both_backends = pytest.mark.parametrize("backend", ["reference", "streaming"])
+exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 @pytest.fixture
-def tiny_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of a row or two."""
-    use_tile(monkeypatch, 12)
+def tiny_tile() -> Iterator[None]:
+    """Tiles of a query or two."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tile(patch, 20)
+        yield
 
 
-def use_tile(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    for module in ("", "._streaming"):
-        monkeypatch.setattr(import_module(f"disentangled_mil.ops.biased_attention{module}"), "TILE", entries)
+def use_tile(patch: pytest.MonkeyPatch, entries: int) -> None:
+    for size, least in (("TILE", "LEAST_QUERIES"), ("NETWORK_TILE", "LEAST_NETWORK_QUERIES")):
+        patch.setattr(f"disentangled_mil.ops._attention_tiles.{size}", entries)
+        patch.setattr(f"disentangled_mil.ops._attention_tiles.{least}", 1)
 
 
-def inputs(
-    seed: int,
-    *,
-    batch: int = 2,
-    heads: int = 4,
-    groups: int = 2,
-    queries: int = 5,
-    keys: int = 3,
-    dropped: float = 0.3,
-    dtype: torch.dtype = torch.float64,
-) -> dict[str, Any]:
-    """Arguments of the op; a share of the keys is taken out, in some bags all of them."""
-    source = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=source).to(dtype).requires_grad_()
-
-    logit = torch.rand(batch, groups, keys, dtype=torch.float64, generator=source)
-    out = torch.rand(batch, groups, keys, generator=source) < dropped
-    return {
-        "query": draw(batch, heads, queries, 3),
-        "key": draw(batch, heads, keys, 3),
-        "value": draw(batch, heads, keys, 3),
-        "query_position": draw(batch, queries, 2),
-        "key_position": draw(batch, groups, keys, 2),
-        "key_logit": logit.log().masked_fill(out, -torch.inf).to(dtype).requires_grad_(),
-    }
+def outputs(attended: AttentionOutput) -> list[Tensor]:
+    """Output, mass, and the weights if they were kept."""
+    return [part for part in attended if part is not None]
 
 
-def small_bias(heads_per_group: int, seed: int = 0) -> torch.nn.Module:
-    generator = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    bias = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, heads_per_group)).double()
-    torch.random.set_rng_state(generator)
-    return bias
-
-
-def gradients(out: Tensor, arguments: dict[str, Any], bias: torch.nn.Module | None) -> list[Tensor]:
-    leaves = [a for a in arguments.values() if a is not None]
-    leaves += [] if bias is None else list(bias.parameters())
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    found = torch.autograd.grad((out * weight).sum(), leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+def plain(displacement: Tensor) -> Tensor:
+    """A bias that is no network and no table, for two heads."""
+    return displacement.sin() * displacement.flip(-1)
 
 
 def test_two_keys_by_hand() -> None:
@@ -85,207 +61,511 @@ def test_two_keys_by_hand() -> None:
         bias=lambda displacement: displacement[..., :1],
         key_logit=torch.tensor([[[1.0, 0.5]]]).log(),
         scale=1.0,
+        keep_weights=True,
     )
     first, second = torch.tensor(2.0 - 1).exp(), torch.tensor(6.0 - 2).exp() / 2
-    torch.testing.assert_close(found.squeeze(), (10 * first + 20 * second) / (first + second))
+    torch.testing.assert_close(found.out.squeeze(), (10 * first + 20 * second) / (first + second))
+    torch.testing.assert_close(found.mass.squeeze(), torch.stack([first, second]) / (first + second))
+    torch.testing.assert_close(found.weights.squeeze(), found.mass.squeeze())
 
 
-@given(
-    seed=seeds, queries=st.integers(1, 7), keys=st.integers(1, 6), backend=st.sampled_from(["reference", "streaming"])
-)
+@given(seed=seeds, queries=st.integers(1, 7), keys=st.integers(1, 6), backend=st.sampled_from(BACKENDS[:3]))
 @few
-def test_without_bias_it_is_scaled_dot_product_attention(seed: int, queries: int, keys: int, backend: str) -> None:
-    given_ = inputs(seed, queries=queries, keys=keys) | {"key_logit": None}
-    expected = F.scaled_dot_product_attention(given_["query"], given_["key"], given_["value"])
-    torch.testing.assert_close(biased_attention(**given_, backend=backend), expected)
-
-
-@given(seed=seeds, groups=st.sampled_from([1, 2, 4]), queries=st.integers(1, 6), keys=st.integers(1, 5))
-@few
-def test_bias_and_key_logit_are_those_of_the_head_of_each_group(
-    seed: int, groups: int, queries: int, keys: int
+def test_without_bias_it_is_scaled_dot_product_attention(
+    draw: Draw, seed: int, queries: int, keys: int, backend: str
 ) -> None:
-    given_ = inputs(seed, groups=groups, queries=queries, keys=keys, dropped=0.0)
-    bias = small_bias(4 // groups)
-    mask = torch.empty(2, 4, queries, keys, dtype=torch.float64)
-    for b in range(2):
-        for h in range(4):
-            g, inner = divmod(h, 4 // groups)
-            for n in range(queries):
-                for j in range(keys):
-                    u = given_["query_position"][b, n] - given_["key_position"][b, g, j]
-                    mask[b, h, n, j] = bias(u)[inner] + given_["key_logit"][b, g, j]
-    expected = F.scaled_dot_product_attention(given_["query"], given_["key"], given_["value"], mask.detach())
-    torch.testing.assert_close(biased_attention(**given_, bias=bias), expected)
+    given_ = draw(seed, queries=queries, keys=keys) | {"key_logit": None}
+    expected = F.scaled_dot_product_attention(given_["query"], given_["key"], given_["value"])
+    torch.testing.assert_close(biased_attention(**given_, backend=backend).out, expected)
 
 
 @given(
     seed=seeds,
-    batch=st.integers(1, 3),
-    groups=st.sampled_from([1, 2, 4]),
-    queries=st.sampled_from([0, 1, 2, 7, 13]),
-    keys=st.sampled_from([0, 1, 5]),
-    tile=st.sampled_from([1, 12, 50, 10**6]),
-    biased=st.booleans(),
-    logit=st.booleans(),
+    kind=kinds,
+    groups=st.integers(1, 3),
+    per_group=st.integers(1, 2),
+    queries=st.integers(1, 4),
+    keys=st.integers(1, 4),
+    backend=st.sampled_from(["reference", "streaming"]),
 )
-@settings(max_examples=50)
-def test_streaming_equals_the_reference_with_gradients(
-    seed: int, batch: int, groups: int, queries: int, keys: int, tile: int, biased: bool, logit: bool
+@few
+def test_bias_and_key_logit_are_those_of_the_head_of_each_group(
+    draw: Draw, seed: int, kind: str, groups: int, per_group: int, queries: int, keys: int, backend: str
 ) -> None:
-    given_ = inputs(seed, batch=batch, groups=groups, queries=queries, keys=keys, dropped=0.5)
-    given_ |= {} if logit else {"key_logit": None}
-    bias = small_bias(4 // groups) if biased else None
-    dense = biased_attention(**given_, bias=bias, backend="reference")
+    given_ = draw(seed, kind=kind, groups=groups, per_group=per_group, queries=queries, keys=keys)
+    mask = torch.zeros(2, groups * per_group, queries, keys, dtype=torch.float64)
+    for b in range(2):
+        for h in range(groups * per_group):
+            g, inner = divmod(h, per_group)
+            for n in range(queries):
+                for j in range(keys):
+                    u = given_["query_position"][b, n] - given_["key_position"][b, g, j]
+                    bias = given_["bias"](u)[inner] if "bias" in given_ else 0
+                    mask[b, h, n, j] = bias + given_["key_logit"][b, g, j]
+    expected = F.scaled_dot_product_attention(given_["query"], given_["key"], given_["value"], mask.detach())
+    torch.testing.assert_close(biased_attention(**given_, backend=backend).out, expected)
+
+
+@given(
+    seed=seeds,
+    kind=kinds,
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    per_group=st.integers(1, 3),
+    queries=st.sampled_from([0, 1, 2, 7, 13]),
+    keys=st.sampled_from([0, 1, 5, 9]),
+    width=st.integers(1, 3),
+    padded=st.sampled_from([0.0, 0.5, 1.0]),
+    dropped=st.sampled_from([0.0, 0.6, 1.0]),
+    without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
+    tile=st.sampled_from([1, 20, 50, 10**6]),
+    kept=st.booleans(),
+)
+@settings(max_examples=150)
+def test_streaming_equals_the_reference_with_gradients(
+    draw: Draw,
+    leaves: Leaves,
+    slopes: Slopes,
+    seed: int,
+    kind: str,
+    batch: int,
+    groups: int,
+    per_group: int,
+    queries: int,
+    keys: int,
+    width: int,
+    padded: float,
+    dropped: float,
+    without: set[str],
+    tile: int,
+    kept: bool,
+) -> None:
+    given_ = draw(
+        seed,
+        kind=kind,
+        batch=batch,
+        groups=groups,
+        per_group=per_group,
+        queries=queries,
+        keys=keys,
+        width=width,
+        padded=0.0 if "query_mask" in without else padded,
+        dropped=dropped,
+    )
+    given_ |= dict.fromkeys(without)
+    dense = biased_attention(**given_, keep_weights=kept, backend="reference")
     with pytest.MonkeyPatch.context() as patch:
         use_tile(patch, tile)
-        streamed = biased_attention(**given_, bias=bias, backend="streaming")
-        automatic = biased_attention(**given_, bias=bias)
-        exact = {"rtol": 0, "atol": 1e-12}
-        torch.testing.assert_close(streamed, dense, **exact)
-        torch.testing.assert_close(automatic, dense, **exact)
-        torch.testing.assert_close(gradients(streamed, given_, bias), gradients(dense, given_, bias), **exact)
+        streamed = biased_attention(**given_, keep_weights=kept, backend="streaming")
+        assert (streamed.weights is not None) == (dense.weights is not None) == kept
+        torch.testing.assert_close(outputs(streamed), outputs(dense), **exact)
+        inputs = leaves(given_)
+        expected = slopes(outputs(dense), inputs, seed)
+        torch.testing.assert_close(slopes(outputs(streamed), inputs, seed), expected, **exact)
+    assert all(gradient.isfinite().all() for gradient in expected)
 
 
+@given(seed=seeds, kind=kinds, kept=st.booleans(), wanted=st.sets(st.integers(0, 11), min_size=1))
+@few
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(
+    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, kept: bool, wanted: set[int]
+) -> None:
+    given_ = draw(seed, kind=kind, padded=0.3, dropped=0.3)
+    inputs = leaves(given_)
+    expected = slopes(biased_attention(**given_, backend="reference")[:2], inputs, seed)
+    wanted = {index % len(inputs) for index in wanted}
+    for index, tensor in enumerate(inputs):
+        tensor.requires_grad_(index in wanted)
+    streamed = biased_attention(**given_, keep_weights=kept, backend="streaming")
+    found = slopes(streamed[:2], [inputs[index] for index in wanted], seed)
+    torch.testing.assert_close(found, [expected[index] for index in wanted], **exact)
+
+
+@pytest.mark.parametrize("which", [("out",), ("mass",), ("weights",), ("mass", "weights"), ("out", "weights")])
+@every_kind
 @pytest.mark.usefixtures("tiny_tile")
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_gradcheck(backend: str) -> None:
-    given_ = inputs(3, batch=1, heads=2, groups=2, queries=3, keys=3)
-    bias = small_bias(1)
-    names = list(given_)
+def test_gradients_flow_through_any_of_the_outputs(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, which: tuple[str, ...]
+) -> None:
+    given_ = draw(1, kind=kind, padded=0.3, dropped=0.3)
+    found, expected = (
+        slopes([getattr(attended, name) for name in which], leaves(given_))
+        for attended in (
+            biased_attention(**given_, keep_weights="weights" in which, backend=backend)
+            for backend in ("streaming", "reference")
+        )
+    )
+    torch.testing.assert_close(found, expected, **exact)
 
-    def attend(*tensors: Tensor) -> Tensor:
-        return biased_attention(**dict(zip(names, tensors, strict=True)), bias=bias, backend=backend)
 
-    tensors = [t for name, t in given_.items() if name != "key_logit"]
-    logit = torch.tensor([[[0.1, 0.2, 0.3], [0.0, -0.5, -1.0]]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attend, (*tensors, logit))
-
-
+@pytest.mark.parametrize("kept", [True, False])
+@every_kind
+@both_backends
 @pytest.mark.usefixtures("tiny_tile")
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_queries_without_a_key_get_zeros_and_finite_gradients(backend: str) -> None:
-    given_ = inputs(0, dropped=0.0)
-    logit = torch.zeros(2, 2, 3, dtype=torch.float64)
-    logit[0, 1] = -torch.inf
-    given_["key_logit"] = logit.requires_grad_()
-    bias = small_bias(2)
-    out = biased_attention(**given_, bias=bias, backend=backend)
+def test_gradients_are_those_of_finite_differences(
+    draw: Draw, leaves: Leaves, backend: str, kind: str, kept: bool
+) -> None:
+    given_ = draw(3, kind=kind, batch=1, queries=3, keys=3, width=2)
+
+    def attend(*_: Tensor) -> list[Tensor]:
+        return outputs(biased_attention(**given_, keep_weights=kept, backend=backend))
+
+    assert torch.autograd.gradcheck(attend, leaves(given_), fast_mode=True)
+
+
+@every_kind
+@both_backends
+def test_the_gradient_at_a_displacement_of_zero_is_the_slope_there(draw: Draw, kind: str, backend: str) -> None:
+    given_ = draw(4, kind=kind, keys=5, queries=5, groups=1)
+    # Every query lies where one of the keys does.
+    given_["key_position"] = given_["query_position"].detach()[:, None].clone()
+    assert torch.autograd.gradcheck(
+        lambda _: biased_attention(**given_, backend=backend).out, given_["query_position"], fast_mode=True
+    )
+
+
+@every_kind
+@both_backends
+@pytest.mark.usefixtures("tiny_tile")
+def test_queries_without_a_key_get_zeros_and_finite_gradients(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
+) -> None:
+    given_ = draw(0, kind=kind)
+    with torch.no_grad():
+        given_["key_logit"][0, 1] = -torch.inf  # one group, whose heads are 2 and 3
+        given_["key_logit"][1, :, 0] = -torch.inf  # one key
+    out, mass, weights = biased_attention(**given_, keep_weights=True, backend=backend)
     assert (out[0, 2:] == 0).all()
+    assert (mass[0, 2:] == 0).all()
     assert (out[0, :2] != 0).all()
     assert (out[1] != 0).all()
-    found = gradients(out, given_, bias)
-    assert all(g.isfinite().all() for g in found)
-    assert (found[1][0, 2:] == 0).all()
-    assert (found[5][0, 1] == 0).all()
+    assert (weights[1, :, :, 0] == 0).all()
+    query, key, _, _, _, logit, *_ = found = slopes([out, mass, weights], leaves(given_))
+    assert (query[0, 2:] == 0).all()
+    assert (key[0, 2:] == 0).all()
+    assert (key[1, :, 0] == 0).all()
+    assert (logit[0, 1] == 0).all()
+    assert all(gradient.isfinite().all() for gradient in found)
 
 
-@given(seed=seeds, keys=st.integers(1, 6), dropped=st.sampled_from([0.0, 0.5, 1.0]))
+@every_kind
+@both_backends
+def test_what_padding_holds_changes_nothing(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
+) -> None:
+    poisoned = draw(2, kind=kind, queries=9, padded=0.5, dropped=0.3)
+    mask = poisoned["query_mask"]
+    clean = poisoned | {
+        name: poisoned[name].detach().nan_to_num(0.5).requires_grad_() for name in ("query", "query_position")
+    }
+    results = []
+    for given_ in (poisoned, clean):
+        attended = biased_attention(**given_, keep_weights=True, backend=backend)
+        results.append([*attended, *slopes(attended, leaves(given_))])
+    for dirty, tidy in zip(*results, strict=True):
+        assert torch.equal(dirty, tidy)
+    out, _, weights, into_query, _, _, into_position, *_ = results[0]
+    for zeros in (out, weights, into_query):
+        assert (zeros.transpose(1, 2)[~mask] == 0).all()
+    assert (into_position[~mask] == 0).all()
+
+
+@given(seed=seeds, kind=kinds, keys=st.integers(1, 20), dropped=st.sampled_from([0.0, 0.5, 1.0]))
 @few
-def test_rows_of_the_weights_sum_to_one_or_to_nothing_and_make_the_output(seed: int, keys: int, dropped: float) -> None:
-    given_ = inputs(seed, keys=keys, dropped=dropped)
-    bias = small_bias(2)
+def test_rows_of_the_weights_sum_to_one_or_to_nothing_and_make_the_output(
+    draw: Draw, seed: int, kind: str, keys: int, dropped: float
+) -> None:
+    given_ = draw(seed, kind=kind, keys=keys, padded=0.3, dropped=dropped)
+    attended = biased_attention(**given_, keep_weights=True)
     value = given_.pop("value")
-    weights = biased_attention_weights(**given_, bias=bias)
+    weights = AttentionScores(**given_).weights()
     left = (given_["key_logit"] > -torch.inf).repeat_interleave(2, dim=1)[:, :, None]
-    assert (weights[(~left).expand_as(weights)] == 0).all()
-    torch.testing.assert_close(weights.sum(-1), left.any(-1).double().expand(weights.shape[:3]))
-    out = biased_attention(given_.pop("query"), given_.pop("key"), value, **given_, bias=bias)
-    torch.testing.assert_close(weights @ value, out)
+    real = given_["query_mask"][:, None, :, None]
+    assert (weights[~(left & real)] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), (left & real).any(-1).double())
+    torch.testing.assert_close(weights @ value, attended.out)
+    torch.testing.assert_close(weights.sum(2), attended.mass)
+    torch.testing.assert_close(attended.weights, weights)
 
 
-@given(seed=seeds, keys=st.integers(2, 6))
+@given(seed=seeds, kind=kinds, keys=st.integers(2, 6))
 @few
-def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(seed: int, keys: int) -> None:
-    given_ = inputs(seed, keys=keys, groups=1, dropped=0.0)
+def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(
+    draw: Draw, seed: int, kind: str, keys: int
+) -> None:
+    given_ = draw(seed, kind=kind, keys=keys)
     order = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))
-    bias = small_bias(4)
-    shuffled = given_ | {name: given_[name][:, :, order] for name in ("key", "value", "key_position", "key_logit")}
-    torch.testing.assert_close(biased_attention(**shuffled, bias=bias), biased_attention(**given_, bias=bias))
-    fewer = given_ | {name: given_[name][:, :, 1:] for name in ("key", "value", "key_position", "key_logit")}
+    of_keys = ("key", "value", "key_position", "key_logit")
+    expected = biased_attention(**given_)
+    shuffled = biased_attention(**given_ | {name: given_[name][:, :, order] for name in of_keys})
+    torch.testing.assert_close(shuffled.out, expected.out)
+    torch.testing.assert_close(shuffled.mass, expected.mass[:, :, order])
+    fewer = biased_attention(**given_ | {name: given_[name][:, :, 1:] for name in of_keys})
     closed = given_["key_logit"].detach().clone()
     closed[:, :, 0] = -torch.inf
-    torch.testing.assert_close(
-        biased_attention(**(given_ | {"key_logit": closed}), bias=bias), biased_attention(**fewer, bias=bias)
-    )
+    without = biased_attention(**given_ | {"key_logit": closed})
+    torch.testing.assert_close(without.out, fewer.out)
+    torch.testing.assert_close(without.mass, F.pad(fewer.mass, (1, 0)))
 
 
-def test_constant_key_logits_change_nothing() -> None:
-    given_ = inputs(5, dropped=0.0)
+@both_backends
+def test_constant_key_logits_change_nothing(draw: Draw, backend: str) -> None:
+    given_ = draw(5)
     shifted = given_ | {"key_logit": given_["key_logit"] + 700}
-    torch.testing.assert_close(biased_attention(**shifted), biased_attention(**given_))
-
-
-def test_non_contiguous_inputs_are_read_alike() -> None:
-    given_ = inputs(1)
-    strided = {name: t.detach().transpose(-1, -2).contiguous().transpose(-1, -2) for name, t in given_.items()}
-    assert not strided["query"].is_contiguous()
     torch.testing.assert_close(
-        biased_attention(**strided, backend="streaming"), biased_attention(**given_, backend="reference")
+        biased_attention(**shifted, backend=backend).out, biased_attention(**given_, backend=backend).out
     )
 
 
+@every_kind
+@both_backends
+def test_the_same_input_gives_the_same_bits(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
+) -> None:
+    given_ = draw(7, kind=kind, queries=40, keys=30, dtype=torch.float32)
+    results = []
+    for _ in range(2):
+        attended = biased_attention(**given_, backend=backend)
+        results.append([*attended[:2], *slopes(attended[:2], leaves(given_))])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@every_kind
 @pytest.mark.usefixtures("tiny_tile")
+def test_non_contiguous_and_expanded_inputs_are_read_alike(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+) -> None:
+    given_ = draw(1, kind=kind, padded=0.3, dropped=0.3)
+    given_ |= {"query": given_["query"].detach()[:, :, :1].nan_to_num().requires_grad_()}
+
+    def strided(entry: Any) -> Any:
+        if not isinstance(entry, Tensor):
+            return type(entry)(*map(strided, entry)) if isinstance(entry, MLPBias) else entry
+        return entry.movedim(0, -1).contiguous().movedim(-1, 0)
+
+    given_ |= {"keep_weights": True}
+    dense = biased_attention(**given_ | {"query": given_["query"].expand(-1, -1, 5, -1)}, backend="reference")
+    others = {name: strided(entry) for name, entry in given_.items()}
+    assert not others["key"].is_contiguous()
+    others["query"] = others["query"].expand(-1, -1, 5, -1)
+    streamed = biased_attention(**others, backend="streaming")
+    torch.testing.assert_close(streamed, dense, **exact)
+    torch.testing.assert_close(slopes(streamed, leaves(given_)), slopes(dense, leaves(given_)), **exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_low_precision_is_as_near_as_its_type_allows(backend: str, dtype: torch.dtype) -> None:
-    narrow = inputs(2, queries=63, keys=9, dtype=dtype)
-    exact = {name: t.detach().double() for name, t in narrow.items()}
-    found = biased_attention(**narrow, backend=backend)
-    assert found.dtype == dtype
-    error = (found.double() - biased_attention(**exact)).abs().max()
-    assert error <= 8 * torch.finfo(dtype).eps
-    without_value = {name: t for name, t in narrow.items() if name != "value"}
-    assert biased_attention_weights(**without_value).dtype == torch.float32
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_low_precision_is_as_near_as_its_type_allows(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
+) -> None:
+    narrow = draw(2, kind=kind, queries=33, keys=9, padded=0.2, dropped=0.2, dtype=dtype)
+    wide = {name: _double(entry) for name, entry in narrow.items()}
+    exact_, eager, fast = (
+        (attended := biased_attention(**given_, keep_weights=True, backend=backend), slopes(attended, leaves(given_)))
+        for given_, backend in ((wide, "reference"), (narrow, "reference"), (narrow, "streaming"))
+    )
+    assert fast[0].out.dtype == dtype
+    assert fast[0].mass.dtype == fast[0].weights.dtype == torch.float32
+    for truth, slow, quick in zip(*((*attended, *found) for attended, found in (exact_, eager, fast)), strict=True):
+        tiny = 16 * torch.finfo(dtype).eps * (1 + truth.abs().max())
+        allowed = 2 * (slow.double() - truth).abs().max() + tiny
+        assert (quick.double() - truth).abs().max() <= allowed
 
 
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
+def _double(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+        return type(entry)(*map(_double, entry))
+    if isinstance(entry, Tensor) and entry.is_floating_point():
+        return entry.detach().double().requires_grad_()
+    return entry
+
+
+@both_backends
 def test_products_of_large_float16_queries_and_keys_do_not_overflow(backend: str) -> None:
     large = torch.full((1, 1, 2, 64), 40.0, dtype=torch.float16)  # 64 * 40 * 40 is beyond float16
     position = torch.zeros(1, 2, 2)
     value = torch.tensor([1.0, 3.0], dtype=torch.float16).view(1, 1, 2, 1).expand(-1, -1, -1, 64)
     found = biased_attention(large, large, value, position, position[None], backend=backend)
-    assert (found == 2).all()
+    assert (found.out == 2).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_autocast_to_bfloat16_keeps_the_weights_in_float32(backend: str) -> None:
-    wide = inputs(4, dtype=torch.float32)
-    bias = small_bias(2).float()
-    exact = biased_attention(**wide, bias=bias, backend="reference")
+@every_kind
+@both_backends
+def test_autocast_to_bfloat16_keeps_the_weights_in_float32(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
+) -> None:
+    wide = draw(4, kind=kind, dtype=torch.float32) | {"keep_weights": True}
+    expected = biased_attention(**wide, backend="reference")
     with torch.autocast("cpu", torch.bfloat16):
-        found = biased_attention(**wide, bias=bias, backend=backend)
-        found.float().sum().backward()
-    torch.testing.assert_close(found.float(), exact, rtol=0, atol=0.05)
-    assert wide["query"].grad is not None
-    assert wide["query"].grad.isfinite().all()
+        found = biased_attention(**wide, backend=backend)
+        gradients = slopes(found, leaves(wide))
+    assert found.mass.dtype == found.weights.dtype == torch.float32
+    torch.testing.assert_close(found.out.float(), expected.out, rtol=0, atol=0.1)
+    torch.testing.assert_close(found.mass.sum(-1), torch.full((2, 4), 5.0))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.usefixtures("tiny_tile")
+def test_streamed_dropout_drops_the_same_weights_in_its_backward_pass(draw: Draw, leaves: Leaves, kept: bool) -> None:
+    given_ = draw(6, kind="network", queries=4, padded=0.3, dropped=0.3) | {"keep_weights": kept}
+
+    def attend(*_: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return biased_attention(**given_, dropout=0.5, backend="streaming").out
+
+    inputs = [leaf for leaf in leaves(given_) if leaf is not given_["key_logit"]]
+    assert torch.autograd.gradcheck(lambda *_: attend(), inputs, fast_mode=True)
 
 
 @pytest.mark.usefixtures("tiny_tile")
-def test_streamed_dropout_drops_the_same_weights_in_its_backward_pass() -> None:
-    given_ = inputs(6, queries=9, dropped=0.0)
-    value = given_["value"]
-    torch.manual_seed(0)
-    out = biased_attention(**given_, dropout=0.5, backend="streaming")
-    (slope,) = torch.autograd.grad(out.sum(), value)
-    # The output is linear in the values, so the gradient tells the sum back.
-    torch.testing.assert_close((slope * value).sum(), out.sum())
+@both_backends
+def test_dropout_leaves_mass_and_weights_and_depends_on_the_seed_of_torch(draw: Draw, backend: str) -> None:
+    given_ = draw(6, kind="table", queries=9, padded=0.3) | {"keep_weights": True}
+    plain_ = biased_attention(**given_, backend=backend)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(biased_attention(**given_, dropout=0.5, backend=backend))
+        assert torch.equal(found[-1].mass, plain_.mass)
+        assert torch.equal(found[-1].weights, plain_.weights)
+    assert torch.equal(found[0].out, found[1].out)
+    assert not torch.equal(found[0].out, found[2].out)
+    assert not torch.equal(found[0].out, plain_.out)
+    assert torch.equal(biased_attention(**given_, dropout=0.0, backend=backend).out, plain_.out)
 
 
-@pytest.mark.usefixtures("tiny_tile")
-@pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(backend: str) -> None:
-    given_ = {name: t.detach()[:1] for name, t in inputs(7, queries=1, keys=8, dropped=0.0).items()}
-    wide = given_ | {
-        "query": given_["query"].expand(-1, -1, 4000, -1),
-        "query_position": given_["query_position"].expand(-1, 4000, -1),
+@both_backends
+def test_bags_and_heads_drop_weights_of_their_own(draw: Draw, backend: str) -> None:
+    given_ = {name: entry[:1].expand(2, *entry.shape[1:]) for name, entry in draw(6, queries=9).items()}
+    given_ = {
+        name: entry if name in ("query_position", "query_mask") else entry[:, :1].expand_as(entry)
+        for name, entry in given_.items()
     }
+    out = biased_attention(**given_, dropout=0.5, backend=backend).out.flatten(0, 1)
+    assert all(not torch.equal(a, b) for i, a in enumerate(out) for b in out[:i])
+
+
+@both_backends
+def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str
+) -> None:
+    given_ = {name: entry.detach()[:1] for name, entry in draw(7, queries=1, keys=8).items()}
+    names = ("query_position", "query_mask")
+    many = given_ | {name: given_[name].expand(-1, 4000, *given_[name].shape[2:]) for name in names}
+    many["query"] = given_["query"].expand(-1, -1, 4000, -1)
     torch.manual_seed(0)
+    mean = biased_attention(**many, dropout=0.3, backend=backend).out.mean(2)
+    torch.testing.assert_close(mean, biased_attention(**given_).out.squeeze(2), rtol=0, atol=0.05)
+    trained = draw(7)
+    nothing = biased_attention(**trained, dropout=1.0, backend=backend).out
+    assert (nothing == 0).all()
+    assert all((slope == 0).all() for slope in slopes([nothing], leaves(trained)))
+
+
+def test_a_share_of_the_weights_is_dropped_and_the_others_grow(draw: Draw) -> None:
+    given_ = draw(7, queries=60, keys=50, width=50)
+    given_["value"] = torch.eye(50, dtype=torch.float64).expand(2, 4, -1, -1)  # the output is the weights
+    torch.manual_seed(0)
+    attended = biased_attention(**given_, dropout=0.25, backend="streaming")
+    weights = biased_attention(**given_, keep_weights=True, backend="reference").weights
+    dropped = attended.out == 0
+    assert dropped.double().mean() == pytest.approx(0.25, abs=0.02)
+    torch.testing.assert_close(attended.out[~dropped], weights[~dropped] / 0.75)
+
+
+def test_any_other_function_is_taken_by_the_reference_alone(draw: Draw, leaves: Leaves, slopes: Slopes) -> None:
+    given_ = draw(8) | {"bias": plain}
+    automatic, dense = (biased_attention(**given_, backend=backend) for backend in ("auto", "reference"))
+    assert all(torch.equal(a, b) for a, b in zip(outputs(automatic), outputs(dense), strict=True))
+    assert all(gradient.abs().sum() > 0 for gradient in slopes(outputs(automatic), leaves(given_)))
+    message = "bias must be an MLPBias, a BiasTable or None for backend='streaming', got function"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        biased_attention(**given_, backend="streaming")
+
+
+@pytest.mark.parametrize(("backend", "operators"), [("reference", 0), ("streaming", 1), ("auto", 1)])
+@every_kind
+def test_an_explicit_backend_is_the_one_that_runs(
+    draw: Draw, calls: Callable[..., list[Any]], kind: str, backend: str, operators: int
+) -> None:
+    given_ = draw(9, kind=kind)
+    assert len(calls(lambda: biased_attention(**given_, backend=backend))) == operators
+
+
+@every_kind
+def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_reference(
+    draw: Draw, leaves: Leaves, kind: str
+) -> None:
+    given_ = draw(10, kind=kind, batch=1, queries=2, keys=3)
+    (slope,) = torch.autograd.grad(
+        biased_attention(**given_, backend="streaming").out.square().sum(), given_["query"], create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match='a gradient of a gradient needs backend="reference"'):
+        slope.sum().backward()
+    smooth = [given_[name] for name in ("query", "key", "value", "key_logit")]
+    assert torch.autograd.gradgradcheck(
+        lambda *_: biased_attention(**given_, backend="reference").out, smooth, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_the_operators_are_well_registered(
+    draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float, kept: bool
+) -> None:
+    given_ = draw(11, kind=kind, padded=0.3, dropped=0.3)
+    given_["query"] = given_["query"].detach().nan_to_num().requires_grad_()  # opcheck compares with ==
+    given_["query_position"] = given_["query_position"].detach().nan_to_num().requires_grad_()
+
+    def train() -> None:
+        attended = biased_attention(**given_, dropout=dropout, keep_weights=kept, backend="streaming")
+        (attended.out.sum() + attended.mass.square().sum()).backward()
+
+    found = calls(train)
+    assert len(found) == 2
+    for operator, arguments in found:
+        torch.library.opcheck(operator, arguments)
+
+
+@every_kind
+def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(
+    draw: Draw, allocations: Callable[..., list[int]], kind: str
+) -> None:
+    batch, heads, queries, keys = 2, 2, 200, 100
+    one_head = 4 * queries * keys
+    given_ = draw(12, kind=kind, dtype=torch.float32, batch=batch, groups=1, queries=queries, keys=keys, width=4)
+
+    def train(backend: str, kept: bool = False) -> list[int]:
+        def step() -> None:
+            attended = biased_attention(**given_, keep_weights=kept, backend=backend)
+            (attended.out.sum() + attended.mass.square().sum()).backward()
+
+        return allocations(step)
+
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 50_000)
-        mean = biased_attention(**wide, dropout=0.3, backend=backend).mean(2)
-    torch.testing.assert_close(mean, biased_attention(**given_).squeeze(2), rtol=0, atol=0.05)
-    assert (biased_attention(**given_, dropout=1.0, backend=backend) == 0).all()
+        use_tile(patch, 1024)
+        assert train("reference")[0] >= batch * heads * one_head
+        assert train("streaming")[0] < one_head / 2
+        assert [size for size in train("streaming", kept=True) if size > one_head / 2] == [batch * heads * one_head]
+
+
+@every_kind
+def test_weights_that_are_asked_for_later_are_those_that_are_kept(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+) -> None:
+    given_ = draw(13, kind=kind, queries=9, padded=0.3, dropped=0.3)
+    kept = biased_attention(**given_, keep_weights=True, backend="reference").weights
+    del given_["value"]
+    later = AttentionScores(**given_).weights()
+    torch.testing.assert_close(later, kept, **exact)
+    torch.testing.assert_close(slopes([later], leaves(given_)), slopes([kept], leaves(given_)), **exact)
+
+
+NETWORK = MLPBias(*(torch.zeros(*shape) for shape in [(4, 2), (4,), (4, 4), (4,), (2, 4), (2,)]))
 
 
 @pytest.mark.parametrize(
@@ -295,33 +575,76 @@ def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(backend: str) ->
         ({"key": torch.zeros(2, 3, 3, 3)}, "key must have shape [B, H, J, D] = [2, 4, J, 3], got [2, 3, 3, 3]"),
         (
             {"value": torch.zeros(2, 4, 2, 3)},
-            "value must have shape [B, H, J, D] = [2, 4, 3, 3], got [2, 4, 2, 3]",
+            "value must have shape [B, H, J, D] = [2, 4, 4, 3], got [2, 4, 2, 3]",
         ),
         (
             {"query_position": torch.zeros(2, 5, 3)},
             "query_position must have shape [B, N, 2] = [2, 5, 2], got [2, 5, 3]",
         ),
         (
-            {"key_position": torch.zeros(2, 2, 4, 2)},
-            "key_position must have shape [B, G, J, 2] = [2, G, 3, 2], got [2, 2, 4, 2]",
+            {"key_position": torch.zeros(2, 2, 5, 2)},
+            "key_position must have shape [B, G, J, 2] = [2, G, 4, 2], got [2, 2, 5, 2]",
         ),
         (
-            {"key_position": torch.zeros(2, 3, 3, 2)},
+            {"key_position": torch.zeros(2, 3, 4, 2)},
             "key_position must have a number of groups G that divides H = 4, got 3",
         ),
         (
-            {"key_logit": torch.zeros(2, 1, 3)},
-            "key_logit must have shape [B, G, J] = [2, 2, 3], got [2, 1, 3]",
+            {"key_position": torch.zeros(2, 0, 4, 2)},
+            "key_position must have a number of groups G that divides H = 4, got 0",
         ),
-        ({"backend": "cuda"}, "backend must be one of 'auto', 'reference', 'streaming', got 'cuda'"),
+        (
+            {"key_logit": torch.zeros(2, 1, 4)},
+            "key_logit must have shape [B, G, J] = [2, 2, 4], got [2, 1, 4]",
+        ),
+        (
+            {"query_mask": torch.ones(2, 4, dtype=torch.bool)},
+            "query_mask must have shape [B, N] = [2, 5], got [2, 4]",
+        ),
+        ({"bias": NETWORK._replace(w1=torch.zeros(4, 3))}, "bias.w1 must have shape [F, 2], got [4, 3]"),
+        ({"bias": NETWORK._replace(b1=torch.zeros(3))}, "bias.b1 must have shape [F] = [4], got [3]"),
+        ({"bias": NETWORK._replace(w2=torch.zeros(4, 5))}, "bias.w2 must have shape [F, F] = [4, 4], got [4, 5]"),
+        ({"bias": NETWORK._replace(b2=torch.zeros(5))}, "bias.b2 must have shape [F] = [4], got [5]"),
+        ({"bias": NETWORK._replace(w3=torch.zeros(1, 4))}, "bias.w3 must have shape [I, F] = [2, 4], got [1, 4]"),
+        ({"bias": NETWORK._replace(b3=torch.zeros(4))}, "bias.b3 must have shape [I] = [2], got [4]"),
+        (
+            {"bias": BiasTable(torch.zeros(1, 5, 5))},
+            "bias.values must have shape [I, R, S] = [2, R, S], got [1, 5, 5]",
+        ),
+        (
+            {"bias": BiasTable(torch.zeros(2, 5, 4))},
+            "bias.values must have shape [I, R, R] with R >= 2, got [2, 5, 4]",
+        ),
+        (
+            {"bias": BiasTable(torch.zeros(2, 1, 1))},
+            "bias.values must have shape [I, R, R] with R >= 2, got [2, 1, 1]",
+        ),
+        ({"bias": BiasTable(torch.zeros(2, 5, 5), 0.0)}, "bias.reach must lie in (0, inf], got 0.0"),
+        ({"backend": "cuda"}, f"backend must be one of {', '.join(map(repr, BACKENDS))}, got 'cuda'"),
         ({"dropout": 1.5}, "dropout must lie in [0, 1], got 1.5"),
+        ({"dropout": -0.1}, "dropout must lie in [0, 1], got -0.1"),
     ],
 )
-def test_refusals_name_the_argument_the_requirement_and_what_came(change: dict[str, Any], message: str) -> None:
-    calls: list[Callable[..., Tensor]] = [biased_attention]
-    arguments = inputs(0) | change
-    if not change.keys() & {"value", "backend", "dropout"}:
-        calls.append(lambda value, **rest: biased_attention_weights(**rest))
-    for call in calls:
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-            call(**arguments)
+def test_shapes_and_options_that_do_not_fit_are_refused(draw: Draw, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        biased_attention(**draw(0, dtype=torch.float32) | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"query": torch.zeros(2, 4, 5, 3, dtype=torch.int64)},
+            "query must be a floating-point tensor, got torch.int64",
+        ),
+        ({"query_mask": torch.ones(2, 5)}, "query_mask must be a bool tensor (True = real token), got torch.float32"),
+        (
+            {"bias": BiasTable(torch.zeros(2, 5, 5, dtype=torch.int64))},
+            "bias.values must be a floating-point tensor, got torch.int64",
+        ),
+        ({"dropout": "0.1"}, "dropout must be a number, got str"),
+    ],
+)
+def test_types_that_do_not_fit_are_refused(draw: Draw, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        biased_attention(**draw(0, dtype=torch.float32) | change)

@@ -1,8 +1,11 @@
-"""Density peaks against golden numbers, hand-computed bags and a loop in numpy."""
+"""Density peaks against golden numbers, hand-computed bags and a loop in numpy; searches against the dense matrix."""
 
 import importlib
 import math
+import re
 from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +13,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
-from disentangled_mil.ops.density_peaks import density_peaks
+from disentangled_mil.ops import density_peaks
+from disentangled_mil.ops.density_peaks import DensityPeaks
 
-streaming = importlib.import_module("disentangled_mil.ops.density_peaks._streaming")
+package, streaming, runtime = (
+    importlib.import_module(f"disentangled_mil.ops.{name}")
+    for name in ("density_peaks", "density_peaks._streaming", "_triton_runtime")
+)
 
-BACKENDS = ["reference", "streaming"]
+BACKENDS = ["reference", "streaming", "triton"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 seeds = st.integers(0, 2**31 - 1)
+
+
+def find(tokens: Tensor, clusters: int, *, mask: Tensor | None = None, backend: str, **options: int) -> DensityPeaks:
+    """``density_peaks`` of tensors on the CPU, by kernels on a GPU where there is one."""
+    if backend == "triton":
+        tokens, mask = tokens.to(DEVICE), None if mask is None else mask.to(DEVICE)
+    found = density_peaks(tokens, clusters, mask=mask, backend=backend, **options)
+    return DensityPeaks(*(part.cpu() for part in found))
+
+
+def kernels() -> ModuleType:
+    """The module of the kernels, which imports Triton."""
+    return importlib.import_module("disentangled_mil.ops.density_peaks._triton")
 
 
 def random_bags(seed: int, bags: int, size: int, width: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -61,9 +83,7 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tupl
 def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor]], case: str, backend: str) -> None:
     stored = golden(case)
     mask = stored["mask"].bool()
-    found = density_peaks(
-        stored["tokens"], int(stored["num_clusters"]), neighbours=int(stored["k"]), mask=mask, backend=backend
-    )
+    found = find(stored["tokens"], int(stored["num_clusters"]), neighbours=int(stored["k"]), mask=mask, backend=backend)
     assert torch.equal(found.assignment[mask], stored["assignment"][mask])
     assert (found.assignment[~mask] == -1).all()
 
@@ -71,7 +91,7 @@ def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bag_worked_out_by_hand(backend: str) -> None:
     tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]], dtype=torch.float64)
-    found = density_peaks(tokens, 2, neighbours=2, backend=backend)
+    found = find(tokens, 2, neighbours=2, backend=backend)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
     assert found.centres.tolist() == [[0, 3]]
     log_density = torch.tensor([[-0.5, -0.5, -0.5, -2.0, -2.0]], dtype=torch.float64)
@@ -86,7 +106,7 @@ def test_clusters_are_those_of_the_definition(
     backend: str, seed: int, size: int, clusters: int, neighbours: int
 ) -> None:
     tokens = random_bags(seed, 1, size, 4)
-    found = density_peaks(tokens, clusters, neighbours=neighbours, backend=backend)
+    found = find(tokens, clusters, neighbours=neighbours, backend=backend)
     assignment, centres = cluster_by_loops(tokens[0].numpy(), clusters, neighbours)
     assert found.assignment[0].tolist() == assignment
     assert found.centres[0].tolist() == centres + [-1] * (clusters - size)
@@ -97,7 +117,7 @@ def test_ties_follow_the_definition_too(backend: str) -> None:
     for seed in range(20):
         # One coordinate of whole numbers: every distance, square and sum is exact, and most are tied.
         tokens = random_bags(seed, 1, 24, 1).mul(3).round()
-        found = density_peaks(tokens, 5, neighbours=4, backend=backend)
+        found = find(tokens, 5, neighbours=4, backend=backend)
         assignment, centres = cluster_by_loops(tokens[0].numpy(), 5, 4)
         assert found.assignment[0].tolist() == assignment
         assert found.centres[0].tolist() == centres
@@ -109,8 +129,7 @@ def test_streaming_equals_the_reference_bit_for_bit(size: int, distinct: int, mo
     monkeypatch.setattr(streaming, "_TILE_BYTES", 8 * 300 * max(size, 1))  # several ragged tiles
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         tokens = repeated_bag(size, size, 16, min(distinct, size), dtype)
-        found = [density_peaks(tokens, 4, backend=backend) for backend in BACKENDS]
-        assert equal(*found)
+        assert equal(*(find(tokens, 4, backend=backend) for backend in ("reference", "streaming")))
 
 
 @settings(max_examples=25)
@@ -131,7 +150,83 @@ def test_streaming_equals_the_reference_on_lattices_and_far_from_the_origin(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "_TILE_BYTES", 8 * size * tile)
         for tokens in (lattice, noisy, lattice.double(), noisy.double()):
-            assert equal(*(density_peaks(tokens, 3, backend=backend) for backend in BACKENDS))
+            assert equal(*(find(tokens, 3, backend=backend) for backend in ("reference", "streaming")))
+
+
+def adversarial_bag(name: str, size: int, width: int) -> Tensor:
+    """Bags on which a matrix product says little about distances."""
+    tokens = random_bags(size, 1, size, width)
+    line = torch.randint(max(2, size // 3), (1, size, 1), generator=torch.Generator().manual_seed(size)).double()
+    return {
+        "one token": tokens[:, :1].expand(-1, size, -1),
+        "two tokens": tokens[:, torch.arange(size) % min(2, size)],
+        "whole numbers on a line": line.expand(-1, -1, width),
+        "far from the origin": tokens + 1e4,
+        "too small to square": tokens * 1e-20,
+        "nearly too large to square": tokens * 1e18,
+        "some far larger than others": tokens * torch.where(torch.arange(size) % 2 == 0, 1e15, 1.0)[:, None],
+        "on a sphere": F.normalize(tokens, dim=-1),
+    }[name]
+
+
+ADVERSARIAL = [
+    "one token",
+    "two tokens",
+    "whole numbers on a line",
+    "far from the origin",
+    "too small to square",
+    "nearly too large to square",
+    "some far larger than others",
+    "on a sphere",
+]
+
+
+@pytest.mark.parametrize(("neighbours", "clusters"), [(1, 300), (5, 3), (8, 1)])
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_streaming_equals_the_reference_where_a_matrix_product_says_little(
+    name: str, neighbours: int, clusters: int
+) -> None:
+    for dtype in (torch.float32, torch.float64):
+        for size, width in [(1, 1), (3, 2), (64, 17), (200, 1), (200, 3)]:
+            tokens = adversarial_bag(name, size, width).to(dtype)
+            dense, streamed = (
+                find(tokens, clusters, neighbours=neighbours, backend=backend) for backend in ("reference", "streaming")
+            )
+            assert equal(streamed, dense)
+            assert not dense.score.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("distinct", [1, 7, 100_000])
+@pytest.mark.parametrize("size", [1, 63, 130])
+def test_kernels_find_the_clusters_of_the_reference(size: int, distinct: int, dtype: torch.dtype) -> None:
+    tokens = repeated_bag(size, size, 17, min(distinct, size), dtype)
+    # Three neighbours of random tokens: with two, tokens that are each other's nearest have densities that are equal
+    # but for rounding.
+    dense, found = (find(tokens, 4, neighbours=3, backend=backend) for backend in ("reference", "triton"))
+    assert equal(found[:2], dense[:2])
+    torch.testing.assert_close(found.score, dense.score)
+
+
+@pytest.mark.parametrize("neighbours", range(1, 9))
+def test_kernels_equal_the_reference_bit_for_bit_where_distances_are_exact(neighbours: int) -> None:
+    # Whole numbers along a diagonal have distances without rounding, most of them tied. Sizes of one tile and of
+    # several, in one segment and in more; fewer tokens than neighbours; a cluster for every token.
+    for size, width, clusters in [(1, 1, 1), (3, 4, 5), (63, 1, 4), (64, 16, 64), (130, 4, 3), (300, 1, 7)]:
+        for dtype in (torch.float32, torch.float64):
+            tokens = random_bags(size, 1, size, 1, dtype=dtype).mul(size / 4).round().expand(-1, -1, width)
+            dense, found = (
+                find(tokens, clusters, neighbours=neighbours, backend=backend) for backend in ("reference", "triton")
+            )
+            assert equal(found, dense)
+
+
+@pytest.mark.parametrize("programs", [1, 1000])
+def test_into_how_many_segments_kernels_cut_a_bag_shows_nowhere(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = random_bags(0, 1, 300, 8, dtype=torch.float32)
+    expected = find(tokens, 5, backend="triton")
+    monkeypatch.setattr(kernels(), "_PROGRAMS", programs)
+    assert equal(find(tokens, 5, backend="triton"), expected)
 
 
 def test_streaming_redoes_only_few_rows_of_ordinary_bags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +244,7 @@ def test_streaming_redoes_only_few_rows_of_ordinary_bags(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None:
-    found = density_peaks(torch.full((1, 6, 3), 0.1), 2, backend=backend)
+    found = find(torch.full((1, 6, 3), 0.1), 2, backend=backend)
     assert found.centres.tolist() == [[0, 1]]
     assert found.assignment.tolist() == [[0, 1, 0, 0, 0, 0]]
     assert (found.score == -math.inf).all()
@@ -158,7 +253,7 @@ def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_densities_that_would_underflow_are_told_apart(backend: str) -> None:
     tokens = 100 * torch.tensor([[[0.0], [1.0], [2.5], [20.0], [21.0], [23.5]]])
-    found = density_peaks(tokens, 2, neighbours=3, backend=backend)
+    found = find(tokens, 2, neighbours=3, backend=backend)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1]]
     assert found.score.isfinite().all()
 
@@ -182,11 +277,11 @@ def test_a_bag_alone_equals_itself_in_a_padded_batch(
         place = torch.randperm(33, generator=generator)[:size].sort().values
         padded[bag, place] = torch.randn(size, 5, generator=generator)
         mask[bag, place] = True
-    found = density_peaks(padded, clusters, mask=mask, backend=backend)
+    found = find(padded, clusters, mask=mask, backend=backend)
     assert (found.assignment[~mask] == -1).all()
     assert (found.score[~mask] == -math.inf).all()
     for bag, size in enumerate(sizes):
-        alone = density_peaks(padded[bag, mask[bag]][None], clusters, backend=backend)
+        alone = find(padded[bag, mask[bag]][None], clusters, backend=backend)
         place = mask[bag].nonzero().squeeze(1)
         assert torch.equal(found.assignment[bag, place], alone.assignment[0])
         assert torch.equal(found.score[bag, place], alone.score[0])
@@ -202,8 +297,8 @@ def test_permuting_tokens_permutes_the_assignment(backend: str, seed: int, size:
     # Two tokens that are each other's nearest have the same mean of two distances; means of three do not tie.
     tokens = random_bags(seed, 1, size + 6, 6)
     order = torch.randperm(size + 6, generator=torch.Generator().manual_seed(seed))
-    plain = density_peaks(tokens, clusters, neighbours=3, backend=backend)
-    permuted = density_peaks(tokens[:, order], clusters, neighbours=3, backend=backend)
+    plain = find(tokens, clusters, neighbours=3, backend=backend)
+    permuted = find(tokens[:, order], clusters, neighbours=3, backend=backend)
     assert torch.equal(permuted.assignment, plain.assignment[:, order])
     assert torch.equal(order[permuted.centres], plain.centres)
 
@@ -230,15 +325,15 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend: str) -> None:
     tokens = random_bags(0, 1, 200, 8, dtype=torch.float32)
-    plain = density_peaks(tokens, 3, backend=backend)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert equal(density_peaks(tokens, 3, backend=backend), plain)
+    plain = find(tokens, 3, backend=backend)
+    with torch.autocast(DEVICE if backend == "triton" else "cpu", dtype=torch.bfloat16):
+        assert equal(find(tokens, 3, backend=backend), plain)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_tokens_are_taken(backend: str) -> None:
     tokens = random_bags(0, 2, 8, 150).transpose(1, 2)
-    assert equal(density_peaks(tokens, 3, backend=backend), density_peaks(tokens.contiguous(), 3, backend=backend))
+    assert equal(find(tokens, 3, backend=backend), find(tokens.contiguous(), 3, backend=backend))
 
 
 @pytest.mark.parametrize("size", [50, 200])
@@ -247,16 +342,51 @@ def test_auto_chooses_by_size_and_the_choice_shows_nowhere(size: int) -> None:
     assert equal(density_peaks(tokens, 3), density_peaks(tokens, 3, backend="streaming"))
 
 
-def test_an_explicit_backend_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> Tensor:
-        raise AssertionError("streaming was called")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_explicit_backend_is_never_replaced(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(tokens: Tensor) -> None:
+        raise AssertionError(f"{backend} was called")
 
-    monkeypatch.setattr(streaming, "nearest", refuse)
-    density_peaks(torch.randn(1, 200, 4), 2, backend="reference")
-    with pytest.raises(AssertionError, match="streaming was called"):
-        density_peaks(torch.randn(1, 4, 4), 2, backend="streaming")
-    with pytest.raises(AssertionError, match="streaming was called"):
-        density_peaks(torch.randn(1, 200, 4), 2)
+    modules = {"reference": package._reference, "streaming": streaming, "triton": kernels()}
+    monkeypatch.setattr(modules[backend], "Distances", refuse)
+    for size in (4, 200):
+        tokens = torch.randn(1, size, 4)
+        with pytest.raises(AssertionError, match=f"{backend} was called"):
+            find(tokens, 2, backend=backend)
+        for other in {"reference", "streaming"} - {backend}:
+            find(tokens, 2, backend=other)
+
+
+@pytest.mark.parametrize(
+    ("size", "on_a_gpu", "with_triton", "chosen"),
+    [
+        (128, False, True, "reference"),
+        (128, True, True, "reference"),
+        (129, False, True, "streaming"),
+        (129, True, False, "streaming"),
+        (129, True, True, "triton"),
+    ],
+)
+def test_auto_takes_kernels_for_large_bags_where_there_are_any(
+    size: int, on_a_gpu: bool, with_triton: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "available", lambda: with_triton)
+    assert package._fastest(SimpleNamespace(shape=(1, size, 4), is_cuda=on_a_gpu)) == chosen
+
+
+def test_kernels_refuse_a_cpu_on_which_nobody_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels(), "interpreted", lambda: False)
+    message = 'tokens must be on a CUDA device for backend="triton", got cpu; '
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        density_peaks(torch.randn(1, 9, 4), 2, backend="triton")
+
+
+def test_kernels_without_triton_are_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "available", lambda: False)
+    message = 'backend="triton" needs the package triton, which is not installed: pip install triton'
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        find(torch.randn(1, 9, 4), 2, backend="triton")
+    assert (find(torch.randn(1, 200, 4), 2, backend="auto").centres >= 0).all()
 
 
 def test_the_same_tokens_always_give_the_same_clusters() -> None:
@@ -271,15 +401,16 @@ def test_empty_batches_and_bags_have_a_result(shape: tuple[int, int, int]) -> No
     assert (found.centres == -1).all()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which has an opinion on NaN
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
 def test_overflowed_tokens_do_not_stop_a_run(backend: str, garbage: float) -> None:
     # Mixed precision skips the step afterwards; until then the forward pass has to come through.
     tokens = torch.randn(1, 40, 4)
     tokens[0, 3] = garbage
-    found = density_peaks(tokens, 2, backend=backend)
+    found = find(tokens, 2, backend=backend)
     assert ((found.assignment >= 0) & (found.assignment < 2)).all()
-    density_peaks(torch.full_like(tokens, garbage), 2, backend=backend)
+    find(torch.full_like(tokens, garbage), 2, backend=backend)
 
 
 def test_nothing_is_differentiable() -> None:
@@ -288,15 +419,17 @@ def test_nothing_is_differentiable() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_operator_is_well_registered(backend: str) -> None:
-    mask = torch.ones(2, 9, dtype=torch.bool)
+    device = DEVICE if backend == "triton" else "cpu"
+    mask = torch.ones(2, 9, dtype=torch.bool, device=device)
     operator = torch.ops.disentangled_mil.density_peaks.default
-    torch.library.opcheck(operator, (torch.randn(2, 9, 4), mask, 3, 5, backend))
+    torch.library.opcheck(operator, (torch.randn(2, 9, 4, device=device), mask, 3, 5, backend))
 
 
-def test_it_compiles_without_a_graph_break() -> None:
-    tokens = random_bags(0, 2, 30, 4)
-    compiled = torch.compile(lambda x: density_peaks(x, 2), fullgraph=True, backend="eager")
-    assert equal(compiled(tokens), density_peaks(tokens, 2))
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_it_compiles_without_a_graph_break(backend: str) -> None:
+    tokens = random_bags(0, 2, 30, 4).to(DEVICE if backend == "triton" else "cpu")
+    compiled = torch.compile(lambda x: density_peaks(x, 2, backend=backend), fullgraph=True, backend="eager")
+    assert equal(compiled(tokens), density_peaks(tokens, 2, backend=backend))
 
 
 @pytest.mark.parametrize(
@@ -324,13 +457,11 @@ def test_it_compiles_without_a_graph_break() -> None:
         (
             {"backend": "fast"},
             ValueError,
-            "backend must be one of 'auto', 'reference', 'streaming', got 'fast'",
+            "backend must be one of 'auto', 'reference', 'streaming', 'triton', got 'fast'",
         ),
     ],
 )
-def test_errors_say_what_was_wanted_and_what_came(
-    change: dict[str, object], error: type[Exception], message: str
-) -> None:
-    arguments = {"tokens": torch.zeros(2, 7, 4), "clusters": 2} | change
+def test_errors_say_what_was_wanted_and_what_came(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"tokens": torch.zeros(2, 7, 4), "clusters": 2} | change
     with pytest.raises(error, match=message):
         density_peaks(**arguments)

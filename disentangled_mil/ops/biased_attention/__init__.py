@@ -1,14 +1,131 @@
 """Attention with a bias that is a function of the displacement between query and key."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..._checks import check_choice, check_interval, check_shape
+from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from .._triton_runtime import available
+from ..position_bias import Bias, BiasTable, MLPBias, check_bias
 from ._reference import dense_weights, reference
-from ._streaming import TILE, streaming
+from ._streaming import streaming
+from ._triton import triton_attention
 
-__all__ = ["biased_attention", "biased_attention_weights"]
+__all__ = ["BACKENDS", "AttentionOutput", "AttentionScores", "Bias", "biased_attention", "choose_backend"]
+
+BACKENDS = ("auto", "reference", "streaming", "triton")
+
+
+class AttentionOutput(NamedTuple):
+    """What :func:`biased_attention` returns.
+
+    Attributes:
+        out: [B, H, N, D]; zeros for a query that is masked out or has no key left.
+        mass: the sum of the weights on each key over the real queries, before dropout [B, H, J].
+        weights: the weights before dropout [B, H, N, J] if they were to be kept, else None.
+    """
+
+    out: Tensor
+    mass: Tensor
+    weights: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionScores:
+    """What the softmax of :func:`biased_attention` is taken of: an attention map that nobody has computed yet.
+
+    Attributes: as the arguments of :func:`biased_attention`.
+    """
+
+    query: Tensor
+    key: Tensor
+    query_position: Tensor
+    key_position: Tensor
+    bias: Bias = None
+    key_logit: Tensor | None = None
+    query_mask: Tensor | None = None
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = check_shape("query", self.query, "B H N D")
+        check_floating("query", self.query)
+        sizes |= check_shape("key", self.key, "B H J D", sizes)
+        check_shape("query_position", self.query_position, "B N 2", sizes)
+        sizes |= check_shape("key_position", self.key_position, "B G J 2", sizes)
+        heads, groups = sizes["H"], sizes["G"]
+        if groups == 0 or heads % groups:
+            raise ValueError(f"key_position must have a number of groups G that divides H = {heads}, got {groups}")
+        if isinstance(self.bias, (MLPBias, BiasTable)):
+            check_bias(self.bias, heads // groups)
+        if self.key_logit is not None:
+            check_shape("key_logit", self.key_logit, "B G J", sizes)
+        if self.query_mask is not None:
+            check_mask("query_mask", self.query_mask, "B N", sizes)
+
+    def weights(self) -> Tensor:
+        """The dense weights [B, H, N, J] in float32 or wider.
+
+        Every row sums to one, or is zero where the query is masked out or has no key left.
+        """
+        if choose_backend("auto", self) == "reference":
+            return self._dense()
+        unused = self.key.detach()[..., :1]
+        kept = streaming(self.tensors(), unused, self.reach, self.factor, 0.0, keep=True)[2]
+        assert kept is not None
+        return kept
+
+    def _dense(self) -> Tensor:
+        """The weights as the reference computes them."""
+        return dense_weights(
+            self.query,
+            self.key,
+            self.query_position,
+            self.key_position,
+            self.bias,
+            self.key_logit,
+            self.query_mask,
+            self.factor,
+        )
+
+    def attend(
+        self, value: Tensor, *, dropout: float = 0.0, keep_weights: bool = False, backend: str = "auto"
+    ) -> AttentionOutput:
+        """:func:`biased_attention` of values [B, H, J, D]."""
+        check_shape("value", value, "B H J D", dict(zip("BHJD", self.key.shape, strict=True)))
+        check_interval("dropout", dropout, 0, 1)
+        chosen = choose_backend(backend, self)
+        if chosen == "reference":
+            weights = self._dense()
+            return AttentionOutput(*reference(weights, value, dropout), weights if keep_weights else None)
+        arguments = self.tensors(), value, self.reach, self.factor, dropout
+        if chosen == "streaming":
+            return AttentionOutput(*streaming(*arguments, keep=keep_weights))
+        return AttentionOutput(*triton_attention(*arguments), self.weights() if keep_weights else None)
+
+    @property
+    def factor(self) -> float:
+        """The scale of Q K^T."""
+        return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+    @property
+    def reach(self) -> float:
+        """Of a table; 1 without one."""
+        return self.bias.reach if isinstance(self.bias, BiasTable) else 1.0
+
+    def tensors(self) -> list[Tensor]:
+        """As the operators take them: query, key, positions, mask, logits and the tensors of the bias."""
+        mask, logit = self.query_mask, self.key_logit
+        if mask is None:
+            mask = torch.ones(self.query_position.shape[:2], dtype=torch.bool, device=self.query.device)
+        if logit is None:
+            logit = self.key_position.new_zeros(self.key_position.shape[:3])
+        if isinstance(self.bias, BiasTable):
+            bias = [self.bias.values]
+        else:
+            bias = list(self.bias) if isinstance(self.bias, MLPBias) else []
+        return [self.query, self.key, self.query_position, self.key_position, mask, logit, *bias]
 
 
 def biased_attention(
@@ -18,15 +135,18 @@ def biased_attention(
     query_position: Tensor,
     key_position: Tensor,
     *,
-    bias: Callable[[Tensor], Tensor] | None = None,
+    bias: Bias = None,
     key_logit: Tensor | None = None,
+    query_mask: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    keep_weights: bool = False,
     backend: str = "auto",
-) -> Tensor:
+) -> AttentionOutput:
     """Attend with a position bias: softmax(Q K^T scale + bias(q_pos - k_pos) + key_logit) V.
 
-    Keys lie in groups of heads: head h belongs to group h // (H / G).
+    Keys lie in groups of heads: head h belongs to group h // (H / G). Softmax and sums are in float32, or in
+    float64 for float64.
 
     Args:
         query: queries.
@@ -34,22 +154,31 @@ def biased_attention(
         value: values.
         query_position: (x, y) of every query, normalised coordinates.
         key_position: (x, y) of every key, per group.
-        bias: maps displacements [..., 2] to biases of the H / G heads of a group; None for no bias.
+        bias: a network (:class:`MLPBias`, exact), a table (:class:`BiasTable`, interpolated), or None. Any other
+            function of displacements [..., 2] -> [..., H / G] is taken by the reference alone; make a table of it.
         key_logit: added to every logit of a key; -inf takes the key out.
+        query_mask: True = real query. Padding may hold anything, NaN too, and costs nothing.
         scale: of Q K^T; D ** -0.5 by default.
         dropout: probability of dropping an attention weight.
-        backend: ``"reference"`` keeps the N x J matrix, ``"streaming"`` one tile of it; ``"auto"`` streams as
-            soon as the matrix is larger than one tile. An explicit choice is never replaced.
+        keep_weights: return the weights too; 4 B H N J bytes that losses on them need not compute again.
+        backend: ``"reference"`` has all N x J matrices; ``"streaming"`` has one tile of them at a time; ``"triton"``
+            has none of them outside of a kernel, and takes CUDA tensors of at most float32; ``"auto"`` takes kernels
+            where they can run, and streams elsewhere. An explicit choice is never replaced.
 
     Shape:
         ``query`` [B, H, N, D], ``key`` and ``value`` [B, H, J, D], ``query_position`` [B, N, 2],
-        ``key_position`` [B, G, J, 2], ``key_logit`` [B, G, J].
+        ``key_position`` [B, G, J, 2], ``key_logit`` [B, G, J], ``query_mask`` [B, N].
 
     Returns:
-        [B, H, N, D]; zeros for a query that has no key left.
+        The attended values, the mass of every key, and the weights if they are kept. Gradients flow through all.
 
     Raises:
-        ValueError: shapes disagree, H is not a multiple of G, or an option is unknown.
+        TypeError: ``query`` is not floating-point, ``query_mask`` not bool, or the bias or a type is not one that the
+            backend takes.
+        ValueError: shapes disagree, H is not a multiple of G, an option is unknown, or kernels are asked for
+            elsewhere than on a CUDA device.
+        RuntimeError: kernels are asked for without Triton.
+        NotImplementedError: on the way back, for a gradient of a gradient: only the reference has it.
 
     Source: eqs 1-3 of the paper; deformable attention of DAT (Xia et al., CVPR 2022).
 
@@ -57,59 +186,26 @@ def biased_attention(
         >>> import torch
         >>> from disentangled_mil.ops import biased_attention
         >>> q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 3, 8), torch.randn(2, 4, 3, 8)
-        >>> biased_attention(q, k, v, torch.rand(2, 9, 2), torch.rand(2, 4, 3, 2)).shape
-        torch.Size([2, 4, 9, 8])
+        >>> attended = biased_attention(q, k, v, torch.rand(2, 9, 2), torch.rand(2, 4, 3, 2))
+        >>> attended.out.shape, attended.mass.shape
+        (torch.Size([2, 4, 9, 8]), torch.Size([2, 4, 3]))
     """
-    _check(query, key, query_position, key_position, key_logit)
-    check_shape("value", value, "B H J D", dict(zip("BHJD", key.shape, strict=True)))
-    check_choice("backend", backend, ("auto", "reference", "streaming"))
-    check_interval("dropout", dropout, 0, 1)
+    scores = AttentionScores(query, key, query_position, key_position, bias, key_logit, query_mask, scale)
+    return scores.attend(value, dropout=dropout, keep_weights=keep_weights, backend=backend)
+
+
+def choose_backend(backend: str, scores: AttentionScores) -> str:
+    """The implementation that ``"auto"`` stands for; an explicit choice as it is."""
+    check_choice("backend", backend, BACKENDS)
+    bias, query = scores.bias, scores.query
+    formula = bias is None or isinstance(bias, (MLPBias, BiasTable))
     if backend == "auto":
-        batch, heads, tokens, _ = query.shape
-        backend = "streaming" if batch * heads * tokens * key.shape[2] > TILE else "reference"
-    attend = streaming if backend == "streaming" else reference
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attend(query, key, value, query_position, key_position, bias, key_logit, scale, dropout)
-
-
-def biased_attention_weights(
-    query: Tensor,
-    key: Tensor,
-    query_position: Tensor,
-    key_position: Tensor,
-    *,
-    bias: Callable[[Tensor], Tensor] | None = None,
-    key_logit: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """The dense weights of :func:`biased_attention`: softmax(Q K^T scale + bias(q_pos - k_pos) + key_logit).
-
-    Args: as :func:`biased_attention`.
-
-    Returns:
-        [B, H, N, J] in float32 or wider; every row sums to one, or to zero where no key is left.
-
-    Raises:
-        ValueError: shapes disagree, or H is not a multiple of G.
-
-    Example:
-        >>> import torch
-        >>> from disentangled_mil.ops import biased_attention_weights
-        >>> q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 3, 8)
-        >>> biased_attention_weights(q, k, torch.rand(2, 9, 2), torch.rand(2, 4, 3, 2)).sum(-1).allclose(torch.ones(1))
-        True
-    """
-    _check(query, key, query_position, key_position, key_logit)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return dense_weights(query, key, query_position, key_position, bias, key_logit, scale)
-
-
-def _check(query: Tensor, key: Tensor, query_position: Tensor, key_position: Tensor, key_logit: Tensor | None) -> None:
-    sizes = check_shape("query", query, "B H N D")
-    sizes |= check_shape("key", key, "B H J D", sizes)
-    check_shape("query_position", query_position, "B N 2", sizes)
-    sizes |= check_shape("key_position", key_position, "B G J 2", sizes)
-    if sizes["H"] % sizes["G"]:
-        raise ValueError(f"key_position must have a number of groups G that divides H = {sizes['H']}, got {sizes['G']}")
-    if key_logit is not None:
-        check_shape("key_logit", key_logit, "B G J", sizes)
+        if not formula:
+            return "reference"
+        return "triton" if query.is_cuda and query.dtype != torch.float64 and available() else "streaming"
+    if backend != "reference" and not formula:
+        raise TypeError(
+            f"bias must be an MLPBias, a BiasTable or None for backend={backend!r}, got {type(bias).__name__}; "
+            'BiasTable.of makes a table of any function, and backend="reference" takes it as it is'
+        )
+    return backend

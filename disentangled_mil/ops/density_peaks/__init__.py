@@ -1,16 +1,20 @@
 """Density-peak clustering of a bag's tokens (DPC-KNN)."""
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..._checks import check_choice, check_count, check_floating, check_mask, check_shape
+from .._triton_runtime import available, load
 from . import _reference, _streaming
 
 __all__ = ["DensityPeaks", "density_peaks"]
 
+_TILE_PAIRS = 2**20
+BACKENDS = ("auto", "reference", "streaming", "triton")
 _LARGEST_DENSE_BAG = 128  # up to here one dense matrix beats screening (measured on a CPU)
 
 
@@ -46,7 +50,9 @@ def density_peaks(
         neighbours: How many nearest tokens make the density; fewer in a bag with fewer tokens.
         mask: True = real token. All tokens are real without it.
         backend: ``"reference"`` holds all pairwise distances; ``"streaming"`` finds the same clusters, bit
-            for bit, tile by tile; ``"auto"`` takes the reference for up to 128 tokens.
+            for bit, tile by tile; ``"triton"`` does so in kernels on a CUDA device, but for the rounding of
+            distances; ``"auto"`` takes the reference for up to 128 tokens, else kernels where there are any, or
+            streams. An explicit choice is never replaced.
 
     Shape:
         tokens [B, N, C], mask [B, N].
@@ -58,7 +64,9 @@ def density_peaks(
 
     Raises:
         TypeError: ``tokens`` is not floating-point, ``mask`` not bool, or a count is no integer.
-        ValueError: a shape, a count or ``backend`` is not as described.
+        ValueError: a shape, a count or ``backend`` is not as described, or kernels are asked for elsewhere than on
+            a CUDA device.
+        RuntimeError: kernels are asked for without Triton.
 
     Source:
         Rodriguez & Laio, Science 2014; Zeng et al., CVPR 2022; equations 8-11 of the paper.
@@ -79,12 +87,12 @@ def density_peaks(
     check_floating("tokens", tokens)
     check_count("clusters", clusters)
     check_count("neighbours", neighbours)
-    check_choice("backend", backend, ("auto", "reference", "streaming"))
+    check_choice("backend", backend, BACKENDS)
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     check_mask("mask", mask, "B N", sizes)
     if backend == "auto":
-        backend = "reference" if sizes["N"] <= _LARGEST_DENSE_BAG else "streaming"
+        backend = _fastest(tokens)
     return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbours, backend))
 
 
@@ -114,19 +122,33 @@ def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend
     return assignment, centres, score
 
 
+def _fastest(tokens: Tensor) -> str:
+    """What ``"auto"`` stands for."""
+    if tokens.shape[1] <= _LARGEST_DENSE_BAG:
+        return "reference"
+    return "triton" if tokens.is_cuda and available() else "streaming"
+
+
+def _implementation(backend: str) -> ModuleType:
+    """The module with the distances; the kernels' is imported at the first call."""
+    if backend == "triton":
+        return load(f"{__package__}._triton")
+    return _reference if backend == "reference" else _streaming
+
+
 def _cluster(tokens: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster one bag of real tokens [n, C], n >= 1."""
-    distances = _reference if backend == "reference" else _streaming
+    distances = _implementation(backend).Distances(tokens)
     unit = math.sqrt(tokens.shape[1])
 
-    nearest = distances.nearest(tokens, min(neighbours, len(tokens))) / unit  # [n, k]
+    nearest = distances.nearest(min(neighbours, len(tokens))) / unit  # [n, k]
     log_density = -nearest.square().mean(1)  # [n]
     falling = log_density.argsort(descending=True, stable=True)  # [n]
-    gap = torch.empty_like(log_density)  # [n]
-    gap[falling] = distances.gap_to_earlier(tokens[falling]) / unit
-    score = log_density + gap.log()  # [n]
+    rank = torch.empty_like(falling).scatter_(0, falling, torch.arange(len(tokens), device=tokens.device))  # [n]
+    score = log_density + (distances.gap(rank) / unit).log()  # [n]
 
     centres = score.argsort(descending=True, stable=True)[:clusters]  # [K]
-    assignment = _reference.distances(tokens, tokens[centres]).argmin(1)  # [n]
+    parts = torch.split(tokens, max(1, _TILE_PAIRS // len(centres)))
+    assignment = torch.cat([_reference.distances(part, tokens[centres]).argmin(1) for part in parts])  # [n]
     assignment[centres] = torch.arange(len(centres), device=tokens.device)
     return assignment, centres, score

@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 
-def nearest(tokens: Tensor, count: int) -> Tensor:
-    """The smallest distances of every token [N, C] to any token, itself included, rising [N, count]."""
-    return distances(tokens, tokens).topk(count, largest=False).values
+class Distances:
+    """All distances of a bag's tokens [N, C]."""
 
+    def __init__(self, tokens: Tensor) -> None:
+        self.pairs = distances(tokens, tokens)  # [N, N]
 
-def gap_to_earlier(tokens: Tensor) -> Tensor:
-    """The distance of every token [N, C] to the nearest earlier one, for the first the largest of all [N]."""
-    distance = distances(tokens, tokens)  # [N, N]
-    later = torch.ones_like(distance, dtype=torch.bool).triu()
-    gap = distance.masked_fill(later, math.inf).amin(1)
-    gap[0] = distance.max()
-    return gap
+    def nearest(self, count: int) -> Tensor:
+        """The smallest distances of every token to any token, itself included, rising [N, count]."""
+        return self.pairs.topk(count, largest=False).values
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        gap = self.pairs.masked_fill(rank >= rank[:, None], math.inf).amin(1)
+        return torch.where(rank == 0, self.pairs.max(), gap)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

@@ -1,82 +1,160 @@
-"""The same distances, bit for bit, with a matrix product and O(N) memory.
+"""The same distances, bit for bit, from a matrix product and in O(N) memory.
 
-Squared distances from a float64 matrix product *screen* the pairs, a tile of rows at a time. They are fast
-but not exact, so they only choose candidates, whose distances are then summed over differences as in the
-reference. A bound on the errors of both tells whether a pair that was not a candidate could have mattered;
-rows where it could (ties, mostly) are done again, dense.
+A matrix product bounds the squared distances of all pairs from below, a tile of rows at a time. The pairs of a row
+with the smallest bounds are its *candidates*; their distances are summed over differences, as in the reference. Any
+other pair is at least as far apart as the last candidate's bound says, which settles nearly every row. The others are
+searched again in float64 with more candidates, and what even that cannot tell apart (ties, mostly) is done dense.
+
+The first candidates also hold the nearest token of lower rank of most tokens, and the bounds leave few tokens that
+could belong to the farthest pair.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._reference import distances
 
-_TILE_BYTES = 32 * 2**20
-_SPARE_CANDIDATES = 3
+_TILE_BYTES = 8 * 2**20  # tiles are read several times: best from a cache
+_TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
+_GROUPED = 32
+_SPARE = 11, 11, 123  # candidates beyond the wanted ones, search by search
 
 
-def nearest(tokens: Tensor, count: int) -> Tensor:
-    """The smallest distances of every token [N, C] to any token, itself included, rising [N, count]."""
-    screen = _Screen(tokens)
-    return torch.cat([screen.smallest(rows, squared, count) for rows, squared in screen.tiles(earlier=False)])
+class Distances:
+    """Searches among the tokens of a bag [N, C]."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self.searches = tuple(zip((tokens.dtype, torch.float64, torch.float64), _SPARE, strict=True))
+
+    def nearest(self, count: int) -> Tensor:
+        """The smallest distances of every token to any token, itself included, rising [N, count]."""
+        (dtype, spare), *again = self.searches
+        everyone = torch.arange(len(self.tokens), device=self.tokens.device)
+        self.first = _Screen(self.tokens, dtype).search(everyone, count + spare)
+        nearest = self.first.distances.topk(count, largest=False).values
+        return self._settle(nearest, self.first.beyond, again)
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        no_lower = rank[self.first.columns] >= rank[:, None]
+        nearest = self.first.distances.masked_fill(no_lower, math.inf).amin(1, keepdim=True)
+        gap = self._settle(nearest, self.first.beyond, self.searches, rank).squeeze(1)
+        return torch.where(rank == 0, self._largest(), gap)
+
+    def _settle(
+        self, nearest: Tensor, beyond: Tensor, searches: Sequence[tuple[torch.dtype, int]], rank: Tensor | None = None
+    ) -> Tensor:
+        """Search again wherever a token that was no candidate could come before the last of ``nearest`` [N, count]."""
+        count = nearest.shape[1]
+        rows = _unsure(nearest, beyond)
+        for dtype, spare in searches:
+            if len(rows):
+                found = _Screen(self.tokens, dtype).search(rows, count + spare, rank)
+                nearest[rows] = found.distances.topk(count, largest=False).values
+                rows = rows[_unsure(nearest[rows], found.beyond)]
+        for some in torch.split(rows, _tile_rows(self.tokens)):
+            dense = distances(self.tokens[some], self.tokens)
+            if rank is not None:
+                dense.masked_fill_(rank >= rank[some, None], math.inf)
+            nearest[some] = dense.topk(count, largest=False).values
+        return nearest
+
+    def _largest(self) -> Tensor:
+        """The largest distance of all pairs."""
+        one = self.first.farthest.argmax()
+        largest = distances(self.tokens[one, None], self.tokens).max()
+        # The token itself is always among them, NaN and inf included.
+        far = torch.unique(self.tokens[~(self.first.farthest < largest.double().square())], dim=0)
+        return torch.stack([largest, *(distances(some, far).max() for some in torch.split(far, _tile_rows(far)))]).max()
 
 
-def gap_to_earlier(tokens: Tensor) -> Tensor:
-    """The distance of every token [N, C] to the nearest earlier one, for the first the largest of all [N]."""
-    screen = _Screen(tokens)
-    gaps, farthest = [], []
-    for rows, squared in screen.tiles(earlier=True):
-        farthest.append(squared.amax(1))
-        later = torch.ones_like(squared, dtype=torch.bool).triu(rows.start)
-        gaps.append(screen.smallest(rows, squared.masked_fill_(later, math.inf), 1).squeeze(1))
-    gap = torch.cat(gaps)
-    gap[0] = screen.largest(torch.cat(farthest))
-    return gap
+class _Candidates(NamedTuple):
+    """What a search finds out about each of its rows."""
+
+    columns: Tensor  # [R, M]
+    distances: Tensor  # [R, M], infinite where the rank is not lower
+    beyond: Tensor  # [R], no other token has a smaller squared distance
+    farthest: Tensor  # [R], no token at all has a larger one
 
 
 class _Screen:
-    """Approximate squared distances of a bag's tokens, and how wrong they can be."""
+    """Squared distances by a matrix product in some precision, and how wrong they can be."""
 
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens  # [N, C]
-        self.precise = tokens.double()
-        self.norms = self.precise.square().sum(1)
-        width, work = tokens.shape[1] + 8, torch.finfo(tokens.dtype)
-        # Of the distances summed over differences, relative: C roundings of the working precision.
-        self.relative = width * work.eps
-        # Of the matrix product, absolute: C roundings of float64 at the size of the longest token.
-        self.absolute = width * (4 * torch.finfo(torch.float64).eps * self.norms.max() + work.tiny)
+    def __init__(self, tokens: Tensor, dtype: torch.dtype) -> None:
+        width, exact, product = tokens.shape[1] + 8, torch.finfo(tokens.dtype), torch.finfo(dtype)
+        self.tokens = tokens
+        self.centred = tokens.to(dtype) - tokens.to(dtype).mean(0)  # [N, C], shorter tokens make smaller errors
+        self.norms = self.centred.square().sum(1)  # [N]
+        # Of the product, relative to the sum of both norms: three sums of C terms, and a few single roundings.
+        self.error = 2 * width * product.eps
+        self.shrunk = (1 - self.error) * self.norms
+        # Of the distances summed over differences: one sum of C terms, and underflow.
+        self.relative, self.absolute = width * exact.eps, 8 * width * exact.tiny
+        self.broken = ~(self.norms.max() < product.max / 8)
 
-    def tiles(self, *, earlier: bool) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their squared distances to all tokens [t, N], or only to those up to the tile's end."""
+    def search(self, rows: Tensor, count: int, rank: Tensor | None = None) -> _Candidates:
+        """Find ``count`` candidates for each of some rows."""
         size = len(self.tokens)
-        step = max(1, _TILE_BYTES // (8 * size))
-        for start in range(0, size, step):
-            stop = min(start + step, size)
-            columns = stop if earlier else size
-            squared = torch.addmm(self.norms[:columns], self.precise[start:stop], self.precise[:columns].T, alpha=-2)
-            yield slice(start, stop), squared.add_(self.norms[start:stop, None])
+        step = min(len(rows), _tile_rows(self.centred))
+        tile = self.centred.new_full((step, -(-size // _GROUPED) * _GROUPED), math.inf)
+        parts = []
+        for some in torch.split(rows, step):
+            bounds = tile[: len(some), :size]
+            torch.addmm(self.shrunk, self.centred[some], self.centred.T, alpha=-2, out=bounds)
+            longest = bounds.amax(1)
+            if rank is not None:
+                bounds.masked_fill_(rank >= rank[some, None], math.inf)
+            shortest, columns = _smallest(tile[: len(some)], min(count, size))
+            parts.append(self._recheck(some, columns.clamp(max=size - 1), shortest, longest))
+        found = _Candidates(*map(torch.cat, zip(*parts, strict=True)))
+        if self.broken:
+            found.beyond.fill_(-math.inf)
+            found.farthest.fill_(math.inf)
+        return found
 
-    def smallest(self, rows: slice, squared: Tensor, count: int) -> Tensor:
-        """The exact smallest distances of each row, rising [t, count]; infinite ``squared`` is no pair."""
-        columns = squared.shape[1]
-        found = squared.topk(min(count + _SPARE_CANDIDATES, columns), largest=False)
-        exact = distances(self.tokens[rows, None], self.tokens[found.indices]).squeeze(1)  # [t, candidates]
-        exact = exact.masked_fill(found.values.isinf(), math.inf).topk(count, largest=False).values
-        beyond = (1 - self.relative) * (found.values[:, -1] - self.absolute).clamp(min=0)
-        unsure = (~(exact[:, -1].double().square() <= beyond)).nonzero().squeeze(1)  # NaN is unsure
-        if len(unsure) and columns > found.values.shape[1]:
-            dense = distances(self.tokens[rows][unsure], self.tokens[:columns])
-            dense = dense.masked_fill(squared[unsure].isinf(), math.inf)
-            exact[unsure] = dense.topk(count, largest=False).values
-        return exact
+    def _recheck(self, rows: Tensor, columns: Tensor, shortest: Tensor, longest: Tensor) -> _Candidates:
+        """Sum the candidates' distances over differences, and turn what the product says into bounds on such sums."""
+        pieces = max(1, _TILE_BYTES // (columns.shape[1] * self.tokens[0].nbytes))
+        exact = torch.cat(
+            [
+                distances(self.tokens[some, None], self.tokens[candidates]).squeeze(1)
+                for some, candidates in zip(torch.split(rows, pieces), torch.split(columns, pieces), strict=True)
+            ]
+        ).masked_fill_(shortest.isinf(), math.inf)
+        norms, shrunk = self.norms[rows], self.shrunk[rows]
+        shortest = (1 - self.relative) * (shortest + shrunk[:, None]).double() - self.absolute
+        longest = (longest + shrunk + 2 * self.error * (norms + self.norms.max())).double()
+        # A device may multiply with less than the precision asked for; then candidates come out too far.
+        self.broken |= (shortest > exact.double().square()).any()
+        beyond = shortest[:, -1].clamp(min=0 if columns.shape[1] < len(self.tokens) else math.inf)
+        return _Candidates(columns, exact, beyond, (1 + self.relative) * longest + self.absolute)
 
-    def largest(self, farthest: Tensor) -> Tensor:
-        """The exact largest distance of all pairs, given each row's largest screened one [N]."""
-        threshold = (1 - 2 * self.relative) * farthest.max() - 2 * self.absolute
-        rows = (~(farthest < threshold)).nonzero().squeeze(1)  # NaN may be anything
-        step = max(1, _TILE_BYTES // (8 * len(farthest)))
-        return torch.stack([distances(self.tokens[r], self.tokens).max() for r in torch.split(rows, step)]).max()
+
+def _unsure(nearest: Tensor, beyond: Tensor) -> Tensor:
+    """Rows in which a token beyond the candidates may be nearer than the last of ``nearest``; NaN may be anything."""
+    return (~(nearest[:, -1].double().square() <= beyond)).nonzero().squeeze(1)
+
+
+def _smallest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The smallest numbers of each row, rising, and their columns [R, count].
+
+    They are in the ``count`` groups of the smallest minima, and minima are cheap.
+    """
+    groups = tile.view(len(tile), _GROUPED, -1)  # [R, _GROUPED, G]
+    if count >= groups.shape[2]:
+        return tile.topk(count, largest=False)
+    chosen = groups.amin(1).topk(count, largest=False, sorted=False).indices  # [R, count]
+    members = groups.gather(2, chosen[:, None].expand(-1, _GROUPED, -1)).flatten(1)
+    smallest, place = members.topk(count, largest=False)
+    columns = place // count * groups.shape[2] + chosen.gather(1, place % count)
+    return smallest, columns
+
+
+def _tile_rows(tokens: Tensor) -> int:
+    """How many rows of the distance matrix are held at once."""
+    return max(_TILE_ROWS, _TILE_BYTES // (len(tokens) * tokens.itemsize))

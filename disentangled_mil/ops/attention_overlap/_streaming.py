@@ -1,0 +1,109 @@
+"""Inner products of attention maps that are computed a tile of queries at a time, and again on the way back."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._attention_tiles import BagScores, BagScoresGradient, Scratch
+from ..biased_attention import AttentionScores
+
+
+def streaming(a: AttentionScores, b: AttentionScores) -> Tensor:
+    """C_ij = <a_i, b_j> [B, B] of maps [B, H, N, J]."""
+    overlap: Tensor = _streaming(a.tensors(), b.tensors(), [a.reach, b.reach], [a.factor, b.factor])
+    return overlap
+
+
+@torch.library.custom_op("disentangled_mil::attention_overlap_streaming", mutates_args=())
+def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
+    overlap: Tensor = _empty(a, b, reach, scale).zero_()
+    with torch.autocast(overlap.device.type, enabled=False):
+        left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
+        for tile in left[0].tiles(2 * len(left)):
+            overlap += _stack(left, tile).flatten(1) @ _stack(right, tile).flatten(1).T
+    return overlap
+
+
+@_streaming.register_fake
+def _empty(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
+    batch = len(a[0])
+    return a[0].new_empty(batch, batch, dtype=torch.promote_types(a[0].dtype, torch.float32))
+
+
+@torch.library.custom_op("disentangled_mil::attention_overlap_streaming_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    reach: Sequence[float],
+    scale: Sequence[float],
+    wanted_a: Sequence[bool],
+    wanted_b: Sequence[bool],
+) -> list[Tensor]:
+    result = [torch.zeros_like(tensor) for tensor in (*a, *b)]
+    into_a, into_b = result[: len(a)], result[len(a) :]
+    with torch.autocast(gradient.device.type, enabled=False):
+        left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
+        left_gradients = [BagScoresGradient(bag, into_a, wanted_a) for bag in left]
+        right_gradients = [BagScoresGradient(bag, into_b, wanted_b) for bag in right]
+        for tile in left[0].tiles(2 * len(left)):
+            maps_a, maps_b = _stack(left, tile), _stack(right, tile)
+            for own, other, share, bags in (
+                (maps_a, maps_b, gradient, left_gradients),
+                (maps_b, maps_a, gradient.T, right_gradients),
+            ):
+                change = (share @ other.flatten(1)).view_as(own)
+                for bag, weights, into in zip(bags, own, change, strict=True):
+                    bag.add(tile, weights, None, into)
+        for bag in (*left_gradients, *right_gradients):
+            bag.finish()
+    return result
+
+
+@_backward.register_fake
+def _like_inputs(
+    gradient: Tensor,
+    a: Sequence[Tensor],
+    b: Sequence[Tensor],
+    reach: Sequence[float],
+    scale: Sequence[float],
+    wanted_a: Sequence[bool],
+    wanted_b: Sequence[bool],
+) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (*a, *b)]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, b, ctx.reach, ctx.scale = inputs
+    ctx.split = len(a)
+    ctx.save_for_backward(*a, *b)
+
+
+def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    a, b = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+    wanted_a, wanted_b = ctx.needs_input_grad[:2]
+    result = _backward(gradient, a, b, ctx.reach, ctx.scale, wanted_a, wanted_b)
+    kept = [grad if want else None for grad, want in zip(result, (*wanted_a, *wanted_b), strict=True)]
+    return kept[: ctx.split], kept[ctx.split :], None, None
+
+
+_streaming.register_autograd(_pass_back, setup_context=_remember)
+
+
+def _refuse(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    raise NotImplementedError("a gradient of a gradient needs the dense maps: give their weights() instead")
+
+
+_backward.register_autograd(_refuse)
+
+
+def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScores]:
+    scratch = Scratch()
+    return [BagScores(tensors, reach, scale, bag, skip=False, scratch=scratch) for bag in range(len(tensors[0]))]
+
+
+def _stack(bags: Sequence[BagScores], tile: slice) -> Tensor:
+    """The weights of a tile of every bag [B, H, t, J]."""
+    return torch.stack([bag.weights(tile)[0] for bag in bags])

@@ -1,0 +1,104 @@
+"""A depthwise convolution whose windows may lie anywhere."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_shape
+
+
+def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
+    """Sum over each window of cells times kernel, channel by channel: ``out_j = sum_yx cells[window_jyx] kernel_yx``.
+
+    Windows are read a kernel row at a time, on the way back again, so that no more than a row of them is held.
+
+    Args:
+        cells: flattened maps of G groups of channels.
+        window: flat indices of the cells in each window; M for a cell outside of the map, which counts as zero.
+        kernel: one number per place and channel; groups share it.
+
+    Shape:
+        ``cells`` [B, G, M, C], ``window`` [B, J, S, S], ``kernel`` [S, S, C].
+
+    Returns:
+        [B, G, J, C].
+
+    Raises:
+        ValueError: shapes disagree.
+        NotImplementedError: on the way back, for a gradient of a gradient.
+
+    Source: the convolution of DAT's offset network (Xia et al., CVPR 2022), for points that need not lie on a lattice.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.ops.windows import depthwise_windows
+        >>> cells, window = torch.tensor([[[[1.0], [2.0]]]]), torch.tensor([[[[0, 1], [1, 2]]]])
+        >>> depthwise_windows(cells, window, torch.ones(2, 2, 1))
+        tensor([[[[5.]]]])
+    """
+    sizes = check_shape("cells", cells, "B G M C")
+    sizes |= check_shape("window", window, "B J S S", sizes)
+    check_shape("kernel", kernel, "S S C", sizes)
+    summed: Tensor = _depthwise_windows(cells, window, kernel.to(cells.dtype))
+    return summed
+
+
+@torch.library.custom_op("disentangled_mil::depthwise_windows", mutates_args=())
+def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
+    summed: Tensor = _empty(cells, window, kernel).zero_()
+    for row, weight in enumerate(kernel):
+        index, inside = _places(cells, window[:, :, row])
+        summed += (cells.flatten(0, 2)[index] * (inside * weight)).sum(3)
+    return summed
+
+
+@_depthwise_windows.register_fake
+def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
+    return cells.new_empty(*cells.shape[:2], window.shape[1], cells.shape[3])
+
+
+@torch.library.custom_op("disentangled_mil::depthwise_windows_backward", mutates_args=())
+def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    batch, groups, count, channels = cells.shape
+    into_cells = cells.new_zeros(batch * groups * count, channels)
+    into_kernel = torch.zeros_like(kernel)
+    for row, weight in enumerate(kernel):
+        index, inside = _places(cells, window[:, :, row])
+        arriving = gradient[:, :, :, None] * inside  # [B, G, J, S, C]
+        into_kernel[row] = (cells.flatten(0, 2)[index] * arriving).sum((0, 1, 2))
+        change = (arriving * weight).view(-1, channels)
+        into_cells.scatter_add_(0, index.view(-1, 1).expand_as(change), change)
+    return into_cells.view_as(cells), into_kernel
+
+
+@_backward.register_fake
+def _like_inputs(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    return cells.new_empty(cells.shape), torch.empty_like(kernel)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+    into_cells, into_kernel = _backward(gradient, *ctx.saved_tensors)
+    return into_cells, None, into_kernel
+
+
+_depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+    raise NotImplementedError("depthwise_windows has no gradient of a gradient")
+
+
+_backward.register_autograd(_refuse)
+
+
+def _places(cells: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the flattened cells that a kernel row reads [B, G, J, S], and whether they are inside [B, 1, J, S, 1]."""
+    batch, groups, count, _ = cells.shape
+    inside = window < count
+    first = torch.arange(0, batch * groups * count, count, device=window.device).view(batch, groups, 1, 1)
+    return window.where(inside, 0)[:, None] + first, inside[:, None, ..., None]
