@@ -1,0 +1,337 @@
+"""Biased attention on CUDA: Triton kernels, which are imported and compiled at the first call."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._triton_runtime import interpreted, load
+
+# Programs per multiprocessor: where there are fewer tiles of keys than that, several programs share the queries.
+_PROGRAMS = 4
+# The sum of all changes of a table, of either sign, in whole numbers; half of what int64 holds.
+_LARGEST_SUM = 2.0**62
+
+
+def triton_attention(
+    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float
+) -> tuple[Tensor, Tensor]:
+    """Output and mass of the keys; the backward pass computes the weights again.
+
+    The same input gives the same output and the same gradients, that of a table included.
+
+    Raises:
+        TypeError: query, key or value is of another type than float16, bfloat16 and float32.
+        ValueError: they are not on a CUDA device.
+    """
+    query, key, query_position, key_position, mask, logit, *bias = scores
+    for name, tensor in {"query": query, "key": key, "value": value}.items():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise TypeError(
+                f'{name} must be float16, bfloat16 or float32 for backend="triton", got {tensor.dtype}; '
+                'backend="reference" and backend="streaming" take float64'
+            )
+        if not (tensor.is_cuda or interpreted()):
+            raise ValueError(
+                f'{name} must be on a CUDA device for backend="triton", got {tensor.device}; '
+                'backend="reference" and backend="streaming" take any device'
+            )
+    common = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+    if common == torch.bfloat16 and interpreted():
+        common = torch.float32  # the interpreter would multiply the bit patterns
+    query_position = torch.where(mask[..., None], query_position, 0).float()
+    # The seed stays on the device: nobody waits for it, and a CUDA graph draws a new one at every replay.
+    seed = torch.randint(1 << 62, (), device=value.device) if dropout else None
+    tensors = [query.to(common), key.to(common), query_position, key_position.float(), mask, logit.float(), *bias]
+    out, mass, _ = _attend(tensors, value.to(common), reach, scale, dropout, seed)
+    return out.to(value.dtype), mass
+
+
+@torch.library.custom_op("disentangled_mil::biased_attention_triton", mutates_args=())
+def _attend(
+    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, mass, lse = _empty(scores, value, reach, scale, dropout, seed)
+    launch = _Launch(scores, value, reach, scale, dropout, seed)
+    launch.over_queries("attend", out=out, lse=lse)
+    parts = mass.new_empty(launch.chunks, *mass.shape)
+    launch.over_keys("weigh_keys", lse=lse, mass=parts)
+    return out, parts.sum(0), lse
+
+
+@_attend.register_fake
+def _empty(
+    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, tokens, width = scores[0].shape
+    mass = value.new_empty(batch, heads, value.shape[2], dtype=torch.float32)
+    lse = value.new_empty(batch, heads, tokens, dtype=torch.float32)
+    return value.new_empty(batch, heads, tokens, width), mass, lse
+
+
+@torch.library.custom_op("disentangled_mil::biased_attention_triton_backward", mutates_args=())
+def _backward(
+    into_out: Tensor,
+    into_mass: Tensor | None,
+    scores: Sequence[Tensor],
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reach: float,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    query, key, query_position, key_position, mask, logit, *bias = scores
+    into_out = into_out.contiguous()
+    into_mass = None if into_mass is None else into_mass.contiguous()
+    launch = _Launch(scores, value, reach, scale, dropout, seed, into_out=into_out, into_mass=into_mass, lse=lse)
+    if not launch.key_programs:
+        return [_zeros(tensor) for tensor in (*scores, value)]
+
+    def room(*shape: int) -> Tensor:
+        return query.new_empty(shape, dtype=torch.float32)
+
+    def per_group(parts: Tensor) -> Tensor:
+        summed = parts.sum(0)
+        return summed.view(len(summed), logit.shape[1], -1, *summed.shape[2:]).sum(2)
+
+    into_query, delta = torch.empty_like(query, memory_format=torch.contiguous_format), room(*lse.shape)
+    moved = room(*lse.shape, 2) if bias and wanted[2] else None
+    launch.over_queries("into_queries", out=out, delta=delta, into_query=into_query, into_position=moved)
+    into_query_position = _zeros(query_position) if moved is None else moved.sum(1)
+
+    parts = (launch.chunks, *key.shape)
+    into_key, into_value, into_logit = room(*parts), room(*parts), room(*parts[:-1])
+    moved = room(*parts[:-1], 2) if bias and wanted[3] else None
+    into_bias, fineness = None, None
+    if any(wanted[6:-1]) and launch.kind == "table":
+        into_bias = torch.zeros(bias[0].shape, dtype=torch.int64, device=query.device)
+        fineness = _LARGEST_SUM / _sum_of_changes(into_out, into_mass, value, mask, launch.keep_scale)
+    elif any(wanted[6:-1]):
+        into_bias = room(launch.key_programs, launch.size * (launch.size + 5) + 1)
+    launch.over_keys(
+        "into_keys",
+        delta=delta,
+        fineness=fineness,
+        into_key=into_key,
+        into_value=into_value,
+        into_logit=into_logit,
+        into_position=moved,
+        into_bias=into_bias,
+    )
+    into_key_position = _zeros(key_position) if moved is None else per_group(moved)
+    if into_bias is None:
+        into_biases = [_zeros(part) for part in bias]
+    elif fineness is not None:
+        into_biases = [(into_bias / fineness.double()).to(bias[0].dtype)]
+    else:
+        into_biases = _network_gradients(into_bias.view(*launch.key_programs_per_head, -1), bias)
+    return [
+        into_query,
+        into_key.sum(0).to(key.dtype),
+        into_query_position,
+        into_key_position,
+        _zeros(mask),
+        per_group(into_logit),
+        *into_biases,
+        into_value.sum(0).to(value.dtype),
+    ]
+
+
+@_backward.register_fake
+def _like_inputs(
+    into_out: Tensor,
+    into_mass: Tensor | None,
+    scores: Sequence[Tensor],
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reach: float,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (*scores, value)]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    scores, value, ctx.reach, ctx.scale, ctx.dropout, seed = inputs
+    out, _, lse = output
+    ctx.save_for_backward(*scores, value, out, lse, seed)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+
+
+def _pass_back(ctx: Any, into_out: Tensor | None, into_mass: Tensor | None, _: None) -> tuple[Any, ...]:
+    *scores, value, out, lse, seed = ctx.saved_tensors
+    wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
+    into_out = torch.zeros_like(out) if into_out is None else into_out
+    into = _backward(into_out, into_mass, scores, value, out, lse, ctx.reach, ctx.scale, ctx.dropout, seed, wanted)
+    *into_scores, into_value = (grad if want else None for grad, want in zip(into, wanted, strict=True))
+    return into_scores, into_value, None, None, None, None
+
+
+_attend.register_autograd(_pass_back, setup_context=_remember)
+
+
+def _refuse(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    raise NotImplementedError('a gradient of a gradient needs backend="reference": the others have only the first')
+
+
+_backward.register_autograd(_refuse)
+
+
+class _Launch:
+    """Runs kernels on one problem: keeps what all of them take, and cuts the problem into tiles."""
+
+    def __init__(
+        self,
+        scores: Sequence[Tensor],
+        value: Tensor,
+        reach: float,
+        scale: float,
+        dropout: float,
+        seed: Tensor | None,
+        **known: Tensor | None,
+    ) -> None:
+        query, key, query_position, key_position, mask, logit, *bias = (tensor.contiguous() for tensor in scores)
+        self.device = query.device
+        batch, heads, tokens, width = query.shape
+        _, groups, keys = logit.shape
+        self.kind = {0: "none", 1: "table", 6: "network"}[len(bias)]
+        self.size = bias[0].shape[-2] if bias else 1  # side of the table, or features of the network
+        tile = _tile(self.kind, query.dtype)
+        query_tiles, key_tiles = _ceil(tokens, tile["QUERIES"]), _ceil(keys, tile["KEYS"])
+        share = max(1, _ceil(_programs(self.device), batch * heads * key_tiles or 1))
+        chunk = max(1, _ceil(query_tiles, share))  # in tiles
+        self.chunks = max(1, _ceil(query_tiles, chunk))
+        self.query_programs = batch * heads * query_tiles
+        self.key_programs_per_head = (batch * groups, heads // groups, key_tiles * self.chunks)
+        self.key_programs = batch * heads * key_tiles * self.chunks
+        self.keep_scale = 1 / (1 - dropout) if dropout < 1 else 0.0
+        self.arguments = known | {
+            "query": query,
+            "key": key,
+            "value": value.contiguous(),
+            "query_position": query_position,
+            "key_position": key_position,
+            "mask": mask,
+            "logit": logit,
+            "bias": _flat(bias),
+            "seed": seed,
+            "queries": tokens,
+            "keys": keys,
+            "scale": scale,
+            "reach": reach,
+            "dropout": dropout,
+            "keep_scale": self.keep_scale,
+            "chunk": chunk * tile["QUERIES"],
+            "chunks": self.chunks,
+            "HEADS": heads,
+            "GROUPS": groups,
+            "DIM": width,
+            "WIDTH": _padded(width),
+            "KIND": self.kind,
+            "SIZE": self.size,
+            "HIDDEN": _padded(self.size),
+            "PRECISION": _precision(self.device),
+            "BIAS_PRECISION": _precision(self.device) if query.dtype == torch.float32 else "tf32",
+            **tile,
+        }
+
+    def over_queries(self, name: str, **own: Tensor | None) -> None:
+        """Run a kernel with one program for each tile of queries."""
+        self._run(name, self.query_programs, own)
+
+    def over_keys(self, name: str, **own: Tensor | None) -> None:
+        """Run a kernel with one program for each tile of keys and chunk of queries."""
+        self._run(name, self.key_programs, own)
+
+    def _run(self, name: str, programs: int, own: dict[str, Tensor | None]) -> None:
+        kernel = getattr(_kernels(), name)
+        arguments = self.arguments | own
+        if programs:
+            with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
+                kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, num_warps=4)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, memory_format=torch.contiguous_format)
+
+
+def _network_gradients(shares: Tensor, network: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the six tensors from the shares of programs [B G, I, programs, entries]."""
+    total = shares.sum((0, 2))  # [I, entries]; a program has its head's row of w3 and b3 alone
+    sizes = [*(part.numel() for part in network[:4]), network[4].shape[1], 1]
+    *hidden, w3, b3 = torch.split(total, sizes, dim=1)
+    parts = [*(part.sum(0) for part in hidden), w3, b3]
+    return [part.reshape(like.shape).to(like.dtype, copy=True) for part, like in zip(parts, network, strict=True)]
+
+
+def _sum_of_changes(
+    into_out: Tensor, into_mass: Tensor | None, value: Tensor, mask: Tensor, keep_scale: float
+) -> Tensor:
+    """A bound of the sum of the absolute gradients of all scores.
+
+    Those of one query come to twice its largest gradient of a weight at most: a product of a gradient of the output
+    and a value, and the gradient of a mass.
+    """
+    norm = torch.linalg.vector_norm
+    steps = torch.where(mask[:, None], norm(into_out, dim=-1, dtype=torch.float32), 0).sum(-1)  # [B, H]
+    largest = steps * norm(value, dim=-1, dtype=torch.float32).amax(-1) * keep_scale
+    if into_mass is not None:
+        largest = largest + into_mass.abs().amax(-1) * mask.sum(-1, keepdim=True)
+    total: Tensor = largest.sum()
+    return 2 * total.clamp(min=torch.finfo(torch.float32).eps ** 2)
+
+
+def _flat(bias: Sequence[Tensor]) -> Tensor | None:
+    """The tensors of a network in a row, or the table."""
+    if len(bias) > 1:
+        return torch.cat([part.flatten().float() for part in bias])
+    return bias[0] if bias else None
+
+
+def _kernels() -> ModuleType:
+    return load(f"{__package__}._triton_kernels")
+
+
+def _tile(kind: str, dtype: torch.dtype) -> dict[str, int]:
+    """Queries and keys of a tile: as many as registers hold.
+
+    A network has all its hidden features of all queries and one key in them; a table has four nodes of every pair; and
+    products of float32 have three parts.
+    """
+    if kind == "network":
+        return {"QUERIES": 64, "KEYS": 16}
+    return {"QUERIES": 32 if kind == "table" or dtype == torch.float32 else 64, "KEYS": 32}
+
+
+def _programs(device: torch.device) -> int:
+    """How many programs make a device busy."""
+    if device.type != "cuda":
+        return _PROGRAMS
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _precision(device: torch.device) -> str:
+    """How float32 products are taken: as in torch, TF32 if it is allowed, else in three TF32 products."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    allowed = getattr(matmul, "fp32_precision", None) or ("tf32" if matmul.allow_tf32 else "ieee")
+    return "tf32" if allowed == "tf32" else "tf32x3"
+
+
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _padded(width: int) -> int:
+    """The width of a tile: a power of two, and enough for tensor cores."""
+    return max(16, 1 << (width - 1).bit_length())

@@ -1,0 +1,64 @@
+"""The same distances on CUDA, summed over differences by Triton kernels. Nothing of size N x N is kept.
+
+Triton is imported here, so this module is imported at the first call.
+"""
+
+import torch
+from torch import Tensor
+
+from .._triton_runtime import interpreted
+from . import _triton_kernels as kernels
+
+_ROWS, _COLUMNS, _CHANNELS = 64, 128, 8
+_OPTIONS = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "CHANNELS": _CHANNELS, "num_warps": 4, "enable_fp_fusion": True}
+_PROGRAMS = 4  # per multiprocessor; where there are fewer blocks of rows than that, the columns are cut as well
+
+
+class Distances:
+    """Searches among the tokens of a bag [N, C].
+
+    Raises:
+        ValueError: the tokens are not on a CUDA device, and Triton does not interpret.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        if not (tokens.is_cuda or interpreted()):
+            raise ValueError(
+                f'tokens must be on a CUDA device for backend="triton", got {tokens.device}; '
+                'backend="reference" and backend="streaming" take any device'
+            )
+        self.tokens = tokens
+
+    def nearest(self, count: int) -> Tensor:
+        """The smallest distances of every token to any token, itself included, rising [N, count]."""
+        size, slots = len(self.tokens), 1 << (count - 1).bit_length()
+        tokens, segments, span = _cut(self.tokens)
+        found = tokens.new_empty(segments, size, slots)
+        with torch.cuda.device(tokens.get_device()):
+            kernels.nearest[-(-size // _ROWS), segments](
+                tokens, found, size, *tokens.shape[::-1], span, COUNT=count, SLOTS=slots, **_OPTIONS
+            )
+        return found[:, :, :count].transpose(0, 1).flatten(1).topk(count, largest=False).values.sqrt()
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        size = len(self.tokens)
+        tokens, segments, span = _cut(self.tokens[rank.argsort()])
+        gap, longest = tokens.new_empty(2, segments, size)
+        with torch.cuda.device(tokens.get_device()):
+            kernels.nearest_earlier[-(-size // _ROWS), segments](
+                tokens, gap, longest, size, *tokens.shape[::-1], span, **_OPTIONS
+            )
+        return torch.where(rank == 0, longest.max(), gap.amin(0)[rank]).sqrt()
+
+
+def _cut(tokens: Tensor) -> tuple[Tensor, int, int]:
+    """The tokens as the kernels take them, into how many segments their columns are cut, and of which length."""
+    size, width = tokens.shape
+    multiprocessors = torch.cuda.get_device_properties(tokens.device).multi_processor_count if tokens.is_cuda else 1
+    tiles = -(-size // _COLUMNS)
+    wanted = min(tiles, -(-_PROGRAMS * multiprocessors // -(-size // _ROWS)))
+    span = -(-tiles // wanted) * _COLUMNS
+    padded = tokens.new_zeros(-(-width // _CHANNELS) * _CHANNELS, tiles * _COLUMNS)
+    padded[:width, :size] = tokens.T
+    return padded, -(-size // span), span
