@@ -1,0 +1,91 @@
+"""Whether the candidates of a case compute the same: nothing is timed that does not."""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .case import Candidate, Case, Outputs, Unavailable
+from .cases import CASES
+
+
+class Disagreement(Exception):
+    """A candidate does not compute what its oracle computes."""
+
+
+class Checked(NamedTuple):
+    """Which candidates may be measured at a size.
+
+    Attributes:
+        compared_at: tokens at which they were compared.
+        deviations: of those that agree, from their oracle; 0 for those that have none.
+        absent: why the others are left out.
+    """
+
+    compared_at: int
+    deviations: dict[str, float]
+    absent: dict[str, str]
+
+
+def check(name: str, size: int, limit: float, device: torch.device) -> Checked:
+    """Compare the candidates at a size, or at the largest one at which all of them fit into ``limit`` bytes.
+
+    Raises:
+        Disagreement: a candidate does not compute what its oracle computes.
+    """
+    case = CASES[name]
+    at = case.compared_at(size, limit)
+    found = _agreement(name, case, at, device)
+    absent = {candidate: reason for candidate, reason in found.items() if isinstance(reason, str)}
+    for key, candidate in case.candidates.items():
+        if candidate.memory and not candidate.fits(size, limit):
+            absent[key] = f"would take about {candidate.memory(size) / 1e9:.0f} GB, the limit is {limit / 1e9:.3g} GB"
+    deviations = {n: found for n, found in found.items() if not isinstance(found, str) and n not in absent}
+    return Checked(at, deviations, absent)
+
+
+@cache
+def _agreement(of: str, case: Case, size: int, device: torch.device) -> dict[str, float | str]:
+    """The deviation of every candidate from its oracle, or why the candidate cannot run here."""
+    outputs: dict[str, Outputs] = {}
+    found: dict[str, float | str] = {}
+    for name, candidate in case.candidates.items():
+        try:
+            outputs[name] = (candidate.proof or candidate.prepare)(size, device)()
+        except Unavailable as reason:
+            found[name] = str(reason)
+            continue
+        found[name] = 0.0
+        if candidate.oracle is not None:
+            where, deviation = _deviation(candidate, outputs[name], outputs[candidate.oracle])
+            if not deviation <= candidate.tolerance:
+                raise Disagreement(
+                    f"{of}: {name!r} must agree with {candidate.oracle!r} to {candidate.tolerance:.0e} of the largest "
+                    f"entry, deviates by {deviation:.1e} in {where!r} at {size:,} tokens"
+                )
+            found[name] = deviation
+    return found
+
+
+def _deviation(candidate: Candidate, got: Outputs, wanted: Outputs) -> tuple[str, float]:
+    """The tensor that deviates most, and how much."""
+    if candidate.approximate:
+        got, wanted = ({"result": outputs["result"]} for outputs in (got, wanted))
+    if got.keys() != wanted.keys():
+        return ", ".join(sorted(got.keys() ^ wanted.keys())), math.inf
+    deviations = {name: _share(got[name], wanted[name]) for name in wanted}
+    return max(deviations.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
+
+
+def _share(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference as a share of the largest entry; integers must be equal."""
+    if got.shape != wanted.shape:
+        return math.inf
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(got, wanted) else math.inf
+    difference, largest = float((got - wanted).abs().max()), float(wanted.abs().max())
+    if difference == 0:
+        return 0.0
+    return difference / largest if largest else math.inf

@@ -1,0 +1,85 @@
+"""What the work is done on: seeded, so that every candidate gets the same numbers."""
+
+from collections.abc import Iterable
+from math import isqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from disentangled_mil import ContinuousPositionBias, Grid
+from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias
+
+from .case import Outputs
+
+DIM, HEADS, WIDTH = 128, 8, 64  # C, H, D
+CLUSTERS, NEIGHBOURS = 8, 5
+
+
+class AttentionInputs(NamedTuple):
+    """Biased attention of the size at which a deformable layer meets it, with one group per head."""
+
+    query: Tensor  # [B, H, N, D]
+    key: Tensor  # [B, H, J, D]
+    value: Tensor  # [B, H, J, D]
+    query_position: Tensor  # [B, N, 2]
+    key_position: Tensor  # [B, H, J, 2]
+    network: ContinuousPositionBias
+    arriving: Tensor  # gradient of the output [B, H, N, D]
+
+    @classmethod
+    def of(cls, size: int, device: torch.device, *, batch: int = 1, seed: int = 0) -> "AttentionInputs":
+        """For ``size`` queries on a square and as many keys as a layer samples there."""
+        torch.manual_seed(seed)
+        keys = sampled_keys(size)
+        network = ContinuousPositionBias(DIM // 4, 1).to(device)
+        query, arriving = (torch.randn(batch, HEADS, size, WIDTH, device=device) for _ in range(2))
+        key, value = (torch.randn(batch, HEADS, keys, WIDTH, device=device) for _ in range(2))
+        cells = Grid.square(size, device=device).cells.expand(batch, -1, -1)
+        query_position = (2 * cells + 1) / (cells.amax() + 1) - 1
+        key_position = 2 * torch.rand(batch, HEADS, keys, 2, device=device) - 1
+        for tensor in (query, key, value, key_position):
+            tensor.requires_grad_()
+        return cls(query, key, value, query_position, key_position, network, arriving)
+
+    @property
+    def leaves(self) -> dict[str, Tensor]:
+        """What needs a gradient, as a layer would have it."""
+        tensors = {name: getattr(self, name) for name in ("query", "key", "value", "key_position")}
+        return tensors | dict(self.network.named_parameters())
+
+    def bias(self, kind: str) -> MLPBias | BiasTable:
+        """The position bias, ``"exact"`` or as a ``"table"``."""
+        return self.network.table() if kind == "table" else self.network.weights()
+
+    def scores(self, kind: str) -> AttentionScores:
+        """The attention map that nobody has computed yet."""
+        return AttentionScores(self.query, self.key, self.query_position, self.key_position, self.bias(kind))
+
+    def displacement(self) -> Tensor:
+        """Of every query from every key [B, H, N, J, 2]."""
+        return self.query_position[:, None, :, None] - self.key_position[:, :, None]
+
+
+def sampled_keys(size: int) -> int:
+    """Keys J of a layer that samples one in 4 x 4 tokens."""
+    return (isqrt(size) // 4) ** 2
+
+
+def blobs(size: int, device: torch.device) -> Tensor:
+    """Tokens [1, N, C] around well separated centres."""
+    torch.manual_seed(0)
+    centres = 3 * torch.randn(CLUSTERS, DIM)
+    return (centres[torch.arange(size) % CLUSTERS] + torch.randn(size, DIM))[None].to(device)
+
+
+def with_gradients(result: Tensor, leaves: dict[str, Tensor], arriving: Tensor) -> Outputs:
+    """A result and what it passes back."""
+    gradients = torch.autograd.grad(result, list(leaves.values()), arriving)
+    return {"result": result.detach()} | named_gradients(zip(leaves, gradients, strict=True))
+
+
+def named_gradients(gradients: Iterable[tuple[str, Tensor | None]]) -> Outputs:
+    """Those that can be compared: the last number of a bias network moves all logits of a row alike, which the softmax
+    does not see, so that its gradient is nothing but rounding."""
+    return {f"gradient of {n}": g for n, g in gradients if g is not None and not n.endswith("mlp.4.bias")}

@@ -1,0 +1,216 @@
+"""The benchmark command at sizes of no interest: what it refuses, keeps and prints. No time is asserted."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cases, results
+from benchmarks.__main__ import main
+from benchmarks.agreement import check
+from benchmarks.case import Candidate, Case, Outputs, Unavailable, Work
+from benchmarks.measure import ceilings, first_call, first_call_apart
+
+CPU = torch.device("cpu")
+COMPILED = "flex, table"  # takes long to compile
+
+
+def giving(make: Callable[[], Outputs]) -> Callable[[int, torch.device], Work]:
+    return lambda size, device: make
+
+
+def wave(scale: float = 1.0) -> Outputs:
+    x = torch.linspace(0, 3, 50)
+    return {"result": scale * x.sin(), "gradient of x": x.cos(), "index": x.argsort()}
+
+
+@pytest.fixture
+def add_case(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put a case among the others, with a reference and what else is given."""
+
+    def add(**candidates: Candidate) -> None:
+        case = Case("for tests", (20, 30), {"reference": Candidate(giving(wave))} | candidates, small=16)
+        monkeypatch.setitem(cases.CASES, "fake", case)
+
+    return add
+
+
+def run(out: Path, *arguments: str) -> int:
+    return main([*arguments, "--out", str(out), "--threads", "1", "--repeats", "2", "--seconds", "0.2"])
+
+
+def kept(out: Path) -> list[results.Record]:
+    (path,) = out.iterdir()
+    return json.loads(path.read_text())["records"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> None:
+    """The command sets the number of threads of its process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+def test_candidates_of_every_case_agree(name, monkeypatch):
+    case = cases.CASES[name]
+    quick = {key: candidate for key, candidate in case.candidates.items() if key != COMPILED}
+    monkeypatch.setitem(cases.CASES, name, replace(case, candidates=quick))
+    checked = check(name, 70, 1e9, CPU)
+    assert checked.compared_at == 70
+    assert checked.deviations.keys() | checked.absent.keys() == quick.keys()
+    assert set(checked.absent) <= {"triton", "triton, table", "triton, plain", "triton, table, plain", "KeOps"}
+
+
+def test_list_names_every_case_and_measures_nothing(tmp_path, capsys):
+    assert run(tmp_path, "--list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(cases.CASES)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers"], "there is no case 'layers'; there are layer, layer-dropout, scaling"),
+        (["layer", "--size", "15"], "must be an integer of at least 16, got '15'"),
+        (["layer", "--repeats", "0"], "must be a positive integer, got '0'"),
+        (["layer", "--device", "tpu"], "must be cpu or cuda, got 'tpu'"),
+    ],
+)
+def test_wrong_input_is_refused_with_what_would_be_right(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (lambda: wave(1.01), "'result'"),
+        (lambda: wave(float("nan")), "'result'"),
+        (lambda: wave() | {"gradient of x": torch.zeros(50)}, "'gradient of x'"),
+        (lambda: wave() | {"index": wave()["index"].flip(0)}, "'index'"),
+        (lambda: wave() | {"result": torch.zeros(49)}, "'result'"),
+        (lambda: {"result": wave()["result"]}, "'gradient of x, index'"),
+    ],
+    ids=["value", "nan", "gradient", "integer", "shape", "missing"],
+)
+def test_nothing_is_timed_that_disagrees_with_the_reference(wrong, where, add_case, tmp_path, capsys):
+    add_case(good=Candidate(giving(wave), "reference"), wrong=Candidate(giving(wrong), "reference"))
+    assert run(tmp_path, "segment-mean", "fake", "--size", "20", "--no-memory") == 1
+    printed = capsys.readouterr()
+    assert "fake: 'wrong' must agree with 'reference'" in printed.err
+    assert where in printed.err
+    assert printed.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_an_approximation_only_values_are_compared(add_case):
+    coarse = Candidate(
+        giving(lambda: wave(1.01) | {"gradient of x": torch.zeros(50)}), "reference", 2e-2, approximate=True
+    )
+    add_case(coarse=coarse)
+    assert check("fake", 20, 1e9, CPU).deviations["coarse"] == pytest.approx(1e-2, rel=0.01)
+
+
+def test_run_keeps_raw_measurements_and_what_they_depend_on(tmp_path, capsys):
+    assert run(tmp_path, "segment-mean", "--size", "40") == 0
+    (record,) = kept(tmp_path)
+    assert record["case"] == "segment-mean"
+    assert record["size"] == 40
+    assert record["threads"] == 1
+    assert {"python", "torch", "disentangled_mil"} <= record["versions"].keys()
+    assert {"commit", "changed", "device"} <= record.keys()
+    for candidate in record["candidates"].values():
+        assert len(candidate["seconds"]) == 2
+        assert all(seconds > 0 for seconds in candidate["seconds"])
+        assert candidate["peak_bytes"] >= 0
+        assert candidate["compared_at"] == 40
+    printed = capsys.readouterr().out
+    assert "| segment-mean | 40 | reference | 1.00 (1.00 to 1.00) | 1.00 |" in printed
+    assert "Open: everything on a GPU" in printed
+
+
+def test_results_are_merged_by_case_and_size(add_case, tmp_path):
+    add_case(ours=Candidate(giving(wave), "reference"))
+    assert run(tmp_path, "fake", "--no-memory") == 0
+    before = kept(tmp_path)
+    assert [(r["case"], r["size"]) for r in before] == [("fake", 20), ("fake", 30)]
+    assert run(tmp_path, "fake", "--size", "30", "40", "--no-memory") == 0
+    after = kept(tmp_path)
+    assert [(r["case"], r["size"]) for r in after] == [("fake", 20), ("fake", 30), ("fake", 40)]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_file_is_named_after_the_device(tmp_path):
+    assert results.file_of(tmp_path, "NVIDIA H200 (141 GB), x").name == "nvidia-h200-141-gb-x.json"
+
+
+def test_peer_that_is_not_there_is_listed(add_case, tmp_path, capsys):
+    def missing(size: int, device: torch.device) -> Work:
+        raise Unavailable("somelib is not installed")
+
+    add_case(peer=Candidate(missing, "reference"))
+    assert run(tmp_path, "fake", "--size", "20", "--no-memory") == 0
+    assert kept(tmp_path)[0]["candidates"]["peer"] == {"absent": "somelib is not installed"}
+    assert "| fake | 20 | peer | somelib is not installed |" in capsys.readouterr().out
+
+
+def test_reference_that_does_not_fit_is_left_out_and_the_comparison_made_smaller(add_case, tmp_path, capsys):
+    sizes = []
+
+    def dense(size: int, device: torch.device) -> Work:
+        sizes.append(size)
+        return wave
+
+    add_case(reference=Candidate(dense, memory=lambda size: size * 1e6), ours=Candidate(giving(wave), "reference"))
+    assert run(tmp_path, "fake", "--size", "5000", "--limit", "0.025", "--no-memory") == 0
+    assert set(sizes) == {20}
+    candidates = kept(tmp_path)[0]["candidates"]
+    assert candidates["reference"]["absent"] == "would take about 5 GB, the limit is 0.025 GB"
+    assert candidates["ours"]["compared_at"] == 20
+    assert "0e+00 at 20 |" in capsys.readouterr().out
+
+
+def test_memory_is_the_peak_of_one_call_above_its_inputs():
+    def prepare(size: int, device: torch.device) -> Work:
+        inputs = torch.ones(size, 1 << 20)
+        return lambda: {"result": (inputs + 1).sum() + (inputs + 2).sum()}
+
+    call = first_call(Candidate(prepare), 16, 1, CPU)
+    if not Path("/proc/self/clear_refs").exists():
+        assert call.peak_bytes is None
+    else:
+        assert 64e6 <= call.peak_bytes < 100e6
+
+
+def test_memory_on_a_cpu_is_measured_in_a_process_of_its_own():
+    assert first_call_apart("segment-mean", 30, "segment_mean").seconds > 0
+    with pytest.raises(RuntimeError, match="KeyError"):
+        first_call_apart("segment-mean", 30, "no such candidate")
+
+
+def test_machine_reaches_something():
+    assert all(rate > 0 for rate in ceilings(CPU).values())
+
+
+def test_figure_is_drawn_from_what_was_kept(tmp_path, capsys, monkeypatch):
+    out, figure = tmp_path / "results", tmp_path / "figures" / "scaling.svg"
+    assert run(out, "--plot", str(figure)) == 2
+    assert "there are no results" in capsys.readouterr().err
+    two = {name: cases.CASES["scaling"].candidates[name] for name in ("reference", "streaming")}
+    monkeypatch.setitem(cases.CASES, "scaling", replace(cases.CASES["scaling"], candidates=two))
+    assert run(out, "scaling", "--size", "40", "80", "--no-memory") == 0
+    table = capsys.readouterr().out.split("\n\n")[0]
+    assert run(out, "--plot", str(figure)) == 0
+    assert table in capsys.readouterr().out
+    first = figure.read_text()
+    assert "<svg" in first
+    assert run(out, "--plot", str(figure)) == 0
+    assert figure.read_text() == first
