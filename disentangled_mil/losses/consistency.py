@@ -1,6 +1,6 @@
 """Both magnifications of a sample should agree on where the genes look."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -19,7 +19,12 @@ from ._reduction import check_batch
 
 @runtime_checkable
 class AttentionMap(Protocol):
-    """An attention map that is computed when asked for; what ``nn`` hands out fits."""
+    """Attention maps of a batch that are computed when asked for; what ``nn`` hands out fits."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(B, H, and the maps' own sizes)."""
+        ...
 
     def overlap(self, other: Any, resolution: int | None) -> Tensor:
         """Inner products of this batch's maps with those of another [B, B].
@@ -170,6 +175,11 @@ def _pairs(
 def _inner_products(name: str, a: Attention, b: Attention, resolution: int | None) -> Callable[[Any, Any], Tensor]:
     """What takes the inner products [B, B] of two attentions like these, which fit each other."""
     if isinstance(a, AttentionMap) and isinstance(b, AttentionMap):
+        bags, others = list(a.shape[:2]), list(b.shape[:2])
+        if bags != others:
+            raise ValueError(f"attention_b{name} must have the [B, H] of attention_a{name}, {bags}, got {others}")
+        if bags[0] == 0:
+            raise ValueError(f"attention_a{name} must hold at least one sample, got shape {list(a.shape)}")
         return lambda one, other: one.overlap(other, resolution)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         raise TypeError(

@@ -79,7 +79,8 @@ class DeformableAttention:
                 f"other must have the [B, H] of these maps, {list(self.shape[:2])}, got {list(other.shape[:2])}"
             )
         if resolution is not None or self.shape != other.shape or not (self.full and other.full):
-            return attention_overlap(*(maps.common_grid(resolution or 16).flatten(1) for maps in (self, other)))
+            cells = 16 if resolution is None else resolution
+            return attention_overlap(*(maps.common_grid(cells).flatten(1) for maps in (self, other)))
         if self.kept is None or other.kept is None:
             return attention_overlap(self.scores, other.scores)
         return attention_overlap(self.kept.flatten(1), other.kept.flatten(1))

@@ -22,6 +22,10 @@ class Lazy:
     dense: Tensor
     asked: list[int | None] = field(default_factory=list)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.dense.shape)
+
     def overlap(self, other: "Lazy", resolution: int | None) -> Tensor:
         self.asked.append(resolution)
         return self.dense.flatten(1) @ other.dense.flatten(1).T
@@ -130,6 +134,12 @@ def test_lazy_maps_are_compared_by_themselves(alignment, resolution, generator):
     assert set(a.asked) == {resolution}
 
 
+def test_lazy_maps_of_different_size_are_theirs_to_compare(generator):
+    a, b = Lazy(maps(generator, 3, 2, 20)), Lazy(maps(generator, 3, 2, 4, 5))
+    loss = inter_magnification_consistency(a, b)
+    torch.testing.assert_close(loss, inter_magnification_consistency(a.dense.flatten(1), b.dense.flatten(1)))
+
+
 def test_errors_name_the_argument():
     a = torch.ones(2, 3)
     lazy = Lazy(torch.ones(2, 1, 3, 4))
@@ -151,6 +161,14 @@ def test_errors_name_the_argument():
         inter_magnification_consistency({"tumor": a}, a)
     with pytest.raises(TypeError, match=r"must both be tensors or both attention maps, got Tensor and Lazy"):
         inter_magnification_consistency(a, lazy)
+    with pytest.raises(
+        ValueError, match=r"attention_b\['tme'\] must have the \[B, H\] of attention_a\['tme'\], \[2, 1\], got \[2, 2\]"
+    ):
+        inter_magnification_consistency({"tme": lazy}, {"tme": Lazy(torch.ones(2, 2, 3, 4))})
+    with pytest.raises(ValueError, match=r"attention_b must have the \[B, H\] of attention_a, \[2, 1\], got \[3, 1\]"):
+        inter_magnification_consistency(lazy, Lazy(torch.ones(3, 1, 3, 4)))
+    with pytest.raises(ValueError, match=r"attention_a must hold at least one sample, got shape \[0, 1, 3, 4\]"):
+        inter_magnification_consistency(Lazy(lazy.dense[:0]), Lazy(lazy.dense[:0]))
     with pytest.raises(TypeError, match=r"must both be tensors or both attention maps, got list and list"):
         inter_magnification_consistency([1.0], [1.0])
     with pytest.raises(TypeError, match=r"attention_b\['tumor'\] must be a floating-point tensor, got torch\.int64"):

@@ -46,7 +46,7 @@ def holey_batch(generator: torch.Generator, bags: int, tokens: int, side: int) -
 
 def layer(seed: int = 0, **options: object) -> DeformableCrossAttention:
     torch.manual_seed(seed)
-    return DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2, **options)
+    return DeformableCrossAttention(8, **{"heads": 4, "dim_head": 4, "groups": 2, "downsample": 2} | options)
 
 
 def test_mass_lies_on_the_cells_that_were_sampled() -> None:
@@ -293,8 +293,11 @@ def test_overlap_refuses_other_bags_and_heads() -> None:
     )
     with pytest.raises(ValueError, match=r"other must have the \[B, H\] of these maps, \[2, 4\], got \[1, 4\]"):
         maps.overlap(other)
-    with pytest.raises(ValueError, match="resolution must be at least 1, got -1"):
-        maps.overlap(maps, -1)
+    with pytest.raises(ValueError, match=r"other must have the \[B, H\] of these maps, \[2, 4\], got \[2, 2\]"):
+        maps.overlap(square_maps(0, 4, heads=2))
+    for resolution in (0, -1):
+        with pytest.raises(ValueError, match=f"resolution must be at least 1, got {resolution}"):
+            maps.overlap(maps, resolution)
 
 
 def test_weights_are_kept_only_where_asked_for_and_with_gradients() -> None:
