@@ -12,6 +12,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     """Sum over each window of cells times kernel, channel by channel: ``out_j = sum_yx cells[window_jyx] kernel_yx``.
 
     Windows are read a kernel row at a time, on the way back again, so that no more than a row of them is held.
+    Sums are in float32, or in float64 for float64.
 
     Args:
         cells: flattened maps of G groups of channels.
@@ -46,11 +47,12 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 
 @torch.library.custom_op("disentangled_mil::depthwise_windows", mutates_args=())
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
-    summed: Tensor = _empty(cells, window, kernel).zero_()
-    for row, weight in enumerate(kernel):
+    wide = torch.promote_types(cells.dtype, torch.float32)
+    summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
+    for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row])
         summed += (cells.flatten(0, 2)[index] * (inside * weight)).sum(3)
-    return summed
+    return summed.to(cells.dtype)
 
 
 @_depthwise_windows.register_fake
@@ -61,15 +63,16 @@ def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 @torch.library.custom_op("disentangled_mil::depthwise_windows_backward", mutates_args=())
 def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     batch, groups, count, channels = cells.shape
-    into_cells = cells.new_zeros(batch * groups * count, channels)
-    into_kernel = torch.zeros_like(kernel)
-    for row, weight in enumerate(kernel):
+    wide = torch.promote_types(cells.dtype, torch.float32)
+    into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
+    into_kernel = torch.zeros_like(kernel, dtype=wide)
+    for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row])
-        arriving = gradient[:, :, :, None] * inside  # [B, G, J, S, C]
+        arriving = gradient[:, :, :, None].to(wide) * inside  # [B, G, J, S, C]
         into_kernel[row] = (cells.flatten(0, 2)[index] * arriving).sum((0, 1, 2))
-        change = (arriving * weight).view(-1, channels)
-        into_cells.scatter_add_(0, index.view(-1, 1).expand_as(change), change)
-    return into_cells.view_as(cells), into_kernel
+        change = (arriving * weight).reshape(-1, channels)
+        into_cells.scatter_add_(0, index.reshape(-1, 1).expand_as(change), change)
+    return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
 
 
 @_backward.register_fake

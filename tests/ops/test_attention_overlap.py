@@ -1,8 +1,57 @@
+"""Overlaps of attention maps: dense ones by hand, and those of scores against the dense ones, never holding them."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 from torch.autograd import gradcheck
 
-from disentangled_mil.ops.attention_overlap import attention_overlap
+from disentangled_mil.ops import AttentionScores, attention_overlap, biased_attention
+
+Arguments = dict[str, Any]
+Draw = Callable[..., Arguments]
+Leaves = Callable[[Arguments], list[Tensor]]
+Slopes = Callable[..., list[Tensor]]
+
+few = settings(max_examples=20)
+seeds = st.integers(0, 10**6)
+kinds = st.sampled_from(["none", "network", "table"])
+every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
+exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
+
+
+@pytest.fixture
+def tiny_tile() -> Iterator[None]:
+    """Tiles of a query or two."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_tile(patch, 60)
+        yield
+
+
+def use_tile(patch: pytest.MonkeyPatch, entries: int) -> None:
+    for size, least in (("TILE", "LEAST_QUERIES"), ("NETWORK_TILE", "LEAST_NETWORK_QUERIES")):
+        patch.setattr(f"disentangled_mil.ops._attention_tiles.{size}", entries)
+        patch.setattr(f"disentangled_mil.ops._attention_tiles.{least}", 1)
+
+
+def scores(arguments: Arguments) -> AttentionScores:
+    return AttentionScores(**{name: entry for name, entry in arguments.items() if name != "value"})
+
+
+def dense(arguments: Arguments) -> Tensor:
+    """Flattened maps as the reference of biased attention makes them, with a graph of single operations."""
+    weights = biased_attention(**arguments, keep_weights=True, backend="reference").weights
+    assert weights is not None
+    return weights.flatten(1)
+
+
+def streamed_and_dense(a: Arguments, b: Arguments) -> tuple[Tensor, Tensor]:
+    return attention_overlap(scores(a), scores(b)), dense(a) @ dense(b).T
 
 
 def test_overlap_equals_hand_computed_inner_products():
@@ -49,3 +98,285 @@ def test_errors_name_the_argument():
         attention_overlap(a.long(), a)
     with pytest.raises(TypeError, match=r"b must be a floating-point tensor, got torch\.int64"):
         attention_overlap(a, a.long())
+
+
+@given(
+    seed=seeds,
+    kind_a=kinds,
+    kind_b=kinds,
+    batch=st.integers(0, 3),
+    groups_a=st.sampled_from([1, 2, 4]),
+    groups_b=st.sampled_from([1, 2, 4]),
+    queries=st.sampled_from([0, 1, 2, 7, 13]),
+    keys=st.sampled_from([0, 1, 5, 9]),
+    width_b=st.integers(1, 3),
+    padded=st.sampled_from([0.0, 0.5, 1.0]),
+    dropped=st.sampled_from([0.0, 0.6, 1.0]),
+    without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
+    tile=st.sampled_from([1, 60, 200, 10**6]),
+)
+@settings(max_examples=100)
+def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
+    draw: Draw,
+    leaves: Leaves,
+    slopes: Slopes,
+    seed: int,
+    kind_a: str,
+    kind_b: str,
+    batch: int,
+    groups_a: int,
+    groups_b: int,
+    queries: int,
+    keys: int,
+    width_b: int,
+    padded: float,
+    dropped: float,
+    without: set[str],
+    tile: int,
+) -> None:
+    sizes = {"batch": batch, "queries": queries, "keys": keys, "dropped": dropped}
+    sizes["padded"] = 0.0 if "query_mask" in without else padded
+    a = draw(seed, kind=kind_a, groups=groups_a, per_group=4 // groups_a, **sizes) | dict.fromkeys(without)
+    b = draw(seed + 1, kind=kind_b, groups=groups_b, per_group=4 // groups_b, width=width_b, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tile(patch, tile)
+        streamed, expected = streamed_and_dense(a, b)
+        torch.testing.assert_close(streamed, expected, **exact)
+        inputs = leaves(a) + leaves(b)
+        wanted = slopes([expected], inputs, seed)
+        torch.testing.assert_close(slopes([streamed], inputs, seed), wanted, **exact)
+    assert all(gradient.isfinite().all() for gradient in wanted)
+
+
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_gradients_through_scores_are_those_of_finite_differences(draw: Draw, leaves: Leaves, kind: str) -> None:
+    a, b = (draw(seed, kind=kind, queries=3, keys=3, width=2) for seed in (3, 4))
+    inputs = leaves(a) + leaves(b)
+    assert gradcheck(lambda *_: attention_overlap(scores(a), scores(b)), inputs, fast_mode=True)
+
+
+@given(seed=seeds, kind=kinds, wanted=st.sets(st.integers(0, 23), min_size=1))
+@few
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(
+    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, wanted: set[int]
+) -> None:
+    a, b = (draw(seed + side, kind=kind, padded=0.3, dropped=0.3) for side in (0, 1))
+    inputs = leaves(a) + leaves(b)
+    expected = slopes([streamed_and_dense(a, b)[1]], inputs, seed)
+    wanted = {index % len(inputs) for index in wanted}
+    for index, tensor in enumerate(inputs):
+        tensor.requires_grad_(index in wanted)
+    used = any(tensor.requires_grad for tensor in leaves(scores_only(a)) + leaves(scores_only(b)))
+    overlap = attention_overlap(scores(a), scores(b))
+    assert overlap.requires_grad == used
+    found = slopes([overlap], [inputs[index] for index in wanted], seed) if used else []
+    for index, gradient in zip(wanted, found, strict=False):
+        torch.testing.assert_close(gradient, expected[index], **exact)
+
+
+def scores_only(arguments: Arguments) -> Arguments:
+    return {name: entry for name, entry in arguments.items() if name != "value"}
+
+
+@given(seed=seeds, kind=kinds, queries=st.integers(1, 9), keys=st.integers(1, 6))
+@few
+def test_overlap_of_maps_with_themselves_is_a_gram_matrix(
+    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, queries: int, keys: int
+) -> None:
+    given_ = draw(seed, kind=kind, batch=3, queries=queries, keys=keys)
+    maps = scores(given_)
+    overlap = attention_overlap(maps, maps)
+    torch.testing.assert_close(overlap, overlap.T)
+    assert torch.linalg.eigvalsh(overlap.detach()).min() > -1e-9
+    # Rows of a softmax: between 1 / J and 1 for each of H N rows.
+    assert ((overlap.diagonal() >= 4 * queries / keys - 1e-9) & (overlap.diagonal() <= 4 * queries + 1e-9)).all()
+    own = dense(given_)
+    inputs = leaves(given_)
+    torch.testing.assert_close(slopes([overlap], inputs), slopes([own @ own.T], inputs), **exact)
+
+
+@every_kind
+def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+) -> None:
+    a, b = draw(2, kind=kind, queries=9, padded=0.5), draw(3, kind=kind, queries=9)
+    with torch.no_grad():
+        a["key_logit"][0, 1] = -torch.inf  # one group, whose heads are 2 and 3
+    clean = a | {name: a[name].detach().nan_to_num(0.5).requires_grad_() for name in ("query", "query_position")}
+    results = []
+    for first in (a, clean):
+        overlap = attention_overlap(scores(first), scores(b))
+        results.append([overlap, *slopes([overlap], leaves(first))])
+    assert all(torch.equal(dirty, tidy) for dirty, tidy in zip(*results, strict=True))
+    _, into_query, into_key, _, into_position, _, into_logit, *_ = results[0]
+    mask = a["query_mask"]
+    assert (into_query.transpose(1, 2)[~mask] == 0).all()
+    assert (into_position[~mask] == 0).all()
+    assert (into_query[0, 2:] == 0).all()
+    assert (into_key[0, 2:] == 0).all()
+    assert (into_logit[0, 1] == 0).all()
+    assert (into_key[0, :2] != 0).any()
+    a["query_mask"] = torch.zeros_like(mask)
+    assert (attention_overlap(scores(a), scores(b)) == 0).all()
+
+
+@pytest.mark.parametrize("other", ["function", "table"])
+def test_any_other_function_of_displacements_goes_through_dense_maps(
+    draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], other: str
+) -> None:
+    a, b = draw(8) | {"bias": torch.sin}, draw(9, kind="table")
+    if other == "function":
+        b["bias"] = torch.sin
+    found, expected = streamed_and_dense(a, b)
+    torch.testing.assert_close(found, expected, **exact)
+    inputs = leaves(a) + leaves(b)
+    torch.testing.assert_close(slopes([found], inputs), slopes([expected], inputs), **exact)
+    names = {operator._opname for operator, _ in calls(lambda: attention_overlap(scores(a), scores(b)))}
+    assert "attention_overlap_streaming" not in names
+
+
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_non_contiguous_and_expanded_scores_are_read_alike(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+) -> None:
+    a = draw(1, kind=kind, padded=0.3, dropped=0.3)
+    a["query"] = a["query"].detach()[:, :, :1].nan_to_num().requires_grad_()
+    spread = a | {"query": a["query"].expand(-1, -1, 5, -1)}
+    strided = {
+        name: entry.movedim(0, -1).contiguous().movedim(-1, 0) if isinstance(entry, Tensor) else entry
+        for name, entry in spread.items()
+    } | {"query": spread["query"]}
+    assert not strided["key"].is_contiguous()
+    found, expected = attention_overlap(scores(strided), scores(spread)), dense(spread) @ dense(spread).T
+    torch.testing.assert_close(found, expected, **exact)
+    torch.testing.assert_close(slopes([found], leaves(a)), slopes([expected], leaves(a)), **exact)
+
+
+@every_kind
+def test_the_same_scores_give_the_same_bits(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+    a, b = (draw(seed, kind=kind, queries=40, keys=30, dtype=torch.float32) for seed in (5, 6))
+    results = []
+    for _ in range(2):
+        overlap = attention_overlap(scores(a), scores(b))
+        results.append([overlap, *slopes([overlap], leaves(a) + leaves(b))])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_scores_of_low_precision_are_as_near_as_their_type_allows(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
+) -> None:
+    narrow = [draw(seed, kind=kind, queries=33, keys=9, padded=0.2, dropped=0.2, dtype=dtype) for seed in (2, 3)]
+    wide = [{name: double(entry) for name, entry in side.items()} for side in narrow]
+    truth = streamed_and_dense(*wide)[1]
+    with torch.autocast("cpu", torch.bfloat16):  # rounds nothing of the streamed maps
+        quick = attention_overlap(*map(scores, narrow))
+    slow = streamed_and_dense(*narrow)[1]
+    assert quick.dtype == torch.float32
+    results = [
+        [overlap, *slopes([overlap], leaves(sides[0]) + leaves(sides[1]))]
+        for overlap, sides in ((truth, wide), (slow, narrow), (quick, narrow))
+    ]
+    for exact_, eager, fast in zip(*results, strict=True):
+        tiny = 16 * torch.finfo(dtype).eps * (1 + exact_.abs().max())
+        assert (fast.double() - exact_).abs().max() <= 2 * (eager.double() - exact_).abs().max() + tiny
+
+
+def double(entry: Any) -> Any:
+    if isinstance(entry, tuple):
+        return type(entry)(*map(double, entry))
+    if isinstance(entry, Tensor) and entry.is_floating_point():
+        return entry.detach().double().requires_grad_()
+    return entry
+
+
+@pytest.mark.parametrize("wide_first", [True, False])
+def test_the_wider_precision_of_two_scores_wins(draw: Draw, leaves: Leaves, slopes: Slopes, wide_first: bool) -> None:
+    narrow, wide = draw(4, kind="table", dtype=torch.float32), draw(5, kind="network")
+    sides = (wide, narrow) if wide_first else (narrow, wide)
+    found = attention_overlap(*map(scores, sides))
+    expected = dense(sides[0]).double() @ dense(sides[1]).double().T
+    assert found.dtype == torch.float64
+    inputs = leaves(narrow) + leaves(wide)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close([found, *slopes([found], inputs)], [expected, *slopes([expected], inputs)], **close)
+
+
+@every_kind
+def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_error_names(draw: Draw, kind: str) -> None:
+    a, b = (draw(seed, kind=kind, batch=1, queries=2, keys=3) for seed in (10, 11))
+    (slope,) = torch.autograd.grad(attention_overlap(scores(a), scores(b)).sum(), a["query"], create_graph=True)
+    message = 'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
+    with pytest.raises(NotImplementedError, match=f"^{re.escape(message)}"):
+        slope.sum().backward()
+    smooth = [a["query"], a["key"], b["query"], b["key"]]
+    assert torch.autograd.gradgradcheck(lambda *_: attention_overlap(dense(a), dense(b)), smooth, fast_mode=True)
+
+
+@every_kind
+@pytest.mark.usefixtures("tiny_tile")
+def test_the_operators_are_well_registered(draw: Draw, calls: Callable[..., list[Any]], kind: str) -> None:
+    a, b = (draw(seed, kind=kind, padded=0.3, dropped=0.3) for seed in (11, 12))
+    for side in (a, b):  # opcheck compares with ==
+        for name in ("query", "query_position"):
+            side[name] = side[name].detach().nan_to_num().requires_grad_()
+    found = calls(lambda: attention_overlap(scores(a), scores(b)).square().sum().backward())
+    assert len(found) == 2
+    for operator, arguments in found:
+        torch.library.opcheck(operator, arguments)
+
+
+@every_kind
+def test_overlap_of_scores_compiles_as_one_graph(draw: Draw, kind: str) -> None:
+    a, b = (draw(seed, kind=kind) for seed in (13, 14))
+
+    def overlap(query: Tensor) -> Tensor:
+        return attention_overlap(scores(a | {"query": query}), scores(b))
+
+    compiled = torch.compile(overlap, fullgraph=True, backend="aot_eager")
+    results = [
+        (found := either(a["query"]), *torch.autograd.grad(found.sum(), a["query"])) for either in (compiled, overlap)
+    ]
+    torch.testing.assert_close(*results)
+
+
+@every_kind
+def test_memory_is_that_of_a_tile_of_every_bag(draw: Draw, allocations: Callable[..., list[int]], kind: str) -> None:
+    queries, keys = 200, 100
+    one_head = 4 * queries * keys
+    sizes = {"kind": kind, "dtype": torch.float32, "groups": 1, "queries": queries, "keys": keys, "width": 4}
+    a, b = draw(12, **sizes), draw(13, **sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tile(patch, 4096)
+        assert allocations(lambda: streamed_and_dense(a, b)[1].sum().backward())[0] >= 2 * 2 * one_head
+        assert allocations(lambda: attention_overlap(scores(a), scores(b)).sum().backward())[0] < one_head / 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 3}, "b.key must have shape [B, H, J, E] = [2, 4, 4, E], got [3, 4, 4, 3]"),
+        ({"groups": 3}, "b.key must have shape [B, H, J, E] = [2, 4, 4, E], got [2, 6, 4, 3]"),
+        ({"keys": 5}, "b.key must have shape [B, H, J, E] = [2, 4, 4, E], got [2, 4, 5, 3]"),
+        ({"queries": 6}, "b.query must have shape [B, H, N, E] = [B, H, 5, E], got [2, 4, 6, 3]"),
+    ],
+)
+def test_scores_of_other_shapes_are_refused(draw: Draw, change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        attention_overlap(scores(draw(0)), scores(draw(1, **change)))
+
+
+def test_scores_and_tensors_do_not_mix(draw: Draw) -> None:
+    maps = scores(draw(0))
+    with pytest.raises(
+        TypeError, match=r"^a and b must both be tensors or both scores, got AttentionScores and Tensor$"
+    ):
+        attention_overlap(maps, torch.zeros(2, 3))
+    with pytest.raises(
+        TypeError, match=r"^a and b must both be tensors or both scores, got Tensor and AttentionScores$"
+    ):
+        attention_overlap(torch.zeros(2, 3), maps)

@@ -21,15 +21,17 @@ def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float],
     overlap: Tensor = _empty(a, b, reach, scale).zero_()
     with torch.autocast(overlap.device.type, enabled=False):
         left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
-        for tile in left[0].tiles(2 * len(left)):
-            overlap += _stack(left, tile).flatten(1) @ _stack(right, tile).flatten(1).T
+        for tile in _tiles(left, right):
+            maps_a, maps_b = (_stack(bags, tile).flatten(1).to(overlap.dtype) for bags in (left, right))
+            overlap += maps_a @ maps_b.T
     return overlap
 
 
 @_streaming.register_fake
 def _empty(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
     batch = len(a[0])
-    return a[0].new_empty(batch, batch, dtype=torch.promote_types(a[0].dtype, torch.float32))
+    wide = torch.promote_types(torch.promote_types(a[0].dtype, b[0].dtype), torch.float32)
+    return a[0].new_empty(batch, batch, dtype=wide)
 
 
 @torch.library.custom_op("disentangled_mil::attention_overlap_streaming_backward", mutates_args=())
@@ -48,13 +50,13 @@ def _backward(
         left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
         left_gradients = [BagScoresGradient(bag, into_a, wanted_a) for bag in left]
         right_gradients = [BagScoresGradient(bag, into_b, wanted_b) for bag in right]
-        for tile in left[0].tiles(2 * len(left)):
+        for tile in _tiles(left, right):
             maps_a, maps_b = _stack(left, tile), _stack(right, tile)
             for own, other, share, bags in (
                 (maps_a, maps_b, gradient, left_gradients),
                 (maps_b, maps_a, gradient.T, right_gradients),
             ):
-                change = (share @ other.flatten(1)).view_as(own)
+                change = (share @ other.flatten(1).to(share.dtype)).view_as(own).to(own.dtype)
                 for bag, weights, into in zip(bags, own, change, strict=True):
                     bag.add(tile, weights, None, into)
         for bag in (*left_gradients, *right_gradients):
@@ -93,15 +95,26 @@ _streaming.register_autograd(_pass_back, setup_context=_remember)
 
 
 def _refuse(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    raise NotImplementedError("a gradient of a gradient needs the dense maps: give their weights() instead")
+    raise NotImplementedError(
+        'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
+    )
 
 
 _backward.register_autograd(_refuse)
 
 
 def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScores]:
-    scratch = Scratch()
-    return [BagScores(tensors, reach, scale, bag, skip=False, scratch=scratch) for bag in range(len(tensors[0]))]
+    query, key, query_position, key_position, mask, *others = tensors
+    # Padding may hold anything, and its places are looked at here.
+    query_position = query_position.where(mask[..., None], 0)
+    clean, scratch = (query, key, query_position, key_position, mask, *others), Scratch()
+    return [BagScores(clean, reach, scale, bag, skip=False, scratch=scratch) for bag in range(len(query))]
+
+
+def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]:
+    """Tiles of queries that are small enough for both batches."""
+    choices = (list(bag.tiles(2 * len(left))) for bag in (*left[:1], *right[:1]))
+    return max(choices, key=len, default=[])
 
 
 def _stack(bags: Sequence[BagScores], tile: slice) -> Tensor:
