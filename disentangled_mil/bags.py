@@ -1,12 +1,14 @@
 """What a slide is to every layer: patch tokens and the grid on which they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
+from typing import Any, cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
+from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
 
 from ._checks import check_count, check_mask, check_shape
 
@@ -20,19 +22,26 @@ class Grid:
 
     Every bag has a rectangle of its own, with holes where there is no tissue; several tokens may share a cell.
     Build a grid once per batch with :meth:`from_coords`, :meth:`square` or :meth:`from_mask` and hand it to
-    every layer.
+    every layer. Values are read when the grid is built and never in a layer's forward, so that a layer is one compiled
+    graph: build the grid outside of it.
 
     Args:
         cells: column and row of every token's cell, counted from the upper left corner of its bag; 0 for padding.
         mask: True where a token is real.
         shapes: (width, height) in cells of every bag's rectangle.
+        full: whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
+            Found out if not given.
+        count: tokens in every cell of the canvas, row by row. Found out if not given.
+        nearest: the occupied cell nearest to every cell of the canvas, as flat indices; itself where occupied, and
+            in a bag without tokens. Found out, on the CPU, if not given.
 
     Shape:
-        ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs.
+        ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs, ``count`` and ``nearest`` [B, H * W].
 
     Raises:
         TypeError: a tensor has the wrong dtype.
         ValueError: the shapes do not fit together.
+        RuntimeError: inside of a region that is compiled, ``full`` is not given and shapes alone do not tell.
 
     Source: the paper lays 2,500 patches out as 50 x 50.
     Differs from the source: true coordinates, any rectangle, holes, unequal bags.
@@ -49,8 +58,10 @@ class Grid:
     cells: Tensor
     mask: Tensor
     shapes: tuple[tuple[int, int], ...]
-    # full, count and nearest, decided when the grid is built, so that no layer has to read values.
-    _facts: tuple[bool, Tensor, Tensor] = field(default=None, kw_only=True, repr=False)  # type: ignore[assignment]
+    #: Whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
+    full: bool = field(default=cast(bool, None), kw_only=True, repr=False)
+    count: Tensor = field(default=cast(Tensor, None), kw_only=True, repr=False)
+    nearest: Tensor = field(default=cast(Tensor, None), kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         sizes = check_shape("cells", self.cells, "B N 2")
@@ -71,11 +82,13 @@ class Grid:
             inside = ((self.cells >= 0) & (self.cells < self.sizes[:, None])).all(-1)
             if not inside[self.mask].all():
                 raise ValueError("cells must lie inside of their bag's shape where mask is True, got some outside")
-        if self._facts is None:
-            full, count = self._fills_a_rectangle(), self._count()
-            shapes = [side for shape in self.shapes for side in shape]
-            nearest = _nearest(count > 0, self.width, self.height, [] if full else shapes)
-            object.__setattr__(self, "_facts", (full, count, nearest))
+        if self.full is None:
+            object.__setattr__(self, "full", self._is_full())
+        if self.count is None:
+            object.__setattr__(self, "count", self._tokens_per_cell())
+        if self.nearest is None:
+            sides = [] if self.full else [side for shape in self.shapes for side in shape]
+            object.__setattr__(self, "nearest", _nearest(self.count > 0, self.width, self.height, sides))
 
     @classmethod
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
@@ -96,7 +109,9 @@ class Grid:
         Raises:
             ValueError: a coordinate of a real token is not finite, ``step`` is not positive, or the cells would
                 cover an absurdly larger area than the tokens (jittered coordinates: give ``step``).
+            RuntimeError: inside of a region that is compiled, where values are unknown.
         """
+        _refuse_in_compiled_region("Grid.from_coords reads the coordinates")
         if isinstance(coords, Tensor) and coords.ndim == 2:
             coords = coords[None]
             mask = mask[None] if mask is not None and mask.ndim == 1 else mask
@@ -110,7 +125,7 @@ class Grid:
         cells = torch.zeros(coords.shape, dtype=torch.int64)
         for row, real, (bag, _) in zip(cells, mask.cpu(), rows, strict=True):
             row[real] = bag
-        return cls(cells.to(coords.device), mask, tuple(shape for _, shape in rows))
+        return cls(cells, mask.cpu(), tuple(shape for _, shape in rows)).to(coords.device)
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Grid":
@@ -124,24 +139,24 @@ class Grid:
 
         Returns:
             A grid of ceil(sqrt(n)) columns for a bag of n real tokens; the rest of the square stays empty.
+
+        Raises:
+            RuntimeError: inside of a region that is compiled, where values are unknown.
         """
         check_mask("mask", mask, "B N")
-        if torch.compiler.is_compiling():
-            raise RuntimeError("Grid.from_mask reads the mask: build the grid outside of a compiled region")
+        _refuse_in_compiled_region("Grid.from_mask reads the mask")
         return cls._squares(mask, mask.sum(1).tolist())
 
     @classmethod
     def _squares(cls, mask: Tensor, counts: Sequence[int]) -> "Grid":
-        """Squares for bags of so many real tokens."""
+        """A square for every bag, which has so many real tokens."""
         sides = [max(1, ceil(sqrt(count))) for count in counts]
         rank = (mask.cumsum(1) - 1).clamp(min=0)
         side = torch.tensor(sides, dtype=torch.int64, device=mask.device)[:, None]
         cells = torch.stack([rank % side, rank // side], dim=-1).masked_fill(~mask[..., None], 0)
         shapes = tuple((side, max(1, ceil(count / side))) for side, count in zip(sides, counts, strict=True))
-        grid = cls(cells, mask, shapes)
-        if len(set(counts)) == 1 and counts[0] == mask.shape[1] == grid.width * grid.height:
-            object.__setattr__(grid, "_facts", (True, *grid._facts[1:]))  # known, even inside of a compiled region
-        return grid
+        full = {*counts, *(width * height for width, height in shapes)} == {mask.shape[1]}
+        return cls(cells, mask, shapes, full=full)
 
     @classmethod
     def square(cls, tokens: int | Sequence[int], *, device: torch.device | str | None = None) -> "Grid":
@@ -181,27 +196,6 @@ class Grid:
         """(width, height) of every bag as a tensor [B, 2]."""
         return torch.tensor(self.shapes, device=self.cells.device)
 
-    @property
-    def full(self) -> bool:
-        """Whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
-
-        Never of a grid that a compiled region makes of tensors, because their values are not known there.
-        """
-        return self._facts[0]
-
-    @property
-    def count(self) -> Tensor:
-        """Tokens in every cell of the canvas [B, H * W], row by row."""
-        return self._facts[1]
-
-    @property
-    def nearest(self) -> Tensor:
-        """The occupied cell nearest to every cell of the canvas [B, H * W], as flat indices; itself where occupied.
-
-        Of a bag without tokens: itself.
-        """
-        return self._facts[2]
-
     def expand(self, batch: int) -> "Grid":
         """The grid for ``batch`` bags: itself, or one bag's grid repeated.
 
@@ -212,13 +206,25 @@ class Grid:
             return self
         if len(self.shapes) != 1:
             raise ValueError(f"grid must have B = {batch} bags (or one for all), got {len(self.shapes)}")
-        facts = self.full, self.count.expand(batch, -1), self.nearest.expand(batch, -1)
-        return Grid(self.cells.expand(batch, -1, -1), self.mask.expand(batch, -1), self.shapes * batch, _facts=facts)
+        return Grid(
+            self.cells.expand(batch, -1, -1),
+            self.mask.expand(batch, -1),
+            self.shapes * batch,
+            full=self.full,
+            count=self.count.expand(batch, -1),
+            nearest=self.nearest.expand(batch, -1),
+        )
 
     def to(self, device: torch.device | str) -> "Grid":
         """The grid on another device."""
-        facts = self.full, self.count.to(device), self.nearest.to(device)
-        return Grid(self.cells.to(device), self.mask.to(device), self.shapes, _facts=facts)
+        return Grid(
+            self.cells.to(device),
+            self.mask.to(device),
+            self.shapes,
+            full=self.full,
+            count=self.count.to(device),
+            nearest=self.nearest.to(device),
+        )
 
     def to_map(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Lay tokens out as maps; a cell holds the mean of its tokens, an empty cell zeros.
@@ -242,13 +248,14 @@ class Grid:
         shape = (batch, self.height, self.width)
         return mean.view(*shape, channels), self.count.view(shape)
 
-    def _fills_a_rectangle(self) -> bool:
-        if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1] or torch.compiler.is_compiling():
+    def _is_full(self) -> bool:
+        if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1]:
             return False
+        _refuse_in_compiled_region("Grid reads cells and mask to find out whether it is full")
         index = self.cells[..., 1] * self.width + self.cells[..., 0]
         return bool((self.mask & (index == torch.arange(index.shape[1], device=index.device))).all())
 
-    def _count(self) -> Tensor:
+    def _tokens_per_cell(self) -> Tensor:
         batch, area = len(self.shapes), self.width * self.height
         count = torch.zeros(batch, area + 1, device=self.mask.device)
         return count.scatter_add(1, self._flat_cells(), self.mask.to(count.dtype))[:, :area]
@@ -259,25 +266,26 @@ class Grid:
 
 
 @torch.library.custom_op("disentangled_mil::nearest_tissue", mutates_args=())
-def _nearest(occupied: Tensor, width: int, height: int, shapes: Sequence[int]) -> Tensor:
-    """The occupied cell nearest to every cell [B, H * W], for bags of (width, height) one after the other.
+def _nearest(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor:
+    """The occupied cell nearest to every cell [B, H * W], in bags of (width, height), one after the other.
 
-    Computed on the CPU. Of bags that are given no shape, and of those without tissue: every cell itself.
+    Bags without sides are full, and every cell is itself the nearest.
     """
     nearest = torch.arange(width * height).repeat(len(occupied), 1)
-    canvases = nearest.view(-1, height, width).numpy()
-    tissues = occupied.view(-1, height, width).cpu().numpy()
-    for canvas, tissue, columns, rows in zip(canvases, tissues, shapes[::2], shapes[1::2], strict=False):
-        own = tissue[:rows, :columns]
-        if own.any() and not own.all():
-            y, x = distance_transform_edt(~own, return_distances=False, return_indices=True)
-            canvas[:rows, :columns] = y * width + x
+    if sides:
+        canvases = nearest.view(-1, height, width).numpy()
+        tissues = occupied.view(-1, height, width).cpu().numpy()
+        for canvas, tissue, columns, rows in zip(canvases, tissues, sides[::2], sides[1::2], strict=True):
+            own = tissue[:rows, :columns]
+            if own.any() and not own.all():
+                y, x = distance_transform_edt(~own, return_distances=False, return_indices=True)
+                canvas[:rows, :columns] = y * width + x
     return nearest.to(occupied.device)
 
 
 @_nearest.register_fake
-def _(occupied: Tensor, width: int, height: int, shapes: Sequence[int]) -> Tensor:
-    return torch.empty_like(occupied, dtype=torch.int64)
+def _(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor:
+    return torch.empty_like(occupied, dtype=torch.int64, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, eq=False)
@@ -422,3 +430,45 @@ def _commonest_gap(coords: Tensor) -> float:
         return 1.0
     values, counts = torch.unique(gaps, return_counts=True)
     return float(values[counts.argmax()])
+
+
+def _refuse_in_compiled_region(reason: str) -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(f"{reason}: build the grid outside of a compiled region")
+
+
+def _register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] = ()) -> None:
+    """Let torch.export and tree_map take values apart. Constants are part of an exported program."""
+
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, name) for name in parts], tuple(getattr(value, name) for name in constants)
+
+    def flatten_with_keys(value: Any) -> tuple[list[tuple[KeyEntry, Any]], tuple[Any, ...]]:
+        values, fixed = flatten(value)
+        return [(GetAttrKey(name), part) for name, part in zip(parts, values, strict=True)], fixed
+
+    def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
+        value: Any = object.__new__(kind)  # nothing is checked: the parts of a tree may be anything
+        vars(value).update(zip((*parts, *constants), (*values, *fixed), strict=True))
+        return value
+
+    register_pytree_node(
+        kind,
+        flatten,
+        unflatten,
+        serialized_type_name=f"disentangled_mil.{kind.__name__}",
+        to_dumpable_context=list,
+        from_dumpable_context=_as_tuples,
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+
+
+def _as_tuples(value: Any) -> Any:
+    """What was a tuple before it became a list in JSON."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
+_register_pytree(Grid, ("cells", "mask", "count", "nearest"), ("shapes", "full"))
+_register_pytree(Bag, ("patches", "grid"))
+# An exported program is saved with the bags that it was made for.
+torch.serialization.add_safe_globals([Grid, Bag])

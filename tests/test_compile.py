@@ -1,5 +1,6 @@
 """Every layer in one compiled graph, and the student as an exported program."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten, treespec_dumps, treespec_loads
 
 from disentangled_mil import (
     DMSF,
@@ -23,6 +26,7 @@ from disentangled_mil import (
     Student,
     SubspaceHead,
     Teacher,
+    collate_bags,
     inter_magnification_consistency,
 )
 
@@ -52,7 +56,7 @@ def leaves(value: object) -> list[Tensor]:
     return [value.mass()] if hasattr(value, "mass") else []
 
 
-def assert_compiles(module: nn.Module, call: Callable[..., object], *inputs: Any) -> None:
+def assert_compiles(module: nn.Module, call: Callable[..., object], *inputs: Any, backend: str = "aot_eager") -> None:
     """One graph with the results and gradients of eager mode."""
 
     def run(*given: Any) -> list[Tensor]:
@@ -60,7 +64,7 @@ def assert_compiles(module: nn.Module, call: Callable[..., object], *inputs: Any
 
     torch._dynamo.reset()
     results = []
-    for either in (torch.compile(run, fullgraph=True, backend="aot_eager"), run):
+    for either in (torch.compile(run, fullgraph=True, backend=backend), run):
         module.zero_grad()
         found = either(*inputs)
         torch.stack([part.sin().sum() for part in found if part.requires_grad]).sum().backward()
@@ -98,9 +102,8 @@ def test_a_mask_alone_needs_a_grid_that_is_built_before() -> None:
     assert_compiles(layer.eval(), lambda x, c, m: layer(x, x, Grid(c, m, shapes)), tokens(), cells, mask)
 
 
-@every_grid
-@pytest.mark.parametrize("selection_query", ["separate", "fused"])
-def test_dmsf_is_one_graph(grid: Grid, selection_query: str) -> None:
+@pytest.mark.parametrize(("selection_query", "grid"), [("separate", GRIDS["holes"]), ("fused", None)])
+def test_dmsf_is_one_graph(selection_query: str, grid: Grid | None) -> None:
     layer = DMSF(16, NAMES, selection_query=selection_query, selection_heads=2, **SMALL).eval()
     genes = {name: tokens(seed, count=3) for seed, name in enumerate(NAMES)}
     assert_compiles(layer, lambda x, g: layer(x, g, grid), tokens(), genes)
@@ -126,77 +129,146 @@ def test_every_other_layer_is_one_graph(layer: nn.Module, inputs: list[Any]) -> 
     assert_compiles(layer.eval(), layer, *inputs)
 
 
-def models() -> tuple[Student, Teacher, dict[str, Bag], dict[str, Tensor]]:
-    torch.manual_seed(0)
-    student = Student(10, 3, dim=16, **SMALL).eval()
-    teacher = Teacher(10, {"tumor": 5, "tme": 7}, 3, dim=16, selection_heads=2, **SMALL).eval()
-    bags = {"10x": Bag(tokens(width=10), GRIDS["holes"]), "20x": Bag(tokens(1, width=10), GRIDS["unequal"])}
-    return student, teacher, bags, {"tumor": tokens(width=5)[:, 0], "tme": tokens(width=7)[:, 0]}
-
-
-def test_student_is_one_graph() -> None:
-    student, _, bags, _ = models()
-    grids, patches = {name: bag.grid for name, bag in bags.items()}, {name: bag.patches for name, bag in bags.items()}
-    assert_compiles(student, lambda x: student({name: Bag(x[name], grids[name]) for name in x}), patches)
-
-
 def test_teacher_with_its_consistency_loss_is_one_graph() -> None:
-    _, teacher, bags, genes = models()
+    torch.manual_seed(0)
+    teacher = Teacher(10, {"tumor": 5}, 3, dim=16, selection_heads=2, **SMALL).eval()
+    bags = {"10x": Bag(tokens(width=10), GRIDS["holes"]), "20x": Bag(tokens(1, width=10), GRIDS["unequal"])}
 
     def call(expression: dict[str, Tensor]) -> object:
         out = teacher(bags, expression)
         low, high = (branch.attention for branch in out.branches.values())
         return out, inter_magnification_consistency(low, high)
 
-    assert_compiles(teacher, call, genes)
+    assert_compiles(teacher, call, {"tumor": tokens(width=5)[:, 0]})
 
 
-class Slides(nn.Module):
-    """The student as a function of tensors: what an exported program takes."""
+class Logits(nn.Module):
+    """What is exported: a module whose output is tensors."""
 
-    def __init__(self, student: Student, shapes: dict[str, tuple[tuple[int, int], ...]]) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
-        self.student, self.shapes = student, shapes
+        self.student = student
 
-    def forward(self, patches: dict[str, Tensor], cells: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
-        grids = {name: Grid(cells[name], mask[name], shape) for name, shape in self.shapes.items()}
-        logits: Tensor = self.student({name: Bag(patches[name], grid) for name, grid in grids.items()}).logits
+    def forward(self, bags: dict[str, Bag]) -> Tensor:
+        logits: Tensor = self.student(bags).logits
         return logits
 
 
-def arguments(bags: dict[str, Bag]) -> tuple[dict[str, Tensor], ...]:
-    return (
-        {name: bag.patches for name, bag in bags.items()},
-        {name: bag.grid.cells for name, bag in bags.items()},
-        {name: bag.mask for name, bag in bags.items()},
-    )
+def slides(seed: int, count: int) -> dict[str, Bag]:
+    """Two bags on rectangles of 6 x 7 and 5 x 7 cells, with holes and other tissue for every seed."""
+    source = torch.Generator().manual_seed(seed)
+    bags = []
+    for tissue, width in ((count, 6), (count - 5, 5)):
+        cells = torch.cat([torch.tensor([0, 7 * width - 1]), torch.randperm(7 * width - 2, generator=source)[2:] + 1])
+        coords = torch.stack([cells[:tissue] % width, cells[:tissue] // width], dim=-1)
+        bags.append(Bag.from_slide(torch.randn(tissue, 10, generator=source), coords, step=1))
+    return {"20x": collate_bags(bags)}
 
 
 LOAD = """
 import sys, torch, disentangled_mil
 program = torch.export.load(sys.argv[1]).module()
-arguments, expected = torch.load(sys.argv[2])
-torch.testing.assert_close(program(*arguments), expected)
+bags, expected = torch.load(sys.argv[2])
+torch.testing.assert_close(program(bags), expected)
 """
 
 
-def test_exported_student_predicts_what_the_module_predicts_also_for_other_slides_and_elsewhere(tmp_path) -> None:
-    student, _, bags, _ = models()
-    slides = Slides(student, {name: bag.grid.shapes for name, bag in bags.items()})
+def test_exported_student_predicts_other_slides_of_other_length_and_elsewhere_as_the_module_does(tmp_path) -> None:
+    torch.manual_seed(0)
+    student = Student(10, 3, dim=16, magnifications=("20x",), **SMALL).eval()
+    made_for, other = slides(0, 20), slides(1, 27)
+    patches = torch.export.Dim("patches", min=2, max=10_000)
+    dynamic = torch.export.ShapesCollection()
+    for bag in made_for.values():
+        for tensor in (bag.patches, bag.grid.cells, bag.mask):
+            dynamic[tensor] = {1: patches}
     with torch.no_grad():
-        program = torch.export.export(slides, arguments(bags))
-        torch.testing.assert_close(program.module()(*arguments(bags)), student(bags).logits)
-        # Other tissue on rectangles of the same size.
-        other = {}
-        for seed, (name, bag) in enumerate(bags.items()):
-            cells = bag.grid.cells.flip(1) * bag.grid.mask.flip(1)[..., None]
-            grid = Grid(cells, bag.grid.mask.flip(1), bag.grid.shapes)
-            other[name] = Bag(tokens(seed + 7, width=10), grid)
+        program = torch.export.export(Logits(student), (made_for,), dynamic_shapes=dynamic)
         expected = student(other).logits
-        assert not torch.allclose(expected, student(bags).logits)
-        torch.testing.assert_close(program.module()(*arguments(other)), expected)
+        assert not torch.allclose(expected, student(made_for).logits)
+        for bags in (made_for, other):
+            torch.testing.assert_close(program.module()(bags), student(bags).logits)
+    with pytest.raises(ValueError, match="Grid"):
+        program.module()({"20x": Bag(tokens(width=10), GRIDS["full"])})
     torch.export.save(program, tmp_path / "student.pt2")
-    torch.save((arguments(other), expected), tmp_path / "case.pt")
-    order = [sys.executable, "-c", LOAD, str(tmp_path / "student.pt2"), str(tmp_path / "case.pt")]
+    torch.save((other, expected), tmp_path / "case.pt")
+    order = [sys.executable, "-W", "error", "-c", LOAD, str(tmp_path / "student.pt2"), str(tmp_path / "case.pt")]
     done = subprocess.run(order, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_many_slides_of_any_shape_need_two_graphs() -> None:
+    layer = DeformableCrossAttention(16, **SMALL).eval()
+    graphs = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
+    for count, (width, height) in enumerate([(6, 7), (7, 8), (9, 9), (10, 7), (6, 6), (8, 12)], 20):
+        coords = torch.stack([torch.arange(count) * 5 % width, torch.arange(count) % height], dim=-1)
+        grid = Grid.from_coords(coords.expand(2, -1, -1), step=1)
+        patches = tokens(count, count=count)
+        torch.testing.assert_close(compiled(patches, patches, grid).tokens, layer(patches, patches, grid).tokens)
+    assert graphs.frame_count == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_step_of_the_student_is_one_graph(training: bool) -> None:
+    bags, results = slides(0, 20), []
+    for compiling in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        student = Student(10, 3, dim=16, magnifications=("20x",), dropout=0, **SMALL).train(training)
+        run = torch.compile(student, fullgraph=True, backend="aot_eager") if compiling else student
+        logits = run(bags).logits
+        logits.square().sum().backward()
+        gradients = [p.grad for p in student.parameters() if p.grad is not None]
+        results.append([logits.detach(), *gradients, *student.buffers()])  # training moves the anchors
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_of_the_teacher_in_training_mode_is_one_graph() -> None:
+    teacher = Teacher(10, {"tumor": 5}, 3, dim=16, magnifications=("20x",), selection_heads=2, **SMALL)
+    out = torch.compile(teacher, fullgraph=True, backend="aot_eager")(slides(0, 20), {"tumor": tokens(width=5)[:, 0]})
+    out.logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in teacher.parameters() if p.requires_grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_generated_code_computes_what_eager_mode_computes() -> None:
+    layer = DeformableCrossAttention(16, **SMALL).eval()
+    call = lambda x: layer(x, x, GRIDS["holes"])  # noqa: E731
+    assert_compiles(layer, call, tokens(), backend="inductor")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda cells, mask: Grid(cells, mask, ((6, 6), (6, 6))),
+        lambda cells, mask: Grid.from_mask(mask),
+        lambda cells, mask: Grid.from_coords(cells, mask=mask),
+    ],
+)
+def test_a_grid_that_depends_on_values_is_refused_in_a_compiled_region(build: Callable[..., Grid]) -> None:
+    compiled = torch.compile(lambda *tensors: build(*tensors).count, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="build the grid outside of a compiled region"):
+        compiled(GRIDS["full"].cells, GRIDS["full"].mask)
+
+
+def test_a_grid_that_is_told_whether_it_is_full_can_be_built_in_a_compiled_region() -> None:
+    full = GRIDS["full"]
+    compiled = torch.compile(lambda c, m: Grid(c, m, full.shapes, full=True), fullgraph=True, backend="aot_eager")
+    grid = compiled(full.cells, full.mask)
+    assert grid.full
+    assert torch.equal(grid.count, full.count)
+    assert torch.equal(grid.nearest, full.nearest)
+
+
+@every_grid
+def test_bags_are_trees_of_tensors(grid: Grid) -> None:
+    bag = Bag(tokens(), grid)
+    parts, tree = tree_flatten(bag)
+    assert all(isinstance(part, Tensor) for part in parts)
+    moved = tree_unflatten([part.to("meta") for part in parts], tree)
+    assert {part.device.type for part in tree_leaves(moved)} == {"meta"}
+    assert (moved.grid.shapes, moved.grid.full) == (grid.shapes, grid.full)
+    assert treespec_loads(treespec_dumps(tree)) == tree

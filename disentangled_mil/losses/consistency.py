@@ -1,7 +1,7 @@
 """Both magnifications of a sample should agree on where the genes look."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -174,7 +174,7 @@ def _pairs(
 
 def _inner_products(name: str, a: Attention, b: Attention, resolution: int | None) -> Callable[[Any, Any], Tensor]:
     """What takes the inner products [B, B] of two attentions like these, which fit each other."""
-    if isinstance(a, AttentionMap) and isinstance(b, AttentionMap):
+    if _is_map(a) and _is_map(b):
         bags, others = list(a.shape[:2]), list(b.shape[:2])
         if bags != others:
             raise ValueError(f"attention_b{name} must have the [B, H] of attention_a{name}, {bags}, got {others}")
@@ -198,6 +198,11 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
         )
     check_batch(f"attention_a{name}", a)
     return lambda one, other: attention_overlap(one.flatten(1), other.flatten(1))
+
+
+def _is_map(attention: object) -> TypeGuard[AttentionMap]:
+    """Told by its method: a compiled region cannot look for a property."""
+    return hasattr(attention, "overlap")
 
 
 def _deviation(overlap: Tensor, normalise: str, unbiased: bool) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_floating, check_shape
 
 
 def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
@@ -26,6 +26,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         [B, G, J, C].
 
     Raises:
+        TypeError: ``cells`` is not floating-point, or ``window`` not int64.
         ValueError: shapes disagree.
         NotImplementedError: on the way back, for a gradient of a gradient.
 
@@ -39,8 +40,12 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         tensor([[[[5.]]]])
     """
     sizes = check_shape("cells", cells, "B G M C")
+    check_floating("cells", cells)
     sizes |= check_shape("window", window, "B J S S", sizes)
-    check_shape("kernel", kernel, "S S C", sizes)
+    for name, tensor, spec in (("window", window, "B J S S"), ("kernel", kernel, "S S C")):
+        check_shape(name, tensor, spec, sizes)
+    if window.dtype != torch.int64:
+        raise TypeError(f"window must hold torch.int64 indices, got {window.dtype}")
     summed: Tensor = _depthwise_windows(cells, window, kernel.to(cells.dtype))
     return summed
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from disentangled_mil import DeformableCrossAttention
 from disentangled_mil.losses import (
     AttentionMap,
     batch_similarity_consistency,
@@ -138,6 +139,24 @@ def test_lazy_maps_of_different_size_are_theirs_to_compare(generator):
     a, b = Lazy(maps(generator, 3, 2, 20)), Lazy(maps(generator, 3, 2, 4, 5))
     loss = inter_magnification_consistency(a, b)
     torch.testing.assert_close(loss, inter_magnification_consistency(a.dense.flatten(1), b.dense.flatten(1)))
+
+
+@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize("normalise", ["rows", "none"])
+def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normalise, keep_weights, generator):
+    torch.manual_seed(0)
+    layer = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2, keep_weights=keep_weights).double()
+    low, high = (torch.randn(3, 25, 8, generator=generator, dtype=torch.float64) for _ in "ab")
+    results = []
+    for dense in (False, True):
+        a, b = (layer(x, x).attention for x in (low, high))
+        if dense:
+            a, b = a.weights(), b.weights()
+        loss = inter_magnification_consistency(a, b, normalise=normalise, alignment=0.5)
+        trained = [parameter for name, parameter in layer.named_parameters() if not name.startswith(("to_v", "to_out"))]
+        results.append([loss, *torch.autograd.grad(loss, trained)])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+    assert sum(bool((gradient.abs() > 1e-9).any()) for gradient in results[0][1:]) >= 8  # a constant bias has none
 
 
 def test_errors_name_the_argument():

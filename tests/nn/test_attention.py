@@ -1,5 +1,6 @@
 """The lazy attention map: where its mass lies, what it sums to, and who sees padding."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -264,6 +265,44 @@ def test_overlap_of_full_maps_is_that_of_the_dense_maps_with_gradients(bias: str
         gradients.append([found.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(gradients[0]) > 5
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+def test_overlap_is_the_same_where_only_one_side_kept_its_weights() -> None:
+    low, high = square_maps(0, 4, keep_weights=True), square_maps(1, 4, keep_weights=True)
+    expected = low.overlap(high)
+    for a, b in ((replace(low, kept=None), high), (low, replace(high, kept=None))):
+        torch.testing.assert_close(a.overlap(b), expected)
+
+
+@pytest.mark.parametrize("sides", [(26, 26), (26, 24)], ids=["dense", "common grid"])
+@pytest.mark.parametrize("bias", ["exact", "table"])
+def test_attention_and_overlap_never_hold_a_map_of_one_head(bias: str, sides: tuple[int, int]) -> None:
+    model = layer(bias=bias)
+
+    def largest(backend: str) -> int:
+        model.backend = backend
+        low, high = (torch.zeros(2, side**2, 8).copy_(torch.arange(8.0)) for side in sides)
+
+        def train() -> None:
+            maps = [model(x, x, Grid.square([x.shape[1]] * 2)).attention for x in (low, high)]
+            maps[0].overlap(maps[1]).sum().backward()
+
+        with pytest.MonkeyPatch.context() as patch:
+            for name, size in {"TILE": 1 << 14, "NETWORK_TILE": 1 << 12, "LEAST_QUERIES": 1}.items():
+                patch.setattr(f"disentangled_mil.ops._attention_tiles.{name}", size)
+            return max(allocations(train))
+
+    queries, keys = min(sides) ** 2, (min(sides) // 2) ** 2
+    one_head = 4 * queries * keys
+    assert largest("reference") >= 2 * 4 * one_head
+    assert largest("streaming") < one_head
+
+
+def allocations(action: Callable[[], object]) -> list[int]:
+    """Bytes of every allocation that something makes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        action()
+    return [event.nbytes() for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
 
 
 @pytest.mark.parametrize(("side", "resolution", "expected"), [(6, None, 16), (4, None, 16), (6, 5, 5)])

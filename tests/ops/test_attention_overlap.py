@@ -25,6 +25,16 @@ every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
 exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
+@pytest.fixture(scope="session")
+def draw(draw: Draw) -> Draw:
+    """Draw arguments of ``AttentionScores``."""
+
+    def without_value(*args: Any, **sizes: Any) -> Arguments:
+        return {name: entry for name, entry in draw(*args, **sizes).items() if name != "value"}
+
+    return without_value
+
+
 @pytest.fixture
 def tiny_tile() -> Iterator[None]:
     """Tiles of a query or two."""
@@ -39,19 +49,19 @@ def use_tile(patch: pytest.MonkeyPatch, entries: int) -> None:
         patch.setattr(f"disentangled_mil.ops._attention_tiles.{least}", 1)
 
 
-def scores(arguments: Arguments) -> AttentionScores:
-    return AttentionScores(**{name: entry for name, entry in arguments.items() if name != "value"})
+def overlap_of(a: Arguments, b: Arguments) -> Tensor:
+    return attention_overlap(AttentionScores(**a), AttentionScores(**b))
 
 
 def dense(arguments: Arguments) -> Tensor:
-    """Flattened maps as the reference of biased attention makes them, with a graph of single operations."""
-    weights = biased_attention(**arguments, keep_weights=True, backend="reference").weights
-    assert weights is not None
-    return weights.flatten(1)
+    """Flattened maps as the reference of biased attention makes them, by single operations of torch."""
+    attended = biased_attention(value=arguments["key"], **arguments, keep_weights=True, backend="reference")
+    assert attended.weights is not None
+    return attended.weights.flatten(1)
 
 
-def streamed_and_dense(a: Arguments, b: Arguments) -> tuple[Tensor, Tensor]:
-    return attention_overlap(scores(a), scores(b)), dense(a) @ dense(b).T
+def dense_overlap(a: Arguments, b: Arguments) -> Tensor:
+    return dense(a) @ dense(b).T
 
 
 def test_overlap_equals_hand_computed_inner_products():
@@ -110,6 +120,8 @@ def test_errors_name_the_argument():
     queries=st.sampled_from([0, 1, 2, 7, 13]),
     keys=st.sampled_from([0, 1, 5, 9]),
     width_b=st.integers(1, 3),
+    scale_b=st.sampled_from([None, 0.3]),
+    reach_b=st.sampled_from([0.5, 2.0]),
     padded=st.sampled_from([0.0, 0.5, 1.0]),
     dropped=st.sampled_from([0.0, 0.6, 1.0]),
     without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
@@ -129,6 +141,8 @@ def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
     queries: int,
     keys: int,
     width_b: int,
+    scale_b: float | None,
+    reach_b: float,
     padded: float,
     dropped: float,
     without: set[str],
@@ -138,9 +152,12 @@ def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
     sizes["padded"] = 0.0 if "query_mask" in without else padded
     a = draw(seed, kind=kind_a, groups=groups_a, per_group=4 // groups_a, **sizes) | dict.fromkeys(without)
     b = draw(seed + 1, kind=kind_b, groups=groups_b, per_group=4 // groups_b, width=width_b, **sizes)
+    b["scale"] = scale_b
+    if kind_b == "table":
+        b["bias"] = b["bias"]._replace(reach=reach_b)
     with pytest.MonkeyPatch.context() as patch:
         use_tile(patch, tile)
-        streamed, expected = streamed_and_dense(a, b)
+        streamed, expected = overlap_of(a, b), dense_overlap(a, b)
         torch.testing.assert_close(streamed, expected, **exact)
         inputs = leaves(a) + leaves(b)
         wanted = slopes([expected], inputs, seed)
@@ -153,7 +170,7 @@ def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
 def test_gradients_through_scores_are_those_of_finite_differences(draw: Draw, leaves: Leaves, kind: str) -> None:
     a, b = (draw(seed, kind=kind, queries=3, keys=3, width=2) for seed in (3, 4))
     inputs = leaves(a) + leaves(b)
-    assert gradcheck(lambda *_: attention_overlap(scores(a), scores(b)), inputs, fast_mode=True)
+    assert gradcheck(lambda *_: overlap_of(a, b), inputs, fast_mode=True)
 
 
 @given(seed=seeds, kind=kinds, wanted=st.sets(st.integers(0, 23), min_size=1))
@@ -163,20 +180,12 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(
 ) -> None:
     a, b = (draw(seed + side, kind=kind, padded=0.3, dropped=0.3) for side in (0, 1))
     inputs = leaves(a) + leaves(b)
-    expected = slopes([streamed_and_dense(a, b)[1]], inputs, seed)
+    expected = slopes([dense_overlap(a, b)], inputs, seed)
     wanted = {index % len(inputs) for index in wanted}
     for index, tensor in enumerate(inputs):
         tensor.requires_grad_(index in wanted)
-    used = any(tensor.requires_grad for tensor in leaves(scores_only(a)) + leaves(scores_only(b)))
-    overlap = attention_overlap(scores(a), scores(b))
-    assert overlap.requires_grad == used
-    found = slopes([overlap], [inputs[index] for index in wanted], seed) if used else []
-    for index, gradient in zip(wanted, found, strict=False):
-        torch.testing.assert_close(gradient, expected[index], **exact)
-
-
-def scores_only(arguments: Arguments) -> Arguments:
-    return {name: entry for name, entry in arguments.items() if name != "value"}
+    found = slopes([overlap_of(a, b)], [inputs[index] for index in wanted], seed)
+    torch.testing.assert_close(found, [expected[index] for index in wanted], **exact)
 
 
 @given(seed=seeds, kind=kinds, queries=st.integers(1, 9), keys=st.integers(1, 6))
@@ -185,15 +194,13 @@ def test_overlap_of_maps_with_themselves_is_a_gram_matrix(
     draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, queries: int, keys: int
 ) -> None:
     given_ = draw(seed, kind=kind, batch=3, queries=queries, keys=keys)
-    maps = scores(given_)
-    overlap = attention_overlap(maps, maps)
+    overlap = overlap_of(given_, given_)
     torch.testing.assert_close(overlap, overlap.T)
     assert torch.linalg.eigvalsh(overlap.detach()).min() > -1e-9
     # Rows of a softmax: between 1 / J and 1 for each of H N rows.
     assert ((overlap.diagonal() >= 4 * queries / keys - 1e-9) & (overlap.diagonal() <= 4 * queries + 1e-9)).all()
-    own = dense(given_)
     inputs = leaves(given_)
-    torch.testing.assert_close(slopes([overlap], inputs), slopes([own @ own.T], inputs), **exact)
+    torch.testing.assert_close(slopes([overlap], inputs), slopes([dense_overlap(given_, given_)], inputs), **exact)
 
 
 @every_kind
@@ -206,10 +213,10 @@ def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(
     clean = a | {name: a[name].detach().nan_to_num(0.5).requires_grad_() for name in ("query", "query_position")}
     results = []
     for first in (a, clean):
-        overlap = attention_overlap(scores(first), scores(b))
+        overlap = overlap_of(first, b)
         results.append([overlap, *slopes([overlap], leaves(first))])
     assert all(torch.equal(dirty, tidy) for dirty, tidy in zip(*results, strict=True))
-    _, into_query, into_key, _, into_position, _, into_logit, *_ = results[0]
+    _, into_query, into_key, into_position, _, into_logit, *_ = results[0]
     mask = a["query_mask"]
     assert (into_query.transpose(1, 2)[~mask] == 0).all()
     assert (into_position[~mask] == 0).all()
@@ -218,7 +225,7 @@ def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(
     assert (into_logit[0, 1] == 0).all()
     assert (into_key[0, :2] != 0).any()
     a["query_mask"] = torch.zeros_like(mask)
-    assert (attention_overlap(scores(a), scores(b)) == 0).all()
+    assert (overlap_of(a, b) == 0).all()
 
 
 @pytest.mark.parametrize("other", ["function", "table"])
@@ -228,11 +235,11 @@ def test_any_other_function_of_displacements_goes_through_dense_maps(
     a, b = draw(8) | {"bias": torch.sin}, draw(9, kind="table")
     if other == "function":
         b["bias"] = torch.sin
-    found, expected = streamed_and_dense(a, b)
+    found, expected = overlap_of(a, b), dense_overlap(a, b)
     torch.testing.assert_close(found, expected, **exact)
     inputs = leaves(a) + leaves(b)
     torch.testing.assert_close(slopes([found], inputs), slopes([expected], inputs), **exact)
-    names = {operator._opname for operator, _ in calls(lambda: attention_overlap(scores(a), scores(b)))}
+    names = {operator._opname for operator, _ in calls(lambda: overlap_of(a, b))}
     assert "attention_overlap_streaming" not in names
 
 
@@ -249,7 +256,7 @@ def test_non_contiguous_and_expanded_scores_are_read_alike(
         for name, entry in spread.items()
     } | {"query": spread["query"]}
     assert not strided["key"].is_contiguous()
-    found, expected = attention_overlap(scores(strided), scores(spread)), dense(spread) @ dense(spread).T
+    found, expected = overlap_of(strided, spread), dense(spread) @ dense(spread).T
     torch.testing.assert_close(found, expected, **exact)
     torch.testing.assert_close(slopes([found], leaves(a)), slopes([expected], leaves(a)), **exact)
 
@@ -259,7 +266,7 @@ def test_the_same_scores_give_the_same_bits(draw: Draw, leaves: Leaves, slopes: 
     a, b = (draw(seed, kind=kind, queries=40, keys=30, dtype=torch.float32) for seed in (5, 6))
     results = []
     for _ in range(2):
-        overlap = attention_overlap(scores(a), scores(b))
+        overlap = overlap_of(a, b)
         results.append([overlap, *slopes([overlap], leaves(a) + leaves(b))])
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
@@ -272,10 +279,9 @@ def test_scores_of_low_precision_are_as_near_as_their_type_allows(
 ) -> None:
     narrow = [draw(seed, kind=kind, queries=33, keys=9, padded=0.2, dropped=0.2, dtype=dtype) for seed in (2, 3)]
     wide = [{name: double(entry) for name, entry in side.items()} for side in narrow]
-    truth = streamed_and_dense(*wide)[1]
-    with torch.autocast("cpu", torch.bfloat16):  # rounds nothing of the streamed maps
-        quick = attention_overlap(*map(scores, narrow))
-    slow = streamed_and_dense(*narrow)[1]
+    truth, slow = dense_overlap(*wide), dense_overlap(*narrow)
+    with torch.autocast("cpu", torch.bfloat16):  # which changes nothing
+        quick = overlap_of(*narrow)
     assert quick.dtype == torch.float32
     results = [
         [overlap, *slopes([overlap], leaves(sides[0]) + leaves(sides[1]))]
@@ -298,7 +304,7 @@ def double(entry: Any) -> Any:
 def test_the_wider_precision_of_two_scores_wins(draw: Draw, leaves: Leaves, slopes: Slopes, wide_first: bool) -> None:
     narrow, wide = draw(4, kind="table", dtype=torch.float32), draw(5, kind="network")
     sides = (wide, narrow) if wide_first else (narrow, wide)
-    found = attention_overlap(*map(scores, sides))
+    found = overlap_of(*sides)
     expected = dense(sides[0]).double() @ dense(sides[1]).double().T
     assert found.dtype == torch.float64
     inputs = leaves(narrow) + leaves(wide)
@@ -309,7 +315,7 @@ def test_the_wider_precision_of_two_scores_wins(draw: Draw, leaves: Leaves, slop
 @every_kind
 def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_error_names(draw: Draw, kind: str) -> None:
     a, b = (draw(seed, kind=kind, batch=1, queries=2, keys=3) for seed in (10, 11))
-    (slope,) = torch.autograd.grad(attention_overlap(scores(a), scores(b)).sum(), a["query"], create_graph=True)
+    (slope,) = torch.autograd.grad(overlap_of(a, b).sum(), a["query"], create_graph=True)
     message = 'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
     with pytest.raises(NotImplementedError, match=f"^{re.escape(message)}"):
         slope.sum().backward()
@@ -324,7 +330,7 @@ def test_the_operators_are_well_registered(draw: Draw, calls: Callable[..., list
     for side in (a, b):  # opcheck compares with ==
         for name in ("query", "query_position"):
             side[name] = side[name].detach().nan_to_num().requires_grad_()
-    found = calls(lambda: attention_overlap(scores(a), scores(b)).square().sum().backward())
+    found = calls(lambda: overlap_of(a, b).square().sum().backward())
     assert len(found) == 2
     for operator, arguments in found:
         torch.library.opcheck(operator, arguments)
@@ -335,25 +341,25 @@ def test_overlap_of_scores_compiles_as_one_graph(draw: Draw, kind: str) -> None:
     a, b = (draw(seed, kind=kind) for seed in (13, 14))
 
     def overlap(query: Tensor) -> Tensor:
-        return attention_overlap(scores(a | {"query": query}), scores(b))
+        return overlap_of(a | {"query": query}, b)
 
-    compiled = torch.compile(overlap, fullgraph=True, backend="aot_eager")
-    results = [
-        (found := either(a["query"]), *torch.autograd.grad(found.sum(), a["query"])) for either in (compiled, overlap)
-    ]
+    results = []
+    for either in (torch.compile(overlap, fullgraph=True, backend="aot_eager"), overlap):
+        found = either(a["query"])
+        results.append([found, *torch.autograd.grad(found.sum(), a["query"])])
     torch.testing.assert_close(*results)
 
 
 @every_kind
 def test_memory_is_that_of_a_tile_of_every_bag(draw: Draw, allocations: Callable[..., list[int]], kind: str) -> None:
-    queries, keys = 200, 100
+    queries, keys = 200, 200
     one_head = 4 * queries * keys
     sizes = {"kind": kind, "dtype": torch.float32, "groups": 1, "queries": queries, "keys": keys, "width": 4}
     a, b = draw(12, **sizes), draw(13, **sizes)
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 4096)
-        assert allocations(lambda: streamed_and_dense(a, b)[1].sum().backward())[0] >= 2 * 2 * one_head
-        assert allocations(lambda: attention_overlap(scores(a), scores(b)).sum().backward())[0] < one_head / 2
+        use_tile(patch, 1 << 14)
+        assert allocations(lambda: dense_overlap(a, b).sum().backward())[0] >= 2 * 2 * one_head
+        assert allocations(lambda: overlap_of(a, b).sum().backward())[0] < one_head
 
 
 @pytest.mark.parametrize(
@@ -367,16 +373,13 @@ def test_memory_is_that_of_a_tile_of_every_bag(draw: Draw, allocations: Callable
 )
 def test_scores_of_other_shapes_are_refused(draw: Draw, change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        attention_overlap(scores(draw(0)), scores(draw(1, **change)))
+        overlap_of(draw(0), draw(1, **change))
 
 
-def test_scores_and_tensors_do_not_mix(draw: Draw) -> None:
-    maps = scores(draw(0))
-    with pytest.raises(
-        TypeError, match=r"^a and b must both be tensors or both scores, got AttentionScores and Tensor$"
-    ):
-        attention_overlap(maps, torch.zeros(2, 3))
-    with pytest.raises(
-        TypeError, match=r"^a and b must both be tensors or both scores, got Tensor and AttentionScores$"
-    ):
-        attention_overlap(torch.zeros(2, 3), maps)
+@pytest.mark.parametrize("scores_first", [True, False])
+def test_scores_and_tensors_do_not_mix(draw: Draw, scores_first: bool) -> None:
+    pair = (AttentionScores(**draw(0)), torch.zeros(2, 3))
+    a, b = pair if scores_first else pair[::-1]
+    message = f"a and b must both be tensors or both scores, got {type(a).__name__} and {type(b).__name__}"
+    with pytest.raises(TypeError, match=f"^{message}$"):
+        attention_overlap(a, b)

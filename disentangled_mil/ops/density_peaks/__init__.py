@@ -91,8 +91,6 @@ def density_peaks(
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     check_mask("mask", mask, "B N", sizes)
-    if backend == "auto":
-        backend = _fastest(tokens)
     return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbours, backend))
 
 
@@ -100,6 +98,8 @@ def density_peaks(
 def _density_peaks(
     tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "auto":  # chosen here, so that a graph does not depend on the number of tokens
+        backend = _fastest(tokens)
     assignment, centres, score = _empty(tokens, mask, clusters, neighbours, backend)
     with torch.autocast(tokens.device.type, enabled=False):
         for bag in range(len(tokens)):
