@@ -40,7 +40,7 @@ def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
     touches = share > _LEAST_TISSUE
     weight = real / torch.where(touches, share, 1)[..., None]
 
-    x, y = position.detach().round().unbind(-1)
+    x, y = position.detach().nan_to_num(0).round().unbind(-1)
     cell = y.long() * grid.width + x.long()
     nearest = grid.nearest.repeat_interleave(groups, dim=0).gather(1, cell)
     alone = torch.zeros_like(weight)

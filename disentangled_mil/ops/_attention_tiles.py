@@ -16,6 +16,8 @@ LEAST_QUERIES = 32
 # The network of an exact bias holds its hidden layers for all pairs of a tile, so that these are fewer.
 NETWORK_TILE = 3 << 13
 LEAST_NETWORK_QUERIES = 8
+# A finite place beyond every table.
+_FAR = 1e6
 
 
 class BagScores:
@@ -56,6 +58,13 @@ class BagScores:
         self.query_place = take(query_position[bag], 0, self.rows).to(self.wide) / reach  # [N, 2]
         self.key_place = take(key_position[bag], 1, self.columns).to(self.wide) / reach  # [G, J, 2]
         logit = take(logit[bag], 1, self.columns).to(self.wide)
+        if len(bias) == 1:
+            # A table must not be read at NaN, which would be somewhere in memory; it is seen in the scores instead.
+            self.query = self.query.masked_fill(self.query_place.isnan().any(-1, keepdim=True), math.nan)
+            logit = logit.masked_fill(self.key_place.isnan().any(-1), math.nan)
+            self.query_place, self.key_place = (
+                place.nan_to_num(0, posinf=_FAR, neginf=-_FAR) for place in (self.query_place, self.key_place)
+            )
         dead = (logit == -math.inf).all(-1, keepdim=True)  # groups without any key
         self.logit = self._per_head(logit.masked_fill(dead, 0)) if logit.any() else None  # [H, 1, J]
         self.alive = self._per_head(~dead) if dead.any() else None  # [H, 1, 1]

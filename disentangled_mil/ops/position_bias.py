@@ -9,6 +9,8 @@ from torch.nn.functional import grid_sample, linear, relu
 
 from .._checks import check_count, check_floating, check_interval, check_shape
 
+_LARGEST_REACH = 1e6
+
 
 class MLPBias(NamedTuple):
     """Bias of a displacement d as a network of its log-spaced coordinates s = sign(d) log(1 + abs(d)).
@@ -94,15 +96,18 @@ class BiasTable(NamedTuple):
             tensor([-0.7500])
         """
         check_count("resolution", resolution, 2)
-        check_interval("reach", reach, 0, float("inf"), open_low=True)
+        check_interval("reach", reach, 0, _LARGEST_REACH, open_low=True)
         node = torch.linspace(-reach, reach, resolution, dtype=dtype, device=device)
         y, x = torch.meshgrid(node, node, indexing="ij")
-        return cls(bias(torch.stack([x, y], dim=-1)).movedim(-1, 0), reach)
+        return cls(bias(torch.stack([x, y], dim=-1)).movedim(-1, 0).to(dtype), reach)
 
     def __call__(self, displacement: Tensor) -> Tensor:
         """Bias of each displacement [..., 2] -> [..., I]."""
-        place = (displacement.to(self.values.dtype) / self.reach).view(1, 1, -1, 2)
-        read: Tensor = grid_sample(self.values[None], place, align_corners=True, padding_mode="border")
+        place = (displacement.to(self.values.dtype) / self.reach).reshape(1, 1, -1, 2)
+        # Reading at NaN would be reading anywhere in memory.
+        known = place.nan_to_num(0, posinf=2, neginf=-2)
+        read: Tensor = grid_sample(self.values[None], known, align_corners=True, padding_mode="border")
+        read = read.masked_fill(place.isnan().any(-1)[:, None], torch.nan)
         bias: Tensor = read[0, :, 0].T.reshape(*displacement.shape[:-1], len(self.values))
         return bias
 
@@ -135,7 +140,7 @@ def check_bias(bias: MLPBias | BiasTable, per_group: int) -> None:
         check_floating("bias.values", bias.values)
         if sizes["R"] != sizes["S"] or sizes["R"] < 2:
             raise ValueError(f"bias.values must have shape [I, R, R] with R >= 2, got {list(bias.values.shape)}")
-        check_interval("bias.reach", bias.reach, 0, float("inf"), open_low=True)
+        check_interval("bias.reach", bias.reach, 0, _LARGEST_REACH, open_low=True)
         return
     sizes = check_shape("bias.w1", bias.w1, "F 2")
     check_shape("bias.w2", bias.w2, "F F", sizes)

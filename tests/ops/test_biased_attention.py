@@ -308,6 +308,28 @@ def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(
     torch.testing.assert_close(without.mass, F.pad(fewer.mass, (1, 0)))
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@every_kind
+@both_backends
+def test_positions_that_are_not_finite_harm_nobody_else_and_are_seen(
+    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str, broken: float
+) -> None:
+    given_ = draw(14, kind=kind, queries=9)
+    with torch.no_grad():
+        given_["query_position"][0, 3] = broken
+    out = biased_attention(**given_, backend=backend).out
+    assert out[1].isfinite().all()
+    assert out[0, :, :3].isfinite().all()
+    if broken != broken and kind != "none":
+        assert out[0, :, 3].isnan().all()
+    slopes([out], leaves(given_))  # and does not end the process
+    with torch.no_grad():
+        given_["key_position"][0, 0, 1] = broken
+    out = biased_attention(**given_, backend=backend).out
+    assert out[1].isfinite().all()
+    slopes([out], leaves(given_))
+
+
 @both_backends
 def test_constant_key_logits_change_nothing(draw: Draw, backend: str) -> None:
     given_ = draw(5)
@@ -619,7 +641,7 @@ NETWORK = MLPBias(*(torch.zeros(*shape) for shape in [(4, 2), (4,), (4, 4), (4,)
             {"bias": BiasTable(torch.zeros(2, 1, 1))},
             "bias.values must have shape [I, R, R] with R >= 2, got [2, 1, 1]",
         ),
-        ({"bias": BiasTable(torch.zeros(2, 5, 5), 0.0)}, "bias.reach must lie in (0, inf], got 0.0"),
+        ({"bias": BiasTable(torch.zeros(2, 5, 5), 0.0)}, "bias.reach must lie in (0, 1000000.0], got 0.0"),
         ({"backend": "cuda"}, f"backend must be one of {', '.join(map(repr, BACKENDS))}, got 'cuda'"),
         ({"dropout": 1.5}, "dropout must lie in [0, 1], got 1.5"),
         ({"dropout": -0.1}, "dropout must lie in [0, 1], got -0.1"),

@@ -243,9 +243,10 @@ def test_a_table_is_made_in_the_type_that_was_asked_for() -> None:
         ({"resolution": 1}, ValueError, "resolution must be at least 2, got 1"),
         ({"resolution": 5.0}, TypeError, "resolution must be an integer, got float"),
         ({"resolution": True}, TypeError, "resolution must be an integer, got bool"),
-        ({"reach": 0.0}, ValueError, "reach must lie in (0, inf], got 0.0"),
-        ({"reach": -1}, ValueError, "reach must lie in (0, inf], got -1"),
-        ({"reach": float("nan")}, ValueError, "reach must lie in (0, inf], got nan"),
+        ({"reach": 0.0}, ValueError, "reach must lie in (0, 1000000.0], got 0.0"),
+        ({"reach": -1}, ValueError, "reach must lie in (0, 1000000.0], got -1"),
+        ({"reach": float("inf")}, ValueError, "reach must lie in (0, 1000000.0], got inf"),
+        ({"reach": float("nan")}, ValueError, "reach must lie in (0, 1000000.0], got nan"),
         ({"reach": "2"}, TypeError, "reach must be a number, got str"),
     ],
 )
@@ -253,3 +254,14 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], error: type[E
     make: Callable[..., BiasTable] = BiasTable.of
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         make(plane, **options)
+
+
+def test_strided_displacements_and_those_that_are_not_numbers_are_read() -> None:
+    table = BiasTable.of(lambda d: d.sum(-1, keepdim=True), resolution=5)
+    displacement = torch.tensor([[0.5, -1.0], [torch.nan, 0.0], [torch.inf, 0.0]]).expand(2, 3, 2).transpose(0, 1)
+    expected = torch.tensor([-0.5, torch.nan, 2.0])[:, None, None].expand(3, 2, 1)
+    torch.testing.assert_close(table(displacement), expected, equal_nan=True)
+
+
+def test_a_table_of_a_network_in_low_precision_has_the_precision_that_was_asked_for() -> None:
+    assert ContinuousPositionBias(4, 1).bfloat16().table().values.dtype == torch.float32
