@@ -60,7 +60,8 @@ class BagScores:
         logit = take(logit[bag], 1, self.columns).to(self.wide)
         if len(bias) == 1:
             # A table must not be read at NaN, which would be somewhere in memory; it is seen in the scores instead.
-            self.query = self.query.masked_fill(self.query_place.isnan().any(-1, keepdim=True), math.nan)
+            if (lost := self.query_place.isnan().any(-1, keepdim=True)).any():
+                self.query = self.query.masked_fill(lost, math.nan)
             logit = logit.masked_fill(self.key_place.isnan().any(-1), math.nan)
             self.query_place, self.key_place = (
                 place.nan_to_num(0, posinf=_FAR, neginf=-_FAR) for place in (self.query_place, self.key_place)
