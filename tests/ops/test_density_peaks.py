@@ -23,7 +23,8 @@ package, streaming, runtime = (
     for name in ("density_peaks", "density_peaks._streaming", "_triton_runtime")
 )
 
-BACKENDS = ["reference", "streaming", "triton"]
+needs_triton = pytest.mark.skipif(not runtime.available(), reason="needs Triton, which is not installed")
+BACKENDS = ["reference", "streaming", pytest.param("triton", marks=needs_triton)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 seeds = st.integers(0, 2**31 - 1)
 
@@ -196,6 +197,7 @@ def test_streaming_equals_the_reference_where_a_matrix_product_says_little(
             assert not dense.score.isnan().any()
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("distinct", [1, 7, 100_000])
 @pytest.mark.parametrize("size", [1, 63, 130])
@@ -208,6 +210,7 @@ def test_kernels_find_the_clusters_of_the_reference(size: int, distinct: int, dt
     torch.testing.assert_close(found.score, dense.score)
 
 
+@needs_triton
 @pytest.mark.parametrize("neighbours", range(1, 9))
 def test_kernels_equal_the_reference_bit_for_bit_where_distances_are_exact(neighbours: int) -> None:
     # Whole numbers along a diagonal have distances without rounding, most of them tied. Sizes of one tile and of
@@ -221,6 +224,7 @@ def test_kernels_equal_the_reference_bit_for_bit_where_distances_are_exact(neigh
             assert equal(found, dense)
 
 
+@needs_triton
 @pytest.mark.parametrize("programs", [1, 1000])
 def test_into_how_many_segments_kernels_cut_a_bag_shows_nowhere(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = random_bags(0, 1, 300, 8, dtype=torch.float32)
@@ -347,8 +351,8 @@ def test_an_explicit_backend_is_never_replaced(backend: str, monkeypatch: pytest
     def refuse(tokens: Tensor) -> None:
         raise AssertionError(f"{backend} was called")
 
-    modules = {"reference": package._reference, "streaming": streaming, "triton": kernels()}
-    monkeypatch.setattr(modules[backend], "Distances", refuse)
+    module = {"reference": lambda: package._reference, "streaming": lambda: streaming, "triton": kernels}[backend]()
+    monkeypatch.setattr(module, "Distances", refuse)
     for size in (4, 200):
         tokens = torch.randn(1, size, 4)
         with pytest.raises(AssertionError, match=f"{backend} was called"):
@@ -374,6 +378,7 @@ def test_auto_takes_kernels_for_large_bags_where_there_are_any(
     assert package._fastest(SimpleNamespace(shape=(1, size, 4), is_cuda=on_a_gpu)) == chosen
 
 
+@needs_triton
 def test_kernels_refuse_a_cpu_on_which_nobody_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels(), "interpreted", lambda: False)
     message = 'tokens must be on a CUDA device for backend="triton", got cpu; '

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._reference import distances
 
-_TILE_BYTES = 8 * 2**20  # tiles are read several times: best from a cache
+_TILE_BYTES = 4 * 2**20  # tiles are read several times: best from a cache
 _TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
 _GROUPED = 32
 _SPARE = 11, 11, 123  # candidates beyond the wanted ones, search by search
