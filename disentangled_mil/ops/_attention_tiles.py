@@ -10,11 +10,11 @@ from torch.nn.functional import grid_sample
 from . import _tall_products as products
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
-TILE = 1 << 16
+TILE = 1 << 17
 # ... but no fewer queries than make a matrix product worth its name.
 LEAST_QUERIES = 32
 # The network of an exact bias holds its hidden layers for all pairs of a tile, so that these are fewer.
-NETWORK_TILE = 3 << 13
+NETWORK_TILE = 7 << 12
 LEAST_NETWORK_QUERIES = 8
 # A finite place beyond every table.
 _FAR = 1e6
