@@ -205,7 +205,11 @@ def test_autocast_changes_nothing(draw: Draw, leaves: Leaves, slopes: Slopes, ki
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which has an opinion on NaN
+# The interpreter is numpy, which has an opinion on NaN.
+not_finite = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@not_finite
 @pytest.mark.parametrize("arriving", [torch.inf, torch.nan])
 @pytest.mark.parametrize("kind", ["network", "table"])
 def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(draw: Draw, kind: str, arriving: float) -> None:
@@ -214,6 +218,37 @@ def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(draw: Draw, 
     out = biased_attention(**given, backend="triton").out
     (gradient,) = torch.autograd.grad(out, given["bias"][0], torch.full_like(out, arriving))
     assert not gradient.isfinite().all()
+
+
+@not_finite
+@pytest.mark.parametrize("name", ["query", "key", "value", "query_position", "key_position", "key_logit"])
+@pytest.mark.parametrize("kind", ["network", "table"])
+def test_an_input_that_is_no_number_is_seen_in_its_bag_and_in_the_gradient_of_the_bias(
+    draw: Draw, kind: str, name: str
+) -> None:
+    given = moved(draw(29, kind=kind), torch.float32)
+    with torch.no_grad():
+        given[name][0].fill_(torch.nan)
+    out = biased_attention(**given, backend="triton").out
+    assert out[0].isnan().all()
+    assert out[1].isfinite().all()
+    (gradient,) = torch.autograd.grad(out.sum(), given["bias"][0])
+    assert not gradient.isfinite().all()
+
+
+@not_finite
+@pytest.mark.parametrize("far", [torch.inf, -torch.inf, 1e30])
+@every_kind
+def test_positions_beyond_all_bounds_harm_nobody_else(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, far: float
+) -> None:
+    given = moved(draw(30, kind=kind), torch.float32)
+    with torch.no_grad():
+        given["query_position"][0, 3] = far
+        given["key_position"][0, 0, 1] = far
+    out, mass, *_ = run(given, "triton", leaves, slopes)
+    assert out[1].isfinite().all()
+    assert mass[1].isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])

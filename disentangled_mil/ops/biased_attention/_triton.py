@@ -110,7 +110,9 @@ def _backward(
     into_bias, fineness = None, None
     if any(wanted[6:-1]) and launch.kind == "table":
         into_bias = torch.zeros(bias[0].shape, dtype=torch.int64, device=query.device)
-        fineness = _LARGEST_SUM / _sum_of_changes(into_out, into_mass, value, mask, launch.keep_scale)
+        # Whole numbers know no NaN, so that a NaN among the scores comes in by their size.
+        bound = _sum_of_changes(into_out, into_mass, value, mask, launch.keep_scale)
+        fineness = _LARGEST_SUM / torch.where(lse.isnan().any(), torch.nan, bound)
     elif any(wanted[6:-1]):
         into_bias = room(launch.key_programs, launch.size * (launch.size + 5) + 1)
     launch.over_keys(

@@ -64,7 +64,7 @@ def attend(
     for start in range(0, _end(real, keys), KEYS):
         column = start + tl.arange(0, KEYS)
         extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
-        if tl.max(extra, 0) > float("-inf"):
+        if _any(extra != float("-inf")):
             k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
             v = _rows(value, bag_head * keys, column, column < keys, DIM, WIDTH)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
@@ -127,10 +127,10 @@ def weigh_keys(
     source = _load_bias(bias, inner, HEADS // GROUPS, KIND, SIZE, HIDDEN)
 
     total = tl.zeros([QUERIES, KEYS], tl.float32)
-    for first in range(part * chunk, _end(extra > float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES):
+    for first in range(part * chunk, _end(extra != float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES):
         row = first + tl.arange(0, QUERIES)
         real = tl.load(mask + bag * queries + row, row < queries, 0) != 0
-        if tl.max(real.to(tl.int32), 0) > 0:
+        if _any(real):
             q = _rows(query, bag_head * queries, row, real, DIM, WIDTH)
             x, y = _points(query_position, bag * queries, row, row < queries)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
@@ -199,7 +199,7 @@ def into_queries(
         for start in range(0, end, KEYS):
             column = start + tl.arange(0, KEYS)
             extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
-            if tl.max(extra, 0) > float("-inf"):
+            if _any(extra != float("-inf")):
                 k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
                 scores += _bias(
@@ -214,7 +214,7 @@ def into_queries(
     for start in range(0, end, KEYS):
         column = start + tl.arange(0, KEYS)
         extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
-        if tl.max(extra, 0) > float("-inf"):
+        if _any(extra != float("-inf")):
             k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
             v = _rows(value, bag_head * keys, column, column < keys, DIM, WIDTH)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
@@ -237,7 +237,7 @@ def into_queries(
                 along_y += tl.sum(slope_y * tl.trans(change), 0)
             if into_position is not None and KIND == "network":
                 for j in range(start, tl.minimum(start + KEYS, keys)):
-                    if tl.load(logit + group * keys + j) > float("-inf"):
+                    if tl.load(logit + group * keys + j) != float("-inf"):
                         away_x, away_y = _away(x, y, key_position, group * keys + j)
                         hidden, last = _activations(source, away_x, away_y, BIAS_PRECISION)
                         _, into_hidden = _through_network(
@@ -318,10 +318,10 @@ def into_keys(
         into_w1x, into_w1y = tl.zeros([HIDDEN], tl.float32), tl.zeros([HIDDEN], tl.float32)
         into_b1, into_b2 = tl.zeros([HIDDEN], tl.float32), tl.zeros([HIDDEN], tl.float32)
         into_w3 = tl.zeros([HIDDEN], tl.float32)
-    for first in range(part * chunk, _end(extra > float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES):
+    for first in range(part * chunk, _end(extra != float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES):
         row = first + tl.arange(0, QUERIES)
         real = tl.load(mask + bag * queries + row, row < queries, 0) != 0
-        if tl.max(real.to(tl.int32), 0) > 0:
+        if _any(real):
             q = _rows(query, bag_head * queries, row, real, DIM, WIDTH)
             arriving = _rows(into_out, bag_head * queries, row, real, DIM, WIDTH)
             level = tl.load(lse + bag_head * queries + row, real, float("inf"))
@@ -337,7 +337,7 @@ def into_keys(
             change -= mean[:, None]
             if KIND == "network":
                 for j in range(start, tl.minimum(start + KEYS, keys)):
-                    if tl.load(logit + group * keys + j) > float("-inf"):
+                    if tl.load(logit + group * keys + j) != float("-inf"):
                         here = column == j
                         away_x, away_y = _away(x, y, key_position, group * keys + j)
                         hidden, last = _activations(source, away_x, away_y, BIAS_PRECISION)
@@ -419,7 +419,13 @@ def _key_tile(keys, chunks, KEYS: tl.constexpr):
 @triton.jit
 def _end(alive, end):
     """``end`` of a loop, or 0 where nobody is alive."""
-    return tl.where(tl.max(alive.to(tl.int32), 0) > 0, end, 0)
+    return tl.where(_any(alive), end, 0)
+
+
+@triton.jit
+def _any(flags):
+    """Whether one of them is true."""
+    return tl.max(flags.to(tl.int32), 0) > 0
 
 
 @triton.jit
@@ -515,7 +521,7 @@ def _bias(
     if KIND == "network":
         start = tl.min(column, 0)
         for j in range(start, tl.minimum(start + column.shape[0], keys)):
-            if tl.load(logit + base + j) > float("-inf"):
+            if tl.load(logit + base + j) != float("-inf"):
                 away_x, away_y = _away(x, y, key_position, base + j)
                 _, last = _activations(source, away_x, away_y, PRECISION)
                 biases += tl.where((column == j)[None, :], _last_layer(source, last)[:, None], 0.0)
@@ -524,10 +530,10 @@ def _bias(
 
 @triton.jit
 def _cell(x, reach, SIZE: tl.constexpr):
-    """The node of a table before x, and how far x is from it to the next."""
+    """The node of a table before x, and how far x is from it to the next; of NaN some node, and NaN."""
     place = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
-    low = tl.minimum(place.to(tl.int32), SIZE - 2)
-    return low, place - low
+    low = tl.minimum(tl.maximum(place.to(tl.int32), 0), SIZE - 2)
+    return low, tl.where(x == x, place - low, float("nan"))
 
 
 @triton.jit
