@@ -113,7 +113,7 @@ def of_the_paper(bias: str, dtype: torch.dtype) -> list[Tensor]:
     [
         ("network", torch.float32, 90, 1408),
         ("network", torch.float16, 90, 512),
-        ("table", torch.float16, 90, 128),
+        ("table", torch.float16, 90, 192),
         ("table", torch.float32, 80, 512),
     ],
 )
