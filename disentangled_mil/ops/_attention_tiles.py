@@ -47,7 +47,7 @@ class BagScores:
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.bag, self.heads, self.groups = bag, query.shape[1], key_position.shape[1]
         self.rows = _index(mask[bag]) if skip else None
-        self.columns = _index((logit[bag] > -math.inf).any(0)) if skip else None
+        self.columns = _index((logit[bag] != -math.inf).any(0)) if skip else None
         self.padding = None if skip or mask[bag].all() else ~mask[bag][:, None]  # [N, 1]
         self.query = take(query[bag], 1, self.rows)  # [H, N, D]
         if self.padding is not None:
