@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from .._checks import check_floating, check_shape
 
@@ -56,7 +57,7 @@ def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row])
-        summed += (cells.flatten(0, 2)[index] * (inside * weight)).sum(3)
+        summed += (embedding(index, cells.flatten(0, 2)) * (inside * weight)).sum(3)
     return summed.to(cells.dtype)
 
 
@@ -69,13 +70,14 @@ def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     batch, groups, count, channels = cells.shape
     wide = torch.promote_types(cells.dtype, torch.float32)
+    gradient = gradient.to(wide)
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row])
-        arriving = gradient[:, :, :, None].to(wide) * inside  # [B, G, J, S, C]
-        into_kernel[row] = (cells.flatten(0, 2)[index] * arriving).sum((0, 1, 2))
-        change = (arriving * weight).reshape(-1, channels)
+        read = embedding(index, cells.flatten(0, 2)) * inside  # [B, G, J, S, C]
+        into_kernel[row] = (read.to(wide) * gradient[:, :, :, None]).sum((0, 1, 2))
+        change = (gradient[:, :, :, None] * (inside * weight)).view(-1, channels)
         into_cells.scatter_add_(0, index.reshape(-1, 1).expand_as(change), change)
     return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
 
