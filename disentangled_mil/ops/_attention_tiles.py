@@ -5,16 +5,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
-from . import _tall_products as products
+from ._bias_tiles import BiasTile, TiledBias
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
 TILE = 1 << 17
 # ... but no fewer queries than make a matrix product worth its name.
 LEAST_QUERIES = 32
-# The network of an exact bias holds its hidden layers for all pairs of a tile, so that these are fewer.
-NETWORK_TILE = 7 << 12
+# The same where a network is evaluated for every pair, which makes tiles smaller.
 LEAST_NETWORK_QUERIES = 8
 # A finite place beyond every table.
 _FAR = 1e6
@@ -25,25 +23,23 @@ class BagScores:
 
     Args:
         tensors: query [B, H, N, D], key [B, H, J, D], positions [B, N, 2] and [B, G, J, 2], query mask [B, N],
-            key logits [B, G, J], then the tensors of the bias: none, a table, or the six of a network.
-        reach: of the table.
+            key logits [B, G, J], then those of the bias.
+        bias: of the whole batch.
         scale: of Q K^T.
         bag: which one of the batch.
         skip: leave out what has no weight; otherwise its weights are computed to be zero.
-        scratch: room that bags share.
     """
 
     def __init__(
         self,
         tensors: Sequence[Tensor],
-        reach: float,
+        bias: TiledBias | None,
         scale: float,
         bag: int,
         *,
         skip: bool = True,
-        scratch: "Scratch | None" = None,
     ) -> None:
-        query, key, query_position, key_position, mask, logit, *bias = (tensor.detach() for tensor in tensors)
+        query, key, query_position, key_position, mask, logit, *_ = (tensor.detach() for tensor in tensors)
         self.wide = torch.promote_types(query.dtype, torch.float32)
         self.bag, self.heads, self.groups = bag, query.shape[1], key_position.shape[1]
         self.rows = _index(mask[bag]) if skip else None
@@ -52,13 +48,13 @@ class BagScores:
         self.query = take(query[bag], 1, self.rows)  # [H, N, D]
         if self.padding is not None:
             self.query = self.query.masked_fill(self.padding, 0)
-        self.scale = scale
+        self.scale, self.bias = scale, bias
         self.scaled_key = take(key[bag], 1, self.columns).to(self.wide) * scale  # [H, J, D]
-        # Of a table, in units of its reach.
-        self.query_place = take(query_position[bag], 0, self.rows).to(self.wide) / reach  # [N, 2]
-        self.key_place = take(key_position[bag], 1, self.columns).to(self.wide) / reach  # [G, J, 2]
+        self.reach = bias.reach if bias else 1.0
+        self.query_place = take(query_position[bag], 0, self.rows).to(self.wide) / self.reach  # [N, 2]
+        self.key_place = take(key_position[bag], 1, self.columns).to(self.wide) / self.reach  # [G, J, 2]
         logit = take(logit[bag], 1, self.columns).to(self.wide)
-        if len(bias) == 1:
+        if bias and bias.tabulated:
             # A table must not be read at NaN, which would be somewhere in memory; it is seen in the scores instead.
             if (lost := self.query_place.isnan().any(-1, keepdim=True)).any():
                 self.query = self.query.masked_fill(lost, math.nan)
@@ -69,23 +65,22 @@ class BagScores:
         dead = (logit == -math.inf).all(-1, keepdim=True)  # groups without any key
         self.logit = self._per_head(logit.masked_fill(dead, 0)) if logit.any() else None  # [H, 1, J]
         self.alive = self._per_head(~dead) if dead.any() else None  # [H, 1, 1]
-        self.bias, self.reach = [part.to(self.wide) for part in bias], reach
-        self.scratch = scratch or Scratch()
 
     def tiles(self, maps: int = 1) -> Iterator[slice]:
         """The bag's queries in tiles, for so many maps at a time."""
         count, keys = self.query.shape[1], self.scaled_key.shape[1]
         step = max(LEAST_QUERIES, TILE // max(1, maps * self.heads * keys))
-        if len(self.bias) == 6:
-            step = min(step, max(LEAST_NETWORK_QUERIES, NETWORK_TILE // max(1, self.groups * keys)))
+        if self.bias:
+            most = self.bias.pairs_at_once / max(1, maps * self.groups * keys)
+            step = int(min(step, max(LEAST_NETWORK_QUERIES, most)))
         for start in range(0, count, step):
             yield slice(start, min(start + step, count))
 
-    def weights(self, tile: slice) -> tuple[Tensor, "NetworkTile | None"]:
-        """Softmax of a tile's scores [H, t, J], zeros for heads without keys; and the network's hidden layers."""
+    def weights(self, tile: slice) -> tuple[Tensor, BiasTile | None]:
+        """Softmax of a tile's scores [H, t, J], zeros for heads without keys; and their biases."""
         query, key = self.query[:, tile].to(self.wide), self.scaled_key.transpose(1, 2)
-        network = self.network(tile)
-        scores = self._bias(tile, network).baddbmm_(query, key) if self.bias else query @ key
+        bias = self.biases(tile)
+        scores = query @ key if bias is None else bias.values().flatten(0, 1).baddbmm_(query, key)
         if self.logit is not None:
             scores += self.logit
         weights = scores.softmax(-1)
@@ -93,27 +88,17 @@ class BagScores:
             weights *= self.alive
         if self.padding is not None:
             weights.masked_fill_(self.padding[tile], 0)
-        return weights, network
+        return weights, bias
 
-    def network(self, tile: slice) -> "NetworkTile | None":
-        """The network of a tile, if the bias is one; it is good until the next is asked for."""
-        return NetworkTile(self.bias, self.displacement(tile), self.scratch) if len(self.bias) == 6 else None
-
-    def displacement(self, tile: slice) -> Tensor:
-        """Displacements of a tile's queries from the keys, in units of the reach [G, t, J, 2]."""
+    def biases(self, tile: slice) -> BiasTile | None:
+        """The biases of a tile, if there are any."""
         keys = self.key_place.shape[1]
+        if self.bias is None or keys == 0:
+            return None
         # Of rows as long as the keys', which are subtracted faster than pairs.
         queries = self.query_place[tile].repeat(1, keys)
-        away: Tensor = queries - self.key_place.flatten(1)[:, None]
-        return away.view(*away.shape[:2], keys, 2)
-
-    def _bias(self, tile: slice, network: "NetworkTile | None") -> Tensor:
-        """Bias of a tile [H, t, J]."""
-        if network is None:
-            table = self.bias[0].expand(self.groups, -1, -1, -1)  # one per group, so that threads share the work
-            place = self.displacement(tile)
-            return grid_sample(table, place, align_corners=True, padding_mode="border").flatten(0, 1)
-        return network.biases().movedim(-1, 1).flatten(0, 1)
+        displacement = queries - self.key_place.flatten(1)[:, None]
+        return self.bias.tile(displacement.view(*displacement.shape[:2], keys, 2))
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
@@ -139,22 +124,29 @@ class BagScoresGradient:
         self.query_place = torch.zeros_like(scores.query_place)  # [N, 2]
         self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
         self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
-        self.bias = [torch.zeros_like(part) for part in scores.bias]
 
-    def add(self, tile: slice, weights: Tensor, network: "NetworkTile | None", gradient: Tensor) -> None:
-        """Take in the gradient of a tile's weights [H, t, J]; the network's hidden layers, if given, are used up."""
+    def add(self, tile: slice, weights: Tensor, bias: BiasTile | None, gradient: Tensor) -> None:
+        """Take in the gradient of a tile's weights [H, t, J]; their biases, if given, are used up."""
         scores = self.scores
         change = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
         self.query[:, tile] = change @ scores.scaled_key
         self.key.baddbmm_(change.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         self.logit += change.sum(1)
-        if scores.bias and (self.want_bias or self.want_key_position or self.want_query_position):
-            self._add_bias(tile, network, change.view(scores.groups, scores.heads // scores.groups, *change.shape[1:]))
+        want_position = self.want_key_position or self.want_query_position
+        if not (self.want_bias or want_position):
+            return
+        if bias := bias or scores.biases(tile):
+            per_group = change.view(scores.groups, scores.heads // scores.groups, *change.shape[1:])
+            moved = bias.backward(per_group, self.want_bias, want_position)
+            if moved is not None:
+                self.key_place -= moved.sum(1)
+                if self.want_query_position:
+                    self.query_place[tile] += moved.sum((0, 2))
 
     def finish(self) -> None:
-        """Write the bag's share of the gradients."""
+        """Write the bag's share of the gradients, but for those of the bias."""
         scores, bag = self.scores, self.bag
-        query, key, query_position, key_position, _, logit, *bias = self.gradients
+        query, key, query_position, key_position, _, logit, *_ = self.gradients
         tokens, keys = query.shape[2], key.shape[2]
         if self.query.data_ptr() != query[bag].data_ptr():
             query[bag] = put(self.query, 1, scores.rows, tokens)
@@ -163,81 +155,6 @@ class BagScoresGradient:
         key_position[bag] = put(self.key_place / scores.reach, 1, scores.columns, keys)
         per_group = self.logit.view(scores.groups, scores.heads // scores.groups, -1).sum(1)
         logit[bag] = put(per_group, 1, scores.columns, keys)
-        for total, part in zip(bias, self.bias, strict=True):
-            total += part
-
-    def _add_bias(self, tile: slice, network: "NetworkTile | None", change: Tensor) -> None:
-        """Take in the gradient of a tile's bias [G, I, t, J]."""
-        scores = self.scores
-        want_position = self.want_key_position or self.want_query_position
-        if len(scores.bias) == 1:
-            table, place = scores.bias[0].expand(scores.groups, -1, -1, -1), scores.displacement(tile)
-            into_table, moved = torch.ops.aten.grid_sampler_2d_backward(
-                change, table, place, 0, 1, True, [self.want_bias, want_position]
-            )
-            if self.want_bias:
-                self.bias[0] += into_table.sum(0)
-        else:
-            network = network or scores.network(tile)
-            assert network is not None
-            moved = network.backward(change.movedim(1, -1), self.bias)
-        if want_position:
-            self.key_place -= moved.sum(1)
-            if self.want_query_position:
-                self.query_place[tile] += moved.sum((0, 2))
-
-
-class NetworkTile:
-    """The network of an exact bias at the displacements [G, t, J, 2] of a tile, with its hidden layers."""
-
-    def __init__(self, parts: Sequence[Tensor], displacement: Tensor, scratch: "Scratch") -> None:
-        w1, b1, w2, b2, _, _ = self.parts = parts
-        self.displacement = displacement.reshape(-1, 2)
-        self.shape = displacement.shape[:-1]
-        self.first, self.second, self.spare = scratch.matrices(self.displacement, len(w1))
-        self.spaced = torch.copysign(self.displacement.abs().log1p_(), self.displacement)  # as log_spaced
-        torch.addmm(b1, self.spaced, w1.T, out=self.first).relu_()
-        torch.clamp(products.linear(self.first, w2, b2), min=0, out=self.second)
-
-    def biases(self) -> Tensor:
-        """The biases [G, t, J, I]."""
-        *_, w3, b3 = self.parts
-        return torch.addmm(b3, self.second, w3.T).view(*self.shape, len(b3))
-
-    def backward(self, gradient: Tensor, into: Sequence[Tensor]) -> Tensor:
-        """From the gradient of the biases [G, t, J, I] that of the displacements; the network's is added to ``into``.
-
-        It is written over the hidden layers, so that this can be called once.
-        """
-        w1, _, w2, _, w3, _ = self.parts
-        into_w1, into_b1, into_w2, into_b2, into_w3, into_b3 = into
-        gradient = gradient.reshape(-1, len(w3))
-        into_b3 += gradient.sum(0)
-        into_w3.addmm_(gradient.T, self.second)
-        product = torch.mul if len(w3) == 1 else torch.mm  # the same, and faster
-        into_second = _through_relu(product(gradient, w3, out=self.spare), self.second)
-        into_w2 += products.correlate(into_second, self.first)
-        into_b2 += into_second.sum(0)
-        into_first = _through_relu(products.linear(into_second, w2.T.contiguous()), self.first)
-        into_b1 += into_first.sum(0)
-        # Products with a side of two are faster with it at the outside.
-        into_w1 += (self.spaced.T @ into_first).T
-        moved = torch.mm(into_first, w1.T.contiguous().T)
-        return moved.div_(self.displacement.abs().add_(1)).view(*self.shape, 2)
-
-
-class Scratch:
-    """Room for the hidden layers of one tile after the other: memory that is asked for again and again is slow."""
-
-    def __init__(self) -> None:
-        self._room: Tensor | None = None
-
-    def matrices(self, like: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Three matrices of ``width`` columns, as long as ``like``; those of the call before are given away."""
-        if self._room is None or self._room.shape[1] < len(like):
-            self._room = like.new_empty(3, len(like), width)
-        first, second, spare = self._room[:, : len(like)]
-        return first, second, spare
 
 
 def take(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:
@@ -256,9 +173,3 @@ def put(tensor: Tensor, dim: int, index: Tensor | None, size: int) -> Tensor:
 def _index(mask: Tensor) -> Tensor | None:
     """Where a mask is True; None if everywhere."""
     return None if mask.all() else mask.nonzero().squeeze(1)
-
-
-def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient before a ReLU, in place of its output."""
-    changed: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=output)
-    return changed

@@ -288,8 +288,12 @@ def test_attention_and_overlap_never_hold_a_map_of_one_head(bias: str, sides: tu
             maps[0].overlap(maps[1]).sum().backward()
 
         with pytest.MonkeyPatch.context() as patch:
-            for name, size in {"TILE": 1 << 14, "NETWORK_TILE": 1 << 12, "LEAST_QUERIES": 1}.items():
-                patch.setattr(f"disentangled_mil.ops._attention_tiles.{name}", size)
+            for name, size in {
+                "_attention_tiles.TILE": 1 << 14,
+                "_attention_tiles.LEAST_QUERIES": 1,
+                "_bias_tiles.NETWORK_TILE": 1 << 12,
+            }.items():
+                patch.setattr(f"disentangled_mil.ops.{name}", size)
             return max(allocations(train))
 
     queries, keys = min(sides) ** 2, (min(sides) // 2) ** 2

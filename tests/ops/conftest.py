@@ -1,5 +1,6 @@
 """What the tests of the attention operators share: arguments, gradients, calls and allocations."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,23 @@ def calls() -> Callable[[Callable[[], object]], list[Call]]:
 def allocations() -> Callable[[Callable[[], object]], list[int]]:
     """Bytes of every allocation that something makes, the largest first."""
     return _allocations
+
+
+@pytest.fixture(scope="session")
+def use_tile() -> Callable[[pytest.MonkeyPatch, int, bool], None]:
+    """Set the entries of a tile, and whether all networks or none are read from tables of their pieces."""
+
+    def set_tile(patch: pytest.MonkeyPatch, entries: int, pieces: bool) -> None:
+        for name, size in {
+            "_attention_tiles.TILE": entries,
+            "_attention_tiles.LEAST_QUERIES": 1,
+            "_attention_tiles.LEAST_NETWORK_QUERIES": 1,
+            "_bias_tiles.NETWORK_TILE": entries,
+            "_bias_tiles.LEAST_PAIRS": 0 if pieces else math.inf,
+        }.items():
+            patch.setattr(f"disentangled_mil.ops.{name}", size)
+
+    return set_tile
 
 
 def _draw(

@@ -17,6 +17,7 @@ Arguments = dict[str, Any]
 Draw = Callable[..., Arguments]
 Leaves = Callable[[Arguments], list[Tensor]]
 Slopes = Callable[..., list[Tensor]]
+UseTile = Callable[[pytest.MonkeyPatch, int, bool], None]
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
@@ -35,18 +36,12 @@ def draw(draw: Draw) -> Draw:
     return without_value
 
 
-@pytest.fixture
-def tiny_tile() -> Iterator[None]:
-    """Tiles of a query or two."""
+@pytest.fixture(params=[False, True], ids=["", "pieces"])
+def tiny_tile(request: pytest.FixtureRequest, use_tile: UseTile) -> Iterator[None]:
+    """Tiles of a query or two, and networks with and without a table of their pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 60)
+        use_tile(patch, 60, request.param)
         yield
-
-
-def use_tile(patch: pytest.MonkeyPatch, entries: int) -> None:
-    for size, least in (("TILE", "LEAST_QUERIES"), ("NETWORK_TILE", "LEAST_NETWORK_QUERIES")):
-        patch.setattr(f"disentangled_mil.ops._attention_tiles.{size}", entries)
-        patch.setattr(f"disentangled_mil.ops._attention_tiles.{least}", 1)
 
 
 def overlap_of(a: Arguments, b: Arguments) -> Tensor:
@@ -126,12 +121,14 @@ def test_errors_name_the_argument():
     dropped=st.sampled_from([0.0, 0.6, 1.0]),
     without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
     tile=st.sampled_from([1, 60, 200, 10**6]),
+    pieces=st.booleans(),
 )
 @settings(max_examples=100)
 def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
     draw: Draw,
     leaves: Leaves,
     slopes: Slopes,
+    use_tile: UseTile,
     seed: int,
     kind_a: str,
     kind_b: str,
@@ -147,6 +144,7 @@ def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
     dropped: float,
     without: set[str],
     tile: int,
+    pieces: bool,
 ) -> None:
     sizes = {"batch": batch, "queries": queries, "keys": keys, "dropped": dropped}
     sizes["padded"] = 0.0 if "query_mask" in without else padded
@@ -156,7 +154,7 @@ def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
     if kind_b == "table":
         b["bias"] = b["bias"]._replace(reach=reach_b)
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, tile)
+        use_tile(patch, tile, pieces)
         streamed, expected = overlap_of(a, b), dense_overlap(a, b)
         torch.testing.assert_close(streamed, expected, **exact)
         inputs = leaves(a) + leaves(b)
@@ -351,13 +349,15 @@ def test_overlap_of_scores_compiles_as_one_graph(draw: Draw, kind: str) -> None:
 
 
 @every_kind
-def test_memory_is_that_of_a_tile_of_every_bag(draw: Draw, allocations: Callable[..., list[int]], kind: str) -> None:
+def test_memory_is_that_of_a_tile_of_every_bag(
+    draw: Draw, allocations: Callable[..., list[int]], use_tile: UseTile, kind: str
+) -> None:
     queries, keys = 200, 200
     one_head = 4 * queries * keys
     sizes = {"kind": kind, "dtype": torch.float32, "groups": 1, "queries": queries, "keys": keys, "width": 4}
     a, b = draw(12, **sizes), draw(13, **sizes)
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 1 << 14)
+        use_tile(patch, 1 << 14, kind == "network")
         assert allocations(lambda: dense_overlap(a, b).sum().backward())[0] >= 2 * 2 * one_head
         assert allocations(lambda: overlap_of(a, b).sum().backward())[0] < one_head
 

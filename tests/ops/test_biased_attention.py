@@ -17,6 +17,7 @@ from disentangled_mil.ops.biased_attention import BACKENDS, AttentionOutput
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
 Slopes = Callable[..., list[Tensor]]
+UseTile = Callable[[pytest.MonkeyPatch, int, bool], None]
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
@@ -26,18 +27,12 @@ both_backends = pytest.mark.parametrize("backend", ["reference", "streaming"])
 exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
-@pytest.fixture
-def tiny_tile() -> Iterator[None]:
-    """Tiles of a query or two."""
+@pytest.fixture(params=[False, True], ids=["", "pieces"])
+def tiny_tile(request: pytest.FixtureRequest, use_tile: UseTile) -> Iterator[None]:
+    """Tiles of a query or two, and networks with and without a table of their pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 20)
+        use_tile(patch, 20, request.param)
         yield
-
-
-def use_tile(patch: pytest.MonkeyPatch, entries: int) -> None:
-    for size, least in (("TILE", "LEAST_QUERIES"), ("NETWORK_TILE", "LEAST_NETWORK_QUERIES")):
-        patch.setattr(f"disentangled_mil.ops._attention_tiles.{size}", entries)
-        patch.setattr(f"disentangled_mil.ops._attention_tiles.{least}", 1)
 
 
 def outputs(attended: AttentionOutput) -> list[Tensor]:
@@ -119,6 +114,7 @@ def test_bias_and_key_logit_are_those_of_the_head_of_each_group(
     dropped=st.sampled_from([0.0, 0.6, 1.0]),
     without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
     tile=st.sampled_from([1, 20, 50, 10**6]),
+    pieces=st.booleans(),
     kept=st.booleans(),
 )
 @settings(max_examples=150)
@@ -126,6 +122,7 @@ def test_streaming_equals_the_reference_with_gradients(
     draw: Draw,
     leaves: Leaves,
     slopes: Slopes,
+    use_tile: UseTile,
     seed: int,
     kind: str,
     batch: int,
@@ -138,6 +135,7 @@ def test_streaming_equals_the_reference_with_gradients(
     dropped: float,
     without: set[str],
     tile: int,
+    pieces: bool,
     kept: bool,
 ) -> None:
     given_ = draw(
@@ -155,7 +153,7 @@ def test_streaming_equals_the_reference_with_gradients(
     given_ |= dict.fromkeys(without)
     dense = biased_attention(**given_, keep_weights=kept, backend="reference")
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, tile)
+        use_tile(patch, tile, pieces)
         streamed = biased_attention(**given_, keep_weights=kept, backend="streaming")
         assert (streamed.weights is not None) == (dense.weights is not None) == kept
         torch.testing.assert_close(outputs(streamed), outputs(dense), **exact)
@@ -403,7 +401,8 @@ def test_low_precision_is_as_near_as_its_type_allows(
     assert fast[0].out.dtype == dtype
     assert fast[0].mass.dtype == fast[0].weights.dtype == torch.float32
     for truth, slow, quick in zip(*((*attended, *found) for attended, found in (exact_, eager, fast)), strict=True):
-        tiny = 16 * torch.finfo(dtype).eps * (1 + truth.abs().max())
+        # Some gradients are zero only because large parts cancel.
+        tiny = 64 * torch.finfo(dtype).eps * (1 + truth.abs().max())
         allowed = 2 * (slow.double() - truth).abs().max() + tiny
         assert (quick.double() - truth).abs().max() <= allowed
 
@@ -568,7 +567,7 @@ def test_the_operators_are_well_registered(
 
 @every_kind
 def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(
-    draw: Draw, allocations: Callable[..., list[int]], kind: str
+    draw: Draw, allocations: Callable[..., list[int]], use_tile: UseTile, kind: str
 ) -> None:
     batch, heads, queries, keys = 2, 2, 200, 100
     one_head = 4 * queries * keys
@@ -582,7 +581,7 @@ def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(
         return allocations(step)
 
     with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 1024)
+        use_tile(patch, 1024, kind == "network")
         assert train("reference")[0] >= batch * heads * one_head
         assert train("streaming")[0] < one_head / 2
         assert [size for size in train("streaming", kept=True) if size > one_head / 2] == [batch * heads * one_head]

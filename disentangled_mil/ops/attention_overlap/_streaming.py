@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attention_tiles import BagScores, BagScoresGradient, Scratch
+from .._attention_tiles import BagScores, BagScoresGradient
+from .._bias_tiles import BiasTile, tiled_bias
 from ..biased_attention import AttentionScores
 
 
@@ -22,7 +23,7 @@ def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float],
     with torch.autocast(overlap.device.type, enabled=False):
         left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
         for tile in _tiles(left, right):
-            maps_a, maps_b = (_stack(bags, tile).flatten(1).to(overlap.dtype) for bags in (left, right))
+            maps_a, maps_b = (_maps(bags, tile)[0].flatten(1).to(overlap.dtype) for bags in (left, right))
             overlap += maps_a @ maps_b.T
     return overlap
 
@@ -51,16 +52,19 @@ def _backward(
         left_gradients = [BagScoresGradient(bag, into_a, wanted_a) for bag in left]
         right_gradients = [BagScoresGradient(bag, into_b, wanted_b) for bag in right]
         for tile in _tiles(left, right):
-            maps_a, maps_b = _stack(left, tile), _stack(right, tile)
-            for own, other, share, bags in (
-                (maps_a, maps_b, gradient, left_gradients),
-                (maps_b, maps_a, gradient.T, right_gradients),
+            (maps_a, biases_a), (maps_b, biases_b) = _maps(left, tile), _maps(right, tile)
+            for own, biases, other, share, bags in (
+                (maps_a, biases_a, maps_b, gradient, left_gradients),
+                (maps_b, biases_b, maps_a, gradient.T, right_gradients),
             ):
                 change = (share @ other.flatten(1).to(share.dtype)).view_as(own).to(own.dtype)
-                for bag, weights, into in zip(bags, own, change, strict=True):
-                    bag.add(tile, weights, None, into)
-        for bag in (*left_gradients, *right_gradients):
-            bag.finish()
+                for bag, weights, bias, into in zip(bags, own, biases, change, strict=True):
+                    bag.add(tile, weights, bias, into)
+        for bags, into, wanted in ((left_gradients, into_a, wanted_a), (right_gradients, into_b, wanted_b)):
+            for bag in bags:
+                bag.finish()
+            if bags and bags[0].scores.bias and any(wanted[6:]):
+                bags[0].scores.bias.finish(into[6:])
     return result
 
 
@@ -107,8 +111,9 @@ def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScor
     query, key, query_position, key_position, mask, *others = tensors
     # Padding may hold anything, and its places are looked at here.
     query_position = query_position.where(mask[..., None], 0)
-    clean, scratch = (query, key, query_position, key_position, mask, *others), Scratch()
-    return [BagScores(clean, reach, scale, bag, skip=False, scratch=scratch) for bag in range(len(query))]
+    clean = (query, key, query_position, key_position, mask, *others)
+    bias = tiled_bias(clean, reach)
+    return [BagScores(clean, bias, scale, bag, skip=False) for bag in range(len(query))]
 
 
 def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]:
@@ -117,6 +122,7 @@ def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]
     return max(choices, key=len, default=[])
 
 
-def _stack(bags: Sequence[BagScores], tile: slice) -> Tensor:
-    """The weights of a tile of every bag [B, H, t, J]."""
-    return torch.stack([bag.weights(tile)[0] for bag in bags])
+def _maps(bags: Sequence[BagScores], tile: slice) -> tuple[Tensor, list[BiasTile | None]]:
+    """The weights of a tile of every bag [B, H, t, J], and their biases."""
+    weights, biases = zip(*(bag.weights(tile) for bag in bags), strict=True)
+    return torch.stack(weights), list(biases)

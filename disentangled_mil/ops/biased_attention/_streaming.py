@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._attention_tiles import BagScores, BagScoresGradient, Scratch, put, take
+from .._attention_tiles import BagScores, BagScoresGradient, put, take
+from .._bias_tiles import tiled_bias
 
 
 def streaming(
@@ -31,9 +32,9 @@ def _streaming(
     out, mass, kept = _empty(scores, value, reach, scale, dropout, seed, keep)
     tokens, keys = out.shape[2], mass.shape[2]
     with torch.autocast(value.device.type, enabled=False):
-        scratch = Scratch()
+        bias = tiled_bias(scores, reach)
         for bag in range(len(value)):
-            attend = BagScores(scores, reach, scale, bag, scratch=scratch)
+            attend = BagScores(scores, bias, scale, bag)
             rows, columns = attend.rows, attend.columns
             drop = _Dropout(dropout, seed, bag, value.device)
             values = take(value[bag], 1, columns).to(attend.wide) * drop.scale  # [H, J, D]
@@ -89,9 +90,9 @@ def _backward(
     into_out, into_mass, into_kept = gradients
     *into_scores, into_value = result = [torch.zeros_like(tensor) for tensor in (*scores, value)]
     with torch.autocast(value.device.type, enabled=False):
-        scratch = Scratch()
+        bias = tiled_bias(scores, reach)
         for bag in range(len(value)):
-            attend = BagScores(scores, reach, scale, bag, scratch=scratch)
+            attend = BagScores(scores, bias, scale, bag)
             rows, columns = attend.rows, attend.columns
             gradient = BagScoresGradient(attend, into_scores, wanted)
             drop = _Dropout(dropout, seed, bag, value.device)
@@ -104,7 +105,7 @@ def _backward(
             )
             bag_into_mass = None if into_mass is None else take(into_mass[bag], 1, columns)[:, None]
             for tile in attend.tiles():
-                weights, network = attend.weights(tile) if bag_kept is None else (bag_kept[:, tile], None)
+                weights, biases = attend.weights(tile) if bag_kept is None else (bag_kept[:, tile], None)
                 if bag_out is None:
                     change = torch.zeros_like(weights)
                 else:
@@ -116,9 +117,11 @@ def _backward(
                     change += bag_into_mass
                 if bag_into_kept is not None:
                     change += bag_into_kept[:, tile]
-                gradient.add(tile, weights, network, change)
+                gradient.add(tile, weights, biases, change)
             gradient.finish()
             into_value[bag] = put(bag_into_value * drop.scale, 1, columns, value.shape[2])
+        if bias and any(wanted[6:-1]):
+            bias.finish(into_scores[6:])
     return result
 
 

@@ -1,0 +1,297 @@
+"""Position biases of one tile of queries after the other, and their gradients: from a table, a network, or both.
+
+A network of ReLUs is linear in the log-spaced displacement wherever none of its units changes sign. In every cell that
+no such kink crosses, a table of its values is the network itself, and so are the gradients. Only the pairs in other
+cells are given to the network: of 2,500 x 144 x 8 pairs about one in seven.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+# A network holds its hidden layers for so many pairs at a time.
+NETWORK_TILE = 3 << 12
+# A table of a network of F features has (pairs x F) ^ (2/3) nodes, at which it is evaluated, and leaves about twice as
+# many pairs to it. From so many pairs on, for each F ^ 2, that is less than half of them ...
+LEAST_PAIRS = 216
+# ... and with so many nodes a few in a hundred.
+MOST_NODES = 1 << 20
+
+
+class TableBias:
+    """Biases from a table [I, R, R].
+
+    Attributes:
+        reach: of the table, in units of which displacements are given.
+        pairs_at_once: how many pairs a tile may have.
+        tabulated: whether a table is read, which must not happen at NaN.
+    """
+
+    pairs_at_once, tabulated = math.inf, True
+
+    def __init__(self, values: Tensor, reach: float) -> None:
+        self.reach = reach
+        self._table, self._gradient = values[None], torch.zeros_like(values)
+
+    def tile(self, displacement: Tensor) -> "TableTile":
+        """The biases at displacements [G, t, J, 2]."""
+        return TableTile(self._table, displacement, self._gradient)
+
+    def finish(self, into: Sequence[Tensor]) -> None:
+        """Add what all tiles passed back."""
+        into[0].add_(self._gradient)
+
+
+class TableTile:
+    """Biases at places [G, t, J, 2] of a table [1, I, R, S], which spans [-1, 1] along both axes."""
+
+    def __init__(self, table: Tensor, place: Tensor, gradient: Tensor) -> None:
+        groups, queries, keys, _ = place.shape
+        lanes = _lanes(groups, place.device)
+        self.shape = (lanes, groups // lanes, -1, queries, keys)
+        self.table, self.gradient = table.expand(lanes, -1, -1, -1), gradient
+        self.place = place.view(lanes, -1, keys, 2)
+
+    def values(self) -> Tensor:
+        """The biases [G, I, t, J]."""
+        lanes, within, _, queries, keys = self.shape
+        read = grid_sample(self.table, self.place, align_corners=True, padding_mode="border")
+        return read.view(lanes, -1, within, queries, keys).transpose(1, 2).reshape(lanes * within, -1, queries, keys)
+
+    def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
+        """From the gradient of the biases [G, I, t, J] that of the places [G, t, J, 2]; the table's is added up."""
+        per_lane = change.view(self.shape).transpose(1, 2).reshape(len(self.place), -1, *self.place.shape[1:3])
+        into_table, moved = torch.ops.aten.grid_sampler_2d_backward(
+            per_lane, self.table, self.place, 0, 1, True, [want_bias, want_position]
+        )
+        if want_bias:
+            self.gradient += into_table.sum(0)
+        return moved.view(-1, *self.shape[-2:], 2) if want_position else None
+
+
+class NetworkBias:
+    """Biases of a network, evaluated for every pair; attributes as of :class:`TableBias`."""
+
+    reach, tabulated = 1.0, False
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts, self.gradient = parts, [torch.zeros_like(part) for part in parts]
+        self.pairs_at_once: float = NETWORK_TILE
+
+    def tile(self, displacement: Tensor) -> "NetworkTile | PiecewiseTile":
+        """The biases at displacements [G, t, J, 2]."""
+        return NetworkTile(self, displacement)
+
+    def rows(self, spaced: Tensor) -> "NetworkRows":
+        """The network at log-spaced displacements [M, 2]."""
+        return NetworkRows(self.parts, spaced, self.gradient)
+
+    def finish(self, into: Sequence[Tensor]) -> None:
+        """Add what all tiles passed back."""
+        for total, part in zip(into, self.gradient, strict=True):
+            total += part
+
+
+class NetworkTile:
+    """Biases of a network at displacements [G, t, J, 2]."""
+
+    def __init__(self, bias: NetworkBias, displacement: Tensor) -> None:
+        self.displacement = displacement
+        self.rows = bias.rows(displacement.abs().log1p_().copysign_(displacement).view(-1, 2))
+
+    def values(self) -> Tensor:
+        """The biases [G, I, t, J]."""
+        return self.rows.values().view(*self.displacement.shape[:-1], -1).movedim(-1, 1).contiguous()
+
+    def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor:
+        """From the gradient of the biases [G, I, t, J] that of the displacements [G, t, J, 2]; can be called once."""
+        moved = self.rows.backward(change.movedim(1, -1).flatten(0, -2))
+        return _through_log(moved.view_as(self.displacement), self.displacement)
+
+
+class PiecewiseBias(NetworkBias):
+    """Biases of a network, from a table of its values where it is linear.
+
+    Args:
+        parts: of the network.
+        extent: the largest displacement along x and along y.
+        nodes: of the table, about.
+    """
+
+    tabulated = True
+
+    def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float) -> None:
+        sides = [max(math.log1p(length), 1e-3) for length in extent]
+        pitch = 2 * math.sqrt(sides[0] * sides[1] / nodes)
+        # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
+        self.width, self.height = (2 + 2 * math.floor(side / pitch) for side in sides)
+        # The network and the table take places in [-1, 1]: log-spaced displacements in units of the sides.
+        self.sides = parts[0].new_tensor(sides)
+        super().__init__([parts[0] * self.sides, *parts[1:]])
+        # Sums of 16 powers of two are exact, and as equal as the signs that they stand for [W, F].
+        unit = torch.arange(len(parts[0]), device=self.sides.device)
+        powers = ((unit[::16, None] // 16 == unit // 16) * 2.0 ** (unit % 16)).to(self.sides)
+        table = self.sides.new_empty(len(parts[4]), self.height * self.width)
+        signs = self.sides.new_empty(2 * len(powers), self.height * self.width)
+        for some, places in self._nodes():
+            network = self.rows(places)
+            table[:, some] = network.values().T
+            signs[:, some] = network.signs(powers)
+        self.table = table.view(1, -1, self.height, self.width)
+        self.kinked = _kinked(signs.view(-1, self.height, self.width))[None, None]
+        self.table_gradient = torch.zeros_like(self.table[0])
+        self.pairs_at_once = NETWORK_TILE / self.kinked.mean().item()
+
+    def tile(self, displacement: Tensor) -> "PiecewiseTile":
+        """The biases at displacements [G, t, J, 2]."""
+        return PiecewiseTile(self, displacement)
+
+    def finish(self, into: Sequence[Tensor]) -> None:
+        """Add what all tiles passed back."""
+        for some, places in self._nodes():
+            self.rows(places).backward(self.table_gradient.flatten(1)[:, some].T)
+        self.gradient[0] *= self.sides
+        super().finish(into)
+
+    def _nodes(self) -> Iterator[tuple[slice, Tensor]]:
+        """As many nodes at a time as the network takes, row by row of the table, and their places [M, 2]."""
+        x, y = (self.sides.new_tensor(range(count)) * (2 / (count - 1)) - 1 for count in (self.width, self.height))
+        step = max(1, NETWORK_TILE // self.width)
+        for start in range(0, self.height, step):
+            rows = y[start : start + step]
+            places = torch.stack([x.repeat(len(rows)), rows.repeat_interleave(self.width)], -1)
+            yield slice(start * self.width, (start + len(rows)) * self.width), places
+
+
+class PiecewiseTile:
+    """Biases of a network that is linear in most places, at displacements [G, t, J, 2]."""
+
+    def __init__(self, bias: PiecewiseBias, displacement: Tensor) -> None:
+        groups, queries, keys, _ = displacement.shape
+        # Rows as long as the keys' are divided faster than pairs.
+        self.displacement, self.sides = displacement, bias.sides.repeat(keys)
+        place = displacement.abs().log1p_()
+        place.view(groups, queries, -1).div_(self.sides)
+        place.copysign_(displacement)
+        self.table = TableTile(bias.table, place, bias.table_gradient)
+        cells = bias.kinked.expand(len(self.table.place), -1, -1, -1)
+        kinked = grid_sample(cells, self.table.place, mode="nearest", padding_mode="border", align_corners=False)
+        self.pairs = kinked.view(-1).nonzero()[:, 0]  # [K]
+        self.rows = bias.rows(place.view(-1, 2)[self.pairs])
+        # Where their biases are among all [G, I, t, J].
+        self.entries = self.pairs[:, None]  # [K, I]
+        if (heads := bias.table.shape[1]) > 1:
+            head, group = torch.arange(heads, device=place.device), queries * keys
+            self.entries = self.entries + (self.entries // group * (heads - 1) + head) * group
+
+    def values(self) -> Tensor:
+        """The biases [G, I, t, J]."""
+        values = self.table.values()
+        values.view(-1)[self.entries] = self.rows.values()
+        return values
+
+    def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
+        """From the gradient of the biases [G, I, t, J], used up, that of the displacements; can be called once."""
+        flat = change.view(-1)
+        moved_rows = self.rows.backward(flat[self.entries])
+        flat[self.entries] = 0
+        moved = self.table.backward(change, want_bias, want_position)
+        if moved is None:
+            return None
+        moved.view(-1, 2)[self.pairs] = moved_rows
+        moved.view(*moved.shape[:2], -1).div_(self.sides)
+        return _through_log(moved, self.displacement)
+
+
+class NetworkRows:
+    """A network at log-spaced displacements [M, 2], with its hidden layers; the network's gradient is added up."""
+
+    def __init__(self, parts: Sequence[Tensor], spaced: Tensor, gradient: Sequence[Tensor]) -> None:
+        w1, b1, w2, b2, _, _ = self.parts = parts
+        self.spaced, self.gradient = spaced, gradient
+        self.first = torch.addmm(b1, spaced, w1.T).relu_()
+        self.second = torch.addmm(b2, self.first, w2.T).relu_()
+
+    def values(self) -> Tensor:
+        """The biases [M, I]."""
+        *_, w3, b3 = self.parts
+        return torch.addmm(b3, self.second, w3.T)
+
+    def signs(self, powers: Tensor) -> Tensor:
+        """Sums [2 W, M] of the powers [W, F] of those units that are on; the hidden layers are used up."""
+        return torch.cat([powers @ hidden.sign_().T for hidden in (self.first, self.second)])
+
+    def backward(self, change: Tensor) -> Tensor:
+        """From the gradient of the biases [M, I] that of the log-spaced displacements.
+
+        It is written over the hidden layers, so that this can be called once.
+        """
+        w1, _, w2, _, w3, _ = self.parts
+        into_w1, into_b1, into_w2, into_b2, into_w3, into_b3 = self.gradient
+        into_b3 += change.sum(0)
+        into_w3.addmm_(change.T, self.second)
+        product = torch.mul if len(w3) == 1 else torch.mm  # the same, and faster
+        into_second = _through_relu(product(change, w3), self.second)
+        into_w2.addmm_(into_second.T, self.first)
+        into_b2 += into_second.sum(0)
+        into_first = _through_relu(into_second @ w2, self.first)
+        into_b1 += into_first.sum(0)
+        # Products with a side of two are faster with it at the outside.
+        into_w1 += (self.spaced.T @ into_first).T
+        return torch.mm(into_first, w1.T.contiguous().T)
+
+
+TiledBias: TypeAlias = TableBias | NetworkBias
+BiasTile: TypeAlias = TableTile | NetworkTile | PiecewiseTile
+
+
+def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
+    """The bias of a batch, in the cheapest way.
+
+    Args:
+        tensors: as of :class:`~._attention_tiles.BagScores`; the bias is none, one table or the six of a network.
+        reach: of the table.
+    """
+    query, _, query_position, key_position, mask, logit, *bias = (tensor.detach() for tensor in tensors)
+    parts = [part.to(torch.promote_types(query.dtype, torch.float32)) for part in bias]
+    if len(parts) < 2:
+        return TableBias(parts[0], reach) if parts else None
+    seen, features = logit != -math.inf, len(parts[0])
+    pairs = int((mask.sum(1) * seen.sum((1, 2))).sum())
+    if pairs > LEAST_PAIRS * features**2:
+        queries, keys = query_position[mask].to(parts[0]), key_position[seen].to(parts[0])
+        extent = torch.maximum(queries.amax(0) - keys.amin(0), keys.amax(0) - queries.amin(0)).tolist()
+        if all(map(math.isfinite, extent)):
+            return PiecewiseBias(parts, extent, min((pairs * features) ** (2 / 3), MOST_NODES))
+    return NetworkBias(parts)
+
+
+def _lanes(groups: int, device: torch.device) -> int:
+    """Parts of equally many groups, so that every thread has one, with a table of its own."""
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return next(lanes for lanes in range(1, groups + 1) if groups % lanes == 0 and lanes >= min(threads, groups))
+
+
+def _kinked(signs: Tensor) -> Tensor:
+    """1 for every cell whose nodes [W, R, S] differ, and for those at the edge, in which all lies that is outside."""
+    kinked = signs.new_ones(signs.shape[1] - 1, signs.shape[2] - 1)
+    kinked[1:-1, 1:-1] = 0
+    for sign in signs:
+        down, right = sign[1:] != sign[:-1], sign[:, 1:] != sign[:, :-1]
+        kinked.masked_fill_(down[:, 1:] | down[:, :-1] | right[1:] | right[:-1], 1)
+    return kinked
+
+
+def _through_log(gradient: Tensor, displacement: Tensor) -> Tensor:
+    """The gradient before displacements were log-spaced, in place of that after it."""
+    return gradient.div_(displacement.abs().add_(1))
+
+
+def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient before a ReLU, in place of its output."""
+    changed: Tensor = torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=output)
+    return changed

@@ -1,0 +1,117 @@
+"""A network that is read from a table where it is linear: the same values and gradients as everywhere evaluated."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from disentangled_mil import ContinuousPositionBias
+from disentangled_mil.ops import MLPBias, biased_attention
+from disentangled_mil.ops._bias_tiles import PiecewiseBias
+
+Draw = Callable[..., dict[str, Any]]
+Leaves = Callable[[dict[str, Any]], list[Tensor]]
+Slopes = Callable[..., list[Tensor]]
+
+exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def network(seed: int, features: int, outputs: int) -> MLPBias:
+    source = torch.Generator().manual_seed(seed)
+    shapes = [(features, 2), (features,), (features, features), (features,), (outputs, features), (outputs,)]
+    parts = (torch.randn(*shape, dtype=torch.float64, generator=source) for shape in shapes)
+    return MLPBias(*(part.requires_grad_() for part in parts))
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    features=st.sampled_from([1, 5, 16, 17, 33]),
+    outputs=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 3, 6]),
+    queries=st.integers(1, 9),
+    keys=st.integers(1, 9),
+    extent=st.tuples(st.sampled_from([0.0, 0.3, 2.0, 1e4]), st.sampled_from([0.0, 0.3, 2.0])),
+    nodes=st.sampled_from([1, 100, 5000]),
+)
+@settings(max_examples=60)
+def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
+    seed: int,
+    features: int,
+    outputs: int,
+    groups: int,
+    queries: int,
+    keys: int,
+    extent: tuple[float, float],
+    nodes: int,
+) -> None:
+    bias = network(seed, features, outputs)
+    source = torch.Generator().manual_seed(seed)
+    displacement = 2 * torch.randn(groups, queries, keys, 2, dtype=torch.float64, generator=source)
+    change = torch.randn(groups, outputs, queries, keys, dtype=torch.float64, generator=source)
+    expected = bias(displacement.requires_grad_()).movedim(-1, 1)
+    slopes = torch.autograd.grad(expected, [displacement, *bias], change)
+    pieces = PiecewiseBias([part.detach() for part in bias], extent, nodes)
+    tile = pieces.tile(displacement.detach())
+    torch.testing.assert_close(tile.values(), expected.detach(), **exact)
+    moved = tile.backward(change, want_bias=True, want_position=True)
+    into = [torch.zeros_like(part) for part in bias]
+    pieces.finish(into)
+    torch.testing.assert_close([moved, *into], list(slopes), **exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_most_pairs_are_not_given_to_the_network(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    bias = ContinuousPositionBias(32, 1).to(dtype).weights()
+    pieces = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 200_000)
+    tile = pieces.tile(4 * torch.rand(2, 100, 100, 2, dtype=dtype) - 2)
+    assert len(tile.pairs) < 0.25 * 2 * 100 * 100
+    scaled = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 800_000)
+    assert scaled.pairs_at_once > 1.8 * pieces.pairs_at_once  # half as many pairs on kinks
+
+
+@pytest.mark.parametrize("queries", [90, 20], ids=["pieces", "network"])
+def test_attention_takes_the_table_where_there_are_enough_pairs(
+    draw: Draw, leaves: Leaves, slopes: Slopes, monkeypatch: pytest.MonkeyPatch, queries: int
+) -> None:
+    made = []
+    build = PiecewiseBias.__init__
+
+    def record(self: PiecewiseBias, *arguments: Any) -> None:
+        made.append(self)
+        build(self, *arguments)
+
+    monkeypatch.setattr(PiecewiseBias, "__init__", record)
+    given_ = draw(5, kind="network", queries=queries, keys=40, padded=0.2, dropped=0.1)
+    results = []
+    for backend in ("streaming", "reference"):
+        attended = biased_attention(**given_, backend=backend)[:2]
+        results.append([*attended, *slopes(attended, leaves(given_))])
+    torch.testing.assert_close(*results, **exact)
+    assert bool(made) == (queries == 90)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_seen(value: float) -> None:
+    bias = network(0, 5, 1)
+    with torch.no_grad():
+        bias.w2[0, 0] = value
+    tile = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 400).tile(torch.ones(1, 3, 3, 2).double())
+    torch.testing.assert_close(tile.values().squeeze(), bias(torch.ones(3, 3, 2).double()).squeeze(), equal_nan=True)
+
+
+def test_queries_and_keys_at_one_place_are_fine(draw: Draw, leaves: Leaves, slopes: Slopes) -> None:
+    given_ = draw(6, kind="network", queries=90, keys=40)
+    with torch.no_grad():
+        given_["query_position"].fill_(0.25)
+        given_["key_position"].fill_(0.25)
+    found, expected = (
+        slopes([biased_attention(**given_, backend=backend).out], leaves(given_))
+        for backend in ("streaming", "reference")
+    )
+    torch.testing.assert_close(found, expected, **exact)
