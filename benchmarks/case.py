@@ -34,7 +34,7 @@ class Candidate:
 
     prepare: Prepare
     oracle: str | None = None
-    tolerance: float = 1e-3
+    tolerance: float = 3e-3
     approximate: bool = False
     proof: Prepare | None = None
     memory: Callable[[int], float] | None = None
