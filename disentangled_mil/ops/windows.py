@@ -77,7 +77,7 @@ def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -
         index, inside = _places(cells, window[:, :, row])
         read = embedding(index, cells.flatten(0, 2)) * inside  # [B, G, J, S, C]
         into_kernel[row] = (read.to(wide) * gradient[:, :, :, None]).sum((0, 1, 2))
-        change = (gradient[:, :, :, None] * (inside * weight)).view(-1, channels)
+        change = (gradient[:, :, :, None] * (inside * weight)).reshape(-1, channels)
         into_cells.scatter_add_(0, index.reshape(-1, 1).expand_as(change), change)
     return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
 

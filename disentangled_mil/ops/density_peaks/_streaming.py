@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from ._reference import distances
 
-_TILE_BYTES = 4 * 2**20  # tiles are read several times: best from a cache
+_TILE_BYTES = 2 * 2**20  # tiles are read several times: best from a cache
 _TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
-_GROUPED = 32
 _SPARE = 11, 11, 123  # candidates beyond the wanted ones, search by search
 
 
@@ -100,8 +100,12 @@ class _Screen:
     def search(self, rows: Tensor, count: int, rank: Tensor | None = None) -> _Candidates:
         """Find ``count`` candidates for each of some rows."""
         size = len(self.tokens)
+        count = min(count, size)
         step = min(len(rows), _tile_rows(self.centred))
-        tile = self.centred.new_full((step, -(-size // _GROUPED) * _GROUPED), math.inf)
+        # As many minima as members of the groups that are looked through.
+        grouped = math.isqrt(size // count)
+        tile = self.centred.new_empty(step, -(-size // grouped) * grouped)
+        tile[:, size:] = math.inf
         parts = []
         for some in torch.split(rows, step):
             bounds = tile[: len(some), :size]
@@ -109,7 +113,7 @@ class _Screen:
             longest = bounds.amax(1)
             if rank is not None:
                 bounds.masked_fill_(rank >= rank[some, None], math.inf)
-            shortest, columns = _smallest(tile[: len(some)], min(count, size))
+            shortest, columns = _smallest(tile[: len(some)], count, grouped)
             parts.append(self._recheck(some, columns.clamp(max=size - 1), shortest, longest))
         found = _Candidates(*map(torch.cat, zip(*parts, strict=True)))
         if self.broken:
@@ -122,7 +126,7 @@ class _Screen:
         pieces = max(1, _TILE_BYTES // (columns.shape[1] * self.tokens[0].nbytes))
         exact = torch.cat(
             [
-                distances(self.tokens[some, None], self.tokens[candidates]).squeeze(1)
+                distances(self.tokens[some, None], embedding(candidates, self.tokens)).squeeze(1)
                 for some, candidates in zip(torch.split(rows, pieces), torch.split(columns, pieces), strict=True)
             ]
         ).masked_fill_(shortest.isinf(), math.inf)
@@ -140,16 +144,16 @@ def _unsure(nearest: Tensor, beyond: Tensor) -> Tensor:
     return (~(nearest[:, -1].double().square() <= beyond)).nonzero().squeeze(1)
 
 
-def _smallest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _smallest(tile: Tensor, count: int, grouped: int) -> tuple[Tensor, Tensor]:
     """The smallest numbers of each row, rising, and their columns [R, count].
 
     They are in the ``count`` groups of the smallest minima, and minima are cheap.
     """
-    groups = tile.view(len(tile), _GROUPED, -1)  # [R, _GROUPED, G]
-    if count >= groups.shape[2]:
+    groups = tile.view(len(tile), grouped, -1)  # [R, grouped, G]
+    if grouped == 1:
         return tile.topk(count, largest=False)
     chosen = groups.amin(1).topk(count, largest=False, sorted=False).indices  # [R, count]
-    members = groups.gather(2, chosen[:, None].expand(-1, _GROUPED, -1)).flatten(1)
+    members = groups.gather(2, chosen[:, None].expand(-1, grouped, -1)).flatten(1)
     smallest, place = members.topk(count, largest=False)
     columns = place // count * groups.shape[2] + chosen.gather(1, place % count)
     return smallest, columns
