@@ -42,6 +42,8 @@ def check(name: str, size: int, limit: float, device: torch.device) -> Checked:
     for key, candidate in case.candidates.items():
         if candidate.memory and not candidate.fits(size, limit):
             absent[key] = f"would take about {candidate.memory(size) / 1e9:.0f} GB, the limit is {limit / 1e9:.3g} GB"
+        elif candidate.most_on_cpu and device.type == "cpu" and size > candidate.most_on_cpu:
+            absent[key] = f"takes too long on a CPU beyond {candidate.most_on_cpu:,} tokens"
     deviations = {n: found for n, found in found.items() if not isinstance(found, str) and n not in absent}
     return Checked(at, deviations, absent)
 

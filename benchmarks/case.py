@@ -25,10 +25,11 @@ class Candidate:
         oracle: the candidate whose outputs these must be; None for the reference itself and for yardsticks, which do
             some other work of known cost.
         tolerance: largest deviation from the oracle, as a share of each tensor's largest entry; some gradients are
-            sums of millions of rounded terms.
+            sums of millions of rounded terms, and the dense ones are themselves off by 1e-3 from those in float64.
         approximate: whether only the values are compared: the gradient of an approximation is its own.
         proof: what is compared instead of ``prepare``, where randomness would tell candidates apart.
         memory: estimate of the peak memory in bytes, by which sizes that do not fit are left out.
+        most_on_cpu: tokens beyond which it takes too long on a CPU.
         cost: operations that the result needs, and bytes that must be moved for it, however it is computed.
     """
 
@@ -38,6 +39,7 @@ class Candidate:
     approximate: bool = False
     proof: Prepare | None = None
     memory: Callable[[int], float] | None = None
+    most_on_cpu: int | None = None
     cost: Callable[[int], tuple[float, float]] | None = None
 
     def fits(self, size: int, limit: float) -> bool:

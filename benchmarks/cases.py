@@ -124,6 +124,18 @@ def _teacher() -> dict[str, Candidate]:
     return ways | plain
 
 
+def _overlap() -> dict[str, Candidate]:
+    kept = {
+        f"weights kept{suffix}": Candidate(
+            _using(work.overlap, backend="kept", bias=bias),
+            f"reference{suffix}",
+            cost=partial(_overlap_cost, bias=bias),
+        )
+        for bias, suffix in (("exact", ""), ("table", ", table"))
+    }
+    return _attending(work.overlap, maps=4, cost=_overlap_cost) | kept
+
+
 def _share(name: str) -> Callable[[Mapping[str, float]], float]:
     return lambda seconds: 1 - seconds[f"{name}, plain"] / seconds[name]
 
@@ -167,7 +179,7 @@ CASES: Mapping[str, Case] = {
     "overlap": Case(
         "inner products of the attention maps of two batches of 2, forward and backward",
         (2500,),
-        _attending(work.overlap, maps=4, cost=_overlap_cost),
+        _overlap(),
     ),
     "density-peaks": Case(
         "density-peak clustering, beside KeOps and two passes of the plain matrix product",
@@ -178,7 +190,7 @@ CASES: Mapping[str, Case] = {
             ),
             "streaming": Candidate(_using(work.peaks, backend="streaming"), "reference", cost=_peaks_cost),
             "triton": Candidate(_using(work.peaks, backend="triton"), "reference", cost=_peaks_cost),
-            "KeOps": Candidate(peers.keops, "reference"),
+            "KeOps": Candidate(peers.keops, "reference", most_on_cpu=20_000),
             "two products": Candidate(work.two_products, cost=_peaks_cost),
         },
         {f"{name} / two products": _over(name, "two products") for name in ("streaming", "triton", "KeOps")},

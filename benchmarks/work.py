@@ -78,7 +78,10 @@ def attention(size: int, device: torch.device, *, backend: str, bias: str, backw
 
 
 def overlap(size: int, device: torch.device, *, backend: str, bias: str) -> Work:
-    """Inner products of two batches of attention maps, forward and backward."""
+    """Inner products of two batches of attention maps, forward and backward.
+
+    From dense maps (``"reference"``), from streamed ones whose weights are kept (``"kept"``), or from their scores.
+    """
     low, high = (AttentionInputs.of(size, device, batch=2, seed=seed) for seed in (0, 1))
     torch.manual_seed(2)
     arriving = torch.randn(2, 2, device=device)
@@ -87,10 +90,13 @@ def overlap(size: int, device: torch.device, *, backend: str, bias: str) -> Work
     }
 
     def work() -> Outputs:
-        a, b = low.scores(bias), high.scores(bias)
+        maps = [of.scores(bias) for of in (low, high)]
+        if backend == "kept":
+            maps = [scores.weights().flatten(1) for scores in maps]
         if backend == "reference":
-            return with_gradients(attention_overlap(a.weights().flatten(1), b.weights().flatten(1)), leaves, arriving)
-        return with_gradients(attention_overlap(a, b), leaves, arriving)
+            dense = (scores.attend(scores.key, keep_weights=True, backend=backend).weights for scores in maps)
+            maps = [weights.flatten(1) for weights in dense if weights is not None]
+        return with_gradients(attention_overlap(*maps), leaves, arriving)
 
     return work
 

@@ -182,6 +182,14 @@ def test_reference_that_does_not_fit_is_left_out_and_the_comparison_made_smaller
     assert "0e+00 at 20 |" in capsys.readouterr().out
 
 
+def test_candidate_that_takes_too_long_is_left_out_beyond_its_size(add_case, tmp_path):
+    add_case(slow=Candidate(giving(wave), "reference", most_on_cpu=25))
+    assert run(tmp_path, "fake", "--no-memory") == 0
+    small, large = (record["candidates"]["slow"] for record in kept(tmp_path))
+    assert small["deviation"] == 0
+    assert large == {"absent": "takes too long on a CPU beyond 25 tokens"}
+
+
 ONE_CALL = """
 import torch
 from benchmarks.case import Candidate
