@@ -9,7 +9,7 @@ from torch import Tensor
 from ._bias_tiles import BiasTile, TiledBias
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
-TILE = 1 << 17
+TILE = 1 << 18
 # ... but no fewer queries than make a matrix product worth its name.
 LEAST_QUERIES = 32
 # The same where a network is evaluated for every pair, which makes tiles smaller.

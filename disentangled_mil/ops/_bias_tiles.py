@@ -107,10 +107,10 @@ class NetworkTile:
         """The biases [G, I, t, J]."""
         return self.rows.values().view(*self.displacement.shape[:-1], -1).movedim(-1, 1).contiguous()
 
-    def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor:
+    def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J] that of the displacements [G, t, J, 2]; can be called once."""
-        moved = self.rows.backward(change.movedim(1, -1).flatten(0, -2))
-        return _through_log(moved.view_as(self.displacement), self.displacement)
+        moved = self.rows.backward(change.movedim(1, -1).flatten(0, -2), want_position)
+        return None if moved is None else _through_log(moved.view_as(self.displacement), self.displacement)
 
 
 class PiecewiseBias(NetworkBias):
@@ -153,7 +153,7 @@ class PiecewiseBias(NetworkBias):
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
         for some, places in self._nodes():
-            self.rows(places).backward(self.table_gradient.flatten(1)[:, some].T)
+            self.rows(places).backward(self.table_gradient.flatten(1)[:, some].T, want_position=False)
         self.gradient[0] *= self.sides
         super().finish(into)
 
@@ -197,10 +197,10 @@ class PiecewiseTile:
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J], used up, that of the displacements; can be called once."""
         flat = change.view(-1)
-        moved_rows = self.rows.backward(flat[self.entries])
+        moved_rows = self.rows.backward(flat[self.entries], want_position)
         flat[self.entries] = 0
         moved = self.table.backward(change, want_bias, want_position)
-        if moved is None:
+        if moved is None or moved_rows is None:
             return None
         moved.view(-1, 2)[self.pairs] = moved_rows
         moved.view(*moved.shape[:2], -1).div_(self.sides)
@@ -225,7 +225,7 @@ class NetworkRows:
         """Sums [2 W, M] of the powers [W, F] of those units that are on; the hidden layers are used up."""
         return torch.cat([powers @ hidden.sign_().T for hidden in (self.first, self.second)])
 
-    def backward(self, change: Tensor) -> Tensor:
+    def backward(self, change: Tensor, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [M, I] that of the log-spaced displacements.
 
         It is written over the hidden layers, so that this can be called once.
@@ -242,7 +242,7 @@ class NetworkRows:
         into_b1 += into_first.sum(0)
         # Products with a side of two are faster with it at the outside.
         into_w1 += (self.spaced.T @ into_first).T
-        return torch.mm(into_first, w1.T.contiguous().T)
+        return torch.mm(into_first, w1.T.contiguous().T) if want_position else None
 
 
 TiledBias: TypeAlias = TableBias | NetworkBias
