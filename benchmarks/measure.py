@@ -48,7 +48,7 @@ def measure(
         checked: which candidates.
         device: where.
         repeats: the most rounds.
-        seconds: about as long as all rounds may take; work that takes longer by itself is called only once.
+        seconds: about as long as all rounds may take; work that takes longer by itself is not called again in rounds.
         memory: whether to measure the memory on a CPU, in a process for each candidate.
     """
     case = CASES[name]

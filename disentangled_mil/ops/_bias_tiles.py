@@ -2,7 +2,7 @@
 
 A network of ReLUs is linear in the log-spaced displacement wherever none of its units changes sign. In every cell that
 no such kink crosses, a table of its values is the network itself, and so are the gradients. Only the pairs in other
-cells are given to the network: of 2,500 x 144 x 8 pairs about one in seven.
+cells are given to the network: about one in seven of 2,500 x 144 x 8 pairs all over a square.
 """
 
 import math
@@ -20,6 +20,8 @@ NETWORK_TILE = 3 << 12
 LEAST_PAIRS = 216
 # ... and with so many nodes a few in a hundred.
 MOST_NODES = 1 << 20
+# Slopes are differences of rounded values: nodes that are nearer to each other tell too little of them.
+_LEAST_PITCH = 2**-9
 
 
 class TableBias:
@@ -86,9 +88,9 @@ class NetworkBias:
         """The biases at displacements [G, t, J, 2]."""
         return NetworkTile(self, displacement)
 
-    def rows(self, spaced: Tensor) -> "NetworkRows":
-        """The network at log-spaced displacements [M, 2]."""
-        return NetworkRows(self.parts, spaced, self.gradient)
+    def rows(self, spaced: Tensor) -> "NetworkRows | SplitRows":
+        """The network at log-spaced displacements [M, 2]; its hidden layers are kept where they are not too many."""
+        return (NetworkRows if len(spaced) <= 2 * NETWORK_TILE else SplitRows)(self.parts, spaced, self.gradient)
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
@@ -126,7 +128,7 @@ class PiecewiseBias(NetworkBias):
 
     def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float) -> None:
         sides = [max(math.log1p(length), 1e-3) for length in extent]
-        pitch = 2 * math.sqrt(sides[0] * sides[1] / nodes)
+        pitch = max(2 * math.sqrt(sides[0] * sides[1] / nodes), _LEAST_PITCH, 2 * max(sides) / NETWORK_TILE)
         # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
         self.width, self.height = (2 + 2 * math.floor(side / pitch) for side in sides)
         # The network and the table take places in [-1, 1]: log-spaced displacements in units of the sides.
@@ -138,7 +140,7 @@ class PiecewiseBias(NetworkBias):
         table = self.sides.new_empty(len(parts[4]), self.height * self.width)
         signs = self.sides.new_empty(2 * len(powers), self.height * self.width)
         for some, places in self._nodes():
-            network = self.rows(places)
+            network = NetworkRows(self.parts, places, self.gradient)
             table[:, some] = network.values().T
             signs[:, some] = network.signs(powers)
         self.table = table.view(1, -1, self.height, self.width)
@@ -245,6 +247,27 @@ class NetworkRows:
         return torch.mm(into_first, w1.T.contiguous().T) if want_position else None
 
 
+class SplitRows:
+    """:class:`NetworkRows` for so many rows that their hidden layers are not kept."""
+
+    def __init__(self, parts: Sequence[Tensor], spaced: Tensor, gradient: Sequence[Tensor]) -> None:
+        self.parts, self.spaced, self.gradient = parts, spaced, gradient
+
+    def values(self) -> Tensor:
+        """The biases [M, I]."""
+        return torch.cat([rows.values() for rows in self._split()])
+
+    def backward(self, change: Tensor, want_position: bool) -> Tensor | None:
+        """From the gradient of the biases [M, I] that of the log-spaced displacements."""
+        changes = torch.split(change, NETWORK_TILE)
+        moved = [rows.backward(part, want_position) for rows, part in zip(self._split(), changes, strict=True)]
+        return torch.cat([part for part in moved if part is not None]) if want_position else None
+
+    def _split(self) -> Iterator[NetworkRows]:
+        for part in torch.split(self.spaced, NETWORK_TILE):
+            yield NetworkRows(self.parts, part, self.gradient)
+
+
 TiledBias: TypeAlias = TableBias | NetworkBias
 BiasTile: TypeAlias = TableTile | NetworkTile | PiecewiseTile
 
@@ -260,14 +283,26 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
     parts = [part.to(torch.promote_types(query.dtype, torch.float32)) for part in bias]
     if len(parts) < 2:
         return TableBias(parts[0], reach) if parts else None
-    seen, features = logit != -math.inf, len(parts[0])
-    pairs = int((mask.sum(1) * seen.sum((1, 2))).sum())
-    if pairs > LEAST_PAIRS * features**2:
-        queries, keys = query_position[mask].to(parts[0]), key_position[seen].to(parts[0])
-        extent = torch.maximum(queries.amax(0) - keys.amin(0), keys.amax(0) - queries.amin(0)).tolist()
-        if all(map(math.isfinite, extent)):
-            return PiecewiseBias(parts, extent, min((pairs * features) ** (2 / 3), MOST_NODES))
+    # On a GPU the network is quick, sums in a table have no fixed order, and products may be too coarse for slopes.
+    if query.device.type == "cpu":
+        seen, features = logit != -math.inf, len(parts[0])
+        pairs = mask.sum(1) * seen.sum((1, 2))  # [B]
+        count = int(pairs.sum())
+        if count > LEAST_PAIRS * features**2:
+            low, high = _range(query_position, mask)
+            first, last = _range(key_position.flatten(1, 2), seen.flatten(1))
+            extent = torch.maximum(high - first, last - low)[pairs > 0].amax(0).double().tolist()
+            if all(map(math.isfinite, extent)):
+                return PiecewiseBias(parts, extent, min((count * features) ** (2 / 3), MOST_NODES / len(parts[4])))
     return NetworkBias(parts)
+
+
+def _range(position: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest coordinates [B, 2] of positions [B, M, 2]."""
+    return (
+        position.masked_fill(~mask[..., None], math.inf).amin(1),
+        position.masked_fill(~mask[..., None], -math.inf).amax(1),
+    )
 
 
 def _lanes(groups: int, device: torch.device) -> int:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
-from disentangled_mil.ops import MLPBias, biased_attention
-from disentangled_mil.ops._bias_tiles import PiecewiseBias
+from disentangled_mil.ops import AttentionScores, MLPBias, _bias_tiles, biased_attention
+from disentangled_mil.ops._bias_tiles import PiecewiseBias, tiled_bias
 
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
@@ -37,6 +37,7 @@ def network(seed: int, features: int, outputs: int) -> MLPBias:
     keys=st.integers(1, 9),
     extent=st.tuples(st.sampled_from([0.0, 0.3, 2.0, 1e4]), st.sampled_from([0.0, 0.3, 2.0])),
     nodes=st.sampled_from([1, 100, 5000]),
+    at_once=st.sampled_from([3, 1 << 13]),
 )
 @settings(max_examples=60)
 def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
@@ -48,6 +49,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     keys: int,
     extent: tuple[float, float],
     nodes: int,
+    at_once: int,
 ) -> None:
     bias = network(seed, features, outputs)
     source = torch.Generator().manual_seed(seed)
@@ -55,13 +57,41 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     change = torch.randn(groups, outputs, queries, keys, dtype=torch.float64, generator=source)
     expected = bias(displacement.requires_grad_()).movedim(-1, 1)
     slopes = torch.autograd.grad(expected, [displacement, *bias], change)
-    pieces = PiecewiseBias([part.detach() for part in bias], extent, nodes)
-    tile = pieces.tile(displacement.detach())
-    torch.testing.assert_close(tile.values(), expected.detach(), **exact)
-    moved = tile.backward(change, want_bias=True, want_position=True)
-    into = [torch.zeros_like(part) for part in bias]
-    pieces.finish(into)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_bias_tiles, "NETWORK_TILE", at_once)
+        patch.setattr(_bias_tiles, "_LEAST_PITCH", 0.0)
+        pieces = PiecewiseBias([part.detach() for part in bias], extent, nodes)
+        tile = pieces.tile(displacement.detach())
+        torch.testing.assert_close(tile.values(), expected.detach(), **exact)
+        moved = tile.backward(change, want_bias=True, want_position=True)
+        into = [torch.zeros_like(part) for part in bias]
+        pieces.finish(into)
     torch.testing.assert_close([moved, *into], list(slopes), **exact)
+
+
+@pytest.mark.parametrize("extent", [(2.0, 2.0), (2.0, 0.0), (0.01, 0.01), (0.0, 0.0)])
+def test_slopes_are_good_in_float32_however_near_the_positions_are(extent: tuple[float, float]) -> None:
+    torch.manual_seed(0)
+    bias = [part.detach() for part in ContinuousPositionBias(32, 1).weights()]
+    displacement = (2 * torch.rand(1, 100, 100, 2) - 1) * torch.tensor(extent)
+    wide = displacement.double().requires_grad_()
+    (expected,) = torch.autograd.grad(MLPBias(*(part.double() for part in bias))(wide).sum(), wide)
+    moved = PiecewiseBias(bias, extent, 10**6).tile(displacement).backward(torch.ones(1, 1, 100, 100), True, True)
+    assert moved is not None
+    # The median, because a pair at a kink may be on its other side in float32.
+    assert (moved - expected).abs().median() < 2e-4 * expected.abs().mean()
+
+
+def test_bags_that_lie_far_from_each_other_have_the_table_of_one(draw: Draw) -> None:
+    given_ = draw(7, kind="network", queries=90, keys=40)
+    near = tiled_bias(AttentionScores(**{k: v for k, v in given_.items() if k != "value"}).tensors(), 1.0)
+    with torch.no_grad():
+        for name in ("query_position", "key_position"):
+            given_[name][1] += 1e5
+    far = tiled_bias(AttentionScores(**{k: v for k, v in given_.items() if k != "value"}).tensors(), 1.0)
+    assert isinstance(near, PiecewiseBias)
+    assert isinstance(far, PiecewiseBias)
+    torch.testing.assert_close(far.sides, near.sides)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -401,8 +401,8 @@ def test_low_precision_is_as_near_as_its_type_allows(
     assert fast[0].out.dtype == dtype
     assert fast[0].mass.dtype == fast[0].weights.dtype == torch.float32
     for truth, slow, quick in zip(*((*attended, *found) for attended, found in (exact_, eager, fast)), strict=True):
-        # Some gradients are zero only because large parts cancel.
-        tiny = 64 * torch.finfo(dtype).eps * (1 + truth.abs().max())
+        # Some gradients are zero only because large parts cancel, which shows in float32.
+        tiny = (64 if dtype == torch.float32 else 16) * torch.finfo(dtype).eps * (1 + truth.abs().max())
         allowed = 2 * (slow.double() - truth).abs().max() + tiny
         assert (quick.double() - truth).abs().max() <= allowed
 

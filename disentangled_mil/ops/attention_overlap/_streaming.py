@@ -10,6 +10,8 @@ from .._attention_tiles import BagScores, BagScoresGradient
 from .._bias_tiles import BiasTile, tiled_bias
 from ..biased_attention import AttentionScores
 
+_MOST_KEPT = 4  # bags whose biases are not computed again on the way back
+
 
 def streaming(a: AttentionScores, b: AttentionScores) -> Tensor:
     """C_ij = <a_i, b_j> [B, B] of maps [B, H, N, J]."""
@@ -23,7 +25,10 @@ def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float],
     with torch.autocast(overlap.device.type, enabled=False):
         left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
         for tile in _tiles(left, right):
-            maps_a, maps_b = (_maps(bags, tile)[0].flatten(1).to(overlap.dtype) for bags in (left, right))
+            maps_a, maps_b = (
+                torch.stack([bag.weights(tile)[0] for bag in bags]).flatten(1).to(overlap.dtype)
+                for bags in (left, right)
+            )
             overlap += maps_a @ maps_b.T
     return overlap
 
@@ -123,6 +128,10 @@ def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]
 
 
 def _maps(bags: Sequence[BagScores], tile: slice) -> tuple[Tensor, list[BiasTile | None]]:
-    """The weights of a tile of every bag [B, H, t, J], and their biases."""
-    weights, biases = zip(*(bag.weights(tile) for bag in bags), strict=True)
-    return torch.stack(weights), list(biases)
+    """The weights of a tile of every bag [B, H, t, J], and their biases where they are kept."""
+    weights, biases = [], []
+    for bag in bags:
+        weight, bias = bag.weights(tile)
+        weights.append(weight)
+        biases.append(bias if len(bags) <= _MOST_KEPT else None)
+    return torch.stack(weights), biases
