@@ -12,7 +12,7 @@ from ._bias_tiles import BiasTile, TiledBias
 TILE = 1 << 18
 # ... but no fewer queries than make a matrix product worth its name.
 LEAST_QUERIES = 32
-# The same where a network is evaluated for every pair, which makes tiles smaller.
+# The same where the hidden layers of a network make tiles smaller.
 LEAST_NETWORK_QUERIES = 8
 # A finite place beyond every table.
 _FAR = 1e6

@@ -62,7 +62,8 @@ class TableTile:
         """The biases [G, I, t, J]."""
         lanes, within, _, queries, keys = self.shape
         read = grid_sample(self.table, self.place, align_corners=True, padding_mode="border")
-        return read.view(lanes, -1, within, queries, keys).transpose(1, 2).reshape(lanes * within, -1, queries, keys)
+        by_group = read.view(lanes, -1, within, queries, keys).transpose(1, 2)
+        return by_group.contiguous().view(lanes * within, -1, queries, keys)
 
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J] that of the places [G, t, J, 2]; the table's is added up."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import AttentionScores, MLPBias, _bias_tiles, biased_attention
-from disentangled_mil.ops._bias_tiles import PiecewiseBias, tiled_bias
+from disentangled_mil.ops._bias_tiles import PiecewiseBias, TiledBias, tiled_bias
 
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
@@ -28,6 +28,11 @@ def network(seed: int, features: int, outputs: int) -> MLPBias:
     return MLPBias(*(part.requires_grad_() for part in parts))
 
 
+def prepared(arguments: dict[str, Any]) -> TiledBias | None:
+    scores = AttentionScores(**{name: value for name, value in arguments.items() if name != "value"})
+    return tiled_bias(scores.tensors(), 1.0)
+
+
 @given(
     seed=st.integers(0, 10**6),
     features=st.sampled_from([1, 5, 16, 17, 33]),
@@ -38,8 +43,9 @@ def network(seed: int, features: int, outputs: int) -> MLPBias:
     extent=st.tuples(st.sampled_from([0.0, 0.3, 2.0, 1e4]), st.sampled_from([0.0, 0.3, 2.0])),
     nodes=st.sampled_from([1, 100, 5000]),
     at_once=st.sampled_from([3, 1 << 13]),
+    threads=st.sampled_from([1, 2, 4]),
 )
-@settings(max_examples=60)
+@settings(max_examples=80)
 def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     seed: int,
     features: int,
@@ -50,6 +56,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     extent: tuple[float, float],
     nodes: int,
     at_once: int,
+    threads: int,
 ) -> None:
     bias = network(seed, features, outputs)
     source = torch.Generator().manual_seed(seed)
@@ -60,6 +67,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_bias_tiles, "NETWORK_TILE", at_once)
         patch.setattr(_bias_tiles, "_LEAST_PITCH", 0.0)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
         pieces = PiecewiseBias([part.detach() for part in bias], extent, nodes)
         tile = pieces.tile(displacement.detach())
         torch.testing.assert_close(tile.values(), expected.detach(), **exact)
@@ -84,11 +92,11 @@ def test_slopes_are_good_in_float32_however_near_the_positions_are(extent: tuple
 
 def test_bags_that_lie_far_from_each_other_have_the_table_of_one(draw: Draw) -> None:
     given_ = draw(7, kind="network", queries=90, keys=40)
-    near = tiled_bias(AttentionScores(**{k: v for k, v in given_.items() if k != "value"}).tensors(), 1.0)
+    near = prepared(given_)
     with torch.no_grad():
         for name in ("query_position", "key_position"):
             given_[name][1] += 1e5
-    far = tiled_bias(AttentionScores(**{k: v for k, v in given_.items() if k != "value"}).tensors(), 1.0)
+    far = prepared(given_)
     assert isinstance(near, PiecewiseBias)
     assert isinstance(far, PiecewiseBias)
     torch.testing.assert_close(far.sides, near.sides)
