@@ -263,8 +263,11 @@ class DiscreteSurvival:
         times, deaths = _observations(time, event)
         if not deaths.any():
             raise ValueError(f"event must hold an observed death to fit bins, got {len(deaths)} censored times")
-        edges = np.quantile(times[deaths], np.linspace(0, 1, bins + 1)[1:-1])
-        inside = np.histogram(times[deaths], np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+        # Unlike np.quantile in whole numbers: an edge that is a time of death must not be rounded to just after it.
+        dead = np.sort(times[deaths])
+        below, part = np.divmod(np.arange(1, bins) * (len(dead) - 1), bins)
+        edges = dead[below] + part / bins * np.diff(dead, append=dead[-1])[below]
+        inside = np.histogram(dead, np.concatenate([[-np.inf], edges, [np.inf]]))[0]
         if (inside == 0).any():
             raise ValueError(
                 f"bins must leave no interval without a death, got bins = {bins} with edges {edges.tolist()} "
