@@ -92,13 +92,11 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        keys = self.key_place.shape[1]
-        if self.bias is None or keys == 0:
+        if self.bias is None or self.key_place.shape[1] == 0:
             return None
-        # Of rows as long as the keys', which are subtracted faster than pairs.
-        queries = self.query_place[tile].repeat(1, keys)
-        displacement = queries - self.key_place.flatten(1)[:, None]
-        return self.bias.tile(displacement.view(*displacement.shape[:2], keys, 2))
+        # Complex numbers are subtracted faster than pairs of reals.
+        queries, keys = torch.view_as_complex(self.query_place[tile]), torch.view_as_complex(self.key_place)
+        return self.bias.tile(torch.view_as_real(queries[:, None] - keys[:, None]))
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
