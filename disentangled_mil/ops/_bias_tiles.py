@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
@@ -183,29 +184,30 @@ class PiecewiseTile:
         self.table = TableTile(bias.table, place, bias.table_gradient)
         cells = bias.kinked.expand(len(self.table.place), -1, -1, -1)
         kinked = grid_sample(cells, self.table.place, mode="nearest", padding_mode="border", align_corners=False)
-        self.pairs = kinked.view(-1).nonzero()[:, 0]  # [K]
-        self.rows = bias.rows(place.view(-1, 2)[self.pairs])
+        # NumPy finds them faster, and complex numbers are taken faster than pairs of reals.
+        self.pairs = torch.from_numpy(np.flatnonzero((kinked != 0).numpy()))  # [K]
+        self.rows = bias.rows(torch.view_as_real(torch.view_as_complex(place).take(self.pairs)))
         # Where their biases are among all [G, I, t, J].
-        self.entries = self.pairs[:, None]  # [K, I]
+        self.entries = self.pairs  # [K I]
         if (heads := bias.table.shape[1]) > 1:
-            head, group = torch.arange(heads, device=place.device), queries * keys
-            self.entries = self.entries + (self.entries // group * (heads - 1) + head) * group
+            before, group = self.pairs[:, None], queries * keys
+            self.entries = (before + (before // group * (heads - 1) + torch.arange(heads)) * group).view(-1)
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
         values = self.table.values()
-        values.view(-1)[self.entries] = self.rows.values()
+        values.view(-1).scatter_(0, self.entries, self.rows.values().view(-1))
         return values
 
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J], used up, that of the displacements; can be called once."""
         flat = change.view(-1)
-        moved_rows = self.rows.backward(flat[self.entries], want_position)
-        flat[self.entries] = 0
+        moved_rows = self.rows.backward(flat.take(self.entries).view(-1, change.shape[1]), want_position)
+        flat.scatter_(0, self.entries, 0)
         moved = self.table.backward(change, want_bias, want_position)
         if moved is None or moved_rows is None:
             return None
-        moved.view(-1, 2)[self.pairs] = moved_rows
+        torch.view_as_complex(moved).view(-1).scatter_(0, self.pairs, torch.view_as_complex(moved_rows))
         moved.view(*moved.shape[:2], -1).div_(self.sides)
         return _through_log(moved, self.displacement)
 

@@ -134,6 +134,22 @@ def test_attention_takes_the_table_where_there_are_enough_pairs(
     assert bool(made) == (queries == 90)
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_no_pair_may_be_at_a_kink(outputs: int) -> None:
+    bias = network(0, 5, outputs)
+    with torch.no_grad():
+        bias.b1.fill_(100)
+        bias.b2.fill_(1e4)
+    displacement = (torch.rand(3, 4, 5, 2, dtype=torch.float64) - 0.5).requires_grad_()
+    expected = bias(displacement).movedim(-1, 1)
+    change = torch.ones(expected.shape, dtype=torch.float64)
+    (slope,) = torch.autograd.grad(expected, displacement, change)
+    tile = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 400).tile(displacement.detach())
+    assert len(tile.pairs) == 0
+    torch.testing.assert_close(tile.values(), expected.detach(), **exact)
+    torch.testing.assert_close(tile.backward(change, want_bias=True, want_position=True), slope, **exact)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_seen(value: float) -> None:
     bias = network(0, 5, 1)
