@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
 
 from ._checks import check_count, check_mask, check_shape
+from ._operators import operator
 
 _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
@@ -265,7 +266,7 @@ class Grid:
         return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
 
 
-@torch.library.custom_op("disentangled_mil::nearest_tissue", mutates_args=())
+@operator("nearest_tissue")
 def _nearest(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor:
     """The occupied cell nearest to every cell [B, H * W], in bags of (width, height), one after the other.
 

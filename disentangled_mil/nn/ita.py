@@ -15,6 +15,7 @@ from .._checks import (
     check_mask,
     check_shape,
 )
+from .._operators import operator
 from ..ops.density_peaks import density_peaks
 from ..ops.segment_mean import segment_mean, segment_softmax
 
@@ -194,7 +195,7 @@ class ITA(nn.Module):
         )
 
 
-@torch.library.custom_op("disentangled_mil::match", mutates_args=())
+@operator("match")
 def _match(prototypes: Tensor, anchors: Tensor, present: Tensor) -> Tensor:
     """The slot of each prototype [B, K]; those not present take the slots left over."""
     towards = F.normalize(prototypes.double(), dim=2) @ F.normalize(anchors.double(), dim=1).T  # [B, K, K]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from .._checks import check_floating, check_shape
+from .._operators import operator, refuse_gradient
 
 
 def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     return summed
 
 
-@torch.library.custom_op("disentangled_mil::depthwise_windows", mutates_args=())
+@operator("depthwise_windows")
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     wide = torch.promote_types(cells.dtype, torch.float32)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
@@ -66,7 +67,7 @@ def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     return cells.new_empty(*cells.shape[:2], window.shape[1], cells.shape[3])
 
 
-@torch.library.custom_op("disentangled_mil::depthwise_windows_backward", mutates_args=())
+@operator("depthwise_windows_backward")
 def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     batch, groups, count, channels = cells.shape
     wide = torch.promote_types(cells.dtype, torch.float32)
@@ -99,11 +100,7 @@ def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
 _depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
 
 
-def _refuse(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-    raise NotImplementedError("depthwise_windows has no gradient of a gradient")
-
-
-_backward.register_autograd(_refuse)
+refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
 
 
 def _places(cells: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._operators import operator, refuse_gradient
 from .._attention_tiles import BagScores, BagScoresGradient
 from .._bias_tiles import BiasTile, tiled_bias
 from ..biased_attention import AttentionScores
@@ -19,7 +20,7 @@ def streaming(a: AttentionScores, b: AttentionScores) -> Tensor:
     return overlap
 
 
-@torch.library.custom_op("disentangled_mil::attention_overlap_streaming", mutates_args=())
+@operator("attention_overlap_streaming")
 def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
     overlap: Tensor = _empty(a, b, reach, scale).zero_()
     with torch.autocast(overlap.device.type, enabled=False):
@@ -40,7 +41,7 @@ def _empty(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], sca
     return a[0].new_empty(batch, batch, dtype=wide)
 
 
-@torch.library.custom_op("disentangled_mil::attention_overlap_streaming_backward", mutates_args=())
+@operator("attention_overlap_streaming_backward")
 def _backward(
     gradient: Tensor,
     a: Sequence[Tensor],
@@ -103,13 +104,9 @@ def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 _streaming.register_autograd(_pass_back, setup_context=_remember)
 
 
-def _refuse(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    raise NotImplementedError(
-        'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
-    )
-
-
-_backward.register_autograd(_refuse)
+refuse_gradient(
+    _backward, 'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
+)
 
 
 def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScores]:

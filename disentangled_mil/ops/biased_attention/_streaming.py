@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._operators import operator, refuse_gradient
 from .._attention_tiles import BagScores, BagScoresGradient, put, take
 from .._bias_tiles import tiled_bias
 
@@ -19,7 +20,7 @@ def streaming(
     return out, mass, weights if keep else None
 
 
-@torch.library.custom_op("disentangled_mil::biased_attention_streaming", mutates_args=())
+@operator("biased_attention_streaming")
 def _streaming(
     scores: Sequence[Tensor],
     value: Tensor,
@@ -75,7 +76,7 @@ def _empty(
     return out, mass, value.new_empty(batch, heads, tokens if keep else 0, keys, dtype=wide)
 
 
-@torch.library.custom_op("disentangled_mil::biased_attention_streaming_backward", mutates_args=())
+@operator("biased_attention_streaming_backward")
 def _backward(
     gradients: Sequence[Tensor | None],
     scores: Sequence[Tensor],
@@ -157,11 +158,7 @@ def _pass_back(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
 _streaming.register_autograd(_pass_back, setup_context=_remember)
 
 
-def _refuse(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    raise NotImplementedError('a gradient of a gradient needs backend="reference": the others have only the first')
-
-
-_backward.register_autograd(_refuse)
+refuse_gradient(_backward, 'a gradient of a gradient needs backend="reference": the others have only the first')
 
 
 class _Dropout:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._operators import operator, refuse_gradient
 from .._triton_runtime import interpreted, load
 
 # Programs per multiprocessor: where there are fewer tiles of keys than that, several programs share the queries.
@@ -49,7 +50,7 @@ def triton_attention(
     return out.to(value.dtype), mass
 
 
-@torch.library.custom_op("disentangled_mil::biased_attention_triton", mutates_args=())
+@operator("biased_attention_triton")
 def _attend(
     scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +72,7 @@ def _empty(
     return value.new_empty(batch, heads, tokens, width), mass, lse
 
 
-@torch.library.custom_op("disentangled_mil::biased_attention_triton_backward", mutates_args=())
+@operator("biased_attention_triton_backward")
 def _backward(
     into_out: Tensor,
     into_mass: Tensor | None,
@@ -181,11 +182,7 @@ def _pass_back(ctx: Any, into_out: Tensor | None, into_mass: Tensor | None, _: N
 _attend.register_autograd(_pass_back, setup_context=_remember)
 
 
-def _refuse(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-    raise NotImplementedError('a gradient of a gradient needs backend="reference": the others have only the first')
-
-
-_backward.register_autograd(_refuse)
+refuse_gradient(_backward, 'a gradient of a gradient needs backend="reference": the others have only the first')
 
 
 class _Launch:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import check_choice, check_count, check_floating, check_mask, check_shape
+from ..._operators import operator
 from .._triton_runtime import available, load
 from . import _reference, _streaming
 
@@ -94,7 +95,7 @@ def density_peaks(
     return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbours, backend))
 
 
-@torch.library.custom_op("disentangled_mil::density_peaks", mutates_args=())
+@operator("density_peaks")
 def _density_peaks(
     tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,34 @@
+"""Registration with PyTorch, whose compiler takes an operator whole."""
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
+
+# The collections of a signature, as PyTorch 2.6 wants them named.
+_NAMES: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
+    """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments."""
+
+    def register(function: Callable[..., Any]) -> "CustomOpDef":
+        for parameter, hint in typing.get_type_hints(function).items():
+            if known := _NAMES.get(typing.get_origin(hint)):
+                function.__annotations__[parameter] = known[typing.get_args(hint)]
+        return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=())
+
+    return register
+
+
+def refuse_gradient(operator: "CustomOpDef", reason: str) -> None:
+    """Let the gradient of an operator be a NotImplementedError."""
+
+    def refuse(ctx: Any, *gradients: Any) -> NoReturn:
+        raise NotImplementedError(reason)
+
+    operator.register_autograd(refuse)
