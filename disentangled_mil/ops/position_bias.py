@@ -129,8 +129,10 @@ Bias: TypeAlias = MLPBias | BiasTable | Callable[[Tensor], Tensor] | None
 
 def log_spaced(displacement: Tensor) -> Tensor:
     """sign(d) log(1 + abs(d)), each coordinate by itself; its derivative 1 / (1 + abs(d)) holds at 0 too."""
-    right = displacement.clamp(min=0).log1p()
-    return torch.where(displacement < 0, -displacement.clamp(max=0).neg().log1p(), right)
+    # Not by clamping, whose slope at its limits differs between releases of PyTorch.
+    left = displacement < 0
+    onwards = displacement.masked_fill(left, 0).log1p()
+    return torch.where(left, -displacement.where(left, 0).neg().log1p(), onwards)
 
 
 def check_bias(bias: MLPBias | BiasTable, per_group: int) -> None:
