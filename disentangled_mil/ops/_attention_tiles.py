@@ -51,8 +51,9 @@ class BagScores:
         self.scale, self.bias = scale, bias
         self.scaled_key = take(key[bag], 1, self.columns).to(self.wide) * scale  # [H, J, D]
         self.reach = bias.reach if bias else 1.0
-        self.query_place = take(query_position[bag], 0, self.rows).to(self.wide) / self.reach  # [N, 2]
-        self.key_place = take(key_position[bag], 1, self.columns).to(self.wide) / self.reach  # [G, J, 2]
+        query_place, key_place = take(query_position[bag], 0, self.rows), take(key_position[bag], 1, self.columns)
+        self.query_place = query_place.to(self.wide).contiguous() / self.reach  # [N, 2]
+        self.key_place = key_place.to(self.wide).contiguous() / self.reach  # [G, J, 2]
         logit = take(logit[bag], 1, self.columns).to(self.wide)
         if bias and bias.tabulated:
             # A table must not be read at NaN, which would be somewhere in memory; it is seen in the scores instead.
@@ -92,11 +93,13 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        if self.bias is None or self.key_place.shape[1] == 0:
+        keys = self.key_place.shape[1]
+        if self.bias is None or keys == 0:
             return None
-        # Complex numbers are subtracted faster than pairs of reals.
-        queries, keys = torch.view_as_complex(self.query_place[tile]), torch.view_as_complex(self.key_place)
-        return self.bias.tile(torch.view_as_real(queries[:, None] - keys[:, None]))
+        # Rows as long as the keys' are subtracted faster than pairs, and made of complex numbers faster than of pairs.
+        queries = torch.view_as_complex(self.query_place[tile])[:, None].expand(-1, keys).contiguous()
+        displacement = torch.view_as_real(queries).flatten(1) - self.key_place.flatten(1)[:, None]
+        return self.bias.tile(displacement.view(*displacement.shape[:2], keys, 2))
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]

@@ -241,16 +241,20 @@ def test_any_other_function_of_displacements_goes_through_dense_maps(
     assert "attention_overlap_streaming" not in names
 
 
+@pytest.mark.parametrize("innermost", [0, 1, 2])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
 def test_non_contiguous_and_expanded_scores_are_read_alike(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, missing: float, innermost: int
 ) -> None:
-    a = draw(1, kind=kind, padded=0.3, dropped=0.3)
+    a = draw(1, kind=kind, padded=missing, dropped=missing)
     a["query"] = a["query"].detach()[:, :, :1].nan_to_num().requires_grad_()
     spread = a | {"query": a["query"].expand(-1, -1, 5, -1)}
     strided = {
-        name: entry.movedim(0, -1).contiguous().movedim(-1, 0) if isinstance(entry, Tensor) else entry
+        name: entry.movedim(innermost % entry.ndim, -1).contiguous().movedim(-1, innermost % entry.ndim)
+        if isinstance(entry, Tensor)
+        else entry
         for name, entry in spread.items()
     } | {"query": spread["query"]}
     assert not strided["key"].is_contiguous()

@@ -363,18 +363,21 @@ def test_the_same_input_gives_the_same_bits(
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("innermost", [0, 1, 2])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
 def test_non_contiguous_and_expanded_inputs_are_read_alike(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, missing: float, innermost: int
 ) -> None:
-    given_ = draw(1, kind=kind, padded=0.3, dropped=0.3)
+    given_ = draw(1, kind=kind, padded=missing, dropped=missing)
     given_ |= {"query": given_["query"].detach()[:, :, :1].nan_to_num().requires_grad_()}
 
     def strided(entry: Any) -> Any:
         if not isinstance(entry, Tensor):
             return type(entry)(*map(strided, entry)) if isinstance(entry, MLPBias) else entry
-        return entry.movedim(0, -1).contiguous().movedim(-1, 0)
+        dim = innermost % entry.ndim
+        return entry.movedim(dim, -1).contiguous().movedim(-1, dim)
 
     given_ |= {"keep_weights": True}
     dense = biased_attention(**given_ | {"query": given_["query"].expand(-1, -1, 5, -1)}, backend="reference")
