@@ -9,26 +9,30 @@ import torch
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
 
-# The collections of a signature, as PyTorch 2.6 wants them named.
-_NAMES: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
+# What collections are called in signatures that PyTorch 2.6 understands.
+_IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
-    """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments."""
+    """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments.
+
+    Its annotations are changed to what every supported PyTorch understands; arguments may be sequences, but no optional
+    ones.
+    """
 
     def register(function: Callable[..., Any]) -> "CustomOpDef":
         for parameter, hint in typing.get_type_hints(function).items():
-            if known := _NAMES.get(typing.get_origin(hint)):
+            if known := _IN_TYPING.get(typing.get_origin(hint)):
                 function.__annotations__[parameter] = known[typing.get_args(hint)]
         return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=())
 
     return register
 
 
-def refuse_gradient(operator: "CustomOpDef", reason: str) -> None:
+def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
     """Let the gradient of an operator be a NotImplementedError."""
 
     def refuse(ctx: Any, *gradients: Any) -> NoReturn:
         raise NotImplementedError(reason)
 
-    operator.register_autograd(refuse)
+    registered.register_autograd(refuse)

@@ -263,7 +263,7 @@ class DiscreteSurvival:
         times, deaths = _observations(time, event)
         if not deaths.any():
             raise ValueError(f"event must hold an observed death to fit bins, got {len(deaths)} censored times")
-        # Unlike np.quantile in whole numbers: an edge that is a time of death must not be rounded to just after it.
+        # In whole numbers, unlike np.quantile: an edge that is a time of death must not be rounded to just after it.
         dead = np.sort(times[deaths])
         below, part = np.divmod(np.arange(1, bins) * (len(dead) - 1), bins)
         edges = dead[below] + part / bins * np.diff(dead, append=dead[-1])[below]

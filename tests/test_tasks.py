@@ -129,9 +129,12 @@ def test_fitted_intervals_all_hold_a_death_and_too_few_times_are_refused(patient
     assert (interval[order].diff() >= 0).all()
 
 
-@pytest.mark.parametrize("bins", range(1, 60))
-def test_edges_that_are_times_of_death_are_not_rounded(bins):
-    assert DiscreteSurvival.fit(range(bins + 1), event=[1] * (bins + 1), bins=bins).edges.tolist() == [*range(1, bins)]
+@pytest.mark.parametrize("each", [1, 2, 7])
+@pytest.mark.parametrize("bins", range(2, 60))
+def test_edges_that_are_times_of_death_are_not_rounded(bins, each):
+    last = each * bins
+    task = DiscreteSurvival.fit(range(last + 1), event=[1] * (last + 1), bins=bins)
+    assert task.edges.tolist() == [*range(each, last, each)]
 
 
 @pytest.mark.parametrize(

@@ -184,14 +184,14 @@ class PiecewiseTile:
         self.table = TableTile(bias.table, place, bias.table_gradient)
         cells = bias.kinked.expand(len(self.table.place), -1, -1, -1)
         kinked = grid_sample(cells, self.table.place, mode="nearest", padding_mode="border", align_corners=False)
-        # NumPy finds them faster, and complex numbers are taken faster than pairs of reals.
-        self.pairs = torch.from_numpy(np.flatnonzero((kinked != 0).numpy()))  # [K]
+        self.pairs = torch.from_numpy(np.flatnonzero((kinked != 0).numpy()))  # [P], faster than torch.nonzero
+        # Complex numbers are taken faster than pairs of reals.
         self.rows = bias.rows(torch.view_as_real(torch.view_as_complex(place).take(self.pairs)))
         # Where their biases are among all [G, I, t, J].
-        self.entries = self.pairs  # [K I]
+        self.entries = self.pairs  # [P * I]
         if (heads := bias.table.shape[1]) > 1:
-            before, group = self.pairs[:, None], queries * keys
-            self.entries = (before + (before // group * (heads - 1) + torch.arange(heads)) * group).view(-1)
+            pair, size, head = self.pairs[:, None], queries * keys, torch.arange(heads, device=place.device)
+            self.entries = (pair + (pair // size * (heads - 1) + head) * size).view(-1)
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""

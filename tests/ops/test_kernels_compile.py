@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.triton_compile import Compiled, compile_kernel
 
+triton = pytest.importorskip("triton", reason="needs Triton, which is not installed")
 knobs = pytest.importorskip("triton.knobs", reason="needs Triton 3.4 or later")
-triton = pytest.importorskip("triton")
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes that one program can have, by compute capability
 TYPES = {
@@ -130,8 +130,9 @@ def test_kernels_of_attention_fit_and_spill_no_more_than_was_measured(
     compiled = compile_all(operator, launches, capability)
     assert set(compiled) == {"attend", "weigh_keys", "into_queries", "into_keys"}
     assert max(kernel.shared for kernel in compiled.values()) <= SHARED[capability]
-    if triton.__version__.startswith("3.7."):  # another compiler spills otherwise
-        assert max(kernel.stack for kernel in compiled.values()) <= stack, compiled
+    if not triton.__version__.startswith("3.7."):
+        pytest.skip(f"spills were measured with Triton 3.7, another compiler spills otherwise: {triton.__version__}")
+    assert max(kernel.stack for kernel in compiled.values()) <= stack, compiled
 
 
 def test_kernels_of_density_peaks_fit_and_spill_nothing(
