@@ -93,13 +93,15 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        keys = self.key_place.shape[1]
-        if self.bias is None or keys == 0:
+        if self.bias is None or self.key_place.shape[1] == 0:
             return None
-        # Rows as long as the keys' are subtracted faster than pairs, and made of complex numbers faster than of pairs.
-        queries = torch.view_as_complex(self.query_place[tile])[:, None].expand(-1, keys).contiguous()
-        displacement = torch.view_as_real(queries).flatten(1) - self.key_place.flatten(1)[:, None]
-        return self.bias.tile(displacement.view(*displacement.shape[:2], keys, 2))
+        queries, keys = self.query_place[tile][:, None], self.key_place[:, None]
+        if self.bias.tabulated:
+            # All places are finite, and complex numbers are subtracted faster than pairs.
+            displacement = torch.view_as_real(torch.view_as_complex(queries) - torch.view_as_complex(keys))
+        else:
+            displacement = queries - keys
+        return self.bias.tile(displacement)
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
