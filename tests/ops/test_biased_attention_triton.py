@@ -338,8 +338,7 @@ def test_the_backward_pass_drops_the_same_weights(draw: Draw, leaves: Leaves, sl
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@every_kind
+@pytest.mark.parametrize(("kind", "dropout"), [("none", 0.0), ("none", 0.3), ("network", 0.3), ("table", 0.3)])
 def test_the_operators_are_well_registered(
     draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float
 ) -> None:
