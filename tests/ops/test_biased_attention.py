@@ -363,6 +363,17 @@ def test_the_same_input_gives_the_same_bits(
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("name", ["query_position", "key_position"])
+def test_an_infinite_coordinate_changes_no_other(draw: Draw, name: str) -> None:
+    given_ = draw(1, kind="network", queries=9)
+    with torch.no_grad():
+        given_["bias"].w1.abs_().mul_(1 if name == "query_position" else -1)  # the first layer ends in zeros there
+        given_[name][..., 0, 1] = -torch.inf
+    dense, streamed = (biased_attention(**given_, backend=backend) for backend in ("reference", "streaming"))
+    assert dense.out.isfinite().all()
+    torch.testing.assert_close(streamed, dense, **exact)
+
+
 @pytest.mark.parametrize("innermost", [0, 1, 2])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @every_kind
