@@ -10,6 +10,8 @@ from ..._operators import operator, refuse_gradient
 from .._attention_tiles import BagScores, BagScoresGradient, put, take
 from .._bias_tiles import tiled_bias
 
+FIRST_ONLY = 'a gradient of a gradient needs backend="reference": the others have only the first'
+
 
 def streaming(
     scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, keep: bool
@@ -158,7 +160,7 @@ def _pass_back(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
 _streaming.register_autograd(_pass_back, setup_context=_remember)
 
 
-refuse_gradient(_backward, 'a gradient of a gradient needs backend="reference": the others have only the first')
+refuse_gradient(_backward, FIRST_ONLY)
 
 
 class _Dropout:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._operators import operator, refuse_gradient
 from .._triton_runtime import interpreted, load
+from ._streaming import FIRST_ONLY
 
 # Programs per multiprocessor: where there are fewer tiles of keys than that, several programs share the queries.
 _PROGRAMS = 4
@@ -182,7 +183,7 @@ def _pass_back(ctx: Any, into_out: Tensor | None, into_mass: Tensor | None, _: N
 _attend.register_autograd(_pass_back, setup_context=_remember)
 
 
-refuse_gradient(_backward, 'a gradient of a gradient needs backend="reference": the others have only the first')
+refuse_gradient(_backward, FIRST_ONLY)
 
 
 class _Launch:
