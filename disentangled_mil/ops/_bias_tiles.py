@@ -9,15 +9,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from ._linear_runs import LinearRuns, flat_nonzero
+
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 3 << 12
-# A table of a network of F features has (pairs x F) ^ (2/3) nodes, at which it is evaluated, and leaves about twice as
-# many pairs to it. From so many pairs on, for each F ^ 2, that is less than half of them ...
+# A table of a network of F features has (pairs x F) ^ (2/3) nodes, and leaves about twice as many pairs to the network.
+# From so many pairs on, for each F ^ 2, that is less than half of them ...
 LEAST_PAIRS = 216
 # ... and with so many nodes a few in a hundred.
 MOST_NODES = 1 << 20
@@ -132,21 +133,13 @@ class PiecewiseBias(NetworkBias):
         sides = [max(math.log1p(length), 1e-3) for length in extent]
         pitch = max(2 * math.sqrt(sides[0] * sides[1] / nodes), _LEAST_PITCH, 2 * max(sides) / NETWORK_TILE)
         # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
-        self.width, self.height = (2 + 2 * math.floor(side / pitch) for side in sides)
+        width, height = (2 + 2 * math.floor(side / pitch) for side in sides)
         # The network and the table take places in [-1, 1]: log-spaced displacements in units of the sides.
         self.sides = parts[0].new_tensor(sides)
         super().__init__([parts[0] * self.sides, *parts[1:]])
-        # Sums of 16 powers of two are exact, and as equal as the signs that they stand for [W, F].
-        unit = torch.arange(len(parts[0]), device=self.sides.device)
-        powers = ((unit[::16, None] // 16 == unit // 16) * 2.0 ** (unit % 16)).to(self.sides)
-        table = self.sides.new_empty(len(parts[4]), self.height * self.width)
-        signs = self.sides.new_empty(2 * len(powers), self.height * self.width)
-        for some, places in self._nodes():
-            network = NetworkRows(self.parts, places, self.gradient)
-            table[:, some] = network.values().T
-            signs[:, some] = network.signs(powers)
-        self.table = table.view(1, -1, self.height, self.width)
-        self.kinked = _kinked(signs.view(-1, self.height, self.width))[None, None]
+        self.runs = LinearRuns(self.parts, height, width, NETWORK_TILE)
+        self.table = self.runs.expand(self.rows(self.runs.ends).values())[None]
+        self.kinked = self.runs.kinked.to(self.sides)[None, None]
         self.table_gradient = torch.zeros_like(self.table[0])
         self.pairs_at_once = NETWORK_TILE / self.kinked.mean().item()
 
@@ -156,19 +149,9 @@ class PiecewiseBias(NetworkBias):
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
-        for some, places in self._nodes():
-            self.rows(places).backward(self.table_gradient.flatten(1)[:, some].T, want_position=False)
+        self.rows(self.runs.ends).backward(self.runs.contract(self.table_gradient), want_position=False)
         self.gradient[0] *= self.sides
         super().finish(into)
-
-    def _nodes(self) -> Iterator[tuple[slice, Tensor]]:
-        """As many nodes at a time as the network takes, row by row of the table, and their places [M, 2]."""
-        x, y = (self.sides.new_tensor(range(count)) * (2 / (count - 1)) - 1 for count in (self.width, self.height))
-        step = max(1, NETWORK_TILE // self.width)
-        for start in range(0, self.height, step):
-            rows = y[start : start + step]
-            places = torch.stack([x.repeat(len(rows)), rows.repeat_interleave(self.width)], -1)
-            yield slice(start * self.width, (start + len(rows)) * self.width), places
 
 
 class PiecewiseTile:
@@ -184,7 +167,7 @@ class PiecewiseTile:
         self.table = TableTile(bias.table, place, bias.table_gradient)
         cells = bias.kinked.expand(len(self.table.place), -1, -1, -1)
         kinked = grid_sample(cells, self.table.place, mode="nearest", padding_mode="border", align_corners=False)
-        self.pairs = torch.from_numpy(np.flatnonzero((kinked != 0).numpy()))  # [P], faster than torch.nonzero
+        self.pairs = flat_nonzero(kinked != 0)  # [P]
         # Complex numbers are taken faster than pairs of reals.
         self.rows = bias.rows(torch.view_as_real(torch.view_as_complex(place).take(self.pairs)))
         # Where their biases are among all [G, I, t, J].
@@ -225,10 +208,6 @@ class NetworkRows:
         """The biases [M, I]."""
         *_, w3, b3 = self.parts
         return torch.addmm(b3, self.second, w3.T)
-
-    def signs(self, powers: Tensor) -> Tensor:
-        """Sums [2 W, M] of the powers [W, F] of those units that are on; the hidden layers are used up."""
-        return torch.cat([powers @ hidden.sign_().T for hidden in (self.first, self.second)])
 
     def backward(self, change: Tensor, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [M, I] that of the log-spaced displacements.
@@ -287,7 +266,7 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
     if len(parts) < 2:
         return TableBias(parts[0], reach) if parts else None
     # On a GPU the network is quick, sums in a table have no fixed order, and products may be too coarse for slopes.
-    if query.device.type == "cpu":
+    if query.device.type == "cpu" and all(bool(part.isfinite().all()) for part in parts):
         seen, features = logit != -math.inf, len(parts[0])
         pairs = mask.sum(1) * seen.sum((1, 2))  # [B]
         count = int(pairs.sum())
@@ -312,16 +291,6 @@ def _lanes(groups: int, device: torch.device) -> int:
     """Parts of equally many groups, so that every thread has one, with a table of its own."""
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     return next(lanes for lanes in range(1, groups + 1) if groups % lanes == 0 and lanes >= min(threads, groups))
-
-
-def _kinked(signs: Tensor) -> Tensor:
-    """1 for every cell whose nodes [W, R, S] differ, and for those at the edge, in which all lies that is outside."""
-    kinked = signs.new_ones(signs.shape[1] - 1, signs.shape[2] - 1)
-    kinked[1:-1, 1:-1] = 0
-    for sign in signs:
-        down, right = sign[1:] != sign[:-1], sign[:, 1:] != sign[:, :-1]
-        kinked.masked_fill_(down[:, 1:] | down[:, :-1] | right[1:] | right[:-1], 1)
-    return kinked
 
 
 def _through_log(gradient: Tensor, displacement: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+"""Where a network of ReLUs is linear: its kinks along the lines of a lattice, and the runs of nodes between them.
+
+Along a line, every unit of the first layer changes sign at most once, and every unit of the second at most once between
+two such changes. All kinks of a line are thus known from the few places where the first layer has one; no node of the
+lattice is evaluated for it. A network is linear on the nodes of a line that no kink separates: their values follow from
+those of the first and the last, and the gradients of their values are passed back through these two.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MARGIN = 1e-3  # of a step between nodes, for the rounding of places
+
+
+class LinearRuns:
+    """The nodes [R, S] of a lattice that spans [-1, 1] along both axes, in runs along x on which a network is linear.
+
+    Args:
+        parts: the six tensors of the network, which takes places [..., 2].
+        height: R, nodes along y.
+        width: S, nodes along x.
+        at_once: for how many places the hidden layers are held.
+
+    Attributes:
+        kinked: the cells [R - 1, S - 1] that a kink may cross, and those at the edge.
+        ends: the places [2 M, 2] of the first nodes of all runs, then of their last ones.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], height: int, width: int, at_once: int) -> None:
+        x, y = (torch.linspace(-1, 1, count, dtype=parts[0].dtype) for count in (width, height))
+        along_x, along_y = _broken(parts, 0, y, width, at_once), _broken(parts, 1, x, height, at_once).T
+        self.kinked = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
+        self.kinked[0] = self.kinked[-1] = True
+        self.kinked[:, 0] = self.kinked[:, -1] = True
+        self.shape = (height, width)
+        edge = along_x.new_ones(height, 1)
+        first, last = (flat_nonzero(torch.cat(both, 1)) for both in ((edge, along_x), (along_x, edge)))
+        node = torch.cat([first, last])
+        self.ends = torch.stack([x[node % width], y[node // width]], -1)
+        self.first, self.lengths = first.numpy(), (last - first + 1).numpy()
+        # How far every node lies from the first of its run to the last.
+        pitch = 1 / (last - first).clamp(min=1).to(x.dtype)
+        self.share = torch.arange(height * width, dtype=x.dtype).sub_(self._repeat(first.to(x.dtype)))
+        self.share *= self._repeat(pitch)
+
+    def expand(self, values: Tensor) -> Tensor:
+        """The values [I, R, S] of all nodes from those of the ends [2 M, I]."""
+        first, last = values.T.contiguous().chunk(2, 1)
+        return torch.lerp(self._repeat(first), self._repeat(last), self.share).view(-1, *self.shape)
+
+    def contract(self, gradient: Tensor) -> Tensor:
+        """The transpose of :meth:`expand`: the gradient [2 M, I] of the ends from that of all nodes [I, R, S]."""
+        flat = gradient.flatten(1)
+        shares = (flat * share for share in (1 - self.share, self.share))
+        return torch.cat([torch.from_numpy(np.add.reduceat(part.numpy(), self.first, axis=1)) for part in shares], 1).T
+
+    def _repeat(self, of_runs: Tensor) -> Tensor:
+        """What runs have [..., M], for each of their nodes [..., R * S]: many times faster than in PyTorch."""
+        return torch.from_numpy(np.repeat(of_runs.numpy(), self.lengths, axis=-1))
+
+
+def _broken(parts: Sequence[Tensor], axis: int, offsets: Tensor, count: int, at_once: int) -> Tensor:
+    """Between which neighbours [L, count - 1] of the nodes of some lines a unit may change its sign.
+
+    Args:
+        parts: of the network.
+        axis: that the lines lie along.
+        offsets: of the lines along the other axis [L].
+        count: of the nodes of each line.
+        at_once: for how many places the hidden layers are held.
+    """
+    w1, b1, w2, b2, _, _ = parts
+    features, along = len(w1), w1[:, axis]
+    rounding = (features + 8) * torch.finfo(w1.dtype).eps
+    found = []
+    for some in torch.split(offsets, max(1, at_once // (features + 2))):
+        marks = _Marks(len(some), count, w1)
+        shift = some[:, None] * w1[:, 1 - axis] + b1  # [L, F]
+        error = rounding * (w1.abs().sum(1) + b1.abs())  # [F]
+        # Not the place of the change plus and minus an error: for a unit that hardly changes both may be infinite.
+        upwards = shift * torch.ones_like(along).copysign(along)
+        low, high = (-upwards - error) / along.abs(), (error - upwards) / along.abs()
+        marks.add(torch.arange(len(some))[:, None], low, high)
+        # The changes of the first layer in their order, between the ends of the line.
+        inside = (-shift / along).nan_to_num(-1).clamp(-1, 1)
+        place = torch.cat([inside, inside.new_tensor([-1.0, 1.0]).expand(len(some), 2)], 1).sort(1).values  # [L, F + 2]
+        hidden = torch.addcmul(shift[:, None], place[..., None], along).relu_()  # [L, F + 2, F]
+        second = torch.addmm(b2, hidden.flatten(0, 1), w2.T).view_as(hidden)
+        error = rounding * (hidden.flatten(0, 1).amax(0) @ w2.T.abs() + b2.abs())  # [F]
+        # Where a unit comes so near to zero that rounding decides on its sign.
+        side = (second > error).byte() + (second >= -error)
+        crossing = flat_nonzero(side[:, 1:] != side[:, :-1])
+        line, crossing = crossing // ((features + 1) * features), crossing % ((features + 1) * features)
+        piece, unit = crossing // features, crossing % features
+        left, right, error = second[line, piece, unit], second[line, piece + 1, unit], error[unit]
+        start, length = place[line, piece], place[line, piece + 1] - place[line, piece]
+        shares = torch.stack([left - error, left + error]).div_(left - right).clamp_(0, 1)  # [2, crossings]
+        marks.add(line, *(start + length * shares).aminmax(dim=0))
+        found.append(marks.any())
+    return torch.cat(found)
+
+
+def flat_nonzero(mask: Tensor) -> Tensor:
+    """Where a mask on the CPU is True, in its order [M]; faster than torch.nonzero."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+class _Marks:
+    """Intervals of some lines [L], and which steps between their nodes they touch."""
+
+    def __init__(self, lines: int, count: int, like: Tensor) -> None:
+        self.count = count
+        self.begun = torch.zeros(lines * count, dtype=torch.int32, device=like.device)
+
+    def add(self, line: Tensor, low: Tensor, high: Tensor) -> None:
+        """Mark intervals; what lies outside of the lattice is in the steps at its edge."""
+        last = self.count - 2
+        for bound, step, sign in ((low, 0, 1), (high, 1, -1)):
+            at = (bound.nan_to_num(-1) + 1) * ((last + 1) / 2) - sign * _MARGIN
+            at = at.clamp_(0, last).long() + step
+            at += line * self.count
+            self.begun.scatter_add_(0, at.view(-1), self.begun.new_tensor(sign).expand(at.numel()))
+
+    def any(self) -> Tensor:
+        """Whether a step [L, count - 1] is marked."""
+        return self.begun.view(-1, self.count).cumsum(1)[:, :-1] > 0
