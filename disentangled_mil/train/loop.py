@@ -73,7 +73,7 @@ def train_stage(
                 row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
             score = row.get("validation", -epoch)
-            if score < best["loss"] and stage.complete(epoch / options.epochs):
+            if score < best["loss"] and stage.complete(epoch):
                 weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
                 best = {"loss": score, "epoch": epoch, "weights": weights}
             _write_log(folder / f"{name}.csv", history)
@@ -116,14 +116,14 @@ def _train_epoch(
     bar: "tqdm[Any]",
 ) -> dict[str, float]:
     """One pass over the training samples: the mean of every part of the loss."""
-    stage.begin_epoch(epoch / options.epochs, train)
+    stage.begin_epoch(epoch, train)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
     order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
     sums: dict[str, float] = {}
     for batch in train.batches(options.batch_size, order):
         batch = batch.to(options.device)
-        loss = stage.loss(batch, epoch / options.epochs)
+        loss = stage.loss(batch, epoch)
         value = _finite("training", loss.total.item(), epoch)
         stage.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """The stages of the method: what one training step of each model is."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
@@ -37,8 +38,8 @@ class Stage(ABC):
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
-    def loss(self, batch: Batch, progress: float) -> StageLoss:
-        """The loss of a batch, ``progress`` in [0, 1) through the training."""
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
+        """The loss of a batch in an epoch, counted from 0."""
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
@@ -48,11 +49,11 @@ class Stage(ABC):
         """Apply the gradients."""
         self.optimizer.step()
 
-    def begin_epoch(self, progress: float, train: Examples) -> None:  # noqa: B027  (nothing, for most)
+    def begin_epoch(self, epoch: int, train: Examples) -> None:  # noqa: B027  (nothing, for most)
         """What comes before an epoch over the training samples."""
 
-    def complete(self, progress: float) -> bool:
-        """Whether the loss has all of its parts by now, so that an epoch may be chosen."""
+    def complete(self, epoch: int) -> bool:
+        """Whether the loss has all of its parts in an epoch, which then may be chosen."""
         return True
 
 
@@ -65,7 +66,7 @@ class GeneStage(Stage):
         self.model, self.task = model, task
         self.optimizer = _adamw(model, options)
 
-    def loss(self, batch: Batch, progress: float) -> StageLoss:
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
         loss = self.task.loss(self.logits(batch), batch.target)
         return StageLoss(loss, {"task": loss}, {})
@@ -87,7 +88,7 @@ class TeacherStage(Stage):
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
         self.optimizer = self.coordinated or adamw
 
-    def loss(self, batch: Batch, progress: float) -> StageLoss:
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches and inter-magnification consistency of each two."""
         output: TeacherOutput = self.model(batch.bags, batch.genes)
         branches = output.branches
@@ -146,6 +147,9 @@ class StudentStage(Stage):
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
+        # A share of the epochs may be rounded to just above a whole number.
+        warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
+        self.first_distilled = min(warmup, options.epochs - 1)
         self.optimizer = _adamw(model, options)
         self.distillation = SubspaceDistillation(
             task.kind,
@@ -155,19 +159,17 @@ class StudentStage(Stage):
             matching="slot",
         )
 
-    def complete(self, progress: float) -> bool:
-        """Whether distillation has begun, where there is a teacher; by the last epoch it has."""
-        last = 1 - 1 / self.options.epochs
-        return self.targets is None or progress >= min(self.options.task_warmup, last)
+    def complete(self, epoch: int) -> bool:
+        """Whether distillation has begun, where there is a teacher; in the last epoch it has."""
+        return self.targets is None or epoch >= self.first_distilled
 
     @torch.no_grad()
-    def begin_epoch(self, progress: float, train: Examples) -> None:
+    def begin_epoch(self, epoch: int, train: Examples) -> None:
         """When distillation begins, decide once for the whole training set which prototype is which subspace.
 
         Bag by bag the decision would follow the noise, and the head would see its prototypes change places.
         """
-        before = progress - 1 / self.options.epochs + 1e-9  # of the last epoch, whatever its rounding
-        if self.targets is None or not self.complete(progress) or self.complete(before):
+        if self.targets is None or epoch != self.first_distilled:
             return
         self.model.eval()
         device = next(self.model.parameters()).device
@@ -178,11 +180,11 @@ class StudentStage(Stage):
             order = match_prototypes(*(t.transpose(0, 1).flatten(1)[None] for t in (prototypes, subspaces)))
             self.model.reorder(name, order[0])
 
-    def loss(self, batch: Batch, progress: float) -> StageLoss:
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches, and distillation into each."""
         output: StudentOutput = self.model(batch.bags)
         task = _task_loss(self.task, output, batch, self.options)
-        if self.targets is None or not self.complete(progress):
+        if self.targets is None or not self.complete(epoch):
             return StageLoss(task, {"task": task}, {})
         prediction = representation = distilled = task.new_zeros(())
         for name, branch in output.branches.items():

@@ -187,10 +187,10 @@ def test_an_interruption_of_any_stage_changes_no_number(split, options, finished
     def breaking(plain, name, applies):
         count = iter(range(1000))
 
-        def loss(self, batch, progress):
+        def loss(self, batch, epoch):
             if applies(self) and next(count) == steps[name]:
                 raise KeyboardInterrupt
-            return plain(self, batch, progress)
+            return plain(self, batch, epoch)
 
         return loss
 

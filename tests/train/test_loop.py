@@ -98,9 +98,9 @@ def test_log_holds_the_mean_loss_of_the_samples_of_every_epoch(stage, paired, op
     values = []
     loss = stage.loss
 
-    def spy(batch, progress):
-        result = loss(batch, progress)
-        values.append((progress, len(batch.rows), result.total.item()))
+    def spy(batch, epoch):
+        result = loss(batch, epoch)
+        values.append((epoch, len(batch.rows), result.total.item()))
         return result
 
     stage.loss = spy
@@ -109,7 +109,7 @@ def test_log_holds_the_mean_loss_of_the_samples_of_every_epoch(stage, paired, op
     rows = read_log(tmp_path / "genes.csv")
     assert list(rows[0]) == ["epoch", "learning_rate", "loss", "task", "validation"]
     for epoch, row in enumerate(rows):
-        parts = [(count, value) for progress, count, value in values if progress == epoch / 2]
+        parts = [(count, value) for of, count, value in values if of == epoch]
         assert sum(count for count, _ in parts) == len(paired)
         mean = sum(count * value for count, value in parts) / len(paired)
         assert float(row["loss"]) == float(row["task"]) == pytest.approx(mean)
@@ -121,10 +121,10 @@ def test_log_holds_the_mean_loss_of_the_samples_of_every_epoch(stage, paired, op
 def test_training_stops_where_the_loss_is_not_finite(stage, paired, options, tmp_path, value):
     loss, calls = stage.loss, []
 
-    def explode(batch, progress):
-        calls.append(progress)
-        result = loss(batch, progress)
-        return result._replace(total=result.total * value) if progress > 0 else result
+    def explode(batch, epoch):
+        calls.append(epoch)
+        result = loss(batch, epoch)
+        return result._replace(total=result.total * value) if epoch > 0 else result
 
     stage.loss = explode
     with pytest.raises(FloatingPointError, match=f"^the training loss is {value} in epoch 2; lower learning_rate$"):

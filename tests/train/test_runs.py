@@ -128,12 +128,12 @@ def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
 ):
     plain, folds = TeacherStage.loss, []
 
-    def break_in_the_second_fold(self, batch, progress):
-        if progress == 0:
+    def break_in_the_second_fold(self, batch, epoch):
+        if epoch == 0:
             folds.append(id(self))
-        if len(set(folds)) == 2 and progress > 0:
+        if len(set(folds)) == 2 and epoch > 0:
             raise KeyboardInterrupt
-        return plain(self, batch, progress)
+        return plain(self, batch, epoch)
 
     out = tmp_path / "run"
     monkeypatch.setattr(TeacherStage, "loss", break_in_the_second_fold)
@@ -157,21 +157,21 @@ def test_resuming_trains_no_finished_epoch_again(description, quick, tmp_path, m
     """Interrupted in the second fold: nothing of the first one is trained twice."""
     plain = StudentStage.loss
 
-    def stop_when_distilling(self, batch, progress):
-        if self.targets is not None and progress > 0:
+    def stop_when_distilling(self, batch, epoch):
+        if self.targets is not None and epoch > 0:
             raise KeyboardInterrupt
-        return plain(self, batch, progress)
+        return plain(self, batch, epoch)
 
     monkeypatch.setattr(StudentStage, "loss", stop_when_distilling)
     with pytest.raises(KeyboardInterrupt):
         run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2, quiet=True)
 
-    def stop(self, batch, progress):
+    def stop(self, batch, epoch):
         raise AssertionError("trained again")
 
-    def only_distilling(self, batch, progress):
+    def only_distilling(self, batch, epoch):
         assert self.targets is not None
-        assert progress > 0
+        assert epoch > 0
         raise KeyboardInterrupt
 
     monkeypatch.setattr(GeneStage, "loss", stop)

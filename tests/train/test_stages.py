@@ -51,13 +51,13 @@ def test_gene_stage_learns_its_task_from_genes_alone(examples, task, options):
     genes = {name: values.shape[1] for name, values in examples.genes.items()}
     stage = GeneStage(GeneNetwork(genes, 3, dim=8, dropout=0.0), task, options)
     batch = examples.batch(range(6))
-    loss = stage.loss(batch._replace(bags={}), 0.0)
+    loss = stage.loss(batch._replace(bags={}), 0)
     assert loss.total is loss.parts["task"]
     assert loss.confidence == {}
     torch.testing.assert_close(loss.total, task.loss(stage.model(batch.genes).logits, batch.target))
     loss.total.backward()
     stage.step(loss)
-    assert stage.loss(batch, 0.0).total < loss.total
+    assert stage.loss(batch, 0).total < loss.total
 
 
 def test_only_vectors_are_spared_the_weight_decay(make_teacher):
@@ -73,7 +73,7 @@ def test_only_vectors_are_spared_the_weight_decay(make_teacher):
 def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examples, task, make_teacher):
     stage = make_teacher(consistency_weight=0.5)
     batch = examples.batch(range(5))
-    loss = stage.loss(batch, 0.0)
+    loss = stage.loss(batch, 0)
     branches = stage.model(batch.bags, batch.genes).branches
     wanted = sum(task.loss(branch.logits, batch.target) for branch in branches.values())
     first, second = branches.values()
@@ -92,10 +92,10 @@ def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examp
 
 def test_consistency_needs_two_magnifications_and_a_weight(examples, task, make_teacher, options):
     batch = examples.batch(range(3))
-    assert list(make_teacher(consistency_weight=0).loss(batch, 0.0).parts) == ["task"]
+    assert list(make_teacher(consistency_weight=0).loss(batch, 0).parts) == ["task"]
     genes = {name: values.shape[1] for name, values in examples.genes.items()}
     single = TeacherStage(Teacher(8, genes, 3, magnifications=["20x"], **SIZES), task, options)
-    loss = single.loss(batch._replace(bags={"20x": batch.bags["20x"]}), 0.0)
+    loss = single.loss(batch._replace(bags={"20x": batch.bags["20x"]}), 0)
     assert list(loss.parts) == ["task"]
     assert len(list(combinations(single.model.magnifications, 2))) == 0
 
@@ -107,7 +107,7 @@ def test_teacher_coordinates_its_gradients_unless_told_not_to(examples, make_tea
     batch = examples.batch(range(8))
     for stage in (plain, coordinated):
         before = [parameter.clone() for parameter in stage.model.parameters()]
-        loss = stage.loss(batch, 0.0)
+        loss = stage.loss(batch, 0)
         loss.total.backward()
         stage.step(loss)
         assert any(not torch.equal(a, b) for a, b in zip(before, stage.model.parameters(), strict=True))
@@ -117,7 +117,7 @@ def test_coordination_is_given_the_confidences_of_the_batch(examples, make_teach
     given = []
     monkeypatch.setattr(CGCOptimizer, "step", lambda self, closure=None, **options: given.append(options))
     stage = make_teacher(cgc=True)
-    loss = stage.loss(examples.batch(range(4)), 0.0)
+    loss = stage.loss(examples.batch(range(4)), 0)
     stage.step(loss)
     assert given == [{"confidence": loss.confidence}]
 
@@ -147,7 +147,7 @@ def test_distillation_sends_no_gradient_to_the_teacher(examples, make_teacher, m
     teacher = make_teacher()
     student = make_student(teacher.targets(examples))
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
-    loss = student.loss(examples.batch(range(6)), 0.9)
+    loss = student.loss(examples.batch(range(6)), student.options.epochs - 1)
     loss.total.backward()
     student.step(loss)
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
@@ -156,16 +156,16 @@ def test_distillation_sends_no_gradient_to_the_teacher(examples, make_teacher, m
 
 def test_warm_up_of_a_distilled_student_is_on_the_task_alone(examples, task, make_teacher, make_student):
     targets = make_teacher().targets(examples)
-    distilled, scratch = make_student(targets, task_warmup=0.5), make_student(task_warmup=0.5)
+    distilled, scratch = (make_student(of, epochs=4, task_warmup=0.5) for of in (targets, None))
     batch = examples.batch(range(6))
     for stage in (distilled, scratch):
         stage.model.train()
-    early, alone = distilled.loss(batch, 0.49), scratch.loss(batch, 0.49)
+    early, alone = distilled.loss(batch, 1), scratch.loss(batch, 1)
     assert list(early.parts) == ["task"]
     assert torch.equal(early.total, alone.total)
     assert torch.equal(anchors(distilled), anchors(scratch))
-    assert list(distilled.loss(batch, 0.5).parts) == ["task", "prediction", "representation"]
-    assert list(scratch.loss(batch, 0.99).parts) == ["task"]
+    assert list(distilled.loss(batch, 2).parts) == ["task", "prediction", "representation"]
+    assert list(scratch.loss(batch, 3).parts) == ["task"]
 
 
 def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make_teacher, make_student):
@@ -173,7 +173,7 @@ def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make
     stage = make_student(targets, temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
     stage.model.eval()
     batch = examples.batch([0, 3, len(examples) - 1])
-    loss = stage.loss(batch, 1.0)
+    loss = stage.loss(batch, stage.options.epochs - 1)
     distil = SubspaceDistillation("softmax", temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
     wanted = {"task": 0.0, "prediction": 0.0, "representation": 0.0}
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make
 def test_patients_without_a_teacher_are_not_distilled(examples, make_teacher, make_student):
     stage = make_student(make_teacher().targets(examples))
     stage.model.train()
-    loss = stage.loss(examples.batch(torch.nonzero(~examples.paired)[:3, 0]), 1.0)
+    loss = stage.loss(examples.batch(torch.nonzero(~examples.paired)[:3, 0]), stage.options.epochs - 1)
     assert loss.parts["prediction"] == loss.parts["representation"] == 0
     torch.testing.assert_close(loss.total, loss.parts["task"])
 
@@ -200,7 +200,7 @@ def test_which_prototype_is_which_subspace_is_decided_once_when_distillation_beg
     examples, make_teacher, make_student
 ):
     stage = make_student(make_teacher().targets(examples))
-    first = next(e for e in range(stage.options.epochs) if stage.complete(e / stage.options.epochs))
+    first = next(e for e in range(stage.options.epochs) if stage.complete(e))
     assert 0 < first < stage.options.epochs - 1
 
     def prototypes():
@@ -210,12 +210,28 @@ def test_which_prototype_is_which_subspace_is_decided_once_when_distillation_beg
 
     before = prototypes()
     targets = stage.targets["20x"]
-    swapped = torch.where(targets.present[:, None, None], before.flip(1), 0.0)  # the teacher has the other order
+    swapped = torch.where(targets.present[:, None, None], before.flip(1), 0)  # the teacher has the other order
     stage.targets = {**stage.targets, "20x": targets._replace(subspaces=swapped)}
     for epoch in range(stage.options.epochs):
-        stage.begin_epoch(epoch / stage.options.epochs, examples)
+        stage.begin_epoch(epoch, examples)
         expected = before if epoch < first else before.flip(1)
         torch.testing.assert_close(prototypes(), expected)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.1 * 3, 1 / 3, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("epochs", [1, 3, 7, 10, 19, 63])
+def test_distillation_begins_in_one_epoch_whatever_the_rounding(
+    examples, make_teacher, make_student, epochs, warmup, monkeypatch
+):
+    stage = make_student(make_teacher().targets(examples), epochs=epochs, task_warmup=warmup)
+    reordered = []
+    monkeypatch.setattr(stage.model, "reorder", lambda *_: reordered.append(epoch))
+    for epoch in range(epochs):
+        stage.begin_epoch(epoch, examples)
+    first = next(epoch for epoch in range(epochs) if stage.complete(epoch))
+    assert reordered == [first] * len(stage.targets)
+    assert first == epochs - 1 or -1e-6 < first - warmup * epochs < 1
+    assert stage.complete(epochs - 1)
 
 
 def test_predictions_of_a_stage_are_those_of_the_gate(examples, make_teacher, make_student):
