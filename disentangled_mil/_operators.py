@@ -1,10 +1,12 @@
 """Registration with PyTorch, whose compiler takes an operator whole."""
 
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef
@@ -36,3 +38,9 @@ def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
         raise NotImplementedError(reason)
 
     registered.register_autograd(refuse)
+
+
+def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors with tangents (``torch.func.jvp``), which an operator would drop without a word."""
+    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")

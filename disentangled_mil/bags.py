@@ -35,9 +35,11 @@ class Grid:
         count: tokens in every cell of the canvas, row by row. Found out if not given.
         nearest: the occupied cell nearest to every cell of the canvas, as flat indices; itself where occupied, and
             in a bag without tokens. Found out, on the CPU, if not given.
+        sizes: ``shapes`` as a tensor. Made if not given.
 
     Shape:
-        ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs, ``count`` and ``nearest`` [B, H * W].
+        ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs, ``count`` and ``nearest`` [B, H * W],
+        ``sizes`` [B, 2] int64.
 
     Raises:
         TypeError: a tensor has the wrong dtype.
@@ -63,6 +65,7 @@ class Grid:
     full: bool = field(default=cast(bool, None), kw_only=True, repr=False)
     count: Tensor = field(default=cast(Tensor, None), kw_only=True, repr=False)
     nearest: Tensor = field(default=cast(Tensor, None), kw_only=True, repr=False)
+    sizes: Tensor = field(default=cast(Tensor, None), kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         sizes = check_shape("cells", self.cells, "B N 2")
@@ -79,6 +82,8 @@ class Grid:
 
         if any(width < 1 or height < 1 for width, height in self.shapes):
             raise ValueError(f"shapes must be pairs of at least 1 x 1 cells, got {self.shapes}")
+        if self.sizes is None:
+            object.__setattr__(self, "sizes", torch.tensor(self.shapes, device=self.cells.device))
         if self.cells.device.type == "cpu" and not torch.compiler.is_compiling():
             inside = ((self.cells >= 0) & (self.cells < self.sizes[:, None])).all(-1)
             if not inside[self.mask].all():
@@ -98,8 +103,8 @@ class Grid:
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
             mask: True where a token is real; all of them by default.
-            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbouring
-                coordinates of the bag.
+            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbours of one
+                row or column of the bag.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
@@ -123,7 +128,7 @@ class Grid:
         if step is not None and not 0 < step < float("inf"):
             raise ValueError(f"step must be positive and finite, got {step}")
         rows = [_bag_cells(c[m], step) for c, m in zip(coords.double().cpu(), mask.cpu(), strict=True)]
-        cells = torch.zeros(coords.shape, dtype=torch.int64)
+        cells = torch.zeros(coords.shape, dtype=torch.int64, device="cpu")
         for row, real, (bag, _) in zip(cells, mask.cpu(), rows, strict=True):
             row[real] = bag
         return cls(cells, mask.cpu(), tuple(shape for _, shape in rows)).to(coords.device)
@@ -174,7 +179,7 @@ class Grid:
             TypeError: a number is not an integer.
             ValueError: a number is not positive.
         """
-        counts = [tokens] if isinstance(tokens, int) else list(tokens)
+        counts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
         if not counts:
             raise ValueError("tokens must hold the number of tokens of at least one bag, got none")
         for count in counts:
@@ -191,11 +196,6 @@ class Grid:
     def height(self) -> int:
         """Rows of the canvas that holds every bag of the batch."""
         return max(height for _, height in self.shapes)
-
-    @property
-    def sizes(self) -> Tensor:
-        """(width, height) of every bag as a tensor [B, 2]."""
-        return torch.tensor(self.shapes, device=self.cells.device)
 
     def expand(self, batch: int) -> "Grid":
         """The grid for ``batch`` bags: itself, or one bag's grid repeated.
@@ -214,6 +214,7 @@ class Grid:
             full=self.full,
             count=self.count.expand(batch, -1),
             nearest=self.nearest.expand(batch, -1),
+            sizes=self.sizes.expand(batch, -1),
         )
 
     def to(self, device: torch.device | str) -> "Grid":
@@ -225,6 +226,7 @@ class Grid:
             full=self.full,
             count=self.count.to(device),
             nearest=self.nearest.to(device),
+            sizes=self.sizes.to(device),
         )
 
     def to_map(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,7 +274,7 @@ def _nearest(occupied: Tensor, width: int, height: int, sides: Sequence[int]) ->
 
     Bags without sides are full, and every cell is itself the nearest.
     """
-    nearest = torch.arange(width * height).repeat(len(occupied), 1)
+    nearest = torch.arange(width * height, device="cpu").repeat(len(occupied), 1)
     if sides:
         canvases = nearest.view(-1, height, width).numpy()
         tissues = occupied.view(-1, height, width).cpu().numpy()
@@ -355,7 +357,7 @@ class Bag:
         return Bag(self.patches.to(device), self.grid.to(device))
 
 
-def collate_bags(bags: Sequence[Bag]) -> Bag:
+def collate_bags(bags: Iterable[Bag]) -> Bag:
     """Put bags of unequal length into one batch, padded to the longest.
 
     Args:
@@ -365,6 +367,7 @@ def collate_bags(bags: Sequence[Bag]) -> Bag:
         Their batch, in order. Padding is zero and masked out; no layer looks at it.
 
     Raises:
+        TypeError: something is no bag.
         ValueError: there is no bag, or feature widths differ.
 
     Example:
@@ -373,8 +376,12 @@ def collate_bags(bags: Sequence[Bag]) -> Bag:
         >>> collate_bags([Bag.from_slide(torch.ones(2, 4)), Bag.from_slide(torch.ones(3, 4))]).mask.tolist()
         [[True, True, False], [True, True, True]]
     """
+    bags = list(bags)
     if not bags:
         raise ValueError("bags must hold at least one bag, got none")
+    for bag in bags:
+        if not isinstance(bag, Bag):
+            raise TypeError(f"bags must hold values of type Bag, got {type(bag).__name__}")
     widths = sorted({bag.patches.shape[2] for bag in bags})
     if len(widths) > 1:
         raise ValueError(f"bags must have one feature width, got {widths}")
@@ -400,6 +407,8 @@ def grid_for(tokens: Tensor, grid: Grid | None, mask: Tensor | None, name: str =
             return Grid.square(count, device=tokens.device).expand(batch)
         check_mask("mask", mask, "B N", {"B": batch, "N": count})
         return Grid.from_mask(mask)
+    if not isinstance(grid, Grid):
+        raise TypeError(f"{name} must be a Grid (Grid.from_coords makes one of coordinates), got {type(grid).__name__}")
     grid = grid.expand(batch)
     check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
     return grid
@@ -413,7 +422,8 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
         raise ValueError("coords must be finite where mask is True, got NaN or infinity")
     origin = coords.amin(0)
     side = step if step is not None else _commonest_gap(coords)
-    extent = ((coords.amax(0) - origin) / side).round() + 1
+    cells = ((coords - origin) / side + 0.5).floor()  # not round(), which takes halves to even cells
+    extent = cells.amax(0) + 1
     allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
     if extent.prod() > allowed:
         raise ValueError(
@@ -421,16 +431,29 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
             f"of side {side:g}; give the patch size as step"
         )
     width, height = (int(size) for size in extent)
-    return ((coords - origin) / side).round().long(), (width, height)
+    return cells.long(), (width, height)
 
 
 def _commonest_gap(coords: Tensor) -> float:
-    """The commonest gap between neighbouring distinct coordinates of both axes; the smaller one in a tie."""
-    gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
+    """The commonest gap between neighbours of one row or column; the smaller one in a tie.
+
+    Every piece of tissue may have a lattice of its own: gaps between rows, or columns, tell nothing of their step.
+    """
+    gaps = torch.cat([_gaps(coords), _gaps(coords.flip(1))])
+    if len(gaps) == 0:  # no two tokens share a row or column
+        gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
     if len(gaps) == 0:
         return 1.0
     values, counts = torch.unique(gaps, return_counts=True)
     return float(values[counts.argmax()])
+
+
+def _gaps(coords: Tensor) -> Tensor:
+    """From every token [n, 2] to the next of the same row, where there is one."""
+    by_column = coords[coords[:, 0].argsort()]
+    by_row = by_column[by_column[:, 1].argsort(stable=True)]
+    right, down = by_row.diff(dim=0).unbind(1)
+    return right[(down == 0) & (right > 0)]
 
 
 def _refuse_in_compiled_region(reason: str) -> None:
@@ -469,7 +492,7 @@ def _as_tuples(value: Any) -> Any:
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
-_register_pytree(Grid, ("cells", "mask", "count", "nearest"), ("shapes", "full"))
+_register_pytree(Grid, ("cells", "mask", "count", "nearest", "sizes"), ("shapes", "full"))
 _register_pytree(Bag, ("patches", "grid"))
 # An exported program is saved with the bags that it was made for.
 torch.serialization.add_safe_globals([Grid, Bag])

@@ -65,6 +65,38 @@ def test_step_is_the_commonest_gap_and_in_a_tie_the_smaller() -> None:
     assert Grid.from_coords(torch.tensor([[0, 0], [10, 0], [30, 0]])).shapes == ((4, 1),)
 
 
+@given(pieces=st.integers(2, 8), seed=st.integers(0, 10**6))
+@few
+def test_pieces_of_tissue_on_lattices_of_their_own_have_one_step(pieces: int, seed: int) -> None:
+    source = seeded(seed)
+    corners = torch.randint(0, 10**4, (pieces, 1, 2), generator=source)
+    coords = (corners + 256 * rectangle(9, 6)).flatten(0, 1)
+    extent = (coords.amax(0) - coords.amin(0)) / 256
+    width, height = Grid.from_coords(coords).shapes[0]
+    assert abs(width - 1 - extent[0]) <= 0.5
+    assert abs(height - 1 - extent[1]) <= 0.5
+
+
+def test_halves_of_a_step_all_go_one_way() -> None:
+    halves = torch.stack([torch.arange(10) * 112, torch.zeros(10, dtype=torch.int64)], 1)
+    assert Grid.from_coords(halves, step=224).cells[0, :, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+
+def test_another_default_device_is_not_taken() -> None:
+    with torch.device("meta"):
+        grid = Grid.from_coords(torch.tensor([[0, 0], [3, 0], [3, 3]], device="cpu"))
+        assert {tensor.device.type for tensor in (grid.cells, grid.mask, grid.count, grid.nearest, grid.sizes)} == {
+            "cpu"
+        }
+
+
+def test_sizes_are_made_once() -> None:
+    grid = Grid.square([5, 9])
+    assert grid.sizes is grid.sizes
+    assert grid.sizes.tolist() == [[3, 2], [3, 3]]
+    assert Grid.square(5).expand(2).sizes.tolist() == [[3, 2]] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
 def test_slides_of_a_million_pixels_lose_no_cell(dtype: torch.dtype) -> None:
     coords = (rectangle(3, 2) * 224 + torch.tensor([1_000_001, 7])).to(dtype)
@@ -339,6 +371,17 @@ def test_grid_for_takes_a_grid_or_a_mask_or_neither() -> None:
             "coords must have shape [N, 2] = [3, 2], got [4, 2]",
         ),
         (lambda: collate_bags([]), ValueError, "bags must hold at least one bag, got none"),
+        (
+            lambda: collate_bags(Bag.from_slide(torch.zeros(3, 2)) for _ in ""),
+            ValueError,
+            "bags must hold at least one bag, got none",
+        ),
+        (lambda: collate_bags([torch.zeros(3)]), TypeError, "bags must hold values of type Bag, got Tensor"),
+        (
+            lambda: grid_for(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), None),
+            TypeError,
+            "grid must be a Grid (Grid.from_coords makes one of coordinates), got Tensor",
+        ),
         (
             lambda: collate_bags([Bag.from_slide(torch.zeros(1, 2)), Bag.from_slide(torch.zeros(1, 1))]),
             ValueError,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from ..bags import Grid, grid_for
 from ..ops.biased_attention import BACKENDS, AttentionScores
+from ..ops.position_bias import MLPBias
 from ..ops.sampling import bilinear_corners, bilinear_sample
 from ..ops.windows import depthwise_windows
 from .attention import DeformableAttention
@@ -178,7 +179,8 @@ class DeformableCrossAttention(nn.Module):
         k, v = self._project(self.to_k, sampled), self._project(self.to_v, sampled)
         q, k, v = (rearrange(x, "b g n (i d) -> b (g i) n d", d=self.dim_head) for x in (q, k, v))
         query_position = self._normalise(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
-        bias = self.bias.table() if self.tabulate else self.bias.weights()
+        # Copies, so that an attention map is still its own after the optimizer's next step.
+        bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
         scores = AttentionScores(q, k, query_position, key_position, bias, key_logit, query_grid.mask)
         dropout = self.dropout if self.training else 0.0
         keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
@@ -309,24 +311,20 @@ class CoarseGrid(NamedTuple):
         With ``centred``, the points and their windows are spread evenly over a rectangle whose sides are no
         multiples of ``downsample``; without, they are a convolution's, which leaves out the last cells.
         """
-        device = grid.cells.device
         # A convolution pads, so that a side of ``downsample`` is enough for one window.
         least = kernel_size if centred else downsample
-        strides = [[downsample if side >= least else 1 for side in shape] for shape in grid.shapes]
-        coarse = [
-            [(side - stride) // stride + 1 for side, stride in zip(shape, steps, strict=True)]
-            for shape, steps in zip(grid.shapes, strides, strict=True)
-        ]
-        size, stride = torch.tensor(coarse, device=device), torch.tensor(strides, device=device)
-        columns, rows = (max(sides) for sides in zip(*coarse, strict=True))
-        index = torch.arange(columns * rows, device=device)
+        stride = torch.where(grid.sizes >= least, downsample, 1)
+        size = torch.div(grid.sizes, stride, rounding_mode="floor")
+        sides = zip(*grid.shapes, strict=True)
+        columns, rows = (max(side // downsample if side >= least else side for side in axis) for axis in sides)
+        index = torch.arange(columns * rows, device=size.device)
         position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
         mask = (position < size[:, None]).all(-1)
         # A window is centred on the cells that its point stands for.
         pitch = grid.sizes[:, None] / size[:, None] if centred else stride[:, None]
         centre = (position + 0.5) * pitch - 0.5
         start = (centre - (kernel_size - 1) / 2 + 0.5).floor().long()  # [B, J, 2]
-        span = torch.arange(kernel_size, device=device)
+        span = torch.arange(kernel_size, device=size.device)
         x, y = start[..., 0, None] + span, start[..., 1, None] + span  # [B, J, K]
         inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))
         cell = y[..., :, None] * grid.width + x[..., None, :]

@@ -117,8 +117,9 @@ class ITA(nn.Module):
         self.self_following = self_following
         self.norm = nn.LayerNorm(dim)
         self.significance = nn.Linear(dim, 1)
-        anchors = nn.init.orthogonal_(torch.empty(prototypes, dim)) if order == "anchor" else None
-        self.register_buffer("anchors", anchors)
+        default = torch.get_default_dtype()
+        anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))  # half has no QR
+        self.register_buffer("anchors", nn.init.orthogonal_(anchors).to(default) if order == "anchor" else None)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> ITAOutput:
         sizes = check_shape("tokens", tokens, "B N C", {"C": self.dim})

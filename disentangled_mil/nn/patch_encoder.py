@@ -1,5 +1,7 @@
 """From stored patch features to tokens."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -9,30 +11,32 @@ from .._checks import check_count, check_floating, check_interval, check_shape
 class PatchEncoder(nn.Module):
     """Standardise patch features and project them: Dropout(ReLU(Linear((x - mean) / std))).
 
-    Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
-    are stored with the weights and come back with them.
+        Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
+        are stored with the weights and come back with them.
 
-    Args:
-        features: width of the stored patch features.
-        dim: token width C.
-        dropout: of the tokens' channels.
+        Args:
+            features: width of the stored patch features.
+            dim: token width C.
+            dropout: of the tokens' channels.
 
-    Shape:
-        [B, N, features] in any floating-point type -> [B, N, C] in the type of the weights.
+        Shape:
+            [B, N, features] in any floating-point type -> [B, N, C] in the type of the weights.
 
-    Raises:
-        TypeError: patches are not floating-point.
-        ValueError: the feature width differs.
+        Raises:
+            TypeError: patches are not floating-point.
+            ValueError: the feature width differs.
 
-    Source: the paper's first layer: Linear and ReLU.
-    Differs from the source: standardisation (off until fitted) and dropout.
+        Source: the paper's first layer: Linear and ReLU.
+        Differs from the source: standardisation (off until fitted) and dropout.
 
-    Example:
-        >>> import torch
-        >>> from disentangled_mil import PatchEncoder
-        >>> encode = PatchEncoder(1024, 128)
-        >>> encode(torch.randn(2, 50, 1024, dtype=torch.float16)).shape
-        torch.Size([2, 50, 128])
+        Example:
+            >>> from collections.abc import Iterable
+
+    import torch
+            >>> from disentangled_mil import PatchEncoder
+            >>> encode = PatchEncoder(1024, 128)
+            >>> encode(torch.randn(2, 50, 1024, dtype=torch.float16)).shape
+            torch.Size([2, 50, 128])
     """
 
     mean: Tensor
@@ -48,19 +52,39 @@ class PatchEncoder(nn.Module):
         self.project = nn.Sequential(nn.Linear(features, dim), nn.ReLU(), nn.Dropout(dropout))
 
     @torch.no_grad()
-    def fit(self, patches: Tensor) -> None:
-        """Take mean and standard deviation from training patches [n, features]; a constant feature keeps std 1."""
-        sizes = check_shape("patches", patches, "n features", {"features": len(self.mean)})
-        if sizes["n"] == 0:
+    def fit(self, patches: Tensor | Iterable[Tensor]) -> None:
+        """Take mean and standard deviation from training patches; a constant feature keeps std 1.
+
+        Args:
+            patches: all of them, or parts one after the other, so that never all of them need to be in memory.
+
+        Shape:
+            ``patches``, or every part, [n, features].
+
+        Raises:
+            TypeError: patches are not floating-point.
+            ValueError: the feature width differs, or there is no patch.
+        """
+        count = 0
+        mean = squares = torch.zeros_like(self.mean, dtype=torch.float64)
+        for part in [patches] if isinstance(patches, Tensor) else patches:
+            more = check_shape("patches", part, "n features", {"features": len(self.mean)})["n"]
+            check_floating("patches", part)
+            if more:
+                wide = part.to(mean)
+                of_part, known = wide.mean(0), count / (count + more)
+                squares = squares + (wide - of_part).square().sum(0) + (of_part - mean).square() * (known * more)
+                count, mean = count + more, of_part.lerp(mean, known)
+        if count == 0:
             raise ValueError("patches must hold at least one patch to fit, got none")
-        wide = patches.double()
-        self.mean.copy_(wide.mean(0))
-        std = wide.std(0, correction=0)
-        self.std.copy_(torch.where(std > 1e-6, std, 1))
+        std = (squares / count) ** 0.5
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6 * mean.abs(), std, 1))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Tokens of the patches."""
         check_shape("patches", patches, "B N features", {"features": len(self.mean)})
         check_floating("patches", patches)
-        tokens: Tensor = self.project((patches.to(self.mean.dtype) - self.mean) / self.std)
+        standard = (patches.to(self.mean.dtype) - self.mean) / self.std
+        tokens: Tensor = self.project(standard.to(next(self.project.parameters()).dtype))
         return tokens

@@ -42,7 +42,8 @@ class ContinuousPositionBias(nn.Module):
 
     def weights(self) -> MLPBias:
         """The network's weights, for :func:`~disentangled_mil.ops.biased_attention` to compute it exactly."""
-        return MLPBias(*self.mlp.parameters())
+        first, _, second, _, third = self.mlp
+        return MLPBias(first.weight, first.bias, second.weight, second.bias, third.weight, third.bias)  # type: ignore[arg-type]
 
     def table(self, resolution: int = 129) -> BiasTable:
         """The network's values on ``resolution`` x ``resolution`` displacements in [-2, 2], to be interpolated.
@@ -53,7 +54,9 @@ class ContinuousPositionBias(nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
 
         def evaluate(displacement: Tensor) -> Tensor:
-            values: Tensor = checkpoint(self, displacement, use_reentrant=False, preserve_rng_state=False)
+            # Under autocast, too, all that is interpolated is good to float32.
+            with torch.autocast(weight.device.type, enabled=False):
+                values: Tensor = checkpoint(self, displacement, use_reentrant=False, preserve_rng_state=False)
             return values
 
         return BiasTable.of(evaluate, resolution=resolution, dtype=wide, device=weight.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from .._checks import check_floating, check_shape
-from .._operators import operator, refuse_gradient
+from .._operators import operator, refuse_forward_mode, refuse_gradient
 
 
 def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     Raises:
         TypeError: ``cells`` is not floating-point, or ``window`` not int64.
         ValueError: shapes disagree.
-        NotImplementedError: on the way back, for a gradient of a gradient.
+        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient.
 
     Source: the convolution of DAT's offset network (Xia et al., CVPR 2022), for points that need not lie on a lattice.
 
@@ -48,6 +48,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         check_shape(name, tensor, spec, sizes)
     if window.dtype != torch.int64:
         raise TypeError(f"window must hold torch.int64 indices, got {window.dtype}")
+    refuse_forward_mode("depthwise_windows", (cells, kernel))
     summed: Tensor = _depthwise_windows(cells, window, kernel.to(cells.dtype))
     return summed
 

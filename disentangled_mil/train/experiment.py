@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.expression import ExpressionPipeline
@@ -108,8 +107,8 @@ def run_split(
         teacher = stages.get("teacher")
         targets = teacher.targets(everyone) if name == "distilled" and isinstance(teacher, TeacherStage) else None
         stage = _stage(name, arguments, task, options, targets)
-        if not isinstance(stage, GeneStage):
-            _standardise(stage.model, paired if name == "teacher" else everyone)
+        if isinstance(stage, (TeacherStage, StudentStage)):
+            _standardise(stage.model, paired if name == "teacher" else everyone, options.batch_size)
         sees_genes = name in ("genes", "teacher")
         train_stage(
             name,
@@ -216,14 +215,12 @@ def _stage(
     return StudentStage(Student(**arguments).to(options.device), on_device, options, targets)
 
 
-def _standardise(model: nn.Module, examples: Examples) -> None:
-    """Fit the patch encoders' mean and standard deviation on the training patches."""
-    collected: dict[str, list[Tensor]] = {}
-    for batch in examples.batches(64):
-        for name, bag in batch.bags.items():
-            collected.setdefault(name, []).append(bag.patches[bag.mask].float())
-    for name, patches in collected.items():
-        model.get_submodule(f"branches.{name}.patches").fit(torch.cat(patches))  # type: ignore[operator]
+def _standardise(model: Teacher | Student, examples: Examples, batch_size: int) -> None:
+    """Fit the patch encoders' mean and standard deviation on the training patches, a batch at a time."""
+    for name in model.magnifications:
+        bags = (batch.bags[name] for batch in examples.batches(batch_size))
+        encoder = model.get_submodule(f"branches.{name}.patches")
+        encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
 
 
 def _evaluate(

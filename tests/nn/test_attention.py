@@ -349,3 +349,14 @@ def test_weights_are_kept_only_where_asked_for_and_with_gradients() -> None:
     with torch.no_grad():
         assert square_maps(0, 4, keep_weights=True).kept is None
     assert square_maps(0, 10, keep_weights=True).kept is None  # 25 keys, more than 4 rows of 4 numbers
+
+
+@pytest.mark.parametrize("bias", ["exact", "table"])
+def test_a_map_is_still_its_own_after_the_next_step_of_training(bias: str) -> None:
+    layer = DeformableCrossAttention(8, heads=2, groups=2, dim_head=4, bias=bias, dropout=0.0)
+    tokens = torch.randn(1, 30, 8)
+    attended = layer(tokens, tokens)
+    before = attended.attention.weights().detach()
+    attended.tokens.sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+    assert torch.equal(attended.attention.weights(), before)

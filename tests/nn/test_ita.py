@@ -341,3 +341,12 @@ def test_errors_of_inputs_say_what_was_wanted_and_what_came() -> None:
         ita.follow(torch.zeros(1, 2, 8), torch.ones(1, 2))
     with pytest.raises(RuntimeError, match="follow needs anchors, which only order='anchor' has, got order='peak'"):
         ITA(8, order="peak").follow(torch.zeros(1, 2, 8))
+
+
+def test_it_is_built_under_any_default_dtype() -> None:
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert ITA(8, 3).anchors.dtype == torch.bfloat16
+    finally:
+        torch.set_default_dtype(default)

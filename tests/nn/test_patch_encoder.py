@@ -45,6 +45,36 @@ def test_stored_float16_features_are_fitted_without_overflow() -> None:
     assert encode(patches[None]).dtype == torch.float32
 
 
+@given(
+    sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any),
+    offset=st.sampled_from([0.0, 1e4]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=25)
+def test_parts_are_fitted_like_the_whole(sizes: list[int], offset: float, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    parts = [offset + 3 * torch.randn(size, 4, dtype=torch.float64, generator=source) for size in sizes]
+    whole, streamed = PatchEncoder(4, 3).double(), PatchEncoder(4, 3).double()
+    whole.fit(torch.cat(parts))
+    streamed.fit(part for part in parts)
+    torch.testing.assert_close(streamed.mean, whole.mean)
+    torch.testing.assert_close(streamed.std, whole.std)
+
+
+def test_features_of_any_scale_are_standardised() -> None:
+    patches = 1e-9 * torch.randn(1000, 1)
+    encode = PatchEncoder(1, 2)
+    encode.fit(patches)
+    torch.testing.assert_close(encode.std[0], patches.std(correction=0), rtol=1e-5, atol=0)
+
+
+def test_weights_of_another_type_than_the_statistics_are_taken() -> None:
+    """As mixed precision by sharding has them."""
+    encode = PatchEncoder(4, 3)
+    encode.project.to(torch.bfloat16)
+    assert encode(torch.randn(1, 2, 4)).dtype == torch.bfloat16
+
+
 def test_what_was_fitted_is_stored_with_the_weights() -> None:
     encode = PatchEncoder(4, 3)
     encode.fit(torch.randn(10, 4) * 3 + 1)

@@ -61,3 +61,19 @@ def test_displacements_of_float32_fit_parameters_of_low_precision(dtype: torch.d
 def test_refusals(sizes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ContinuousPositionBias(*sizes)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_its_layers_may_be_parametrised(layer: int) -> None:
+    bias = ContinuousPositionBias(4, 2)
+    displacement = torch.randn(5, 2)
+    expected = bias(displacement)
+    torch.nn.utils.parametrizations.weight_norm(bias.mlp[layer])
+    torch.testing.assert_close(bias(displacement), expected)
+
+
+def test_its_table_is_as_good_under_autocast() -> None:
+    bias = ContinuousPositionBias(32, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = bias.table(17)
+    assert torch.equal(rounded.values, bias.table(17).values)

@@ -325,6 +325,12 @@ def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_err
     assert torch.autograd.gradgradcheck(lambda *_: attention_overlap(dense(a), dense(b)), smooth, fast_mode=True)
 
 
+def test_forward_mode_is_refused(draw: Draw) -> None:
+    a, b = (draw(seed, kind="network") for seed in (10, 11))
+    with pytest.raises(NotImplementedError, match=r"^attention_overlap has no derivative in forward mode"):
+        torch.func.jvp(lambda query: overlap_of(a | {"query": query}, b), (a["query"],), (a["query"],))
+
+
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
 def test_the_operators_are_well_registered(draw: Draw, calls: Callable[..., list[Any]], kind: str) -> None:

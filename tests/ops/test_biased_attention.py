@@ -542,6 +542,30 @@ def test_an_explicit_backend_is_the_one_that_runs(
     assert len(calls(lambda: biased_attention(**given_, backend=backend))) == operators
 
 
+@pytest.mark.parametrize("of", ["out", "mass", "weights"])
+def test_the_gradient_that_arrives_has_no_gradient_either(draw: Draw, of: str) -> None:
+    given_ = draw(10, kind="network")
+    factor = torch.ones((), dtype=torch.float64, requires_grad=True)
+    attended = biased_attention(**given_, backend="streaming", keep_weights=True)
+    (slope,) = torch.autograd.grad(factor * getattr(attended, of).square().sum(), given_["query"], create_graph=True)
+    with pytest.raises(NotImplementedError, match='a gradient of a gradient needs backend="reference"'):
+        slope.sum().backward(inputs=[factor])
+
+
+def test_forward_mode_is_refused_by_streaming_and_right_in_the_reference(draw: Draw) -> None:
+    given_ = {name: value.detach() for name, value in draw(10).items() if isinstance(value, Tensor)}
+    value = given_.pop("value")
+
+    def attend(value: Tensor, backend: str) -> Tensor:
+        return biased_attention(**given_, value=value, backend=backend).out
+
+    for derivative in (torch.func.jvp, lambda f, *arguments: torch.func.jacfwd(f)(*arguments[0])):
+        with pytest.raises(NotImplementedError, match=r"^biased_attention has no derivative in forward mode: take it"):
+            derivative(lambda value: attend(value, "streaming"), (value,), (value,))
+    found = torch.func.jvp(lambda value: attend(value, "reference"), (value,), (value,))[1]
+    torch.testing.assert_close(found, attend(value, "reference"))
+
+
 @every_kind
 def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_reference(
     draw: Draw, leaves: Leaves, kind: str

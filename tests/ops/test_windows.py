@@ -264,3 +264,10 @@ def test_types_that_do_not_fit_are_refused(change: dict[str, Tensor], message: s
     arguments = dict(zip(("cells", "window", "kernel"), draw(12), strict=True))
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         depthwise_windows(**arguments | change)
+
+
+def test_forward_mode_is_refused() -> None:
+    cells, window, kernel = draw(11)
+    for tangents in ((cells, torch.zeros_like(kernel)), (torch.zeros_like(cells), kernel)):
+        with pytest.raises(NotImplementedError, match=r"^depthwise_windows has no derivative in forward mode"):
+            torch.func.jvp(lambda c, k: depthwise_windows(c, window, k), (cells, kernel), tangents)

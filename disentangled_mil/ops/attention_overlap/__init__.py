@@ -29,7 +29,7 @@ def attention_overlap(a: Tensor | AttentionScores, b: Tensor | AttentionScores) 
     Raises:
         TypeError: an argument is not a floating-point tensor, or only one is a tensor.
         ValueError: the shapes differ.
-        NotImplementedError: on the way back, for a gradient of a gradient through scores.
+        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient, through scores.
 
     Source:
         C in eq. 7 of the paper.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._operators import operator, refuse_gradient
+from ..._operators import operator, refuse_forward_mode, refuse_gradient
 from .._attention_tiles import BagScores, BagScoresGradient
 from .._bias_tiles import BiasTile, tiled_bias
 from ..biased_attention import AttentionScores
@@ -16,7 +16,9 @@ _MOST_KEPT = 4  # bags whose biases are not computed again on the way back
 
 def streaming(a: AttentionScores, b: AttentionScores) -> Tensor:
     """C_ij = <a_i, b_j> [B, B] of maps [B, H, N, J]."""
-    overlap: Tensor = _streaming(a.tensors(), b.tensors(), [a.reach, b.reach], [a.factor, b.factor])
+    left, right = a.tensors(), b.tensors()
+    refuse_forward_mode("attention_overlap", (*left, *right))
+    overlap: Tensor = _streaming(left, right, [a.reach, b.reach], [a.factor, b.factor])
     return overlap
 
 

@@ -178,7 +178,8 @@ def biased_attention(
         ValueError: shapes disagree, H is not a multiple of G, an option is unknown, or kernels are asked for
             elsewhere than on a CUDA device.
         RuntimeError: kernels are asked for without Triton.
-        NotImplementedError: on the way back, for a gradient of a gradient: only the reference has it.
+        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient: only the reference has
+            them.
 
     Source: eqs 1-3 of the paper; deformable attention of DAT (Xia et al., CVPR 2022).
 

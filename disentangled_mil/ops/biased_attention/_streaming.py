@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._operators import operator, refuse_gradient
+from ..._operators import operator, refuse_forward_mode, refuse_gradient
 from .._attention_tiles import BagScores, BagScoresGradient, put, take
 from .._bias_tiles import tiled_bias
 
@@ -17,6 +17,7 @@ def streaming(
     scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, mass of the keys, and the weights if they are to be kept."""
+    refuse_forward_mode("biased_attention", (*scores, value))
     seed = torch.randint(1 << 62, ()) if dropout else None  # on the CPU, so that nobody waits for a device
     out, mass, weights = _streaming(scores, value, reach, scale, dropout, seed, keep)
     return out, mass, weights if keep else None
@@ -80,7 +81,9 @@ def _empty(
 
 @operator("biased_attention_streaming_backward")
 def _backward(
-    gradients: Sequence[Tensor | None],
+    into_out: Tensor | None,
+    into_mass: Tensor | None,
+    into_kept: Tensor | None,
     scores: Sequence[Tensor],
     value: Tensor,
     kept: Tensor | None,
@@ -90,7 +93,6 @@ def _backward(
     seed: Tensor | None,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
-    into_out, into_mass, into_kept = gradients
     *into_scores, into_value = result = [torch.zeros_like(tensor) for tensor in (*scores, value)]
     with torch.autocast(value.device.type, enabled=False):
         bias = tiled_bias(scores, reach)
@@ -130,7 +132,9 @@ def _backward(
 
 @_backward.register_fake
 def _like_inputs(
-    gradients: Sequence[Tensor | None],
+    into_out: Tensor | None,
+    into_mass: Tensor | None,
+    into_kept: Tensor | None,
     scores: Sequence[Tensor],
     value: Tensor,
     kept: Tensor | None,
@@ -152,7 +156,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 def _pass_back(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
     *scores, value, seed, kept = ctx.saved_tensors
     wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-    into = _backward(list(gradients), scores, value, kept, ctx.reach, ctx.scale, ctx.dropout, seed, wanted)
+    into = _backward(*gradients, scores, value, kept, ctx.reach, ctx.scale, ctx.dropout, seed, wanted)
     *into_scores, into_value = (grad if want else None for grad, want in zip(into, wanted, strict=True))
     return into_scores, into_value, None, None, None, None, None
 
