@@ -42,5 +42,7 @@ def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
 
 def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
     """Refuse tensors with tangents (``torch.func.jvp``), which an operator would drop without a word."""
-    if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if torch.compiler.is_compiling():
+        return
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")

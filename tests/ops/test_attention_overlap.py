@@ -325,6 +325,7 @@ def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_err
     assert torch.autograd.gradgradcheck(lambda *_: attention_overlap(dense(a), dense(b)), smooth, fast_mode=True)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 def test_forward_mode_is_refused(draw: Draw) -> None:
     a, b = (draw(seed, kind="network") for seed in (10, 11))
     with pytest.raises(NotImplementedError, match=r"^attention_overlap has no derivative in forward mode"):

@@ -552,6 +552,7 @@ def test_the_gradient_that_arrives_has_no_gradient_either(draw: Draw, of: str) -
         slope.sum().backward(inputs=[factor])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 def test_forward_mode_is_refused_by_streaming_and_right_in_the_reference(draw: Draw) -> None:
     given_ = {name: value.detach() for name, value in draw(10).items() if isinstance(value, Tensor)}
     value = given_.pop("value")

@@ -266,6 +266,7 @@ def test_types_that_do_not_fit_are_refused(change: dict[str, Tensor], message: s
         depthwise_windows(**arguments | change)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
 def test_forward_mode_is_refused() -> None:
     cells, window, kernel = draw(11)
     for tangents in ((cells, torch.zeros_like(kernel)), (torch.zeros_like(cells), kernel)):
