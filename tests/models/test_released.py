@@ -17,6 +17,7 @@ from disentangled_mil.models.released import (
 )
 from disentangled_mil.models.student import StudentOutput
 from disentangled_mil.models.teacher import TeacherOutput
+from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops.hazards import log_survival, risk
 
 Golden = Callable[[str], dict[str, Tensor]]
@@ -280,3 +281,18 @@ def test_wrong_names_are_refused() -> None:
         teacher({"10x": bag}, {"tumor": torch.zeros(1, 3), "tme": torch.zeros(1, 4)})
     with pytest.raises(ValueError, match=r"genes must have exactly the names \['tme', 'tumor'\]"):
         ReleasedTeacher(6, {"tumor": 3, "immune": 4}, 2)
+
+
+@pytest.mark.parametrize("downsample", [2, 3, 4])
+def test_offsets_reach_as_far_as_the_cells_of_the_coarse_grid_are_wide(downsample: int) -> None:
+    sizes = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4, "downsample": downsample}
+    for model in (ReleasedStudent(6, 3, **sizes), ReleasedTeacher(6, {"tumor": 2, "tme": 2}, 3, **sizes)):
+        layers = [layer for layer in model.modules() if isinstance(layer, DeformableCrossAttention)]
+        assert {layer.offset_scale for layer in layers} == {downsample}
+    given = ReleasedStudent(6, 3, **sizes, offset_scale=1.5)
+    assert given.get_submodule("branches.10x").attend.offset_scale == 1.5
+
+
+def test_other_positions_than_the_released_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^positions must be 'released' in a released model, got 'centred'$"):
+        ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, positions="centred")

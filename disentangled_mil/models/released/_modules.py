@@ -24,7 +24,6 @@ SUBSPACES = ("tumor", "tme")
 # Not stored, and only felt in training.
 _GENE_DROPOUT = 0.25
 _RELEASED_GUARD = 1e-6
-_RELEASED_POSITIONS: DeformableOptions = {"positions": "released", "offset_scale": 4.0}
 
 
 class ReleasedTeacher(nn.Module):
@@ -37,14 +36,14 @@ class ReleasedTeacher(nn.Module):
         dim: token width C.
         magnifications: names, from coarse to fine.
         hidden: widths of the gene encoders' hidden layers.
-        **options: heads, dim_head, groups, downsample, kernel_size, dropout and backend of
-            :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
 
     Raises:
-        ValueError: names or shapes disagree, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
 
     Source: the released implementation, as facts in its golden numbers.
     Differs from the source: nothing that shows in a prediction.
@@ -114,10 +113,9 @@ class ReleasedTeacherBranch(nn.Module):
 
     def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
         super().__init__()
-        options.update(_RELEASED_POSITIONS)
         self.patches = PatchEncoder(features, dim)
         self.norm_maps = nn.LayerNorm(dim)
-        self.attend = nn.ModuleDict({name: DeformableCrossAttention(dim, **options) for name in SUBSPACES})
+        self.attend = nn.ModuleDict({name: _deformable(dim, **options) for name in SUBSPACES})
         self.fuse = nn.Linear(len(SUBSPACES) * dim, dim)
         self.select = nn.ModuleDict({name: ReleasedSelection(dim) for name in SUBSPACES})
         self.norm_features = nn.LayerNorm(dim)
@@ -179,14 +177,14 @@ class ReleasedStudent(nn.Module):
         outputs: number of logits K.
         dim: token width C.
         magnifications: names, from coarse to fine.
-        **options: heads, dim_head, groups, downsample, kernel_size, dropout and backend of
-            :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
         ``bags`` {magnification: Bag of B}.
 
     Raises:
-        ValueError: names or shapes disagree, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
 
     Source: the released implementation, as facts in its golden numbers.
     Differs from the source: two prototypes for any number of patches (theirs: a share of the 2,500 patches);
@@ -216,12 +214,11 @@ class ReleasedStudent(nn.Module):
     ) -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
-        options.update(_RELEASED_POSITIONS)
         self.branches = nn.ModuleDict(
             {
                 name: StudentBranch(
                     PatchEncoder(features, dim),
-                    DeformableCrossAttention(dim, **options),
+                    _deformable(dim, **options),
                     ITA(dim, len(SUBSPACES), order="peak", guard=_RELEASED_GUARD),
                     SubspaceHead(dim, outputs, SUBSPACES),
                 )
@@ -235,6 +232,14 @@ class ReleasedStudent(nn.Module):
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         logits, gate = _gate([branch.logits for branch in branches.values()])
         return StudentOutput(logits, branches, gate)
+
+
+def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
+    """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
+    options.setdefault("offset_scale", float(options.get("downsample", 4)))
+    if options.setdefault("positions", "released") != "released":
+        raise ValueError(f"positions must be 'released' in a released model, got {options['positions']!r}")
+    return DeformableCrossAttention(dim, **options)
 
 
 def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
