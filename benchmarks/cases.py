@@ -133,7 +133,8 @@ def _overlap() -> dict[str, Candidate]:
         )
         for bias, suffix in (("exact", ""), ("table", ", table"))
     }
-    return _attending(work.overlap, maps=4, cost=_overlap_cost) | kept
+    candidates = _attending(work.overlap, maps=4, cost=_overlap_cost) | kept
+    return {name: candidate for name, candidate in candidates.items() if "triton" not in name}  # there is no kernel
 
 
 def _share(name: str) -> Callable[[Mapping[str, float]], float]:
@@ -183,7 +184,7 @@ CASES: Mapping[str, Case] = {
     ),
     "density-peaks": Case(
         "density-peak clustering, beside KeOps and two passes of the plain matrix product",
-        (1000, 10000, 100000),
+        (1000, 2500, 10000, 100000),
         {
             "reference": Candidate(
                 _using(work.peaks, backend="reference"), memory=lambda n: 21.0 * n**2, cost=_peaks_cost

@@ -156,7 +156,7 @@ class ITA(nn.Module):
         """Move the anchors towards prototypes whose slots are known.
 
         Prototypes that are not finite, as mixed precision makes them in a step it then skips, are left out.
-        Every process of a distributed run follows its own bags.
+        Every process of a distributed run follows its own bags; ``DistributedDataParallel`` keeps those of rank 0.
 
         Args:
             prototypes: Prototypes by slot, detached here.
