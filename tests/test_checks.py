@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from disentangled_mil._checks import (
     check_choice,
     check_count,
+    check_counts,
     check_floating,
     check_interval,
+    check_mapping,
     check_mask,
     check_names,
     check_shape,
@@ -38,6 +41,11 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
     check_count("n", 0, 0)
     check_interval("p", 0, 0, 1)
     check_interval("p", 1.0, 0, 1, open_low=True)
+    for number in (np.float16(0.5), np.float32(0.5), np.int64(1)):
+        check_interval("p", number, 0, 1)  # type: ignore[arg-type]
+    assert check_counts("hidden", iter([3, 4])) == (3, 4)
+    assert check_counts("hidden", []) == ()
+    check_mapping("genes", {})
     check_names("genes", {"tme": 1, "tumor": 2}, ("tumor", "tme"))
     assert check_subspaces(["tumor", "tme"]) == ("tumor", "tme")
     assert check_subspaces({"one": 1}, "genes") == ("one",)
@@ -90,6 +98,39 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         (lambda: check_interval("p", float("nan"), 0, 1), ValueError, "p must lie in [0, 1], got nan"),
         (lambda: check_interval("p", "1", 0, 1), TypeError, "p must be a number, got str"),  # type: ignore[arg-type]
         (lambda: check_interval("p", True, 0, 1), TypeError, "p must be a number, got bool"),
+        (lambda: check_interval("p", np.bool_(True), 0, 1), TypeError, "p must be a number, got bool"),  # type: ignore[arg-type]
+        (lambda: check_interval("p", None, 0, 1), TypeError, "p must be a number, got NoneType"),  # type: ignore[arg-type]
+        (
+            lambda: check_interval("p", torch.tensor(0.5), 0, 1),  # type: ignore[arg-type]
+            TypeError,
+            "p must be a number, got Tensor",
+        ),
+        (
+            lambda: check_counts("hidden", 64),  # type: ignore[arg-type]
+            TypeError,
+            "hidden must be a sequence of integers, got int",
+        ),
+        (lambda: check_counts("hidden", [4, 0]), ValueError, "hidden must be at least 1, got 0"),
+        (
+            lambda: check_counts("hidden", [4, 2.0]),  # type: ignore[list-item]
+            TypeError,
+            "hidden must be an integer, got float",
+        ),
+        (
+            lambda: check_mapping("genes", [3, 4]),
+            TypeError,
+            "genes must be a mapping from names, got list",
+        ),
+        (
+            lambda: check_names("genes", torch.ones(2), ("tumor", "tme")),  # type: ignore[arg-type]
+            TypeError,
+            "genes must be a mapping from names, got Tensor",
+        ),
+        (
+            lambda: check_names("genes", {1: 1, "tumor": 2}, ("tumor", "tme")),  # type: ignore[dict-item]
+            ValueError,
+            "genes must have exactly the names ['tme', 'tumor'], got [1, 'tumor']",
+        ),
         (
             lambda: check_names("genes", {"tumor": 1}, ("tumor", "tme")),
             ValueError,
@@ -114,13 +155,28 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         (lambda: check_subspaces([""]), ValueError, "subspaces must be non-empty strings without a dot, got ''"),
         (
             lambda: check_subspaces([3]),  # type: ignore[list-item]
-            ValueError,
-            "subspaces must be non-empty strings without a dot, got 3",
+            TypeError,
+            "subspaces must be a sequence of names, got 3 among them",
+        ),
+        (
+            lambda: check_subspaces([["tumor"]]),  # type: ignore[list-item]
+            TypeError,
+            "subspaces must be a sequence of names, got ['tumor'] among them",
+        ),
+        (
+            lambda: check_subspaces(3),  # type: ignore[arg-type]
+            TypeError,
+            "subspaces must be a sequence of names, got int",
         ),
         (
             lambda: check_subspaces(["keys"]),
             ValueError,
-            "subspaces must not be attributes of a torch.nn.ModuleDict, got 'keys'",
+            "subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got 'keys'",
+        ),
+        (
+            lambda: check_subspaces(["copy", "b"]),
+            ValueError,
+            "subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got 'copy'",
         ),
     ],
 )

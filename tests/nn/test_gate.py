@@ -184,6 +184,11 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
             "kind must be one of 'softmax', 'hazards', got 'classes'",
         ),
         (
+            lambda: MagnificationGate(("5x",))([torch.zeros(1, 2)]),
+            TypeError,
+            "logits must be a mapping from names, got list",
+        ),
+        (
             lambda: MagnificationGate(("5x",))({"10x": torch.zeros(1, 2)}),
             ValueError,
             "logits must have exactly the names ['5x'], got ['10x']",
