@@ -1,9 +1,10 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
-Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU.
+Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU; values of a
+tensor only by `check_values`, where that waits for nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 
 import torch
@@ -44,6 +45,27 @@ def check_floating(name: str, tensor: Tensor) -> None:
     """Check that a tensor holds floating-point numbers."""
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds whole numbers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
+
+
+def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[Tensor], Tensor]) -> None:
+    """Check the values [B] of a small tensor that lies on the CPU; elsewhere, or while tracing, nothing is read."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or type(values) is not Tensor
+        or values.device.type != "cpu"
+    ):
+        return
+    fits = valid(values)
+    if not bool(fits.all()):
+        row = int(fits.int().argmin())
+        raise ValueError(f"{name} must {requirement}, got {values[row].item()} at position {row}")
 
 
 def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> None:

@@ -8,18 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disentangled_mil._checks import (
     check_choice,
     check_count,
     check_counts,
     check_floating,
+    check_integers,
     check_interval,
     check_mapping,
     check_mask,
     check_names,
     check_shape,
     check_subspaces,
+    check_values,
 )
 
 
@@ -36,6 +39,9 @@ def test_shape_takes_numbers_and_sizes_at_their_word() -> None:
 def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
     check_mask("mask", torch.ones(2, 3, dtype=torch.bool), "B N")
     check_floating("x", torch.ones(1, dtype=torch.bfloat16))
+    check_integers("k", torch.ones(1, dtype=torch.uint8))
+    check_values("k", torch.ones(0), "be at most 2", lambda x: x <= 2)
+    check_values("k", torch.ones(3), "be at most 2", lambda x: x <= 2)
     check_choice("rule", "a", ("a", "b"))
     check_count("n", 1)
     check_count("n", 0, 0)
@@ -78,6 +84,19 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
             lambda: check_floating("x", torch.ones(1, dtype=torch.int64)),
             TypeError,
             "x must be a floating-point tensor, got torch.int64",
+        ),
+        *(
+            (
+                lambda dtype=dtype: check_integers("k", torch.ones(1, dtype=dtype)),
+                TypeError,
+                f"k must be an integer tensor, got {dtype}",
+            )
+            for dtype in (torch.float32, torch.bool)
+        ),
+        (
+            lambda: check_values("k", torch.tensor([1, 5, 3]), "be at most 2", lambda x: x <= 2),
+            ValueError,
+            "k must be at most 2, got 5 at position 1",
         ),
         (
             lambda: check_mask("mask", torch.ones(2, 3), "B N"),
@@ -185,3 +204,16 @@ def test_refusals_name_the_argument_the_requirement_and_what_came(
 ) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_values_are_not_read_where_reading_waits_breaks_a_graph_or_is_not_possible() -> None:
+    def check(values: torch.Tensor) -> torch.Tensor:
+        check_values("k", values, "be at most 2", lambda x: x <= 2)
+        return values + 1
+
+    wrong = torch.tensor([5.0])
+    assert check(wrong.to("meta")).is_meta
+    assert torch.compile(check, backend="eager", fullgraph=True)(wrong) == 6
+    assert torch.func.vmap(check)(wrong) == 6
+    with FakeTensorMode():
+        check(torch.ones(1))
