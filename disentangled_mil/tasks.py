@@ -8,10 +8,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_count, check_interval, check_shape
+from ._checks import check_count, check_integers, check_interval, check_shape, check_values
 from .losses._reduction import check_batch
 from .losses.survival import discrete_time_nll
 from .ops import hazards
@@ -139,13 +138,20 @@ class Classification:
         return torch.tensor([index[name] for name in names], dtype=torch.int64, device=self._device)
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
-        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar."""
+        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
+
+        Raises:
+            TypeError: ``target`` is not an integer tensor.
+            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class (on a GPU, where
+                values are not read, it fails the kernel).
+        """
         sizes = check_shape("logits", logits, "B K", {"K": self.outputs})
         target = _class_indices(target, sizes)
         check_batch("logits", logits)
         logits = _wide(logits)
-        weight = None if self.class_weight is None else self.class_weight.to(logits.dtype)
-        return F.cross_entropy(logits, target, weight, reduction="none").mean()
+        # Not F.cross_entropy, whose ignore_index would count as a loss of 0.
+        loss = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]  # [B]
+        return (loss if self.class_weight is None else self.class_weight.to(logits.dtype)[target] * loss).mean()
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
@@ -360,7 +366,11 @@ def task_from_state(state: Mapping[str, Any]) -> Task:
 def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
     """A target of `Classification`."""
     check_shape("target", target, "B", sizes)  # type: ignore[arg-type]  # refuses what is no tensor
-    return cast(Tensor, target)
+    check_integers("target", cast(Tensor, target))
+    indices = cast(Tensor, target).long()
+    last = sizes["K"] - 1
+    check_values("target", indices, f"be a class index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
+    return indices
 
 
 def _observed(target: Target) -> SurvivalTarget:

@@ -204,6 +204,36 @@ def test_classification_refuses_labels_and_logits_that_do_not_fit():
         task.confidence({"tme": torch.zeros(1, 3)}, torch.tensor([0]))
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])])
+@pytest.mark.parametrize("label", [-100, -1, 3, 2**62, -(2**63)])
+def test_no_class_index_is_ignored(label, weight):
+    task, logits, target = Classification(["a", "b", "c"], class_weight=weight), torch.zeros(2, 3), [0, label]
+    message = rf"target must be a class index from 0 to 2, got {label} at position 1"
+    with pytest.raises(ValueError, match=message):
+        task.loss(logits, torch.tensor(target))
+    with pytest.raises(ValueError, match=message):
+        task.confidence({"tumor": logits}, torch.tensor(target))
+    compiled = torch.compile(task.loss, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        compiled(logits, torch.tensor(target))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.uint16])
+def test_class_indices_of_any_integer_type_count(dtype, generator):
+    task = Classification(["a", "b", "c"], class_weight=torch.tensor([1.0, 2.0, 0.5]))
+    logits, target = torch.randn(2, 3, generator=generator), torch.tensor([0, 2])
+    assert torch.equal(task.loss(logits, target.to(dtype)), task.loss(logits, target))
+    assert task.confidence({"tumor": logits}, target.to(dtype)) == task.confidence({"tumor": logits}, target)
+
+
+@pytest.mark.parametrize("target", [torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
+def test_labels_that_are_no_integers_are_refused(target):
+    with pytest.raises(TypeError, match=rf"target must be an integer tensor, got {target.dtype}"):
+        Classification(["a", "b"]).loss(torch.zeros(2, 2), target)
+    with pytest.raises(TypeError, match=rf"target must be an integer tensor, got {target.dtype}"):
+        Classification(["a", "b"]).confidence({"tumor": torch.zeros(2, 2)}, target)
+
+
 @pytest.mark.parametrize(
     ("edges", "options", "message"),
     [
