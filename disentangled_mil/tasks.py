@@ -1,7 +1,7 @@
 """What is predicted: the target, the loss, the confidence and the prediction of one task, in one object."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
@@ -72,7 +72,7 @@ class Classification:
 
     kind: Final = "softmax"
 
-    def __init__(self, classes: Sequence[str], *, class_weight: Tensor | None = None) -> None:
+    def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
         if not self.classes:
             raise ValueError("classes must name at least one class, got none")
@@ -89,7 +89,7 @@ class Classification:
 
     @classmethod
     def fit(
-        cls, labels: Sequence[str], classes: Sequence[str] | None = None, balanced: bool = True
+        cls, labels: Iterable[str], classes: Iterable[str] | None = None, balanced: bool = True
     ) -> "Classification":
         """Take classes and weights from the training patients' labels.
 
@@ -123,7 +123,7 @@ class Classification:
         """Number of logits."""
         return len(self.classes)
 
-    def target(self, labels: Sequence[str]) -> Tensor:
+    def target(self, labels: Iterable[str]) -> Tensor:
         """Class indices [B], int64, of labels.
 
         Raises:
@@ -232,7 +232,7 @@ class DiscreteSurvival:
         check_shape("edges", edges, "E")
         check_interval("alpha", alpha, 0.0, 1.0)
         self.edges = edges.detach().to("cpu", torch.float64)
-        self.alpha = alpha
+        self.alpha = float(alpha)
         self._device = torch.device("cpu")
         if not bool((self.edges.isfinite() & (self.edges >= 0)).all()):
             raise ValueError(f"edges must be finite and not negative, got {self.edges.tolist()}")
@@ -385,14 +385,15 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
-    """A sequence of names; one string is a sequence of characters, which nobody means."""
+def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Several names; one string is a sequence of characters, which nobody means."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
-    for row, value in enumerate(values):
+    given = tuple(values)
+    for row, value in enumerate(given):
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a sequence of strings, got {value!r} at position {row}")
-    return tuple(map(str, values))
+    return tuple(map(str, given))
 
 
 def _observations(
@@ -414,7 +415,9 @@ def _observations(
 
 def _column(name: str, values: Iterable[Any] | Tensor) -> npt.NDArray[np.float64]:
     """Numbers as a float64 array [B]."""
-    column = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    column = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if column.ndim == 0 and isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Tensor, np.ndarray)):
+        column = np.array(list(values))  # a generator or a view, which is one object to NumPy
     if column.ndim != 1:
         raise ValueError(f"{name} must have shape [B], got {list(column.shape)}")
     return column.astype(np.float64)
