@@ -78,6 +78,10 @@ class DistillationTargets(NamedTuple):
         return DistillationTargets(*(column.to(device) for column in self))
 
 
+# A teacher's targets are saved once and loaded by every training of a student.
+torch.serialization.add_safe_globals([DistillationTargets])
+
+
 class DistillationLoss(NamedTuple):
     """Result of `SubspaceDistillation`.
 

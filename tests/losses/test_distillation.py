@@ -364,3 +364,12 @@ def test_slot_distillation_compiles_as_one_graph(generator):
     logits, prototypes = normal(generator, 3, 4), normal(generator, 3, 2, 5)
     compiled = torch.compile(distil, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(logits, prototypes, targets).total, distil(logits, prototypes, targets).total)
+
+
+def test_targets_are_loaded_from_a_file_of_weights_only(tmp_path, generator):
+    targets = teacher(generator)
+    torch.save(targets, tmp_path / "targets.pt")
+    loaded = torch.load(tmp_path / "targets.pt", weights_only=True)
+    assert type(loaded) is DistillationTargets
+    for got, wanted in zip(loaded, targets, strict=True):
+        assert torch.equal(got, wanted)
