@@ -1,10 +1,11 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
-Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU.
+Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU; values of a
+tensor only by `check_values`, where that waits for nothing.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from numbers import Integral
+from collections.abc import Callable, Collection, Iterable, Mapping
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -46,6 +47,27 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
 
+def check_integers(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds whole numbers."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
+
+
+def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[Tensor], Tensor]) -> None:
+    """Check the values [B] of a small tensor that lies on the CPU; elsewhere, or while tracing, nothing is read."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or type(values) is not Tensor
+        or values.device.type != "cpu"
+    ):
+        return
+    fits = valid(values)
+    if not bool(fits.all()):
+        row = int(fits.int().argmin())
+        raise ValueError(f"{name} must {requirement}, got {values[row].item()} at position {row}")
+
+
 def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> None:
     """Check a boolean mask (True = real token) and its shape."""
     check_shape(name, mask, spec, sizes)
@@ -67,31 +89,52 @@ def check_count(name: str, value: int, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
+def check_counts(name: str, values: Iterable[int], minimum: int = 1) -> tuple[int, ...]:
+    """Check whole numbers that must each be at least ``minimum``, and return them."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a sequence of integers, got {type(values).__name__}")
+    given = tuple(values)
+    for value in given:
+        check_count(name, value, minimum)
+    return given
+
+
 def check_interval(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Check a number that must lie in [low, high], or in (low, high] with ``open_low``; NaN never does."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     above = value > low if open_low else value >= low
     if not (above and value <= high):
         raise ValueError(f"{name} must lie in {'(' if open_low else '['}{low}, {high}], got {value}")
 
 
-def check_names(name: str, given: Collection[str], wanted: Collection[str]) -> None:
-    """Check that a mapping has exactly the wanted names (of subspaces, magnifications, ...)."""
+def check_mapping(name: str, given: object) -> None:
+    """Check that there is something for each of several names (of subspaces, magnifications, ...)."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} must be a mapping from names, got {type(given).__name__}")
+
+
+def check_names(name: str, given: Mapping[str, object], wanted: Iterable[str]) -> None:
+    """Check that a mapping has exactly the wanted names."""
+    check_mapping(name, given)
     if set(given) != set(wanted):
-        raise ValueError(f"{name} must have exactly the names {sorted(wanted)}, got {sorted(given)}")
+        raise ValueError(f"{name} must have exactly the names {sorted(wanted)}, got {sorted(given, key=str)}")
 
 
 def check_subspaces(names: Iterable[str], name: str = "subspaces") -> tuple[str, ...]:
-    """Check names that key modules (subspaces, magnifications): unique, not empty, without a dot."""
+    """Check names that key modules and parameters (subspaces, magnifications): unique, not empty, without a dot."""
     if isinstance(names, str):
         raise TypeError(f"{name} must be a sequence of names, got the string {names!r}")
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{name} must be a sequence of names, got {type(names).__name__}")
     given = tuple(names)
+    for entry in given:
+        if not isinstance(entry, str):
+            raise TypeError(f"{name} must be a sequence of names, got {entry!r} among them")
+        if not entry or "." in entry:
+            raise ValueError(f"{name} must be non-empty strings without a dot, got {entry!r}")
+        if hasattr(torch.nn.ModuleDict(), entry) or hasattr(torch.nn.ParameterDict(), entry):
+            raise ValueError(f"{name} must not be attributes of a torch.nn.ModuleDict or ParameterDict, got {entry!r}")
     if not given or len(set(given)) != len(given):
         raise ValueError(f"{name} must hold at least one name, each once, got {given}")
-    for entry in given:
-        if not isinstance(entry, str) or not entry or "." in entry:
-            raise ValueError(f"{name} must be non-empty strings without a dot, got {entry!r}")
-        if hasattr(torch.nn.ModuleDict(), entry):
-            raise ValueError(f"{name} must not be attributes of a torch.nn.ModuleDict, got {entry!r}")
     return given

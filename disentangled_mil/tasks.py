@@ -1,17 +1,16 @@
 """What is predicted: the target, the loss, the confidence and the prediction of one task, in one object."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
 from typing import Any, Final, NamedTuple, TypeAlias, cast, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._checks import check_count, check_interval, check_shape
+from ._checks import check_count, check_integers, check_interval, check_shape, check_values
 from .losses._reduction import check_batch
 from .losses.survival import discrete_time_nll
 from .ops import hazards
@@ -73,7 +72,7 @@ class Classification:
 
     kind: Final = "softmax"
 
-    def __init__(self, classes: Sequence[str], *, class_weight: Tensor | None = None) -> None:
+    def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
         if not self.classes:
             raise ValueError("classes must name at least one class, got none")
@@ -90,7 +89,7 @@ class Classification:
 
     @classmethod
     def fit(
-        cls, labels: Sequence[str], classes: Sequence[str] | None = None, balanced: bool = True
+        cls, labels: Iterable[str], classes: Iterable[str] | None = None, balanced: bool = True
     ) -> "Classification":
         """Take classes and weights from the training patients' labels.
 
@@ -124,7 +123,7 @@ class Classification:
         """Number of logits."""
         return len(self.classes)
 
-    def target(self, labels: Sequence[str]) -> Tensor:
+    def target(self, labels: Iterable[str]) -> Tensor:
         """Class indices [B], int64, of labels.
 
         Raises:
@@ -139,13 +138,20 @@ class Classification:
         return torch.tensor([index[name] for name in names], dtype=torch.int64, device=self._device)
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
-        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar."""
+        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
+
+        Raises:
+            TypeError: ``target`` is not an integer tensor.
+            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class (on a GPU, where
+                values are not read, it fails the kernel).
+        """
         sizes = check_shape("logits", logits, "B K", {"K": self.outputs})
         target = _class_indices(target, sizes)
         check_batch("logits", logits)
         logits = _wide(logits)
-        weight = None if self.class_weight is None else self.class_weight.to(logits.dtype)
-        return F.cross_entropy(logits, target, weight, reduction="none").mean()
+        # Not F.cross_entropy, whose ignore_index would count as a loss of 0.
+        loss = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]  # [B]
+        return (loss if self.class_weight is None else self.class_weight.to(logits.dtype)[target] * loss).mean()
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
@@ -226,7 +232,7 @@ class DiscreteSurvival:
         check_shape("edges", edges, "E")
         check_interval("alpha", alpha, 0.0, 1.0)
         self.edges = edges.detach().to("cpu", torch.float64)
-        self.alpha = alpha
+        self.alpha = float(alpha)
         self._device = torch.device("cpu")
         if not bool((self.edges.isfinite() & (self.edges >= 0)).all()):
             raise ValueError(f"edges must be finite and not negative, got {self.edges.tolist()}")
@@ -360,7 +366,11 @@ def task_from_state(state: Mapping[str, Any]) -> Task:
 def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
     """A target of `Classification`."""
     check_shape("target", target, "B", sizes)  # type: ignore[arg-type]  # refuses what is no tensor
-    return cast(Tensor, target)
+    check_integers("target", cast(Tensor, target))
+    indices = cast(Tensor, target).long()
+    last = sizes["K"] - 1
+    check_values("target", indices, f"be a class index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
+    return indices
 
 
 def _observed(target: Target) -> SurvivalTarget:
@@ -375,14 +385,15 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
-    """A sequence of names; one string is a sequence of characters, which nobody means."""
+def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Several names; one string is a sequence of characters, which nobody means."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
-    for row, value in enumerate(values):
+    given = tuple(values)
+    for row, value in enumerate(given):
         if not isinstance(value, str):
             raise TypeError(f"{name} must be a sequence of strings, got {value!r} at position {row}")
-    return tuple(map(str, values))
+    return tuple(map(str, given))
 
 
 def _observations(
@@ -404,7 +415,9 @@ def _observations(
 
 def _column(name: str, values: Iterable[Any] | Tensor) -> npt.NDArray[np.float64]:
     """Numbers as a float64 array [B]."""
-    column = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    column = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if column.ndim == 0 and isinstance(values, Iterable) and not isinstance(values, (str, Mapping, Tensor, np.ndarray)):
+        column = np.array(list(values))  # a generator or a view, which is one object to NumPy
     if column.ndim != 1:
         raise ValueError(f"{name} must have shape [B], got {list(column.shape)}")
     return column.astype(np.float64)

@@ -3,20 +3,26 @@
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disentangled_mil._checks import (
     check_choice,
     check_count,
+    check_counts,
     check_floating,
+    check_integers,
     check_interval,
+    check_mapping,
     check_mask,
     check_names,
     check_shape,
     check_subspaces,
+    check_values,
 )
 
 
@@ -33,11 +39,19 @@ def test_shape_takes_numbers_and_sizes_at_their_word() -> None:
 def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
     check_mask("mask", torch.ones(2, 3, dtype=torch.bool), "B N")
     check_floating("x", torch.ones(1, dtype=torch.bfloat16))
+    check_integers("k", torch.ones(1, dtype=torch.uint8))
+    check_values("k", torch.ones(0), "be at most 2", lambda x: x <= 2)
+    check_values("k", torch.ones(3), "be at most 2", lambda x: x <= 2)
     check_choice("rule", "a", ("a", "b"))
     check_count("n", 1)
     check_count("n", 0, 0)
     check_interval("p", 0, 0, 1)
     check_interval("p", 1.0, 0, 1, open_low=True)
+    for number in (np.float16(0.5), np.float32(0.5), np.int64(1)):
+        check_interval("p", number, 0, 1)  # type: ignore[arg-type]
+    assert check_counts("hidden", iter([3, 4])) == (3, 4)
+    assert check_counts("hidden", []) == ()
+    check_mapping("genes", {})
     check_names("genes", {"tme": 1, "tumor": 2}, ("tumor", "tme"))
     assert check_subspaces(["tumor", "tme"]) == ("tumor", "tme")
     assert check_subspaces({"one": 1}, "genes") == ("one",)
@@ -71,6 +85,19 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
             TypeError,
             "x must be a floating-point tensor, got torch.int64",
         ),
+        *(
+            (
+                lambda dtype=dtype: check_integers("k", torch.ones(1, dtype=dtype)),
+                TypeError,
+                f"k must be an integer tensor, got {dtype}",
+            )
+            for dtype in (torch.float32, torch.bool)
+        ),
+        (
+            lambda: check_values("k", torch.tensor([1, 5, 3]), "be at most 2", lambda x: x <= 2),
+            ValueError,
+            "k must be at most 2, got 5 at position 1",
+        ),
         (
             lambda: check_mask("mask", torch.ones(2, 3), "B N"),
             TypeError,
@@ -90,6 +117,39 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         (lambda: check_interval("p", float("nan"), 0, 1), ValueError, "p must lie in [0, 1], got nan"),
         (lambda: check_interval("p", "1", 0, 1), TypeError, "p must be a number, got str"),  # type: ignore[arg-type]
         (lambda: check_interval("p", True, 0, 1), TypeError, "p must be a number, got bool"),
+        (lambda: check_interval("p", np.bool_(True), 0, 1), TypeError, "p must be a number, got bool"),  # type: ignore[arg-type]
+        (lambda: check_interval("p", None, 0, 1), TypeError, "p must be a number, got NoneType"),  # type: ignore[arg-type]
+        (
+            lambda: check_interval("p", torch.tensor(0.5), 0, 1),  # type: ignore[arg-type]
+            TypeError,
+            "p must be a number, got Tensor",
+        ),
+        (
+            lambda: check_counts("hidden", 64),  # type: ignore[arg-type]
+            TypeError,
+            "hidden must be a sequence of integers, got int",
+        ),
+        (lambda: check_counts("hidden", [4, 0]), ValueError, "hidden must be at least 1, got 0"),
+        (
+            lambda: check_counts("hidden", [4, 2.0]),  # type: ignore[list-item]
+            TypeError,
+            "hidden must be an integer, got float",
+        ),
+        (
+            lambda: check_mapping("genes", [3, 4]),
+            TypeError,
+            "genes must be a mapping from names, got list",
+        ),
+        (
+            lambda: check_names("genes", torch.ones(2), ("tumor", "tme")),  # type: ignore[arg-type]
+            TypeError,
+            "genes must be a mapping from names, got Tensor",
+        ),
+        (
+            lambda: check_names("genes", {1: 1, "tumor": 2}, ("tumor", "tme")),  # type: ignore[dict-item]
+            ValueError,
+            "genes must have exactly the names ['tme', 'tumor'], got [1, 'tumor']",
+        ),
         (
             lambda: check_names("genes", {"tumor": 1}, ("tumor", "tme")),
             ValueError,
@@ -114,13 +174,28 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         (lambda: check_subspaces([""]), ValueError, "subspaces must be non-empty strings without a dot, got ''"),
         (
             lambda: check_subspaces([3]),  # type: ignore[list-item]
-            ValueError,
-            "subspaces must be non-empty strings without a dot, got 3",
+            TypeError,
+            "subspaces must be a sequence of names, got 3 among them",
+        ),
+        (
+            lambda: check_subspaces([["tumor"]]),  # type: ignore[list-item]
+            TypeError,
+            "subspaces must be a sequence of names, got ['tumor'] among them",
+        ),
+        (
+            lambda: check_subspaces(3),  # type: ignore[arg-type]
+            TypeError,
+            "subspaces must be a sequence of names, got int",
         ),
         (
             lambda: check_subspaces(["keys"]),
             ValueError,
-            "subspaces must not be attributes of a torch.nn.ModuleDict, got 'keys'",
+            "subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got 'keys'",
+        ),
+        (
+            lambda: check_subspaces(["copy", "b"]),
+            ValueError,
+            "subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got 'copy'",
         ),
     ],
 )
@@ -129,3 +204,16 @@ def test_refusals_name_the_argument_the_requirement_and_what_came(
 ) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_values_are_not_read_where_reading_waits_breaks_a_graph_or_is_not_possible() -> None:
+    def check(values: torch.Tensor) -> torch.Tensor:
+        check_values("k", values, "be at most 2", lambda x: x <= 2)
+        return values + 1
+
+    wrong = torch.tensor([5.0])
+    assert check(wrong.to("meta")).is_meta
+    assert torch.compile(check, backend="eager", fullgraph=True)(wrong) == 6
+    assert torch.func.vmap(check)(wrong) == 6
+    with FakeTensorMode():
+        check(torch.ones(1))

@@ -2,6 +2,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,34 @@ def test_intervals_are_closed_below_and_open_at_both_ends():
     assert target.interval.tolist() == [0, 0, 1, 2, 2]
     assert target.event.tolist() == [True, False, True, True, False]
     assert (target.interval.dtype, target.event.dtype) == (torch.int64, torch.bool)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda values: dict(enumerate(values)).values(),
+        lambda values: (value for value in values),
+        lambda values: iter(values),
+        lambda values: map(float, values),
+        tuple,
+        np.array,
+        torch.tensor,
+        lambda values: torch.tensor(values).bfloat16(),
+        lambda values: pd.Series(values, index=[7, 1, 4, 0, 2]),
+    ],
+)
+def test_times_and_events_come_from_any_iterable(turn):
+    time, event = [1.0, 2.0, 3.0, 4.0, 9.0], [1, 1, 1, 1, 0]
+    task, expected = DiscreteSurvival.fit(turn(time), event=turn(event)), DiscreteSurvival.fit(time, event=event)
+    assert task.edges.tolist() == expected.edges.tolist()
+    for got, wanted in zip(task.target(turn(time), event=turn(event)), expected.target(time, event=event), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_names_come_from_any_iterable():
+    assert Classification(name for name in "ab").classes == ("a", "b")
+    task = Classification.fit(dict.fromkeys(["b", "a"]).keys())
+    assert task.target(iter(["a", "b"])).tolist() == [0, 1]
 
 
 def test_one_interval_is_a_task_too():
@@ -204,6 +233,36 @@ def test_classification_refuses_labels_and_logits_that_do_not_fit():
         task.confidence({"tme": torch.zeros(1, 3)}, torch.tensor([0]))
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0, 0.5])])
+@pytest.mark.parametrize("label", [-100, -1, 3, 2**62, -(2**63)])
+def test_no_class_index_is_ignored(label, weight):
+    task, logits, target = Classification(["a", "b", "c"], class_weight=weight), torch.zeros(2, 3), [0, label]
+    message = rf"target must be a class index from 0 to 2, got {label} at position 1"
+    with pytest.raises(ValueError, match=message):
+        task.loss(logits, torch.tensor(target))
+    with pytest.raises(ValueError, match=message):
+        task.confidence({"tumor": logits}, torch.tensor(target))
+    compiled = torch.compile(task.loss, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        compiled(logits, torch.tensor(target))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.uint16])
+def test_class_indices_of_any_integer_type_count(dtype, generator):
+    task = Classification(["a", "b", "c"], class_weight=torch.tensor([1.0, 2.0, 0.5]))
+    logits, target = torch.randn(2, 3, generator=generator), torch.tensor([0, 2])
+    assert torch.equal(task.loss(logits, target.to(dtype)), task.loss(logits, target))
+    assert task.confidence({"tumor": logits}, target.to(dtype)) == task.confidence({"tumor": logits}, target)
+
+
+@pytest.mark.parametrize("target", [torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
+def test_labels_that_are_no_integers_are_refused(target):
+    with pytest.raises(TypeError, match=rf"target must be an integer tensor, got {target.dtype}"):
+        Classification(["a", "b"]).loss(torch.zeros(2, 2), target)
+    with pytest.raises(TypeError, match=rf"target must be an integer tensor, got {target.dtype}"):
+        Classification(["a", "b"]).confidence({"tumor": torch.zeros(2, 2)}, target)
+
+
 @pytest.mark.parametrize(
     ("edges", "options", "message"),
     [
@@ -229,6 +288,8 @@ def test_survival_refuses_bad_arguments(edges, options, message):
         ([1.0, 2.0], [1, math.nan], r"event must be 0 .* got nan at position 1"),
         ([1.0, 2.0], [1], r"event must have one entry for each of the 2 times, got 1"),
         ([[1.0, 2.0]], [1], r"time must have shape \[B\], got \[1, 2\]"),
+        *((scalar, [1], r"time must have shape \[B\], got \[\]") for scalar in (1.0, np.array(1.0), torch.tensor(1.0))),
+        ({1.0: 2.0}, [1], r"time must have shape \[B\], got \[\]"),
     ],
 )
 def test_survival_refuses_observations_that_cannot_be(time, event, message):
@@ -258,6 +319,11 @@ def test_survival_refuses_logits_that_do_not_fit():
         ValueError, match=r"subspace_logits\['tumor'\] must have shape \[B, K\] = \[B, 2\], got \[1, 3\]"
     ):
         task.confidence({"tumor": torch.zeros(1, 3)}, target)
+
+
+def test_alpha_of_another_type_of_number_is_kept_in_json():
+    state = DiscreteSurvival(torch.tensor([1.0]), alpha=np.float32(0.25)).state()
+    assert json.loads(json.dumps(state))["alpha"] == 0.25
 
 
 def test_an_unknown_state_is_refused():

@@ -237,7 +237,8 @@ def task_labels(cohort: Cohort, task: str) -> pd.Series | pd.DataFrame:
         the columns ``time`` (as in the file, 0 included) and ``event`` (bool, True = death).
 
     Raises:
-        ValueError: the task is unknown, the clinical table lacks its column, or no patient has the label.
+        ValueError: the task is unknown, the clinical table lacks its column, no patient has the label, or an
+            event is not 0 or 1.
 
     Example: see :class:`Cohort`.
     """
@@ -249,4 +250,11 @@ def task_labels(cohort: Cohort, task: str) -> pd.Series | pd.DataFrame:
     labels = cohort.clinical[columns].dropna()
     if labels.empty:
         raise ValueError(f"task {task!r} needs at least one patient with {' and '.join(columns)}, got none")
-    return labels.astype({"event": bool}) if task == "survival" else labels[columns[0]]
+    if task != "survival":
+        return labels[columns[0]]
+    for patient, event in labels["event"][~labels["event"].isin([0, 1])].head(1).items():
+        raise ValueError(
+            "clinical column 'event' must hold 0 (censored) or 1 (death observed), "
+            f"got {event!r} for patient {patient!r}"
+        )
+    return labels.astype({"event": bool})

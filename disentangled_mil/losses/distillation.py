@@ -78,6 +78,10 @@ class DistillationTargets(NamedTuple):
         return DistillationTargets(*(column.to(device) for column in self))
 
 
+# A teacher's targets are saved once and loaded by every training of a student.
+torch.serialization.add_safe_globals([DistillationTargets])
+
+
 class DistillationLoss(NamedTuple):
     """Result of `SubspaceDistillation`.
 
@@ -216,7 +220,7 @@ def prediction_distillation(
         ``student_logits``, ``teacher_logits`` [B, K]; ``weight`` [B].
 
     Returns:
-        A scalar in at least float32, 0 iff both predict the same; 0 too if all weights are.
+        A scalar in at least float32, never negative, 0 iff both predict the same; 0 too if all weights are.
 
     Raises:
         TypeError: logits are not floating-point tensors.
@@ -246,7 +250,7 @@ def prediction_distillation(
     teacher = without_absent(teacher_logits.detach(), weight)
     p = _log_outcomes(teacher, temperature, kind)  # [B, 1, K] or [B, K, 2]
     q = _log_outcomes(student_logits, temperature, kind)
-    divergence = F.kl_div(q, p, reduction="none", log_target=True).sum((1, 2))  # [B]
+    divergence = _divergence(p, q).sum((1, 2))  # [B]
     return weighted_mean(divergence, weight) * temperature**2
 
 
@@ -364,6 +368,18 @@ def _log_outcomes(logits: Tensor, temperature: float, kind: str) -> Tensor:
     if kind == "softmax":
         return F.log_softmax(softened, dim=-1)[:, None]
     return torch.stack([F.logsigmoid(softened), F.logsigmoid(-softened)], dim=-1)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Terms of KL(p || q) from log probabilities, none of which is negative: p log(p / q) + q - p.
+
+    What is added sums to zero. Without it, terms of either sign cancel, and the sum for two close predictions is
+    rounding of either sign.
+    """
+    d = p - q
+    near = d.abs() < 1
+    small = torch.where(near, d, 0)  # so that the branch not taken stays finite in the gradient
+    return torch.where(near, p.exp() * (small.neg().expm1() + small), p.exp() * d + q.exp() - p.exp())
 
 
 def _check_temperature(temperature: float) -> None:

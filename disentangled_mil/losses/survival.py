@@ -1,9 +1,11 @@
 """The likelihood of discrete survival times."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_interval, check_shape
+from .._checks import check_choice, check_integers, check_interval, check_shape, check_values
 from ..ops.hazards import log_survival, outcome_log_probability
 from ._reduction import check_batch
 
@@ -19,7 +21,7 @@ def discrete_time_nll(
     Args:
         logits: hazard logits.
         interval: interval of the last observation, from 0 to K - 1.
-        event: 1 or True where the death was observed, 0 or False where the time is censored.
+        event: 1 or True where the death was observed, 0 or False where the time is censored, of any type.
         alpha: share by which censored terms are down-weighted, from 0 to 1.
         reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
 
@@ -31,7 +33,9 @@ def discrete_time_nll(
 
     Raises:
         TypeError: ``logits`` is not a floating-point tensor or ``interval`` not an integer one.
-        ValueError: a shape, ``alpha`` or ``reduction`` is none of the above, or the batch is empty.
+        ValueError: a shape, ``alpha`` or ``reduction`` is none of the above, or the batch is empty; on the CPU, an
+            interval or an event is none of the above. On a GPU, where values are not read, the interval then fails
+            the kernel and the event makes the loss NaN.
 
     Source:
         The survival loss of the paper, over hazards in quartile bins; the likelihood is that of Zadeh and
@@ -53,12 +57,17 @@ def discrete_time_nll(
     check_shape("interval", interval, "B", sizes)
     check_shape("event", event, "B", sizes)
     check_batch("logits", logits)
-    if interval.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise TypeError(f"interval must be an integer tensor, got {interval.dtype}")
-    k = interval.long()[:, None]  # [B, 1]
+    check_integers("interval", interval)
+    interval = interval.long()
+    last = sizes["K"] - 1
+    check_values("interval", interval, f"be an index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
+    check_values("event", event, "be 0 (censored) or 1 (death observed)", lambda e: (e == 0) | (e == 1))
+    k = interval[:, None]  # [B, 1]
     died = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
     survived = log_survival(logits).gather(1, k)[:, 0]  # [B]
-    loss = -torch.where(event.bool(), died, (1 - alpha) * survived)
+    loss = -torch.where(event == 1, died, (1 - alpha) * survived)
+    if event.dtype != torch.bool:
+        loss = loss * torch.ones_like(loss).masked_fill((event != 0) & (event != 1), math.nan)
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" else loss.sum()

@@ -1,6 +1,7 @@
 """How the magnifications' predictions become one."""
 
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class MagnificationGate(nn.Module):
         {magnification: [B, K]} -> logits [B, K].
 
     Raises:
-        TypeError: logits are not floating-point.
+        TypeError: logits are no mapping, or not floating-point.
         ValueError: names or shapes disagree, or an option is unknown.
 
     Source: the paper's "dual-expert gate".
@@ -92,7 +93,7 @@ class MagnificationGate(nn.Module):
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
         """Logits whose probabilities are the mean of the magnifications' probabilities."""
-        mean = self._log_probability(logits).logsumexp(1) - torch.tensor(float(logits.shape[1])).log()
+        mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
         if self.kind == "softmax":
             return mean
         # The odds of an interval's hazard: the event falls in it, over: it falls later or never.

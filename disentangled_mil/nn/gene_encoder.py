@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from .._checks import (
     check_choice,
     check_count,
+    check_counts,
     check_floating,
     check_interval,
+    check_mapping,
     check_names,
     check_shape,
+    check_subspaces,
 )
 
 
@@ -43,7 +46,7 @@ class SNNEncoder(nn.Module):
 
     Raises:
         ValueError: an option out of range; subspaces that are missing, unknown or of another size.
-        TypeError: expression that is no floating-point tensor.
+        TypeError: an option of another type; expression that is no mapping of floating-point tensors.
 
     Source:
         The paper's gene encoder; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
@@ -72,16 +75,16 @@ class SNNEncoder(nn.Module):
         activation: str = "selu",
     ) -> None:
         super().__init__()
-        _check_subspaces(genes)
+        check_mapping("genes", genes)
+        for subspace in check_subspaces(genes, "genes"):
+            check_count(f"genes[{subspace!r}]", genes[subspace])
         check_count("dim", dim)
-        for width in hidden:
-            check_count("hidden", width)
         check_count("gene_tokens", gene_tokens)
         check_interval("dropout", dropout, 0.0, 1.0)
         check_choice("activation", activation, ("selu", "elu"))
         self.genes = dict(genes)
         self.dim = dim
-        self.hidden = tuple(hidden)
+        self.hidden = check_counts("hidden", hidden)
         self.gene_tokens = gene_tokens
         self.dropout = dropout
         self.activation = activation
@@ -108,21 +111,6 @@ class SNNEncoder(nn.Module):
             f"genes={self.genes}, dim={self.dim}, hidden={self.hidden}, gene_tokens={self.gene_tokens}, "
             f"dropout={self.dropout}, activation={self.activation!r}"
         )
-
-
-def _check_subspaces(genes: Mapping[str, int]) -> None:
-    """Check sizes and that every name can be a key of a ModuleDict (and so part of a parameter's name)."""
-    if not genes:
-        raise ValueError("genes must name at least one subspace, got none")
-    for subspace, count in genes.items():
-        if not isinstance(subspace, str):
-            raise TypeError(f"genes must have strings as names, got {type(subspace).__name__}")
-        if not subspace or "." in subspace or hasattr(nn.ModuleDict(), subspace):
-            raise ValueError(
-                "genes must have names that are not empty, hold no dot and are no attribute of a ModuleDict, "
-                f"got {subspace!r}"
-            )
-        check_count(f"genes[{subspace!r}]", count)
 
 
 def _network(widths: Sequence[int], dropout: float, activation: str) -> nn.Sequential:

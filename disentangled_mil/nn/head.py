@@ -33,7 +33,7 @@ class SubspaceHead(nn.Module):
         {subspace: [B, C]} -> logits [B, K].
 
     Raises:
-        TypeError: features are not floating-point.
+        TypeError: features are no mapping, or not floating-point.
         ValueError: names or shapes disagree.
 
     Source: the paper, before eq 6; subspace logits are W_s X_s + b / S.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from .._checks import check_choice, check_floating, check_names, check_shape
+from .._checks import check_choice, check_floating, check_mapping, check_names, check_shape
 from ._projection import coordinate
 
 Granularity = Literal["row", "tensor", "subspace"]
@@ -65,7 +66,8 @@ class CGCOptimizer(torch.optim.Optimizer):
         process_group: the processes that train together; all by default.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer, or a parameter no floating-point tensor.
+        TypeError: ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
+            floating-point tensor or sharded over processes (a DTensor).
         ValueError: fewer than two subspaces, parameters that do not correspond, a parameter that
             ``optimizer`` does not have or that is given twice, or an unknown ``granularity``.
 
@@ -111,6 +113,10 @@ class CGCOptimizer(torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         check_choice("granularity", granularity, get_args(Granularity))
+        check_mapping("subspace_parameters", subspace_parameters)
+        for name, given in subspace_parameters.items():
+            if not isinstance(given, Iterable):
+                raise TypeError(f"subspace_parameters[{name!r}] must be several parameters, got {type(given).__name__}")
         parameters = {name: tuple(given) for name, given in subspace_parameters.items()}
         _check_parameters(parameters, optimizer)
         self.wrapped = optimizer
@@ -131,6 +137,7 @@ class CGCOptimizer(torch.optim.Optimizer):
             confidence: one number per subspace, summed over the samples of the micro-batch.
 
         Raises:
+            TypeError: ``confidence`` is no mapping, or of something else than numbers.
             ValueError: the names are not those of the subspaces, or a tensor is not a scalar.
 
         Example:
@@ -152,8 +159,10 @@ class CGCOptimizer(torch.optim.Optimizer):
             if isinstance(value, Tensor):
                 check_shape(f"confidence[{name!r}]", value, "")
                 numbers[name] = value.detach().to(zero)
+            elif isinstance(value, Real):
+                numbers[name] = torch.full_like(zero, float(value))
             else:
-                numbers[name] = torch.full_like(zero, value)
+                raise TypeError(f"confidence[{name!r}] must be a number or a scalar tensor, got {type(value).__name__}")
         self._sums.update({name: self._sums.get(name, zero) + number for name, number in numbers.items()})
 
     def step(
@@ -176,8 +185,13 @@ class CGCOptimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: no confidence was given or accumulated, or not one number per subspace.
-            TypeError: a gradient is sparse.
+            TypeError: a gradient is sparse, ``closure`` is not callable, or a confidence no number.
         """
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"closure must be callable, got {type(closure).__name__} "
+                "(confidences are given by name: step(confidence=...))"
+            )
         if confidence is not None:
             self.accumulate(confidence)
         try:
@@ -350,6 +364,11 @@ def _check_parameters(parameters: Mapping[str, tuple[Tensor, ...]], optimizer: t
             if not isinstance(parameter, Tensor):
                 raise TypeError(f"{place} must be a parameter, got {type(parameter).__name__}")
             check_floating(place, parameter)
+            if hasattr(parameter, "full_tensor"):
+                raise TypeError(
+                    f"{place} must be whole in every process, got a {type(parameter.data).__name__} (leave it out of "
+                    "fully_shard by ignored_params, or train with DistributedDataParallel)"
+                )
             if parameter.shape != wanted[index].shape:
                 raise ValueError(
                     f"{place} must have the shape of {first!r}, {list(wanted[index].shape)}, "

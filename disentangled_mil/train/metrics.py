@@ -1,10 +1,11 @@
 """How good predictions are, one entry per patient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from lifelines.utils import concordance_index
 from sklearn.metrics import accuracy_score, f1_score, multilabel_confusion_matrix, recall_score, roc_auc_score
 from torch import Tensor
@@ -13,7 +14,7 @@ __all__ = ["classification_metrics", "survival_metrics"]
 
 
 def classification_metrics(
-    probabilities: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, patients: Sequence[str]
+    probabilities: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, patients: Iterable[Any]
 ) -> dict[str, float]:
     """Quality of class probabilities; the slides of a patient are averaged first.
 
@@ -34,8 +35,8 @@ def classification_metrics(
         ``auc`` and ``specificity`` have nothing to compare and are NaN (``classes`` is 1).
 
     Raises:
-        ValueError: a length differs, there is no slide, a value is not finite, a label is no class, or two
-            slides of a patient differ in their label.
+        ValueError: a length differs, there is no slide, a value is not finite, a patient is missing, a label is no
+            class, or two slides of a patient differ in their label.
 
     Source:
         scikit-learn.
@@ -83,7 +84,7 @@ def survival_metrics(
     time: npt.ArrayLike | Tensor,
     *,
     event: npt.ArrayLike | Tensor,
-    patients: Sequence[str],
+    patients: Iterable[Any],
 ) -> dict[str, float]:
     """How well a risk orders patients by their survival; the risks of a patient's slides are averaged first.
 
@@ -106,8 +107,8 @@ def survival_metrics(
         ``tied_time``; ``patients`` and ``events``.
 
     Raises:
-        ValueError: a length differs, there is no slide, a value is not finite, an event is not 0 or 1, or two
-            slides of a patient differ in time or event.
+        ValueError: a length differs, there is no slide, a value is not finite, a patient is missing, an event is not
+            0 or 1, or two slides of a patient differ in time or event.
 
     Source:
         Harrell, Lee and Mark, Statistics in Medicine 1996; the index itself is lifelines'.
@@ -166,12 +167,19 @@ def _array(
     return array
 
 
-def _patients(patients: Sequence[str], length: int) -> tuple[list[Any], npt.NDArray[np.int64]]:
+def _patients(patients: Iterable[Any], length: int) -> tuple[list[Any], npt.NDArray[np.int64]]:
     """The distinct patients in order of appearance, and for each slide the index of its patient."""
-    if len(patients) != length:
-        raise ValueError(f"patients must have one entry for each of the {length} slides, got {len(patients)}")
-    index = {name: k for k, name in enumerate(dict.fromkeys(patients))}
-    return list(index), np.array([index[name] for name in patients])
+    # Tensors are told apart by identity: equal ones count as one patient only as plain numbers.
+    names = [name.tolist() if isinstance(name, (Tensor, np.ndarray, np.generic)) else name for name in patients]
+    if len(names) != length:
+        raise ValueError(f"patients must have one entry for each of the {length} slides, got {len(names)}")
+    for row, name in enumerate(names):
+        if isinstance(name, list):
+            raise ValueError(f"patients must have shape [n], got {[length, *np.shape(name)]}")
+        if pd.isna(name):
+            raise ValueError(f"patients must name the patient of every slide, got {name!r} at position {row}")
+    index = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    return list(index), np.array([index[name] for name in names])
 
 
 def _mean(rows: npt.NDArray[np.float64], member: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -82,6 +83,39 @@ def test_labels_leave_out_patients_who_lack_them():
         "B": {"time": 5.0, "event": False},
     }
     assert survival["event"].dtype == bool
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [True, False, True],
+        [1, 0, 1],
+        pd.array([1, 0, 1], dtype="Int64"),
+        pd.array([True, False, None], dtype="boolean"),
+        np.array([True, False, None], dtype=object),
+    ],
+)
+def test_events_of_any_type_are_0_or_1(event):
+    survival = task_labels(cohort(clinical=cohort().clinical.assign(event=event)), "survival")
+    assert survival["event"].dtype == bool
+    assert survival["event"].to_dict() == {"A": True, "B": False}
+
+
+@pytest.mark.parametrize(
+    ("event", "got"),
+    [
+        ([1, 2, 1], "2"),
+        ([1.0, 0.5, 1.0], r"0\.5"),
+        (["1", "0", "1"], "'1'"),
+        ([True, "Alive", False], "'Alive'"),
+        (pd.Categorical(["dead", "alive", "dead"]), "'dead'"),
+    ],
+)
+def test_events_coded_otherwise_are_refused(event, got):
+    clinical = cohort().clinical.assign(event=event)
+    message = rf"clinical column 'event' must hold 0 \(censored\) or 1 \(death observed\), got {got} for patient '[AB]'"
+    with pytest.raises(ValueError, match=message):
+        task_labels(cohort(clinical=clinical), "survival")
 
 
 def test_tasks_without_labels_are_refused():

@@ -72,6 +72,36 @@ def test_divergence_is_zero_iff_predictions_are_equal(kind, batch, outputs, temp
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4, 1e-6])
+def test_float32_divergence_of_close_predictions_is_exact_and_never_negative(kind, distance, generator):
+    logits = 4 * torch.randn(2000, 4, generator=generator)
+    student = logits + distance * torch.randn(2000, 4, generator=generator)
+    each = torch.func.vmap(lambda x, y: prediction_distillation(x[None], y[None], kind=kind))(student, logits)
+    assert (each >= 0).all()
+    exact = prediction_distillation(student.double(), logits.double(), kind=kind)
+    torch.testing.assert_close(each.mean().double(), exact, rtol=2e-3 if distance > 1e-5 else 1, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("distance", [0.0, 1e-3, 1.0, 30.0])
+def test_float32_divergence_and_gradient_are_those_of_the_textbook_in_float64(kind, distance, generator):
+    logits = torch.randn(50, 4, generator=generator)
+    student = (logits + distance * torch.randn(50, 4, generator=generator)).requires_grad_()
+    exact = student.detach().double().requires_grad_()
+
+    def outcomes(x):
+        return x.log_softmax(1) if kind == "softmax" else torch.stack([F.logsigmoid(x), F.logsigmoid(-x)])
+
+    p, q = outcomes(logits.double() / 2), outcomes(exact / 2)
+    expected = 4 * (p.exp() * (p - q)).sum() / len(logits)
+    loss = prediction_distillation(student, logits, kind=kind)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-3 if distance < 1e-2 else 1e-5, atol=1e-14)
+    torch.testing.assert_close(student.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_prediction_gradient_is_exact_and_only_the_students(kind, generator):
     student, logits = normal(generator, 3, 4).requires_grad_(), normal(generator, 3, 4).requires_grad_()
     weight = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
@@ -334,3 +364,12 @@ def test_slot_distillation_compiles_as_one_graph(generator):
     logits, prototypes = normal(generator, 3, 4), normal(generator, 3, 2, 5)
     compiled = torch.compile(distil, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(logits, prototypes, targets).total, distil(logits, prototypes, targets).total)
+
+
+def test_targets_are_loaded_from_a_file_of_weights_only(tmp_path, generator):
+    targets = teacher(generator)
+    torch.save(targets, tmp_path / "targets.pt")
+    loaded = torch.load(tmp_path / "targets.pt", weights_only=True)
+    assert type(loaded) is DistillationTargets
+    for got, wanted in zip(loaded, targets, strict=True):
+        assert torch.equal(got, wanted)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -94,6 +96,39 @@ def test_errors_name_the_argument():
         discrete_time_nll(logits, interval, event=event, alpha=2)
     with pytest.raises(ValueError, match=r"reduction must be one of 'mean', 'sum', 'none', got 'max'"):
         discrete_time_nll(logits, interval, event=event, reduction="max")
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_an_event_of_any_type_is_a_death_if_it_is_1(dtype, generator):
+    logits = torch.randn(3, 4, generator=generator)
+    interval, event = torch.tensor([0, 3, 2]), torch.tensor([True, False, True])
+    loss = discrete_time_nll(logits, interval, event=event.to(dtype))
+    torch.testing.assert_close(loss, discrete_time_nll(logits, interval, event=event), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("event", "got"), [([0.0, 0.5], "0.5"), ([1.0, math.nan], "nan"), ([0, 2], "2"), ([1, -1], "-1")]
+)
+def test_what_is_neither_death_nor_censored_is_refused_or_makes_the_loss_nan(event, got):
+    logits, interval = torch.zeros(2, 4, requires_grad=True), torch.tensor([0, 1])
+    with pytest.raises(
+        ValueError, match=rf"event must be 0 \(censored\) or 1 \(death observed\), got {got} at position 1"
+    ):
+        discrete_time_nll(logits, interval, event=torch.tensor(event))
+
+    def each(x, k, e):  # reads no values, like a GPU
+        return discrete_time_nll(x[None], k[None], event=e[None])
+
+    arguments = logits, interval, torch.tensor(event)
+    assert torch.func.vmap(each)(*arguments).isnan().tolist() == [False, True]
+    gradient = torch.func.vmap(torch.func.grad(each))(*arguments)
+    assert gradient.isnan().any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("interval", [[0, -1], [0, 4], [0, -100]])
+def test_an_interval_that_is_none_is_refused(interval):
+    with pytest.raises(ValueError, match=rf"interval must be an index from 0 to 3, got {interval[1]} at position 1"):
+        discrete_time_nll(torch.zeros(2, 4), torch.tensor(interval), event=torch.tensor([True, False]))
 
 
 def test_loss_compiles_as_one_graph(generator):

@@ -147,6 +147,16 @@ def test_learned_shares_start_even_follow_their_parameter_and_train() -> None:
     assert gate.mixture.grad.abs().min() > 0
 
 
+@pytest.mark.parametrize("kind", ["softmax", "hazards"])
+def test_averaged_probabilities_are_exact_in_float64_whatever_the_default_device(kind: str) -> None:
+    logits, gate = draw(5, 3), MagnificationGate(NAMES, rule="softmax_average", kind=kind)
+    with torch.device("meta"):
+        out = gate(logits)
+    each = [logits[name].softmax(-1) if kind == "softmax" else outcomes(logits[name].sigmoid()) for name in NAMES]
+    averaged = out.logits.exp() if kind == "softmax" else outcomes(out.logits.sigmoid())
+    torch.testing.assert_close(averaged, sum(each) / 3, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["softmax", "hazards"])
 def test_one_magnification_is_itself_whatever_the_rule(rule: str, kind: str) -> None:
@@ -182,6 +192,11 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
             lambda: MagnificationGate(NAMES, kind="classes"),
             ValueError,
             "kind must be one of 'softmax', 'hazards', got 'classes'",
+        ),
+        (
+            lambda: MagnificationGate(("5x",))([torch.zeros(1, 2)]),
+            TypeError,
+            "logits must be a mapping from names, got list",
         ),
         (
             lambda: MagnificationGate(("5x",))({"10x": torch.zeros(1, 2)}),

@@ -144,20 +144,26 @@ def test_state_dict_and_repr_round_trip(generator):
         assert torch.equal(mine, theirs)
 
 
+def test_widths_may_come_from_a_generator():
+    assert SNNEncoder({"tumor": 3}, hidden=(width for width in (5, 4))).hidden == (5, 4)
+
+
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "training", "float"])
 def test_names_that_no_module_can_have_are_refused(name):
-    with pytest.raises(ValueError, match=rf"genes must have names that .*, got '{name}'"):
+    with pytest.raises(ValueError, match=rf"genes must (be non-empty strings|not be attributes of) .*, got '{name}'"):
         SNNEncoder({name: 3})
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"genes": {}}, ValueError, "genes must name at least one subspace, got none"),
-        ({"genes": {1: 3}}, TypeError, "genes must have strings as names, got int"),
+        ({"genes": {}}, ValueError, r"genes must hold at least one name, each once, got \(\)"),
+        ({"genes": {1: 3}}, TypeError, "genes must be a sequence of names, got 1 among them"),
+        ({"genes": [3, 4]}, TypeError, "genes must be a mapping from names, got list"),
         ({"genes": {"tumor": 0}}, ValueError, r"genes\['tumor'\] must be at least 1, got 0"),
         ({"genes": {"tumor": 2.0}}, TypeError, r"genes\['tumor'\] must be an integer, got float"),
         ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
+        ({"hidden": 64}, TypeError, "hidden must be a sequence of integers, got int"),
         ({"hidden": (4, 0)}, ValueError, "hidden must be at least 1, got 0"),
         ({"gene_tokens": 0}, ValueError, "gene_tokens must be at least 1, got 0"),
         ({"dropout": 1.5}, ValueError, r"dropout must lie in \[0.0, 1.0\], got 1.5"),
@@ -172,6 +178,7 @@ def test_options_out_of_range_are_refused(arguments, error, message):
 @pytest.mark.parametrize(
     ("genes", "error", "message"),
     [
+        (torch.ones(2, 3), TypeError, "genes must be a mapping from names, got Tensor"),
         ({"tumor": torch.ones(2, 3)}, ValueError, r"genes must have exactly the names \['tme', 'tumor'\]"),
         (
             {"tumor": torch.ones(2, 3), "tme": torch.ones(2, 2), "immune": torch.ones(2, 2)},

@@ -88,7 +88,20 @@ def test_options_weights_and_copies_come_back() -> None:
         (
             lambda: SubspaceHead(4, 2, ("values",)),
             ValueError,
-            "subspaces must not be attributes of a torch.nn.ModuleDict, got 'values'",
+            "subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got 'values'",
+        ),
+        *(
+            (
+                lambda name=name: SubspaceHead(8, 2, [name, "b"]),
+                ValueError,
+                f"subspaces must not be attributes of a torch.nn.ModuleDict or ParameterDict, got {name!r}",
+            )
+            for name in ("copy", "fromkeys", "get", "popitem", "setdefault", "_keys")
+        ),
+        (
+            lambda: SubspaceHead(4, 2)(torch.zeros(1, 4)),
+            TypeError,
+            "features must be a mapping from names, got Tensor",
         ),
         (
             lambda: SubspaceHead(4, 2)({"tumor": torch.zeros(1, 4)}),

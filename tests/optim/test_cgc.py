@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -268,6 +269,39 @@ def test_rejected_confidences_leave_no_trace() -> None:
     torch.testing.assert_close(optimizer.report.confidence["tumor"], torch.tensor(0.9))
 
 
+@pytest.mark.parametrize(
+    ("confidence", "message"),
+    [
+        ({"tumor": 0.9, "tme": None}, r"confidence\['tme'\] must be a number or a scalar tensor, got NoneType"),
+        ({"tumor": "0.9", "tme": 0.6}, r"confidence\['tumor'\] must be a number or a scalar tensor, got str"),
+        ([0.9, 0.6], r"confidence must be a mapping from names, got list"),
+        (torch.ones(2), r"confidence must be a mapping from names, got Tensor"),
+    ],
+)
+def test_confidences_that_are_no_numbers_are_named(confidence: object, message: str) -> None:
+    optimizer, _, _ = conflict()
+    with pytest.raises(TypeError, match=message):
+        optimizer.accumulate(confidence)
+    with pytest.raises(TypeError, match=message):
+        optimizer.step(confidence=confidence)
+
+
+@pytest.mark.parametrize("number", [float, int, np.float32, np.float64, np.int64, torch.tensor])
+def test_confidences_are_numbers_of_any_type(number: Callable[[int], object]) -> None:
+    optimizer, _, _ = conflict()
+    optimizer.step(confidence={"tumor": number(2), "tme": number(1)})
+    assert [value.item() for value in optimizer.report.confidence.values()] == [2, 1]
+
+
+def test_a_confidence_in_the_place_of_the_closure_is_named() -> None:
+    optimizer, tumor, _ = conflict()
+    message = r"closure must be callable, got dict \(confidences are given by name: step\(confidence=\.\.\.\)\)"
+    with pytest.raises(TypeError, match=message):
+        optimizer.step(SURE_TUMOR)
+    assert not tumor.any()
+    optimizer.step(confidence=SURE_TUMOR)
+
+
 def test_failed_step_forgets_its_confidences() -> None:
     optimizer, _, tme = conflict()
     dense, tme.grad = tme.grad, tme.grad.to_sparse()
@@ -513,7 +547,7 @@ def test_wrong_constructor_arguments_are_named() -> None:
     a, b, c, wide = parameter(0.0), parameter(0.0), parameter(0.0), parameter(0.0, 1.0)
     index = torch.tensor([1])
     sgd = torch.optim.SGD([a, b, wide])
-    cases: list[tuple[dict[str, object], type[Exception], str]] = [
+    cases: list[tuple[object, type[Exception], str]] = [
         (
             {"tumor": [a]},
             ValueError,
@@ -530,6 +564,8 @@ def test_wrong_constructor_arguments_are_named() -> None:
         ({"tumor": [a], "tme": [a]}, ValueError, r"\['tme'\]\[0\] must occur once, got .*\['tumor'\]\[0\]"),
         ({"tumor": [a], "tme": ["b"]}, TypeError, r"\['tme'\]\[0\] must be a parameter, got str"),
         ({"tumor": [a], "tme": [index]}, TypeError, r"\['tme'\]\[0\] must be a floating-point tensor, got"),
+        ([[a], [b]], TypeError, r"subspace_parameters must be a mapping from names, got list"),
+        ({"tumor": [a], "tme": None}, TypeError, r"\['tme'\] must be several parameters, got NoneType"),
     ]
     for blocks, error, message in cases:
         with pytest.raises(error, match=message):
@@ -541,6 +577,25 @@ def test_wrong_constructor_arguments_are_named() -> None:
 
 
 # Several processes
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
+def test_parameters_sharded_over_processes_are_refused() -> None:
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        a, b = (nn.Parameter(distribute_tensor(torch.zeros(2, 2), mesh, [Shard(0)])) for _ in range(2))
+        message = (
+            r"subspace_parameters\['tumor'\]\[0\] must be whole in every process, got a DTensor "
+            r"\(leave it out of fully_shard by ignored_params, or train with DistributedDataParallel\)"
+        )
+        with pytest.raises(TypeError, match=message):
+            CGCOptimizer(torch.optim.SGD([a, b]), {"tumor": [a], "tme": [b]})
+    finally:
+        dist.destroy_process_group()
+
 
 PROCESS = """
 import datetime, sys

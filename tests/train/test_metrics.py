@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -43,6 +44,40 @@ def test_concordance_equals_scikit_survival_with_ties_and_turns_round_with_the_s
     order = random.permutation(n)
     shuffled = survival_metrics(risk[order], time[order], event=event[order], patients=each(n))
     assert shuffled == metrics
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        np.array,
+        torch.tensor,
+        pd.Series,
+        iter,
+        lambda rows: dict(enumerate(rows)).values(),
+        lambda rows: list(map(torch.tensor, rows)),
+        lambda rows: [("hospital", row) for row in rows],
+    ],
+)
+def test_patients_come_as_arrays_tensors_and_any_iterable(turn):
+    rows, expected = [7, 3, 7, 9], survival_metrics([9, 3, -5, 1], [1, 2, 1, 3], event=[1] * 4, patients=[*"abac"])
+    assert survival_metrics([9, 3, -5, 1], [1, 2, 1, 3], event=[1] * 4, patients=turn(rows)) == expected
+    assert classification_metrics([[0.6, 0.4]] * 4, [0, 1, 0, 1], turn(rows))["patients"] == 3
+
+
+@pytest.mark.parametrize(
+    "missing", [[None, "a"], np.array([math.nan, 1.0]), torch.tensor([math.nan, 1.0]), [pd.NA, "a"], [pd.NaT, "a"]]
+)
+def test_a_missing_patient_is_refused(missing):
+    with pytest.raises(ValueError, match=r"patients must name the patient of every slide, got (None|nan|<NA>|NaT) at"):
+        classification_metrics([[0.6, 0.4]] * 2, [0, 1], missing)
+    with pytest.raises(ValueError, match=r"patients must name .* at position 0"):
+        survival_metrics([1, 2], [1, 2], event=[1, 1], patients=missing)
+
+
+@pytest.mark.parametrize("patients", [np.zeros((2, 1)), torch.zeros(2, 1), [["a"], ["b"]]])
+def test_patients_in_columns_are_refused(patients):
+    with pytest.raises(ValueError, match=r"patients must have shape \[n\], got \[2, 1\]"):
+        classification_metrics([[0.6, 0.4]] * 2, [0, 1], patients)
 
 
 def test_slides_of_a_patient_are_averaged_before_patients_are_ranked():
