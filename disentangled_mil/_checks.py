@@ -110,7 +110,7 @@ def check_interval(name: str, value: float, low: float, high: float, *, open_low
 
 def check_mapping(name: str, given: object) -> None:
     """Check that there is something for each of several names (of subspaces, magnifications, ...)."""
-    if not isinstance(given, Mapping):
+    if not isinstance(given, (Mapping, torch.nn.ModuleDict, torch.nn.ParameterDict)):
         raise TypeError(f"{name} must be a mapping from names, got {type(given).__name__}")
 
 

@@ -63,7 +63,9 @@ def inter_magnification_consistency(
         unbiased: divide the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
         resolution: cells per side of the common grid on which lazy maps are compared. By default two full
-            maps of equal shape are compared densely, any others on a common grid of 16 x 16.
+            maps of equal shape are compared densely, any others on a common grid of 16 x 16. Samples differ far more
+            there, so that a weight that suits dense maps is too large by orders of magnitude: where some batches are
+            full and others are not, give a resolution for all of them.
 
     Shape:
         Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J.
