@@ -51,8 +51,8 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         check_interval("p", number, 0, 1)  # type: ignore[arg-type]
     assert check_counts("hidden", iter([3, 4])) == (3, 4)
     assert check_counts("hidden", []) == ()
-    for given in ({}, torch.nn.ModuleDict(), torch.nn.ParameterDict()):
-        check_mapping("genes", given)
+    for names in ({}, torch.nn.ModuleDict(), torch.nn.ParameterDict()):
+        check_mapping("genes", names)
     check_names("genes", {"tme": 1, "tumor": 2}, ("tumor", "tme"))
     assert check_subspaces(["tumor", "tme"]) == ("tumor", "tme")
     assert check_subspaces({"one": 1}, "genes") == ("one",)
