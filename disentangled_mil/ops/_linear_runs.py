@@ -30,7 +30,7 @@ class LinearRuns:
     """
 
     def __init__(self, parts: Sequence[Tensor], height: int, width: int, at_once: int) -> None:
-        x, y = (torch.linspace(-1, 1, count, dtype=parts[0].dtype) for count in (width, height))
+        x, y = (torch.linspace(-1, 1, count, dtype=parts[0].dtype, device="cpu") for count in (width, height))
         along_x, along_y = _broken(parts, 0, y, width, at_once), _broken(parts, 1, x, height, at_once).T
         self.kinked = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
         self.kinked[0] = self.kinked[-1] = True
@@ -43,7 +43,7 @@ class LinearRuns:
         self.first, self.lengths = first.numpy(), (last - first + 1).numpy()
         # How far every node lies from the first of its run to the last.
         pitch = 1 / (last - first).clamp(min=1).to(x.dtype)
-        self.share = torch.arange(height * width, dtype=x.dtype).sub_(self._repeat(first.to(x.dtype)))
+        self.share = torch.arange(height * width, dtype=x.dtype, device="cpu").sub_(self._repeat(first.to(x.dtype)))
         self.share *= self._repeat(pitch)
 
     def expand(self, values: Tensor) -> Tensor:
@@ -72,58 +72,55 @@ def _broken(parts: Sequence[Tensor], axis: int, offsets: Tensor, count: int, at_
         count: of the nodes of each line.
         at_once: for how many places the hidden layers are held.
     """
+    step = max(1, at_once // (len(parts[0]) + 2))
+    return torch.cat([_touched(*_changes(parts, axis, some), len(some), count) for some in torch.split(offsets, step)])
+
+
+def _changes(parts: Sequence[Tensor], axis: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where units come so near to zero that rounding decides on their sign: the line [P], from there, to there."""
     w1, b1, w2, b2, _, _ = parts
     features, along = len(w1), w1[:, axis]
     rounding = (features + 8) * torch.finfo(w1.dtype).eps
-    found = []
-    for some in torch.split(offsets, max(1, at_once // (features + 2))):
-        marks = _Marks(len(some), count, w1)
-        shift = some[:, None] * w1[:, 1 - axis] + b1  # [L, F]
-        error = rounding * (w1.abs().sum(1) + b1.abs())  # [F]
-        # Not the place of the change plus and minus an error: for a unit that hardly changes both may be infinite.
-        upwards = shift * torch.ones_like(along).copysign(along)
-        low, high = (-upwards - error) / along.abs(), (error - upwards) / along.abs()
-        marks.add(torch.arange(len(some))[:, None], low, high)
-        # The changes of the first layer in their order, between the ends of the line.
-        inside = (-shift / along).nan_to_num(-1).clamp(-1, 1)
-        place = torch.cat([inside, inside.new_tensor([-1.0, 1.0]).expand(len(some), 2)], 1).sort(1).values  # [L, F + 2]
-        hidden = torch.addcmul(shift[:, None], place[..., None], along).relu_()  # [L, F + 2, F]
-        second = torch.addmm(b2, hidden.flatten(0, 1), w2.T).view_as(hidden)
-        error = rounding * (hidden.flatten(0, 1).amax(0) @ w2.T.abs() + b2.abs())  # [F]
-        # Where a unit comes so near to zero that rounding decides on its sign.
-        side = (second > error).byte() + (second >= -error)
-        crossing = flat_nonzero(side[:, 1:] != side[:, :-1])
-        line, crossing = crossing // ((features + 1) * features), crossing % ((features + 1) * features)
-        piece, unit = crossing // features, crossing % features
-        left, right, error = second[line, piece, unit], second[line, piece + 1, unit], error[unit]
-        start, length = place[line, piece], place[line, piece + 1] - place[line, piece]
-        shares = torch.stack([left - error, left + error]).div_(left - right).clamp_(0, 1)  # [2, crossings]
-        marks.add(line, *(start + length * shares).aminmax(dim=0))
-        found.append(marks.any())
-    return torch.cat(found)
+
+    shift = offsets[:, None] * w1[:, 1 - axis] + b1  # [L, F]
+    error = rounding * (w1.abs().sum(1) + b1.abs())  # [F]
+    # Not the place of the change plus and minus an error: for a unit that hardly changes both may be infinite.
+    upwards = shift * torch.ones_like(along).copysign(along)
+    low, high = (-upwards - error) / along.abs(), (error - upwards) / along.abs()
+
+    # The changes of the first layer in their order, between the ends of the line; the second is linear between them.
+    inside = (-shift / along).nan_to_num(-1).clamp(-1, 1)
+    ends = inside.new_tensor([-1.0, 1.0]).expand(len(offsets), 2)
+    place = torch.cat([inside, ends], 1).sort(1).values  # [L, F + 2]
+    hidden = torch.addcmul(shift[:, None], place[..., None], along).relu_()  # [L, F + 2, F]
+    second = torch.addmm(b2, hidden.flatten(0, 1), w2.T).view_as(hidden)
+    error = rounding * (hidden.flatten(0, 1).amax(0) @ w2.T.abs() + b2.abs())  # [F]
+    side = (second > error).byte() + (second >= -error)
+    entry = flat_nonzero(side[:, 1:] != side[:, :-1])
+    piece, unit = entry // features, entry % features
+    line = piece // (features + 1)
+    piece = piece % (features + 1)
+    left, right, error = second[line, piece, unit], second[line, piece + 1, unit], error[unit]
+    start, end = place[line, piece], place[line, piece + 1]
+    shares = torch.stack([left - error, left + error]).div_(left - right).clamp_(0, 1)  # [2, P]
+    from_there, to_there = torch.lerp(start, end, shares).aminmax(dim=0)
+
+    every_line = torch.arange(len(offsets), device="cpu").repeat_interleave(features)
+    return torch.cat([every_line, line]), torch.cat([low.view(-1), from_there]), torch.cat([high.view(-1), to_there])
+
+
+def _touched(line: Tensor, low: Tensor, high: Tensor, lines: int, count: int) -> Tensor:
+    """Which steps [L, count - 1] between nodes intervals [P] touch; those at the edge have all that is outside."""
+    begun = torch.zeros(
+        lines * count, dtype=torch.int32, device="cpu"
+    )  # at a step, less those that have ended before it
+    for bound, step, sign in ((low, 0, 1), (high, 1, -1)):
+        place = (bound.nan_to_num(-1) + 1) * ((count - 1) / 2) - sign * _MARGIN
+        at = place.clamp_(0, count - 2).long() + step + line * count
+        begun.scatter_add_(0, at, begun.new_tensor(sign).expand_as(at))
+    return begun.view(lines, count).cumsum(1)[:, :-1] > 0
 
 
 def flat_nonzero(mask: Tensor) -> Tensor:
     """Where a mask on the CPU is True, in its order [M]; faster than torch.nonzero."""
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
-
-
-class _Marks:
-    """Intervals of some lines [L], and which steps between their nodes they touch."""
-
-    def __init__(self, lines: int, count: int, like: Tensor) -> None:
-        self.count = count
-        self.begun = torch.zeros(lines * count, dtype=torch.int32, device=like.device)
-
-    def add(self, line: Tensor, low: Tensor, high: Tensor) -> None:
-        """Mark intervals; what lies outside of the lattice is in the steps at its edge."""
-        last = self.count - 2
-        for bound, step, sign in ((low, 0, 1), (high, 1, -1)):
-            at = (bound.nan_to_num(-1) + 1) * ((last + 1) / 2) - sign * _MARGIN
-            at = at.clamp_(0, last).long() + step
-            at += line * self.count
-            self.begun.scatter_add_(0, at.view(-1), self.begun.new_tensor(sign).expand(at.numel()))
-
-    def any(self) -> Tensor:
-        """Whether a step [L, count - 1] is marked."""
-        return self.begun.view(-1, self.count).cumsum(1)[:, :-1] > 0
