@@ -18,7 +18,8 @@ def streaming(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, mass of the keys, and the weights if they are to be kept."""
     refuse_forward_mode("biased_attention", (*scores, value))
-    seed = torch.randint(1 << 62, (), device="cpu") if dropout else None  # on the CPU, so that nobody waits for a device
+    # On the CPU, so that nobody waits for a device.
+    seed = torch.randint(1 << 62, (), device="cpu") if dropout else None
     out, mass, weights = _streaming(scores, value, reach, scale, dropout, seed, keep)
     return out, mass, weights if keep else None
 
