@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 
@@ -30,4 +31,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left; nobody may be writing it.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> target.with_name(".note.txt.8570.tmp").touch()
+        >>> remove_leftovers(target)
+        >>> list(target.parent.iterdir())
+        []
+    """
+    path = Path(path)
+    for temporary in path.parent.glob(f".{escape(path.name)}.*[0-9].tmp"):
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._files import replacing
+from .._files import remove_leftovers, replacing
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import patient_folds
@@ -22,7 +22,7 @@ from ..report.maps import prototype_map
 from ..report.tables import results_table
 from .checkpoint import load_model, write_json
 from .examples import BagMemory
-from .experiment import Result, Split, run_split
+from .experiment import MODELS, Result, Split, run_split
 from .options import TrainingOptions
 
 TRAIN_OPTIONS = TrainingOptions()
@@ -73,7 +73,7 @@ def run_demo(
     )
     result = run_split(split, label, options, out, resume=resume, quiet=quiet)
     _draw_prototypes(out, planted, names[patients:])
-    return _finish(out, [result], label, options)
+    return _finish(out, [out], [result], label, options)
 
 
 def run_cross_validation(
@@ -134,7 +134,7 @@ def run_cross_validation(
         result = run_split(split, label, options, folder, memory=memory, resume=resume, quiet=quiet)
         result.predictions.insert(0, "fold", number)
         results.append(result)
-    return _finish(out, results, label, options)
+    return _finish(out, [out / f"fold{number}" for number in range(folds)], results, label, options)
 
 
 def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
@@ -199,8 +199,8 @@ def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str])
     )
 
 
-def _finish(out: Path, results: Sequence[Result], label: str, options: TrainingOptions) -> str:
-    """Write metrics and predictions, drop the states for resuming, and tell the results."""
+def _finish(out: Path, folders: Sequence[Path], results: Sequence[Result], label: str, options: TrainingOptions) -> str:
+    """Write metrics and predictions, remove states for resuming and halves of killed writes, and tell the results."""
     with replacing(out / "predictions.csv") as temporary:
         pd.concat([result.predictions for result in results], ignore_index=True).to_csv(temporary, index=False)
     runs = [result.metrics for result in results]
@@ -208,8 +208,13 @@ def _finish(out: Path, results: Sequence[Result], label: str, options: TrainingO
         out / "metrics.json",
         {"version": __version__, "task": label, "training": _saved(options), "runs": runs},
     )
-    for state in out.rglob("*.progress.pt"):
-        state.unlink()
+    for folder in folders:
+        for name in MODELS:
+            for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
+                remove_leftovers(folder / f"{name}{suffix}")
+            (folder / f"{name}.progress.pt").unlink(missing_ok=True)
+    for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+        remove_leftovers(out / name)
     return _report(out, label)
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import runs
-from disentangled_mil.train.experiment import MODELS
+from disentangled_mil.train.experiment import MODELS, Result
 from disentangled_mil.train.runs import run_cross_validation, run_demo
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
@@ -151,6 +152,31 @@ def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
         mine = load_file(out / path.relative_to(whole))
         assert all(torch.equal(value, mine[name]) for name, value in load_file(path).items())
     assert not list(out.rglob("*.progress.pt"))
+
+
+def test_the_end_of_a_run_removes_what_is_its_own_only(finished_run, description, quick, monkeypatch, tmp_path):
+    out, _ = finished_run
+    shutil.copytree(out, tmp_path / "run")
+    others = ["other/fold0/teacher.progress.pt", "other/teacher.progress.pt", "fold2/teacher.progress.pt"]
+    others += [
+        "fold0/mine.progress.pt",
+        "fold0/.mine.csv.12.tmp",
+        ".predictions-2.csv.12.tmp",
+        "fold0/.teacher.csv.tmp",
+    ]
+    own = ["fold0/teacher.progress.pt", "fold1/.teacher.progress.pt.8570.tmp", ".predictions.csv.12.tmp"]
+    for name in (*others, *own):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / "metrics.json").unlink()
+    result = Result({}, pd.DataFrame({"patient": ["A"]}))
+    monkeypatch.setattr(
+        runs, "run_split", lambda *args, **kwargs: result._replace(predictions=result.predictions.copy())
+    )
+    monkeypatch.setattr(runs, "_report", lambda *args: "table")
+    run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, resume=True, quiet=True)
+    assert all((tmp_path / "run" / name).exists() for name in others)
+    assert not any((tmp_path / "run" / name).exists() for name in own)
 
 
 def test_resuming_trains_no_finished_epoch_again(description, quick, tmp_path, monkeypatch):
