@@ -17,6 +17,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Returns:
         The path to write to.
 
+    Raises:
+        OSError: the file cannot be written; the message names it.
+
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "note.txt"
@@ -30,6 +33,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file, a read-only folder the temporary one.
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
