@@ -17,7 +17,7 @@ import disentangled_mil
 from disentangled_mil import __version__
 from disentangled_mil.cli import main
 from disentangled_mil.data.planted import planted_cohort, write_cohort
-from disentangled_mil.train import runs
+from disentangled_mil.train import predict, runs
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.stages import StudentStage
 
@@ -114,6 +114,18 @@ def test_predict_needs_every_magnification_once(trained, tmp_path, capsys):
     assert "slides must have exactly the names ['10x', '20x'], got ['20x']" in refusal(
         [*start, "--slides=20x=a"], capsys
     )
+
+
+def test_sides_of_cells_reach_the_prediction(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(predict, "predict_slides", lambda *args, **kwargs: seen.append(kwargs) or [])
+    start = ["predict", "student.json", "--slides=20x=a", "--out=p.csv"]
+    assert main([*start, "--step=10x=512", "--step=20x=224.5"]) == 0
+    assert seen == [{"patients": None, "steps": {"10x": 512.0, "20x": 224.5}, "device": "cpu"}]
+    capsys.readouterr()
+    for sides in (["512"], ["20x=a"], ["20x=1", "20x=1"]):
+        line = refusal([*start, *(f"--step={entry}" for entry in sides)], capsys)
+        assert f"--step must be MAGNIFICATION=SIDE, each magnification once, got '{sides[-1]}'" in line
 
 
 def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monkeypatch):

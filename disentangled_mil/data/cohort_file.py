@@ -59,6 +59,7 @@ def read_cohort(path: str | Path) -> Cohort:
 
         [slides.10x]                      # one section per magnification, named as you like
         folder = "features/10x"           # holds <slide>.h5
+        # step = 448                      # side of a grid cell in the unit of the coordinates, if files lack it
 
         [slides.20x]                      # magnifications may share a folder
         folder = "features/20x"
@@ -141,6 +142,13 @@ class _Section:
             wanted = {str: "text", bool: "true or false", float: "a number", dict: "a table"}.get(kind, "a list")
             raise ValueError(f"{self.name} {key} must be {wanted}, got {value!r}")
         return value
+
+    def optional(self, key: str, kind: type) -> Any:
+        """One value, of the given type; None where it is absent."""
+        if key in self.content:
+            return self.take(key, kind)
+        self.known.append(key)
+        return None
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""
@@ -235,10 +243,14 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
     check_choice(f"{section.name} bag", unit, ("slide", "patient"))
     check_choice(f"{section.name} transform", transform, TRANSFORMS)
     folders: dict[str, Path] = {}
+    steps: dict[str, float | None] = {}
     for magnification in [key for key in section.content if key not in section.known]:
         part = section.section(magnification)
         folders[magnification] = folder / part.take("folder", str)
+        step = steps[magnification] = part.optional("step", float)
         part.end()
+        if step is not None and not 0 < step < inf:
+            raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
     if not folders:
         raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
 
@@ -251,7 +263,9 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
 
     def sample(name: str, patient: str, names: list[str]) -> Sample:
         bags = {
-            magnification: StoredBag(tuple(f / f"{n}.h5" for n in names), transform, drop_augmented)
+            magnification: StoredBag(
+                tuple(f / f"{n}.h5" for n in names), transform, drop_augmented, steps[magnification]
+            )
             for magnification, f in folders.items()
         }
         return Sample(name, patient, bags)

@@ -23,6 +23,7 @@ def predict_slides(
     out: Path,
     *,
     patients: Path | None = None,
+    steps: Mapping[str, float] | None = None,
     device: str = "cpu",
 ) -> pd.DataFrame:
     """Predict for every slide found at all magnifications, and write one row per patient.
@@ -32,6 +33,7 @@ def predict_slides(
         folders: HDF5 slides of every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
         patients: CSV with the columns ``slide`` and ``patient``; without it every slide is a patient.
+        steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: where to compute.
 
     Returns:
@@ -48,7 +50,7 @@ def predict_slides(
     for key in ("cohort", "task"):
         if key not in description:
             raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
-    samples = _samples(model.magnifications, folders, patients, description["cohort"])
+    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
     width = description["arguments"]["features"]
     task = task_from_state(description["task"])
     model.to(device)
@@ -74,10 +76,13 @@ def _samples(
     magnifications: Sequence[str],
     folders: Mapping[str, Path],
     patients: Path | None,
+    steps: Mapping[str, float],
     reading: Mapping[str, Any],
 ) -> list[Sample]:
     """The slides in the folders as samples, read as in training."""
     check_names("slides", folders, magnifications)
+    if unknown := sorted(set(steps) - set(magnifications)):
+        raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
     found = {}
     for name, folder in folders.items():
         if not folder.is_dir():
@@ -99,7 +104,9 @@ def _samples(
             group,
             owner[members[0]],
             {
-                name: StoredBag(tuple(folders[name] / f"{slide}.h5" for slide in members), **options)
+                name: StoredBag(
+                    tuple(folders[name] / f"{slide}.h5" for slide in members), **options, step=steps.get(name)
+                )
                 for name in magnifications
             },
         )

@@ -172,7 +172,8 @@ def _digest(cohort: Cohort) -> str:
         for magnification, bag in sample.bags.items():
             stored = cast(StoredBag, bag)
             files = [(path.name, path.stat().st_size) for path in stored.paths]
-            digest.update(repr((sample.name, magnification, files, stored.transform, stored.drop_augmented)).encode())
+            reading = (stored.transform, stored.drop_augmented, stored.step)
+            digest.update(repr((sample.name, magnification, files, *reading)).encode())
     if cohort.expression is not None:
         digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
         digest.update(cohort.expression.to_numpy().tobytes())

@@ -124,6 +124,14 @@ def test_options_reach_their_readers(folder):
     assert (pipeline.clip, pipeline.statistic, pipeline.log1p) == (None, "mad", False)
 
 
+def test_the_side_of_a_cell_can_be_given_by_magnification(folder):
+    path = change(folder, "COHORT.toml", 'folder = "20x"', 'folder = "20x"\nstep = 224')
+    with h5py.File(folder / "20x" / "b1.h5", "a") as file:
+        file["coords"].attrs["patch_size_level0"] = "unknown"
+    bags = read_cohort(path).samples[2].load()
+    assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((5, 3),)}
+
+
 def test_expression_and_several_magnifications_are_optional(folder):
     (folder / "COHORT.toml").write_text(COHORT.split("[slides.20x]")[0])
     cohort = read_cohort(folder / "COHORT.toml")
@@ -178,9 +186,12 @@ def test_one_column_may_serve_several_purposes(folder):
         ('table = "clinical.csv"', 'tabel = "c.csv"', r"\[clinical\] must have the key 'table', got tabel"),
         (
             'folder = "10x"',
-            'folder = "10x"\nstep = 3',
-            r"\[slides\] \[10x\] has the unknown key 'step'; known are folder",
+            'folder = "10x"\nsize = 3',
+            r"\[slides\] \[10x\] has the unknown key 'size'; known are folder, step",
         ),
+        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\] \[10x\] step must be a number, got '3'"),
+        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\] \[10x\] step must be positive and finite, got 0"),
+        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[10x\] step must be positive and finite, got inf"),
         ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] bags must be a table, got 1"),
         (
             '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',

@@ -103,6 +103,19 @@ def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):
     np.testing.assert_allclose(grouped["probability_G2"], means[grouped["patient"]], rtol=1e-5)
 
 
+def test_the_side_of_a_cell_can_be_given(by_slide, slides, tmp_path):
+    for path in slides["20x"].iterdir():
+        with h5py.File(path, "r+") as file:
+            side = file["coords"].attrs["patch_size_level0"]
+            file["coords"].attrs["patch_size_level0"] = 0
+    expected = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv")
+    steps = {"20x": float(side)}
+    table = predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps=steps)
+    pd.testing.assert_frame_equal(table, expected)
+    with pytest.raises(ValueError, match="steps must be of the magnifications 10x, 20x, got '40x'"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps={"40x": 1.0})
+
+
 @pytest.mark.parametrize("model", ["genes", "teacher"])
 def test_a_model_that_needs_genes_is_refused(by_slide, tmp_path, model):
     with pytest.raises(ValueError, match=f"{model}.json: must hold a student, got '{model}', which needs genes"):

@@ -252,6 +252,7 @@ def test_resuming_with_other_options_is_refused(
         ("cohort.toml", "[slides.10x]", "[slides]\ndrop_augmented = true\n[slides.10x]"),
         ("cohort.toml", "[slides.10x]", '[slides]\nbag = "patient"\n[slides.10x]'),
         ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/20x"'),
+        ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/10x"\nstep = 448'),
         ("cohort.toml", "[genes]", "fraction = 0.5\n[genes]"),
         ("gene_sets.gmt", "\tTUMOR001", ""),
     ],
