@@ -29,11 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; everything up to the last finished epoch is kept: continue with --resume",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -47,7 +47,9 @@ def refusal(arguments, capsys) -> str:
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    lines = [line for line in printed.err.splitlines() if line and "reading slides" not in line]
+    lines = [
+        line for line in printed.err.splitlines() if line and not re.match(r"reading slides|\w+: \d+ patients", line)
+    ]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]
@@ -142,7 +144,8 @@ def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monke
         assert main([*arguments, "--out", str(tmp_path / "a")]) == 130
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.endswith("continue with --resume\n")
+    kept = "interrupted; everything up to the last finished epoch is kept: continue with --resume\n"
+    assert printed.err.endswith(f"\n{kept}")
     assert "Traceback" not in printed.err
     assert "already holds a run" in refusal([*arguments, "--out", tmp_path / "a"], capsys)
     assert "another training" in refusal([*arguments, "--out", tmp_path / "a", "--resume", "--seed", 1], capsys)
@@ -150,6 +153,26 @@ def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monke
     first = capsys.readouterr().out
     assert main([*arguments, "--out", str(tmp_path / "a"), "--resume"]) == 0
     assert capsys.readouterr() == (first, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["train", "{cohort}", "--task=grading", "--out=o"], "run_split"),
+        (["train", "{cohort}", "--task=grading", "--out=o"], "read_cohort"),
+        (["demo", "--out=o", "--patients=20"], "run_split"),
+        (["demo", "--out=o", "--patients=20"], "planted_cohort"),
+        (["predict", "student.json", "--slides=20x=a", "--out=p.csv"], "predict_slides"),
+    ],
+)
+def test_an_interruption_before_anything_is_kept_promises_nothing(description, monkeypatch, capsys, arguments, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict if where == "predict_slides" else runs, where, interrupt)
+    assert main([argument.format(cohort=description) for argument in arguments]) == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
+    assert not Path("o").exists()
 
 
 def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
