@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--epochs", type=int, help="passes of each stage")
         command.add_argument("--batch-size", type=int)
         command.add_argument("--learning-rate", type=float)
+        command.add_argument("--bins", type=int, help="intervals of survival; fewer where few have died")
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
     for command in (demo, train, predict):
         command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
@@ -88,9 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(name: str) -> str:
-    """The name of a device on which tensors can be made."""
+    """The name of a device on which tensors can be made and read."""
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"must be a device of this machine, got {name!r} ({reason})") from error
@@ -151,5 +152,6 @@ def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries
 
 def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
     """The defaults of a command with what the user changed."""
-    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed", "device")}
+    names = ("epochs", "batch_size", "learning_rate", "bins", "seed", "device")
+    given = {name: getattr(options, name) for name in names}
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

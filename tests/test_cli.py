@@ -179,7 +179,7 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(runs, "run_cross_validation", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
     monkeypatch.setattr(runs, "run_demo", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
-    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
+    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "bins": 2, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
     assert main(["demo"]) == 0
@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_one_line(trained, description, tmp_path, capsys
     assert "student.safetensors: does not hold the weights" in line
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xpu:7"])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xpu:7", "meta"])
 def test_a_device_that_is_not_there_is_refused_at_once(device, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["demo", "--device", device])
