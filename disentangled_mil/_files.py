@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 
@@ -15,6 +16,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Returns:
         The path to write to.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
 
     Example:
         >>> import tempfile
@@ -29,5 +33,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk names no file, a read-only folder the temporary one.
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files of ``path`` that killed processes left; nobody may be writing it.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> target.with_name(".note.txt.8570.tmp").touch()
+        >>> remove_leftovers(target)
+        >>> list(target.parent.iterdir())
+        []
+    """
+    path = Path(path)
+    for temporary in path.parent.glob(f".{escape(path.name)}.*[0-9].tmp"):
         temporary.unlink(missing_ok=True)

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -13,6 +13,8 @@ from . import __version__
 
 if TYPE_CHECKING:
     from .train.options import TrainingOptions
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; everything up to the last finished epoch is kept: continue with --resume",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -66,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MAGNIFICATION=FOLDER",
         help="folder of HDF5 slides; once per magnification of the student",
     )
+    predict.add_argument(
+        "--step",
+        action="append",
+        default=[],
+        metavar="MAGNIFICATION=SIDE",
+        help="side of a grid cell in the unit of the coordinates, instead of the files' own",
+    )
     predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
     predict.set_defaults(run=_predict)
@@ -75,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--epochs", type=int, help="passes of each stage")
         command.add_argument("--batch-size", type=int)
         command.add_argument("--learning-rate", type=float)
+        command.add_argument("--bins", type=int, help="intervals of survival; fewer where few have died")
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
     for command in (demo, train, predict):
         command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
@@ -82,9 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(name: str) -> str:
-    """The name of a device on which tensors can be made."""
+    """The name of a device on which tensors can be made and read."""
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"must be a device of this machine, got {name!r} ({reason})") from error
@@ -116,17 +123,35 @@ def _train(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from .train.predict import predict_slides
 
-    folders = {}
-    for entry in options.slides:
-        magnification, separator, folder = entry.partition("=")
-        if not separator or magnification in folders:
-            raise ValueError(f"--slides must be MAGNIFICATION=FOLDER, each magnification once, got {entry!r}")
-        folders[magnification] = Path(folder)
-    table = predict_slides(options.checkpoint, folders, options.out, patients=options.patients, device=options.device)
+    table = predict_slides(
+        options.checkpoint,
+        _by_magnification("--slides", "FOLDER", Path, options.slides),
+        options.out,
+        patients=options.patients,
+        steps=_by_magnification("--step", "SIDE", float, options.step),
+        device=options.device,
+    )
     print(f"{len(table)} predictions -> {options.out}")
+
+
+def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries: Sequence[str]) -> dict[str, T]:
+    """What was given as MAGNIFICATION=VALUE, several times."""
+    given: dict[str, T] = {}
+    for entry in entries:
+        magnification, separator, text = entry.partition("=")
+        try:
+            if not separator or magnification in given:
+                raise ValueError(entry)
+            given[magnification] = kind(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{option} must be MAGNIFICATION={value}, each magnification once, got {entry!r}"
+            ) from error
+    return given
 
 
 def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
     """The defaults of a command with what the user changed."""
-    given = {name: getattr(options, name) for name in ("epochs", "batch_size", "learning_rate", "seed", "device")}
+    names = ("epochs", "batch_size", "learning_rate", "bins", "seed", "device")
+    given = {name: getattr(options, name) for name in names}
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

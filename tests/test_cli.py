@@ -17,7 +17,7 @@ import disentangled_mil
 from disentangled_mil import __version__
 from disentangled_mil.cli import main
 from disentangled_mil.data.planted import planted_cohort, write_cohort
-from disentangled_mil.train import runs
+from disentangled_mil.train import predict, runs
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.stages import StudentStage
 
@@ -47,7 +47,9 @@ def refusal(arguments, capsys) -> str:
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    lines = [line for line in printed.err.splitlines() if line and "reading slides" not in line]
+    lines = [
+        line for line in printed.err.splitlines() if line and not re.match(r"reading slides|\w+: \d+ patients", line)
+    ]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     return lines[0]
@@ -116,6 +118,18 @@ def test_predict_needs_every_magnification_once(trained, tmp_path, capsys):
     )
 
 
+def test_sides_of_cells_reach_the_prediction(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(predict, "predict_slides", lambda *args, **kwargs: seen.append(kwargs) or [])
+    start = ["predict", "student.json", "--slides=20x=a", "--out=p.csv"]
+    assert main([*start, "--step=10x=512", "--step=20x=224.5"]) == 0
+    assert seen == [{"patients": None, "steps": {"10x": 512.0, "20x": 224.5}, "device": "cpu"}]
+    capsys.readouterr()
+    for sides in (["512"], ["20x=a"], ["20x=1", "20x=1"]):
+        line = refusal([*start, *(f"--step={entry}" for entry in sides)], capsys)
+        assert f"--step must be MAGNIFICATION=SIDE, each magnification once, got '{sides[-1]}'" in line
+
+
 def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monkeypatch):
     arguments = ["train", str(description), "--task", "grading", "--folds", "2"]
     plain = StudentStage.loss
@@ -130,7 +144,8 @@ def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monke
         assert main([*arguments, "--out", str(tmp_path / "a")]) == 130
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.endswith("continue with --resume\n")
+    kept = "interrupted; everything up to the last finished epoch is kept: continue with --resume\n"
+    assert printed.err.endswith(f"\n{kept}")
     assert "Traceback" not in printed.err
     assert "already holds a run" in refusal([*arguments, "--out", tmp_path / "a"], capsys)
     assert "another training" in refusal([*arguments, "--out", tmp_path / "a", "--resume", "--seed", 1], capsys)
@@ -140,11 +155,31 @@ def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monke
     assert capsys.readouterr() == (first, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["train", "{cohort}", "--task=grading", "--out=o"], "run_split"),
+        (["train", "{cohort}", "--task=grading", "--out=o"], "read_cohort"),
+        (["demo", "--out=o", "--patients=20"], "run_split"),
+        (["demo", "--out=o", "--patients=20"], "planted_cohort"),
+        (["predict", "student.json", "--slides=20x=a", "--out=p.csv"], "predict_slides"),
+    ],
+)
+def test_an_interruption_before_anything_is_kept_promises_nothing(description, monkeypatch, capsys, arguments, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict if where == "predict_slides" else runs, where, interrupt)
+    assert main([argument.format(cohort=description) for argument in arguments]) == 130
+    assert capsys.readouterr().err.endswith("\ninterrupted\n")
+    assert not Path("o").exists()
+
+
 def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(runs, "run_cross_validation", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
     monkeypatch.setattr(runs, "run_demo", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
-    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
+    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "bins": 2, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
     assert main(["demo"]) == 0
@@ -195,7 +230,7 @@ def test_a_damaged_checkpoint_is_one_line(trained, description, tmp_path, capsys
     assert "student.safetensors: does not hold the weights" in line
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xpu:7"])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "xpu:7", "meta"])
 def test_a_device_that_is_not_there_is_refused_at_once(device, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["demo", "--device", device])

@@ -27,9 +27,11 @@ class StoredBag:
         paths: one slide, which keeps its coordinates; or several, merged into one bag without coordinates.
         transform: ``"none"``, or ``"log"`` for features that are probabilities: log(x + 1e-6) in float32.
         drop_augmented: leave augmented patches out.
+        step: side of a grid cell in the unit of the coordinates; by default from the file, see
+            :func:`~.hdf5.read_bag`.
 
     Raises:
-        ValueError: there is no path, or the transform is unknown.
+        ValueError: there is no path, the transform is unknown, or the step is not positive and finite.
 
     Example:
         >>> import tempfile
@@ -46,10 +48,13 @@ class StoredBag:
     paths: tuple[Path, ...]
     transform: str = "none"
     drop_augmented: bool = False
+    step: float | None = None
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise ValueError("paths must hold at least one file, got none")
+        if self.step is not None and not 0 < self.step < float("inf"):
+            raise ValueError(f"step must be positive and finite, got {self.step}")
         check_choice("transform", self.transform, TRANSFORMS)
 
     def load(self) -> Bag:
@@ -61,7 +66,7 @@ class StoredBag:
                 negative.
         """
         if len(self.paths) == 1:
-            bag = read_bag(self.paths[0], drop_augmented=self.drop_augmented)
+            bag = read_bag(self.paths[0], drop_augmented=self.drop_augmented, step=self.step)
         else:
             bag = merge_slides(self.paths, drop_augmented=self.drop_augmented)
         if self.transform == "none":

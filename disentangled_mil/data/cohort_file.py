@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .._checks import check_choice
+from .._checks import check_choice, check_subspaces
 from ._tables import read_rows
 from .cohort import TRANSFORMS, Cohort, Sample, StoredBag
 from .expression import check_options, read_expression
@@ -25,6 +25,14 @@ _LABELS = {"diagnosis": "diagnosis", "grade": "grade", "time": "os_days", "event
 _MISSING = (
     "",
     "NA",
+    "N/A",
+    "NaN",
+    "nan",
+    "None",
+    "null",
+    "'--",
+    "not reported",
+    "Not Reported",
     "GX",
     "[Discrepancy]",
     "[Not Applicable]",
@@ -49,8 +57,9 @@ def read_cohort(path: str | Path) -> Cohort:
         grade = "grade"
         time = "os_days"                  # any unit, >= 0
         event = "event"                   # 1 = death, 0 = censored
-        missing = ["", "NA", "GX", "[Discrepancy]", "[Not Applicable]", "[Not Available]",
-                   "[Not Evaluated]", "[Unknown]"]    # labels that count as none
+        missing = ["", "NA", "N/A", "NaN", "nan", "None", "null", "'--", "not reported", "Not Reported",
+                   "GX", "[Discrepancy]", "[Not Applicable]", "[Not Available]", "[Not Evaluated]",
+                   "[Unknown]"]           # labels that count as none
 
         [slides]
         bag = "slide"                     # or "patient": all slides of a patient in one bag
@@ -59,6 +68,7 @@ def read_cohort(path: str | Path) -> Cohort:
 
         [slides.10x]                      # one section per magnification, named as you like
         folder = "features/10x"           # holds <slide>.h5
+        # step = 448                      # side of a grid cell in the unit of the coordinates, if files lack it
 
         [slides.20x]                      # magnifications may share a folder
         folder = "features/20x"
@@ -94,7 +104,7 @@ def read_cohort(path: str | Path) -> Cohort:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be a TOML file: {error}") from error
     description = _Section(f"{path}:", content)
@@ -117,6 +127,7 @@ def read_cohort(path: str | Path) -> Cohort:
         raise ValueError(
             f"{source}: patients must be those of the clinical table, got {len(unknown)} others: "
             f"{', '.join(unknown[:5])}"
+            f"{'; its columns are patients: transpose it' if set(values.columns) & set(table.index) else ''}"
         )
     return Cohort(samples, table, values, _gene_sets(path.parent, genes), options, unit)
 
@@ -141,6 +152,13 @@ class _Section:
             wanted = {str: "text", bool: "true or false", float: "a number", dict: "a table"}.get(kind, "a list")
             raise ValueError(f"{self.name} {key} must be {wanted}, got {value!r}")
         return value
+
+    def optional(self, key: str, kind: type) -> Any:
+        """One value, of the given type; None where it is absent."""
+        if key in self.content:
+            return self.take(key, kind)
+        self.known.append(key)
+        return None
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""
@@ -177,12 +195,12 @@ def _read_clinical(folder: Path, section: _Section) -> tuple[pd.DataFrame, dict[
 
     rows = read_rows(path)
     header = next(rows).cells
-    for column in demanded:
+    labels = {name: column for name, column in labels.items() if column in header or column in demanded}
+    for column in [*demanded, *labels.values()]:
         if header.count(column) != 1:
             raise ValueError(
                 f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}"
             )
-    labels = {name: column for name, column in labels.items() if column in header}
     others = [column for column in header if column not in {*columns.values(), *labels.values(), *labels}]
     records: dict[str, dict[str, Any]] = {}
     slides: dict[str, list[str]] = {}
@@ -235,12 +253,17 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
     check_choice(f"{section.name} bag", unit, ("slide", "patient"))
     check_choice(f"{section.name} transform", transform, TRANSFORMS)
     folders: dict[str, Path] = {}
+    steps: dict[str, float | None] = {}
     for magnification in [key for key in section.content if key not in section.known]:
         part = section.section(magnification)
         folders[magnification] = folder / part.take("folder", str)
+        step = steps[magnification] = part.optional("step", float)
         part.end()
+        if step is not None and not 0 < step < inf:
+            raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
     if not folders:
         raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
+    check_subspaces(folders, f"{section.name} magnifications")
 
     first: tuple[Path, int] | None = None
     for path in dict.fromkeys(f / f"{name}.h5" for f in folders.values() for s in slides.values() for name in s):
@@ -251,7 +274,9 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
 
     def sample(name: str, patient: str, names: list[str]) -> Sample:
         bags = {
-            magnification: StoredBag(tuple(f / f"{n}.h5" for n in names), transform, drop_augmented)
+            magnification: StoredBag(
+                tuple(f / f"{n}.h5" for n in names), transform, drop_augmented, steps[magnification]
+            )
             for magnification, f in folders.items()
         }
         return Sample(name, patient, bags)
@@ -284,6 +309,8 @@ def _gene_sets(folder: Path, section: _Section) -> dict[str, tuple[str, ...]]:
     """The genes of every subspace."""
     files = section.content.get("gmt")
     files = section.texts("gmt") if isinstance(files, list) else [section.take("gmt", str)]
+    if not files:
+        raise ValueError(f"{section.name} gmt must name at least one file, got []")
     sets: dict[str, tuple[str, ...]] = {}
     for file in files:
         found = read_gmt(folder / file)
@@ -293,6 +320,8 @@ def _gene_sets(folder: Path, section: _Section) -> dict[str, tuple[str, ...]]:
         sets |= found
     choice = {subspace: section.texts(subspace) for subspace in section.content if subspace != "gmt"}
     try:
-        return gene_subspaces(sets, choice)
+        subspaces = gene_subspaces(sets, choice)
+        check_subspaces(subspaces)
     except ValueError as error:
         raise ValueError(f"{section.name} {error}") from error
+    return subspaces

@@ -1,6 +1,6 @@
 """Patch features of one slide in one HDF5 file, as CLAM, TRIDENT and STAMP write them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..bags import Bag
 _FEATURES = ("features", "feats")
 _COORDS = "coords"
 _AUGMENTED = "augmented"
+_SIDES = ("patch_size_level0", "patch_size", "overlap")
 
 
 def read_bag(
@@ -71,9 +72,11 @@ def read_bag(
         >>> bag.patches.shape, bag.grid.shapes
         (torch.Size([1, 3, 8]), ((2, 2),))
     """
-    values, places, side = _read(Path(path), features, coords, drop_augmented)
+    values, places, sides = _read(Path(path), features, coords, drop_augmented)
+    if step is None and "patch_size_level0" in sides:
+        step = _step(path, sides)
     try:
-        return Bag.from_slide(values, places, step=side if step is None else step)
+        return Bag.from_slide(values, places, step=step)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -198,16 +201,16 @@ def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, 
 
 def _read(
     path: Path, features: str | None, coords: str | None, drop_augmented: bool
-) -> tuple[Tensor, Tensor | None, float | None]:
-    """Features [N, C], coordinates [N, 2] and the side of a cell, checked; None for what the file lacks."""
+) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+    """Features [N, C] and coordinates [N, 2], checked, None if the file has none; and the sizes noted with them."""
     with _open(path) as file:
         values = _rows(_features(path, file, features))
-        places, side = None, None
+        places, sides = None, {}
         if coords is not None or _COORDS in file:
             dataset = _dataset(path, file, (_COORDS,) if coords is None else (coords,))
             if dataset.dtype.kind not in "iuf":
                 raise ValueError(f"{path}: coords must be numbers, got {dataset.dtype}")
-            places, side = _rows(dataset), _step(dataset)
+            places, sides = _rows(dataset), {name: dataset.attrs[name] for name in _SIDES if name in dataset.attrs}
             if places.shape != (len(values), 2):
                 raise ValueError(
                     f"{path}: coords must have shape [N, 2] = [{len(values)}, 2] like the features, "
@@ -226,7 +229,7 @@ def _read(
                 raise ValueError(f"{path}: a slide must hold at least one patch, got only augmented ones")
             values = values[original]
             places = places if places is None else places[original]
-    return _tensor(values), None if places is None else _tensor(places), side
+    return _tensor(values), None if places is None else _tensor(places), sides
 
 
 @contextmanager
@@ -237,7 +240,9 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: must be a complete HDF5 file: {error}") from error
 
 
@@ -260,18 +265,25 @@ def _dataset(path: Path, file: h5py.File, names: Sequence[str]) -> h5py.Dataset:
     """The first dataset of one of the names."""
     for name in names:
         if isinstance(file.get(name), h5py.Dataset):
+            if file[name].shape is None:
+                raise ValueError(f"{path}: {name} must be an array, got an empty dataset")
             return file[name]
-    present = ", ".join(f"{name} {list(getattr(item, 'shape', ['group']))}" for name, item in file.items())
+    present = ", ".join(f"{name} {list(getattr(item, 'shape', ['group']) or [])}" for name, item in file.items())
     raise ValueError(f"{path}: must have a dataset {' or '.join(names)}, got {present or 'an empty file'}")
 
 
-def _step(coords: h5py.Dataset) -> float | None:
-    """Side of a grid cell in level-0 pixels: the patch size less the overlap, where the writer noted them."""
-    side = coords.attrs.get("patch_size_level0")
-    if side is None:
-        return None
-    overlap, size = coords.attrs.get("overlap", 0), coords.attrs.get("patch_size", side)
-    return float(side) - round(float(overlap) * float(side) / float(size))
+def _step(path: str | Path, sides: Mapping[str, Any]) -> float:
+    """Side of a grid cell in level-0 pixels: the patch size less the overlap, as the writer noted them."""
+    try:
+        numbers = {name: float(np.asarray(value).item()) for name, value in sides.items()}
+        side = numbers["patch_size_level0"]
+        step = side - round(numbers.get("overlap", 0) * side / numbers.get("patch_size", side))
+    except (TypeError, ValueError, ArithmeticError):
+        step = 0.0
+    if not 0 < step < float("inf"):
+        noted = ", ".join(f"{name} = {value!r}" for name, value in sides.items())
+        raise ValueError(f"{path}: attributes of coords must give a positive side of a grid cell, got {noted}")
+    return step
 
 
 def _rows(dataset: h5py.Dataset, axes: int = 2) -> np.ndarray[Any, Any]:

@@ -1,5 +1,6 @@
 """Models on disk: weights as safetensors beside a JSON of everything needed to build the model again."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from .._files import replacing
@@ -38,7 +39,7 @@ def save_model(
     description_path, weights_path = _files(path)
     with replacing(weights_path) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # save_file hides errors of the disk, and the file from other users
     description = {"format": _FORMAT, "model": kind, "arguments": dict(arguments), **extra}
     write_json(description_path, description)
 
@@ -85,8 +86,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def save_progress(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save(dict(state), content)  # given a path, it would hide errors of the disk
     with replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_progress(path: Path, device: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Everything that a training run can be told, in one place."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
@@ -74,3 +74,6 @@ class TrainingOptions:
         check_interval("temperature", self.temperature, 0, float("inf"), open_low=True)
         for name in ("weight_decay", "consistency_weight", "prediction_weight", "representation_weight"):
             check_interval(name, getattr(self, name), 0, float("inf"))
+        for name, value in asdict(self).items():
+            if value == float("inf"):
+                raise ValueError(f"{name} must be finite, got {value}")

@@ -1,5 +1,6 @@
 """Predictions of a saved student for new slides."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from .._checks import check_names
 from .._files import replacing
 from ..bags import collate_bags
+from ..data._tables import read_rows
 from ..data.cohort import Sample, StoredBag
 from ..models import Student
 from ..tasks import task_from_state
@@ -23,6 +25,7 @@ def predict_slides(
     out: Path,
     *,
     patients: Path | None = None,
+    steps: Mapping[str, float] | None = None,
     device: str = "cpu",
 ) -> pd.DataFrame:
     """Predict for every slide found at all magnifications, and write one row per patient.
@@ -31,7 +34,9 @@ def predict_slides(
         checkpoint: a student's checkpoint.
         folders: HDF5 slides of every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
-        patients: CSV with the columns ``slide`` and ``patient``; without it every slide is a patient.
+        patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders and no
+            others; without it every slide is a patient.
+        steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: where to compute.
 
     Returns:
@@ -39,6 +44,7 @@ def predict_slides(
 
     Raises:
         FileNotFoundError: a file or folder is missing.
+        OSError: ``out`` cannot be written.
         ValueError: the checkpoint is no student, a magnification is missing, slides and patients do not fit, or
             a slide cannot be read or has another feature width.
     """
@@ -48,7 +54,12 @@ def predict_slides(
     for key in ("cohort", "task"):
         if key not in description:
             raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
-    samples = _samples(model.magnifications, folders, patients, description["cohort"])
+    if out.is_dir():
+        raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"{out.parent}: must be a folder that may be written to")
+    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
     width = description["arguments"]["features"]
     task = task_from_state(description["task"])
     model.to(device)
@@ -64,7 +75,6 @@ def predict_slides(
                     )
             logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
-    out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
     return table
@@ -74,10 +84,13 @@ def _samples(
     magnifications: Sequence[str],
     folders: Mapping[str, Path],
     patients: Path | None,
+    steps: Mapping[str, float],
     reading: Mapping[str, Any],
 ) -> list[Sample]:
     """The slides in the folders as samples, read as in training."""
     check_names("slides", folders, magnifications)
+    if unknown := sorted(set(steps) - set(magnifications)):
+        raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
     found = {}
     for name, folder in folders.items():
         if not folder.is_dir():
@@ -99,7 +112,9 @@ def _samples(
             group,
             owner[members[0]],
             {
-                name: StoredBag(tuple(folders[name] / f"{slide}.h5" for slide in members), **options)
+                name: StoredBag(
+                    tuple(folders[name] / f"{slide}.h5" for slide in members), **options, step=steps.get(name)
+                )
                 for name in magnifications
             },
         )
@@ -111,14 +126,20 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
     """The patient of every slide."""
     if path is None:
         return {slide: slide for slide in slides}
-    table = pd.read_csv(path, dtype=str)
-    for column in ("slide", "patient"):
-        if column not in table or table[column].isna().any():
-            raise ValueError(f"{path}: must have the columns slide and patient without gaps, got {list(table)}")
-    if table["slide"].duplicated().any():
-        twice = table["slide"][table["slide"].duplicated()].iloc[0]
-        raise ValueError(f"{path}: must hold every slide once, got {twice!r} twice")
-    owner = dict(zip(table["slide"], table["patient"], strict=True))
+    rows = read_rows(path)
+    header = next(rows).cells
+    if not {"slide", "patient"} <= set(header):
+        raise ValueError(f"{path}: must have the columns slide and patient, got {', '.join(header)}")
+    owner: dict[str, str] = {}
+    for line, cells in rows:
+        row = dict(zip(header, map(str.strip, cells), strict=True))
+        if not row["slide"] or not row["patient"]:
+            raise ValueError(f"{path}, line {line}: must name a slide and its patient, got an empty cell")
+        if row["slide"] in owner:
+            raise ValueError(f"{path}, line {line}: must hold every slide once, got {row['slide']!r} again")
+        owner[row["slide"]] = row["patient"]
     if unknown := [slide for slide in slides if slide not in owner]:
         raise ValueError(f"{path}: must name the patient of every slide, but lacks {unknown[0]!r}")
+    if absent := [slide for slide in owner if slide not in slides]:
+        raise ValueError(f"{path}: must name slides of the folders only, got {absent[0]!r}, of which there is no .h5")
     return owner

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._files import replacing
+from .._files import remove_leftovers, replacing
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import patient_folds
@@ -22,13 +24,16 @@ from ..report.maps import prototype_map
 from ..report.tables import results_table
 from .checkpoint import load_model, write_json
 from .examples import BagMemory
-from .experiment import Result, Split, run_split
+from .experiment import MODELS, Result, Split, run_split
 from .options import TrainingOptions
 
 TRAIN_OPTIONS = TrainingOptions()
 DEMO_OPTIONS = replace(TRAIN_OPTIONS, heads=2, dim_head=16, epochs=20)
 # Columns and rows at 10x: small slides, so that the demo takes minutes.
 DEMO_GRID = (10, 8)
+
+_OCCUPIED = "{out}: already holds a run; give another --out, or --resume to continue it"
+_END = 1 << 20
 
 
 def run_demo(
@@ -63,17 +68,17 @@ def run_demo(
     claim = {"run": "demo", "task": label, "patients": patients, "training": _saved(options)}
     if _finished(out, claim, resume):
         return _report(out, label)
-    _claim(out, claim)
-    planted = planted_cohort(2 * patients, seed=options.seed, grid=DEMO_GRID)
-    external = planted_cohort(patients, seed=options.seed + 10_000, shift=1.0, grid=DEMO_GRID)
-    names = planted.cohort.patients
-    split = Split(
-        planted.cohort.subset(names[:patients]),
-        {"internal": planted.cohort.subset(names[patients:]), "external": external.cohort},
-    )
-    result = run_split(split, label, options, out, resume=resume, quiet=quiet)
-    _draw_prototypes(out, planted, names[patients:])
-    return _finish(out, [result], label, options)
+    with _claimed(out, claim, resume):
+        planted = planted_cohort(2 * patients, seed=options.seed, grid=DEMO_GRID)
+        external = planted_cohort(patients, seed=options.seed + 10_000, shift=1.0, grid=DEMO_GRID)
+        names = planted.cohort.patients
+        split = Split(
+            planted.cohort.subset(names[:patients]),
+            {"internal": planted.cohort.subset(names[patients:]), "external": external.cohort},
+        )
+        result = run_split(split, label, options, out, resume=resume, quiet=quiet)
+        _draw_prototypes(out, planted, names[patients:])
+        return _finish(out, [out], [result], label, options)
 
 
 def run_cross_validation(
@@ -118,23 +123,28 @@ def run_cross_validation(
     labels = task_labels(cohort, label)
     paired = cohort.with_expression()
     eligible = labels.loc[[patient for patient in paired.patients if patient in labels.index]]
+    if not quiet:
+        print(
+            f"{label}: {len(labels)} patients ({_counts(labels)}), "
+            f"{len(eligible)} of them with expression ({_counts(eligible)})",
+            file=sys.stderr,
+        )
     strata = eligible["event"] if isinstance(eligible, pd.DataFrame) else eligible
     splits = patient_folds(eligible.index, strata, folds=folds, seed=options.seed)
-    memory = BagMemory()
-    memory.check(cohort.samples, quiet=quiet)
-    _claim(out, claim)
-    results = []
-    for number, fold in enumerate(splits):
-        if not quiet:
-            print(f"fold {number + 1} of {folds}", file=sys.stderr)
-        tested = set(fold.test)
-        train = cohort.subset(patient for patient in labels.index if patient not in tested)
-        split = Split(train, {"test": paired.subset(fold.test)})
-        folder = out / f"fold{number}"
-        result = run_split(split, label, options, folder, memory=memory, resume=resume, quiet=quiet)
-        result.predictions.insert(0, "fold", number)
-        results.append(result)
-    return _finish(out, results, label, options)
+    memory, results = BagMemory(), []
+    folders = [out / f"fold{number}" for number in range(folds)]
+    with _claimed(out, claim, resume):
+        memory.check(cohort.samples, quiet=quiet)
+        for number, (fold, folder) in enumerate(zip(splits, folders, strict=True)):
+            if not quiet:
+                print(f"fold {number + 1} of {folds}", file=sys.stderr)
+            tested = set(fold.test)
+            train = cohort.subset(patient for patient in labels.index if patient not in tested)
+            split = Split(train, {"test": paired.subset(fold.test)})
+            result = run_split(split, label, options, folder, memory=memory, resume=resume, quiet=quiet)
+            result.predictions.insert(0, "fold", number)
+            results.append(result)
+        return _finish(out, folders, results, label, options)
 
 
 def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
@@ -142,10 +152,10 @@ def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
     path = out / "run.json"
     if path.is_file():
         if not resume:
-            raise ValueError(f"{out}: already holds a run; give another --out, or --resume to continue it")
-        before = json.loads(path.read_text())
+            raise ValueError(_OCCUPIED.format(out=out))
+        before = _read_claim(path)
         changed = [key for key in run if before.get(key) != run[key]]
-        if changed:
+        if changed and _trained(out):
             raise ValueError(f"{out}: cannot be resumed with another {', '.join(changed)} than it was started with")
         return (out / "metrics.json").is_file()
     if resume:
@@ -153,10 +163,57 @@ def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
     return False
 
 
-def _claim(out: Path, run: Mapping[str, Any]) -> None:
-    """Take a run folder for one run."""
+def _read_claim(path: Path) -> dict[str, Any]:
+    """What run.json says of a run."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must describe the run to resume: {error}") from error
+    if not isinstance(run, dict):
+        raise ValueError(f"{path}: must describe the run to resume, got {run!r}")
+    return run
+
+
+@contextmanager
+def _claimed(out: Path, run: Mapping[str, Any], resume: bool) -> Iterator[None]:
+    """Take a run folder for one run; it is free again if that ends before an epoch is finished."""
+    path, made = out / "run.json", [folder for folder in (out, *out.parents) if not folder.exists()]
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: must be a folder, to hold the run, got a file")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "run.json", run)
+    if not resume:
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError as error:  # since it was looked for
+            raise ValueError(_OCCUPIED.format(out=out)) from error
+    try:
+        write_json(path, run)
+        yield
+    except BaseException as error:
+        if not _trained(out):
+            path.unlink(missing_ok=True)
+            for folder in (*out.glob("fold[0-9]*"), *made):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                "everything up to the last finished epoch is kept: continue with --resume"
+            ) from error
+        raise
+
+
+def _trained(out: Path) -> bool:
+    """Whether a run folder holds a finished run, or a finished epoch of one."""
+    return (out / "metrics.json").is_file() or any(
+        state for pattern in ("*.progress.pt", "fold[0-9]*/*.progress.pt") for state in out.glob(pattern)
+    )
+
+
+def _counts(labels: "pd.Series | pd.DataFrame") -> str:
+    """How many patients have each class, or have died."""
+    if isinstance(labels, pd.DataFrame):
+        return f"{labels['event'].sum()} deaths"
+    return ", ".join(f"{label} {count}" for label, count in labels.value_counts().sort_index().items())
 
 
 def _saved(options: TrainingOptions) -> dict[str, Any]:
@@ -165,19 +222,34 @@ def _saved(options: TrainingOptions) -> dict[str, Any]:
 
 
 def _digest(cohort: Cohort) -> str:
-    """Recognises a cohort wherever it lies: patients, labels, slides (by name and size), expression and its options."""
+    """Recognises a cohort wherever it lies: patients, labels, slides, expression and its options.
+
+    Of a slide it knows the name, the size, and the first and the last megabyte.
+    """
     digest = hashlib.sha256()
+    fingerprint = cache(_fingerprint)  # magnifications may share their files
     digest.update(cohort.clinical.to_csv().encode())
     for sample in cohort.samples:
         for magnification, bag in sample.bags.items():
             stored = cast(StoredBag, bag)
-            files = [(path.name, path.stat().st_size) for path in stored.paths]
-            digest.update(repr((sample.name, magnification, files, stored.transform, stored.drop_augmented)).encode())
+            files = [(path.name, fingerprint(path)) for path in stored.paths]
+            reading = (stored.transform, stored.drop_augmented, stored.step)
+            digest.update(repr((sample.name, magnification, files, *reading)).encode())
     if cohort.expression is not None:
         digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
         digest.update(cohort.expression.to_numpy().tobytes())
     digest.update(repr((dict(cohort.gene_sets), dict(cohort.expression_options))).encode())
     return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> str:
+    """Size of a file, and a digest of its first and last megabyte."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END)
+        file.seek(max(len(ends), size - _END))
+        ends += file.read()
+    return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str]) -> None:
@@ -199,8 +271,8 @@ def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str])
     )
 
 
-def _finish(out: Path, results: Sequence[Result], label: str, options: TrainingOptions) -> str:
-    """Write metrics and predictions, drop the states for resuming, and tell the results."""
+def _finish(out: Path, folders: Sequence[Path], results: Sequence[Result], label: str, options: TrainingOptions) -> str:
+    """Write metrics and predictions, remove states for resuming and halves of killed writes, and tell the results."""
     with replacing(out / "predictions.csv") as temporary:
         pd.concat([result.predictions for result in results], ignore_index=True).to_csv(temporary, index=False)
     runs = [result.metrics for result in results]
@@ -208,8 +280,13 @@ def _finish(out: Path, results: Sequence[Result], label: str, options: TrainingO
         out / "metrics.json",
         {"version": __version__, "task": label, "training": _saved(options), "runs": runs},
     )
-    for state in out.rglob("*.progress.pt"):
-        state.unlink()
+    for folder in folders:
+        for name in MODELS:
+            for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
+                remove_leftovers(folder / f"{name}{suffix}")
+            (folder / f"{name}.progress.pt").unlink(missing_ok=True)
+    for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+        remove_leftovers(out / name)
     return _report(out, label)
 
 

@@ -203,3 +203,5 @@ def test_stored_bags_of_nothing_or_of_unknown_transforms_are_refused(tmp_path):
         StoredBag(())
     with pytest.raises(ValueError, match="transform must be one of 'none', 'log', got 'sqrt'"):
         StoredBag((tmp_path,), transform="sqrt")
+    with pytest.raises(ValueError, match="step must be positive and finite, got 0"):
+        StoredBag((tmp_path,), step=0)

@@ -124,6 +124,14 @@ def test_options_reach_their_readers(folder):
     assert (pipeline.clip, pipeline.statistic, pipeline.log1p) == (None, "mad", False)
 
 
+def test_the_side_of_a_cell_can_be_given_by_magnification(folder):
+    path = change(folder, "COHORT.toml", 'folder = "20x"', 'folder = "20x"\nstep = 224')
+    with h5py.File(folder / "20x" / "b1.h5", "a") as file:
+        file["coords"].attrs["patch_size_level0"] = "unknown"
+    bags = read_cohort(path).samples[2].load()
+    assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((5, 3),)}
+
+
 def test_expression_and_several_magnifications_are_optional(folder):
     (folder / "COHORT.toml").write_text(COHORT.split("[slides.20x]")[0])
     cohort = read_cohort(folder / "COHORT.toml")
@@ -149,6 +157,14 @@ def test_columns_and_missing_labels_can_be_named(folder):
     assert task_labels(cohort, "survival")["time"].tolist() == [10.0, 0.0]
     assert task_labels(cohort, "grading").to_dict() == {"A": "x"}
     assert task_labels(cohort, "diagnosis").to_dict() == {"A": "50", "C": "61"}
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "null"])
+def test_what_tables_write_for_no_value_is_no_label(folder, cell):
+    cohort = read_cohort(change(folder, "clinical.csv", "a1;a2,x,G2,10,1.0", ",".join(["a1;a2", *[cell] * 4])))
+    assert task_labels(cohort, "diagnosis").to_dict() == {"B": "y"}
+    assert task_labels(cohort, "grading").to_dict() == {"C": "G3"}
+    assert task_labels(cohort, "survival").index.tolist() == ["B"]
 
 
 def test_one_column_may_serve_several_purposes(folder):
@@ -178,9 +194,12 @@ def test_one_column_may_serve_several_purposes(folder):
         ('table = "clinical.csv"', 'tabel = "c.csv"', r"\[clinical\] must have the key 'table', got tabel"),
         (
             'folder = "10x"',
-            'folder = "10x"\nstep = 3',
-            r"\[slides\] \[10x\] has the unknown key 'step'; known are folder",
+            'folder = "10x"\nsize = 3',
+            r"\[slides\] \[10x\] has the unknown key 'size'; known are folder, step",
         ),
+        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\] \[10x\] step must be a number, got '3'"),
+        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\] \[10x\] step must be positive and finite, got 0"),
+        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[10x\] step must be positive and finite, got inf"),
         ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] bags must be a table, got 1"),
         (
             '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',
@@ -210,11 +229,27 @@ def test_one_column_may_serve_several_purposes(folder):
         ('gmt = "sets.gmt"\n', "", r"\[genes\] must have the key 'gmt', got tumor, tme"),
         (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
         ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
+        ('"sets.gmt"', "[]", r"\[genes\] gmt must name at least one file, got \[\]"),
     ],
 )
 def test_mistakes_in_the_description_are_named(folder, old, new, message):
     path = change(folder, "COHORT.toml", old, new)
     with pytest.raises(ValueError, match=message):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize("name", ["10.0x", "", "type", "items"])
+def test_names_that_no_model_can_have_are_refused_before_slides_are_looked_at(folder, name):
+    (folder / "20x" / "b1.h5").unlink()
+    path = change(folder, "COHORT.toml", "[slides.10x]", f'[slides."{name}"]')
+    with pytest.raises(ValueError, match=rf"COHORT\.toml: \[slides\] magnifications must .*, got '{name}'"):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize("name", ["t.me", "", "items", "forward"])
+def test_subspaces_that_no_model_can_have_are_refused(folder, name):
+    path = change(folder, "COHORT.toml", "tme = ", f'"{name}" = ')
+    with pytest.raises(ValueError, match=rf"COHORT\.toml: \[genes\] subspaces must .*, got '{name}'"):
         read_cohort(path)
 
 
@@ -230,6 +265,8 @@ def test_mistakes_in_the_description_are_named(folder, old, new, message):
         ("10,1.0", "inf,1.0", r"line 2: time must be a number >= 0, got 'inf'"),
         ("10,1.0", "10,2", r"line 2: event must be 0 or 1 \(1 = death\), got '2'"),
         ("10,1.0", "10,dead", r"line 2: event must be 0 or 1 \(1 = death\), got 'dead'"),
+        ("10,1.0", "10,nanny", r"line 2: event must be 0 or 1 \(1 = death\), got 'nanny'"),
+        ("event,age", "event,grade", r"must have one column 'grade', got 2 among patient_id, slides"),
         ("10,1.0", "10", r"line 2: a row must have 7 cells like the header, got 6"),
         (
             "patient_id,slides",
@@ -265,6 +302,18 @@ def test_expression_of_strangers_and_cells_without_numbers_are_refused(folder):
     change(folder, "expression.csv", "TCGA-C,1", "C,one")
     with pytest.raises(ValueError, match=r"expression\.csv, line 2, gene 'EGFR': must be a finite number, got 'one'"):
         read_cohort(path)
+
+
+def test_an_expression_table_with_genes_as_rows_is_told(folder):
+    (folder / "expression.csv").write_text("gene,C,A\nEGFR,1,4\nCD2,2,0\nTP53,3,1\n")
+    with pytest.raises(ValueError, match=r"got 3 others: EGFR, CD2, TP53; its columns are patients: transpose it"):
+        read_cohort(folder / "COHORT.toml")
+
+
+def test_a_description_may_start_with_a_byte_order_mark(folder):
+    path = folder / "COHORT.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_cohort(path).patients == ("A", "B", "C")
 
 
 def test_slides_that_are_missing_broken_empty_or_of_another_width_are_refused(folder):

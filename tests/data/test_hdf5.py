@@ -95,6 +95,45 @@ def test_the_grid_step_is_the_stored_patch_size_less_the_overlap(tmp_path, overl
     assert read_bag(path, step=448).grid.shapes == ((3, 2),)
 
 
+@pytest.mark.parametrize("side", [np.array([448]), np.array([[448.0]]), np.float16(448), np.uint16(448), "448"])
+def test_the_stored_patch_size_may_have_any_type_of_number(tmp_path, side):
+    path = write(tmp_path / "slide.h5", features=features(), coords=COORDS * 2)
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs.update(patch_size_level0=side, patch_size=side, overlap=np.array([0]))
+    assert read_bag(path).grid.shapes == ((5, 3),)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"patch_size_level0": 0},
+        {"patch_size_level0": -448},
+        {"patch_size_level0": "abc"},
+        {"patch_size_level0": np.nan},
+        {"patch_size_level0": np.array([448, 448])},
+        {"patch_size_level0": h5py.Empty("f4")},
+        {"patch_size_level0": 448, "overlap": "none"},
+        {"patch_size_level0": 448, "overlap": 448},
+        {"patch_size_level0": 448, "overlap": 64, "patch_size": 0},
+    ],
+)
+def test_stored_sizes_that_give_no_cell_are_refused_unless_the_side_is_given(tmp_path, attributes):
+    path = write(tmp_path / "slide.h5", features=features(), coords=COORDS)
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs.update(attributes)
+    with pytest.raises(ValueError, match=r"slide\.h5: attributes of coords must give a positive side .*, got p"):
+        read_bag(path)
+    assert read_bag(path, step=448).grid.shapes == ((3, 2),)
+    assert merge_slides([path]).patches.shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize("name", ["features", "coords", "augmented"])
+def test_empty_datasets_are_refused(tmp_path, name):
+    path = write(tmp_path / "slide.h5", **{"features": features(), "coords": COORDS, name: h5py.Empty("f4")})
+    with pytest.raises(ValueError, match=rf"slide\.h5: {name} must be an array, got an empty dataset"):
+        read_bag(path, drop_augmented=True)
+
+
 def test_big_endian_and_small_integer_storage_is_read(tmp_path):
     path = write(tmp_path / "slide.h5", features=features().astype(">f4"), coords=COORDS.astype("uint16"))
     bag = read_bag(path)
@@ -212,6 +251,23 @@ def test_files_that_are_missing_truncated_or_no_hdf5_are_refused_by_name(tmp_pat
     for name in ("cut.h5", "text.h5"):
         with pytest.raises(ValueError, match=name + ": must be a complete HDF5 file"):
             read_bag(tmp_path / name)
+
+
+def test_damaged_files_are_read_or_refused_by_name(tmp_path):
+    path = tmp_path / "slide.h5"
+    write_bag(path, torch.ones(4, 3), torch.from_numpy(COORDS), step=448)
+    whole, messages = path.read_bytes(), []
+    for seed in range(600):
+        random = np.random.default_rng(seed)
+        damaged = bytearray(whole)
+        damaged[random.integers(len(whole))] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_bag(path)
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert all(message.startswith(f"{path}: ") for message in messages)
 
 
 def test_writing_refuses_what_could_not_be_read(tmp_path):

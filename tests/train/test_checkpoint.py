@@ -1,4 +1,6 @@
 import json
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -98,19 +100,46 @@ def test_weights_of_another_model_are_refused_in_one_line(saved):
     assert "\n" not in str(error.value)
 
 
-def test_a_failed_write_leaves_what_was_there(saved, monkeypatch):
+def test_a_failed_write_leaves_what_was_there(saved):
     before = {path: path.read_bytes() for path in saved.parent.iterdir()}
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_json(saved.with_suffix(".json"), {"what": object()})
-
-    def full(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("disentangled_mil.train.checkpoint.save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_model(saved, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {})
     assert {path: path.read_bytes() for path in saved.parent.iterdir()} == before
+
+
+@contextmanager
+def full_disk(size):
+    """A limit to the size of files in bytes, as if the disk were full; nothing else may be written meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_full_disk_is_an_error_that_names_the_file_of_a_model(saved, suffix):
+    path, size = saved.with_suffix(suffix), saved.with_suffix(".safetensors").stat().st_size
+    before = path.read_bytes()
+    limit = 100 if suffix == ".safetensors" else size
+    with pytest.raises(OSError, match="File too large") as error, full_disk(limit):
+        save_model(saved, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"extra": "long" * size})
+    assert str(error.value).endswith(f": {str(path)!r}")
+    assert path.read_bytes() == before
+    assert len(list(saved.parent.iterdir())) == 2
+
+
+def test_a_full_disk_is_an_error_that_names_the_state(tmp_path):
+    with pytest.raises(OSError, match=r"File too large: '.*/a\.progress\.pt'$"), full_disk(1000):
+        save_progress(tmp_path / "a.progress.pt", {"weights": torch.zeros(9999)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_files_may_be_read_by_those_who_may_read_any_file(saved):
+    save_progress(saved.parent / "a.progress.pt", {})
+    (saved.parent / "plain").touch()
+    assert len({path.stat().st_mode for path in saved.parent.iterdir()}) == 1
 
 
 def test_progress_comes_back_as_it_was(tmp_path):

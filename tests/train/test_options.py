@@ -32,6 +32,15 @@ def test_weights_are_not_negative(name):
         TrainingOptions(**{name: -1})
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "temperature", "weight_decay", "consistency_weight", "prediction_weight"],
+)
+def test_no_option_is_infinite(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be finite, got inf$"):
+        TrainingOptions(**{name: float("inf")})
+
+
 def test_validation_leaves_patients_to_learn_from():
     with pytest.raises(ValueError, match=r"^validation must lie in \[0, 0.9\], got 1$"):
         TrainingOptions(validation=1)

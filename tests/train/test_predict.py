@@ -103,6 +103,19 @@ def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):
     np.testing.assert_allclose(grouped["probability_G2"], means[grouped["patient"]], rtol=1e-5)
 
 
+def test_the_side_of_a_cell_can_be_given(by_slide, slides, tmp_path):
+    for path in slides["20x"].iterdir():
+        with h5py.File(path, "r+") as file:
+            side = file["coords"].attrs["patch_size_level0"]
+            file["coords"].attrs["patch_size_level0"] = 0
+    expected = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv")
+    steps = {"20x": float(side)}
+    table = predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps=steps)
+    pd.testing.assert_frame_equal(table, expected)
+    with pytest.raises(ValueError, match="steps must be of the magnifications 10x, 20x, got '40x'"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps={"40x": 1.0})
+
+
 @pytest.mark.parametrize("model", ["genes", "teacher"])
 def test_a_model_that_needs_genes_is_refused(by_slide, tmp_path, model):
     with pytest.raises(ValueError, match=f"{model}.json: must hold a student, got '{model}', which needs genes"):
@@ -157,28 +170,65 @@ def test_a_slide_with_a_value_that_is_not_finite_is_named(by_slide, slides, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.iloc[1:], "must name the patient of every slide, but lacks"),
-        (lambda table: pd.concat([table, table.iloc[:1]]), "must hold every slide once, got 'P3-0024-1' twice"),
+        (lambda table: table.iloc[1:], ": must name the patient of every slide, but lacks"),
+        (
+            lambda table: pd.concat([table, table.iloc[:1]]),
+            r", line \d+: must hold every slide once, got 'P3-0024-1' again",
+        ),
         (
             lambda table: table.rename(columns={"patient": "who"}),
-            r"must have the columns slide and patient .*, got \['slide', 'who'",
+            r": must have the columns slide and patient, got slide, who",
         ),
-        (lambda table: table.assign(patient=[None] * len(table)), "must have the columns slide and patient without"),
+        (
+            lambda table: table.assign(patient=[None] * len(table)),
+            ", line 2: must name a slide and its patient, got an empty cell",
+        ),
     ],
 )
 def test_a_table_of_patients_with_a_defect_is_refused(by_slide, tmp_path, change, message):
     path = tmp_path / "patients.csv"
     change(pd.read_csv(by_slide.patients)).to_csv(path, index=False)
-    with pytest.raises(ValueError, match=rf"patients\.csv: {message}"):
+    with pytest.raises(ValueError, match=rf"patients\.csv{message}"):
         predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
 
 
-def test_slides_of_the_table_that_are_not_in_the_folders_do_not_matter(by_slide, tmp_path):
+def test_slides_of_the_table_that_are_not_in_the_folders_are_named(by_slide, tmp_path):
     path = tmp_path / "patients.csv"
     table = pd.read_csv(by_slide.patients)
     pd.concat([table, pd.DataFrame({"slide": ["elsewhere"], "patient": ["X"]})]).to_csv(path, index=False)
-    written = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
-    assert set(written["patient"]) == set(table["patient"])
+    with pytest.raises(ValueError, match=r"patients\.csv: must name slides of the folders only, got 'elsewhere'"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"slide,patient\n\xff,A\n", b"slide,patient\na\n"])
+def test_a_table_of_patients_that_is_no_table_is_named(by_slide, tmp_path, content):
+    path = tmp_path / "patients.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"patients\.csv.* must "):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
+
+
+def test_a_patient_may_be_called_NA(by_slide, tmp_path):
+    path = tmp_path / "patients.csv"
+    pd.read_csv(by_slide.patients).assign(patient="NA").to_csv(path, index=False)
+    table = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
+    assert table["patient"].tolist() == ["NA"]
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_slides_are_read(by_slide, tmp_path, monkeypatch):
+    def load(self):
+        raise AssertionError("read slides")
+
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", load)
+    (tmp_path / "file").touch()
+    with pytest.raises(IsADirectoryError, match="must be a file to write, got a folder"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match=f"{tmp_path}: must be a folder that may be written to"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv")
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match=r"'.*/file'"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "file" / "out.csv")
 
 
 @pytest.mark.parametrize("key", ["task", "cohort"])

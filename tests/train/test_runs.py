@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import runs
-from disentangled_mil.train.experiment import MODELS
+from disentangled_mil.train.experiment import MODELS, Result
 from disentangled_mil.train.runs import run_cross_validation, run_demo
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
@@ -153,6 +155,31 @@ def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
     assert not list(out.rglob("*.progress.pt"))
 
 
+def test_the_end_of_a_run_removes_what_is_its_own_only(finished_run, description, quick, monkeypatch, tmp_path):
+    out, _ = finished_run
+    shutil.copytree(out, tmp_path / "run")
+    others = ["other/fold0/teacher.progress.pt", "other/teacher.progress.pt", "fold2/teacher.progress.pt"]
+    others += [
+        "fold0/mine.progress.pt",
+        "fold0/.mine.csv.12.tmp",
+        ".predictions-2.csv.12.tmp",
+        "fold0/.teacher.csv.tmp",
+    ]
+    own = ["fold0/teacher.progress.pt", "fold1/.teacher.progress.pt.8570.tmp", ".predictions.csv.12.tmp"]
+    for name in (*others, *own):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / "metrics.json").unlink()
+    result = Result({}, pd.DataFrame({"patient": ["A"]}))
+    monkeypatch.setattr(
+        runs, "run_split", lambda *args, **kwargs: result._replace(predictions=result.predictions.copy())
+    )
+    monkeypatch.setattr(runs, "_report", lambda *args: "table")
+    run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, resume=True, quiet=True)
+    assert all((tmp_path / "run" / name).exists() for name in others)
+    assert not any((tmp_path / "run" / name).exists() for name in own)
+
+
 def test_resuming_trains_no_finished_epoch_again(description, quick, tmp_path, monkeypatch):
     """Interrupted in the second fold: nothing of the first one is trained twice."""
     plain = StudentStage.loss
@@ -226,6 +253,7 @@ def test_resuming_with_other_options_is_refused(
         ("cohort.toml", "[slides.10x]", "[slides]\ndrop_augmented = true\n[slides.10x]"),
         ("cohort.toml", "[slides.10x]", '[slides]\nbag = "patient"\n[slides.10x]'),
         ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/20x"'),
+        ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/10x"\nstep = 448'),
         ("cohort.toml", "[genes]", "fraction = 0.5\n[genes]"),
         ("gene_sets.gmt", "\tTUMOR001", ""),
     ],
@@ -256,6 +284,113 @@ def test_expression_tells_cohorts_apart(description):
     others = (replace(cohort, expression=table) for table in (None, renamed, cohort.expression * 2))
     digests = {runs._digest(other) for other in (cohort, read_cohort(description), *others)}
     assert len(digests) == 4
+
+
+def test_slides_of_the_same_size_tell_cohorts_apart_and_their_times_do_not(planted, tmp_path):
+    cohort = read_cohort(write_cohort(planted, tmp_path))
+    path = cohort.samples[5].bags["20x"].paths[0]
+    before, data = runs._digest(cohort), bytearray(path.read_bytes())
+    os.utime(path, (0, 0))
+    assert runs._digest(cohort) == before
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert runs._digest(cohort) != before
+
+
+def test_the_first_and_the_last_megabyte_of_a_slide_are_compared(tmp_path):
+    path = tmp_path / "slide.h5"
+    seen = set()
+    for at in (None, 0, (1 << 20) - 1, 1 << 20, 2 << 20, (3 << 20) - 1):
+        data = bytearray(3 << 20)
+        if at is not None:
+            data[at] = 1
+        path.write_bytes(data)
+        seen.add(runs._fingerprint(path))
+    assert len(seen) == 5  # the middle is not looked at
+    path.write_bytes(bytes(4 << 20))
+    assert runs._fingerprint(path) not in seen
+
+
+def test_a_folder_is_taken_by_one_of_two_runs(description, quick, tmp_path, monkeypatch):
+    """The second run comes when the first has looked and found the folder free."""
+    started, found = [], runs._finished
+
+    def look_and_wait(*args):
+        finished = found(*args)
+        if not started:
+            started.append("other")
+            with pytest.raises(KeyboardInterrupt):
+                run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+        return finished
+
+    def run_split(*args, **kwargs):
+        (tmp_path / "run" / "fold0").mkdir()
+        (tmp_path / "run" / "fold0" / "genes.progress.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_finished", look_and_wait)
+    monkeypatch.setattr(runs, "run_split", run_split)
+    with pytest.raises(ValueError, match="run: already holds a run"):
+        run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+    assert (tmp_path / "run" / "run.json").stat().st_size
+
+
+@pytest.mark.parametrize("error", [ValueError("refused"), FloatingPointError("nan"), KeyboardInterrupt()])
+def test_a_run_that_trained_nothing_leaves_the_folder_free(description, quick, tmp_path, monkeypatch, error):
+    out = tmp_path / "new" / "run"
+
+    def run_split(split, label, options, folder, **kwargs):
+        folder.mkdir(parents=True, exist_ok=True)
+        raise error
+
+    monkeypatch.setattr(runs, "run_split", run_split)
+    with pytest.raises(type(error)) as caught:
+        run_cross_validation(description, "survival", out, quick, folds=2, quiet=True)
+    assert str(caught.value) == str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_trained_nothing_leaves_the_files_of_others(description, quick, tmp_path, monkeypatch):
+    others = [tmp_path / "fold1", tmp_path / "fold0" / "notes.txt", tmp_path / "notes.txt"]
+    (tmp_path / "fold0").mkdir()
+    for path in others:
+        path.touch()
+
+    def run_split(*args, **kwargs):
+        raise ValueError("refused")
+
+    monkeypatch.setattr(runs, "run_split", run_split)
+    with pytest.raises(ValueError, match="refused"):
+        run_cross_validation(description, "survival", tmp_path, quick, folds=2, quiet=True)
+    assert all(path.exists() for path in others)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_killed_run_that_trained_nothing_can_be_resumed_otherwise(description, quick, tmp_path, untrained):
+    (tmp_path / "run.json").write_text('{"run": "train", "task": "grading"}')
+    with pytest.raises(ValueError, match="already holds a run"):
+        run_cross_validation(description, "survival", tmp_path, quick, folds=2, quiet=True)
+    with pytest.raises(AssertionError, match="trained"):
+        run_cross_validation(description, "survival", tmp_path, quick, folds=2, resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_note_of_the_run_is_named(description, quick, tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/run\.json: must describe the run to resume"):
+        run_cross_validation(description, "grading", tmp_path, quick, folds=2, resume=True, quiet=True)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_before_slides_are_read(description, quick, tmp_path, monkeypatch):
+    def check(*args, **kwargs):
+        raise AssertionError("read slides")
+
+    monkeypatch.setattr(runs.BagMemory, "check", check)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file: must be a folder, to hold the run, got a file"):
+        run_cross_validation(description, "grading", tmp_path / "file", quick, folds=2, quiet=True)
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: '.*/file/run'"):
+        run_cross_validation(description, "grading", tmp_path / "file" / "run", quick, folds=2, quiet=True)
 
 
 def test_there_must_be_a_run_to_resume(description, quick, tmp_path):
@@ -298,8 +433,25 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2)
     printed = capsys.readouterr()
     assert printed.out == ""
+    first, *_ = printed.err.splitlines()
+    cohort = read_cohort(description)
+    counts = [
+        ", ".join(f"{grade} {count}" for grade, count in task_labels(c, "grading").value_counts().sort_index().items())
+        for c in (cohort, cohort.with_expression())
+    ]
+    assert first == f"grading: 33 patients ({counts[0]}), 27 of them with expression ({counts[1]})"
+    assert counts[0].startswith("G2 ")
     assert "reading slides" in printed.err
     assert "fold 1 of 2" in printed.err
+
+
+def test_deaths_are_told_before_training(description, quick, tmp_path, capsys, untrained):
+    with pytest.raises(AssertionError, match="trained"):
+        run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2)
+    cohort = read_cohort(description)
+    every, paired = (int(c.clinical["event"].sum()) for c in (cohort, cohort.with_expression()))
+    line = f"survival: 34 patients ({every} deaths), 28 of them with expression ({paired} deaths)\n"
+    assert line in capsys.readouterr().err
 
 
 def test_demo_leaves_the_documented_files_and_tells_internal_and_external_results(quick, tmp_path, small_demo):
