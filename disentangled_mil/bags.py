@@ -15,6 +15,7 @@ from ._operators import operator
 
 _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
+_NEIGHBOURS = 0.75  # at equal gaps, for each token, in pieces of tissue
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ class Grid:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
             mask: True where a token is real; all of them by default.
             step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbours of one
-                row or column of the bag.
+                row or column of the bag, or between its distinct coordinates where few tokens have such neighbours.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
@@ -421,7 +422,7 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
     if not torch.isfinite(coords).all():
         raise ValueError("coords must be finite where mask is True, got NaN or infinity")
     origin = coords.amin(0)
-    side = step if step is not None else _commonest_gap(coords)
+    side = step if step is not None else _side_of_cells(coords)
     cells = ((coords - origin) / side + 0.5).floor()  # not round(), which takes halves to even cells
     extent = cells.amax(0) + 1
     allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
@@ -434,18 +435,24 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
     return cells.long(), (width, height)
 
 
-def _commonest_gap(coords: Tensor) -> float:
-    """The commonest gap between neighbours of one row or column; the smaller one in a tie.
+def _side_of_cells(coords: Tensor) -> float:
+    """The commonest gap between neighbours of one row or column, where most tokens [n, 2] have such a neighbour.
 
-    Every piece of tissue may have a lattice of its own: gaps between rows, or columns, tell nothing of their step.
+    Every piece of tissue may have a lattice of its own, and the gaps between distinct coordinates tell nothing. Among
+    few tokens here and there it is those that tell, and next neighbours that do not.
     """
-    gaps = torch.cat([_gaps(coords), _gaps(coords.flip(1))])
-    if len(gaps) == 0:  # no two tokens share a row or column
-        gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
-    if len(gaps) == 0:
-        return 1.0
+    gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
+    if count < _NEIGHBOURS * len(coords):
+        gap, _ = _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))
+    return gap
+
+
+def _commonest(gaps: Tensor) -> tuple[float, int]:
+    """The commonest gap, the smaller one in a tie, and how often it occurs; 1 without any."""
     values, counts = torch.unique(gaps, return_counts=True)
-    return float(values[counts.argmax()])
+    if len(gaps) == 0:
+        return 1.0, 0
+    return float(values[counts.argmax()]), int(counts.max())
 
 
 def _gaps(coords: Tensor) -> Tensor:

@@ -77,6 +77,16 @@ def test_pieces_of_tissue_on_lattices_of_their_own_have_one_step(pieces: int, se
     assert abs(height - 1 - extent[1]) <= 0.5
 
 
+@given(side=st.integers(5, 60), share=st.floats(0.02, 1), seed=st.integers(0, 10**6))
+@few
+def test_patches_drawn_from_a_lattice_have_its_step(side: int, share: float, seed: int) -> None:
+    lattice = 256 * rectangle(side, side)
+    drawn = lattice[torch.rand(side**2, generator=seeded(seed)) < share]
+    if len(drawn) >= 20:
+        width, height = Grid.from_coords(drawn).shapes[0]
+        assert ((drawn.amax(0) - drawn.amin(0)) // 256 + 1).tolist() == [width, height]
+
+
 def test_halves_of_a_step_all_go_one_way() -> None:
     halves = torch.stack([torch.arange(10) * 112, torch.zeros(10, dtype=torch.int64)], 1)
     assert Grid.from_coords(halves, step=224).cells[0, :, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]

@@ -53,7 +53,9 @@ def dispersion(values: Array, names: Sequence[str]) -> Array:
     bins = pd.Series(log_dispersion).groupby(pd.cut(np.log1p(mean), bins=_BINS, labels=False))
     centre, spread = bins.transform("mean").to_numpy(), bins.transform("std").to_numpy()
     alone, alike = np.isnan(spread), spread == 0
-    standardised = (log_dispersion - centre) / np.where(alone | alike, 1.0, spread)
+    # Rounded, because two genes of a bin are as far from its mean as those of any other such bin: ties, but for digits
+    # that hang on the order of patients.
+    standardised = np.round((log_dispersion - centre) / np.where(alone | alike, 1.0, spread), 9)
     ranks: Array = np.where(varies, np.where(alone, 1.0, standardised), -np.inf)
     return ranks
 

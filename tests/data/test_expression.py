@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
@@ -112,6 +112,7 @@ def test_constant_genes_become_zero_for_everyone(clip):
 
 
 @settings(max_examples=25)
+@example(seed=1, statistic="dispersion", fraction=0.625, patients=7)  # ties of genes in bins of two
 @given(
     seed=st.integers(0, 999),
     statistic=st.sampled_from(["variance", "mad", "dispersion"]),
