@@ -100,9 +100,8 @@ class AttentionScores:
             weights = self._dense()
             return AttentionOutput(*reference(weights, value, dropout), weights if keep_weights else None)
         arguments = self.tensors(), value, self.reach, self.factor, dropout
-        if chosen == "streaming":
-            return AttentionOutput(*streaming(*arguments, keep=keep_weights))
-        return AttentionOutput(*triton_attention(*arguments), self.weights() if keep_weights else None)
+        attention = streaming if chosen == "streaming" else triton_attention
+        return AttentionOutput(*attention(*arguments, keep=keep_weights))
 
     @property
     def factor(self) -> float:
