@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from disentangled_mil.ops import AttentionScores, BiasTable, biased_attention
+from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
+from disentangled_mil.ops.biased_attention import choose_backend
 
 pytest.importorskip("triton", reason="needs Triton, which is not installed")
 
@@ -81,6 +83,23 @@ def test_results_and_gradients_are_those_of_the_reference(
     sizes = {"queries": queries, "keys": keys, "width": width, "groups": groups, "per_group": per_group}
     given = draw(queries, kind=kind, padded=0.2, dropped=0.3, dtype=torch.float32, **sizes)
     assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5, kept)
+
+
+def network(features: int) -> MLPBias:
+    """For groups of one head."""
+    source = torch.Generator().manual_seed(features)
+    shapes = [(features, 2), (features,), (features, features), (features,), (1, features), (1,)]
+    return MLPBias(*((torch.randn(*shape, generator=source) / shape[-1] ** 0.5).requires_grad_() for shape in shapes))
+
+
+@pytest.mark.parametrize(("features", "width"), [(64, 4), (128, 4), (16, 256), (None, 256)])
+def test_tiles_are_smaller_for_large_networks_and_wide_heads_and_results_as_good(
+    draw: Draw, leaves: Leaves, slopes: Slopes, features: int | None, width: int
+) -> None:
+    given = draw(31, batch=1, groups=1, per_group=1, queries=35, keys=3, width=width, dtype=torch.float32)
+    if features is not None:
+        given["bias"] = network(features)
+    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -412,6 +431,38 @@ def test_tensors_elsewhere_than_on_a_gpu_are_refused(draw: Draw, monkeypatch: py
     monkeypatch.setattr("disentangled_mil.ops._triton_runtime._INTERPRETED", False)
     with pytest.raises(ValueError, match=r'query must be on a CUDA device for backend="triton", got cpu'):
         biased_attention(**draw(15, dtype=torch.float32), backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "message"),
+    [(16, 257, "query must have D <= 256"), (129, 16, "bias must have F <= 128")],
+)
+def test_larger_sizes_than_kernels_take_are_refused(draw: Draw, features: int, width: int, message: str) -> None:
+    given = moved(draw(32, per_group=1, width=width, dtype=torch.float32) | {"bias": network(features)}, torch.float32)
+    message += f' for backend="triton", got {max(features, width)}; backend="reference" and backend="streaming"'
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        biased_attention(**given, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "dtype", "chosen"),
+    [
+        (None, 256, torch.float32, "triton"),
+        (None, 257, torch.float32, "streaming"),
+        (64, 64, torch.bfloat16, "triton"),
+        (65, 64, torch.bfloat16, "streaming"),
+        (64, 64, torch.float64, "streaming"),
+    ],
+)
+def test_kernels_are_chosen_on_a_gpu_where_they_have_room(
+    features: int | None, width: int, dtype: torch.dtype, chosen: str
+) -> None:
+    shapes = [part.shape for part in network(features or 1)]
+    with FakeTensorMode(), torch.device("cuda"):
+        query = torch.empty(1, 1, 5, width, dtype=dtype)
+        bias = None if features is None else MLPBias(*map(torch.empty, shapes))
+        scores = AttentionScores(query, query, torch.empty(1, 5, 2), torch.empty(1, 1, 5, 2), bias)
+        assert choose_backend("auto", scores) == chosen
 
 
 @pytest.fixture

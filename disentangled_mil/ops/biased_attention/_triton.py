@@ -12,6 +12,11 @@ from ..._operators import operator, refuse_gradient
 from .._triton_runtime import interpreted, load
 from ._streaming import FIRST_ONLY
 
+# The widest heads D and the most features F of a network that there is room for in 99 KB of shared memory, which GPUs
+# have from compute capability 8.0 on. Both at once take 112 KB in float32.
+MOST_WIDTH, MOST_FEATURES = 256, 128
+# Beyond so many features some GPUs have no registers for them, and streaming is chosen.
+MOST_FEATURES_IN_REGISTERS = 64
 # Programs per multiprocessor: where there are fewer tiles of keys than that, several programs share the queries.
 _PROGRAMS = 4
 # The sum of all changes of a table, of either sign, in whole numbers; half of what int64 holds.
@@ -27,7 +32,7 @@ def triton_attention(
 
     Raises:
         TypeError: query, key or value is of another type than float16, bfloat16 and float32.
-        ValueError: they are not on a CUDA device.
+        ValueError: they are not on a CUDA device, or heads or a network are larger than kernels take.
     """
     query, key, query_position, key_position, mask, logit, *bias = scores
     for name, tensor in {"query": query, "key": key, "value": value}.items():
@@ -40,6 +45,13 @@ def triton_attention(
             raise ValueError(
                 f'{name} must be on a CUDA device for backend="triton", got {tensor.device}; '
                 'backend="reference" and backend="streaming" take any device'
+            )
+    width, features = query.shape[-1], len(bias[0]) if len(bias) > 1 else 0
+    for name, size, found, most in (("query", "D", width, MOST_WIDTH), ("bias", "F", features, MOST_FEATURES)):
+        if found > most:
+            raise ValueError(
+                f'{name} must have {size} <= {most} for backend="triton", got {found}; '
+                'backend="reference" and backend="streaming" take any size'
             )
     common = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     if common == torch.bfloat16 and interpreted():
@@ -230,7 +242,7 @@ class _Launch:
         _, groups, keys = logit.shape
         self.kind = {0: "none", 1: "table", 6: "network"}[len(bias)]
         self.size = bias[0].shape[-2] if bias else 1  # side of the table, or features of the network
-        tile = _tile(self.kind, query.dtype)
+        tile, self.options = _tile(self.kind, query.dtype, _padded(width), _padded(self.size))
         query_tiles, key_tiles = _ceil(tokens, tile["QUERIES"]), _ceil(keys, tile["KEYS"])
         share = max(1, _ceil(_programs(self.device), batch * heads * key_tiles or 1))
         chunk = max(1, _ceil(query_tiles, share))  # in tiles
@@ -282,7 +294,7 @@ class _Launch:
         arguments = self.arguments | own
         if programs:
             with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-                kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, num_warps=4)
+                kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, **self.options)
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -333,15 +345,21 @@ def _kernels() -> ModuleType:
     return load(f"{__package__}._triton_kernels")
 
 
-def _tile(kind: str, dtype: torch.dtype) -> dict[str, int]:
-    """Queries and keys of a tile: as many as registers hold.
+def _tile(kind: str, dtype: torch.dtype, width: int, hidden: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Queries and keys of a tile, as many as registers hold, and options of a launch.
 
     A network has all its hidden features of all queries and one key in them; a table has four nodes of every pair; and
     products of float32 have three parts.
     """
+    queries = (4096 if dtype == torch.float32 else 8192) // width
     if kind == "network":
-        return {"QUERIES": 64, "KEYS": 16}
-    return {"QUERIES": 32 if kind == "table" or dtype == torch.float32 else 64, "KEYS": 32}
+        tile, large = {"QUERIES": min(64, queries, 2048 // hidden), "KEYS": 16}, width > 128 or hidden > 32
+    else:
+        most = 32 if kind == "table" or dtype == torch.float32 else 64
+        tile, large = {"QUERIES": min(most, queries), "KEYS": 32}, width > 128
+    tile["QUERIES"] = max(16, tile["QUERIES"])
+    # The assembler gives up on large kernels, and leaves nearly all in memory, unless it is told to use all registers.
+    return tile, {"num_warps": 8, "maxnreg": 255} if large else {"num_warps": 4}
 
 
 def _programs(device: torch.device) -> int:
