@@ -413,6 +413,19 @@ def test_kernels_give_the_weights_that_are_to_be_kept(draw: Draw, calls: Callabl
     assert [operator.name() for operator, _ in called] == ["disentangled_mil::biased_attention_triton"]
 
 
+def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(
+    draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module(PACKAGE), "choose_backend", lambda backend, scores: "triton")
+    given = moved(draw(33, kind="network", padded=0.3, dropped=0.3), torch.float32)
+    kept = biased_attention(**given, keep_weights=True).weights
+    del given["value"]
+    scores = AttentionScores(**given)
+    assert torch.equal(scores.weights(), kept)
+    torch.testing.assert_close(slopes([scores.weights()], leaves(given)), slopes([kept], leaves(given)))
+    assert [operator.name() for operator, _ in calls(scores.weights)] == ["disentangled_mil::biased_attention_triton"]
+
+
 def test_a_gradient_of_a_gradient_is_refused(draw: Draw) -> None:
     given = moved(draw(13), torch.float32)
     out = biased_attention(**given, backend="triton").out

@@ -69,10 +69,12 @@ class AttentionScores:
 
         Every row sums to one, or is zero where the query is masked out or has no key left.
         """
-        if choose_backend("auto", self) == "reference":
+        chosen, unused = choose_backend("auto", self), self.key.detach()
+        if chosen == "reference":
             return self._dense()
-        unused = self.key.detach()[..., :1]
-        kept = streaming(self.tensors(), unused, self.reach, self.factor, 0.0, keep=True)[2]
+        # Kernels take values of the width of keys.
+        attention, value = (triton_attention, unused) if chosen == "triton" else (streaming, unused[..., :1])
+        kept = attention(self.tensors(), value, self.reach, self.factor, 0.0, keep=True)[2]
         assert kept is not None
         return kept
 
