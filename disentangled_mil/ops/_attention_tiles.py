@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ._bias_tiles import BiasTile, TiledBias
+from ._bias_tiles import BiasTile, TiledBias, on_device
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
 TILE = 1 << 18
@@ -70,7 +70,7 @@ class BagScores:
     def tiles(self, maps: int = 1) -> Iterator[slice]:
         """The bag's queries in tiles, for so many maps at a time."""
         count, keys = self.query.shape[1], self.scaled_key.shape[1]
-        step = max(LEAST_QUERIES, TILE // max(1, maps * self.heads * keys))
+        step = max(LEAST_QUERIES, on_device(TILE, self.query.device) // max(1, maps * self.heads * keys))
         if self.bias:
             most = self.bias.pairs_at_once / max(1, maps * self.groups * keys)
             step = int(min(step, max(LEAST_NETWORK_QUERIES, most)))

@@ -17,6 +17,9 @@ from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 3 << 12
+# Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
+# float32, all that is made of a tile together.
+DEVICE_TILES = 32
 # A table of a network of F features has (pairs x F) ^ (2/3) nodes, and leaves about twice as many pairs to the network.
 # From so many pairs on, for each F ^ 2, that is less than half of them ...
 LEAST_PAIRS = 216
@@ -85,7 +88,7 @@ class NetworkBias:
 
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts, self.gradient = parts, [torch.zeros_like(part) for part in parts]
-        self.pairs_at_once: float = NETWORK_TILE
+        self.pairs_at_once: float = on_device(NETWORK_TILE, parts[0].device)
 
     def tile(self, displacement: Tensor) -> "NetworkTile | PiecewiseTile":
         """The biases at displacements [G, t, J, 2]."""
@@ -93,7 +96,8 @@ class NetworkBias:
 
     def rows(self, spaced: Tensor) -> "NetworkRows | SplitRows":
         """The network at log-spaced displacements [M, 2]; its hidden layers are kept where they are not too many."""
-        return (NetworkRows if len(spaced) <= 2 * NETWORK_TILE else SplitRows)(self.parts, spaced, self.gradient)
+        most = 2 * on_device(NETWORK_TILE, spaced.device)
+        return (NetworkRows if len(spaced) <= most else SplitRows)(self.parts, spaced, self.gradient)
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
@@ -241,17 +245,22 @@ class SplitRows:
 
     def backward(self, change: Tensor, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [M, I] that of the log-spaced displacements."""
-        changes = torch.split(change, NETWORK_TILE)
+        changes = torch.split(change, on_device(NETWORK_TILE, change.device))
         moved = [rows.backward(part, want_position) for rows, part in zip(self._split(), changes, strict=True)]
         return torch.cat([part for part in moved if part is not None]) if want_position else None
 
     def _split(self) -> Iterator[NetworkRows]:
-        for part in torch.split(self.spaced, NETWORK_TILE):
+        for part in torch.split(self.spaced, on_device(NETWORK_TILE, self.spaced.device)):
             yield NetworkRows(self.parts, part, self.gradient)
 
 
 TiledBias: TypeAlias = TableBias | NetworkBias
 BiasTile: TypeAlias = TableTile | NetworkTile | PiecewiseTile
+
+
+def on_device(tile: int, device: torch.device) -> int:
+    """The size of a tile on some device, from that on a CPU."""
+    return tile if device.type == "cpu" else DEVICE_TILES * tile
 
 
 def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
-from disentangled_mil.ops import AttentionScores, MLPBias, _bias_tiles, biased_attention
-from disentangled_mil.ops._bias_tiles import PiecewiseBias, TiledBias, tiled_bias
+from disentangled_mil.ops import AttentionScores, MLPBias, _attention_tiles, _bias_tiles, biased_attention
+from disentangled_mil.ops._attention_tiles import BagScores
+from disentangled_mil.ops._bias_tiles import NetworkBias, NetworkRows, PiecewiseBias, SplitRows, TiledBias, tiled_bias
 
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
@@ -170,3 +172,17 @@ def test_queries_and_keys_at_one_place_are_fine(draw: Draw, leaves: Leaves, slop
         for backend in ("streaming", "reference")
     )
     torch.testing.assert_close(found, expected, **exact)
+
+
+@pytest.mark.parametrize(("device", "larger"), [("cpu", 1), ("meta", _bias_tiles.DEVICE_TILES)])
+def test_tiles_are_larger_elsewhere_than_on_a_cpu(device: str, larger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_attention_tiles, "TILE", 4000)
+    monkeypatch.setattr(_bias_tiles, "NETWORK_TILE", 100)
+    query, key = torch.empty(2, 10_000, 4, device=device), torch.empty(2, 20, 4, device=device)
+    bias = NetworkBias([part.detach().to(device) for part in network(0, 5, 1)])
+    bag = SimpleNamespace(query=query, scaled_key=key, heads=2, groups=1, bias=None)
+    assert next(BagScores.tiles(bag)) == slice(0, 100 * larger)
+    assert next(BagScores.tiles(SimpleNamespace(**vars(bag) | {"bias": bias}))) == slice(0, max(8, 5 * larger))
+    spaced = torch.empty(200 * larger + 1, 2, dtype=torch.float64, device=device)
+    for rows, kind in ((spaced[1:], NetworkRows), (spaced, SplitRows)):
+        assert type(bias.rows(rows)) is kind

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from disentangled_mil.ops import AttentionScores, BiasTable, biased_attention
+from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
+from disentangled_mil.ops.biased_attention import choose_backend
 
 pytest.importorskip("triton", reason="needs Triton, which is not installed")
 
@@ -21,6 +23,7 @@ Slopes = Callable[..., list[Tensor]]
 PACKAGE = "disentangled_mil.ops.biased_attention"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
+kept_or_not = pytest.mark.parametrize("kept", [False, True], ids=["", "kept"])
 
 
 def moved(entry: Any, dtype: torch.dtype) -> Any:
@@ -35,15 +38,17 @@ def moved(entry: Any, dtype: torch.dtype) -> Any:
 
 
 def run(given: dict[str, Any], backend: str, leaves: Leaves, slopes: Slopes, **options: Any) -> list[Tensor]:
-    """Output, mass and the gradients of all inputs."""
-    attended = biased_attention(**given, backend=backend, **options)
-    return [attended.out, attended.mass, *slopes(attended[:2], leaves(given))]
+    """Output, mass, weights if they are kept, and the gradients of all inputs."""
+    outputs = [entry for entry in biased_attention(**given, backend=backend, **options) if entry is not None]
+    return [*outputs, *slopes(outputs, leaves(given))]
 
 
-def assert_as_near_as_eager(narrow: dict[str, Any], leaves: Leaves, slopes: Slopes, tiny: float) -> None:
+def assert_as_near_as_eager(
+    narrow: dict[str, Any], leaves: Leaves, slopes: Slopes, tiny: float, kept: bool = False
+) -> None:
     """No further from the exact result than twice what the reference is in the same precision."""
-    exact = run(moved(narrow, torch.float64), "reference", leaves, slopes)
-    eager, fast = (run(narrow, backend, leaves, slopes) for backend in ("reference", "triton"))
+    exact = run(moved(narrow, torch.float64), "reference", leaves, slopes, keep_weights=kept)
+    eager, fast = (run(narrow, backend, leaves, slopes, keep_weights=kept) for backend in ("reference", "triton"))
     for truth, slow, quick in zip(exact, eager, fast, strict=True):
         assert quick.dtype == slow.dtype
         allowed = 2 * (slow.double() - truth).abs().max() + tiny * (1 + truth.abs().max())
@@ -51,8 +56,16 @@ def assert_as_near_as_eager(narrow: dict[str, Any], leaves: Leaves, slopes: Slop
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "width", "groups", "per_group"),
-    [(1, 1, 1, 1, 1), (63, 33, 16, 2, 1), (65, 17, 20, 1, 2), (130, 5, 64, 1, 1), (7, 17, 8, 2, 2)],
+    ("queries", "keys", "width", "groups", "per_group", "kept"),
+    [
+        (1, 1, 1, 1, 1, False),
+        (63, 33, 16, 2, 1, False),
+        (65, 17, 20, 1, 2, False),
+        (65, 17, 20, 1, 2, True),
+        (130, 5, 64, 1, 1, False),
+        (7, 17, 8, 2, 2, False),
+        (7, 17, 8, 2, 1, True),
+    ],
 )
 @every_kind
 def test_results_and_gradients_are_those_of_the_reference(
@@ -65,9 +78,27 @@ def test_results_and_gradients_are_those_of_the_reference(
     width: int,
     groups: int,
     per_group: int,
+    kept: bool,
 ) -> None:
     sizes = {"queries": queries, "keys": keys, "width": width, "groups": groups, "per_group": per_group}
     given = draw(queries, kind=kind, padded=0.2, dropped=0.3, dtype=torch.float32, **sizes)
+    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5, kept)
+
+
+def network(features: int) -> MLPBias:
+    """For groups of one head."""
+    source = torch.Generator().manual_seed(features)
+    shapes = [(features, 2), (features,), (features, features), (features,), (1, features), (1,)]
+    return MLPBias(*((torch.randn(*shape, generator=source) / shape[-1] ** 0.5).requires_grad_() for shape in shapes))
+
+
+@pytest.mark.parametrize(("features", "width"), [(64, 4), (128, 4), (16, 256), (None, 256)])
+def test_tiles_are_smaller_for_large_networks_and_wide_heads_and_results_as_good(
+    draw: Draw, leaves: Leaves, slopes: Slopes, features: int | None, width: int
+) -> None:
+    given = draw(31, batch=1, groups=1, per_group=1, queries=35, keys=3, width=width, dtype=torch.float32)
+    if features is not None:
+        given["bias"] = network(features)
     assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5)
 
 
@@ -77,7 +108,7 @@ def test_half_precision_is_as_near_as_its_type_allows(
     draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
 ) -> None:
     given = draw(2, kind=kind, groups=1, queries=33, keys=19, padded=0.2, dropped=0.2, dtype=dtype)
-    assert_as_near_as_eager(moved(given, dtype), leaves, slopes, 16 * torch.finfo(dtype).eps)
+    assert_as_near_as_eager(moved(given, dtype), leaves, slopes, 16 * torch.finfo(dtype).eps, kept=True)
 
 
 @every_kind
@@ -86,30 +117,32 @@ def test_many_programs_share_the_queries(
 ) -> None:
     monkeypatch.setattr(import_module(f"{PACKAGE}._triton"), "_programs", lambda device: 64)
     given = draw(3, kind=kind, batch=1, groups=1, queries=150, keys=18, width=16, dtype=torch.float32)
-    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5)
+    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5, kept=True)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(0, 3), (3, 0), (0, 0)])
+@kept_or_not
 @every_kind
 def test_nothing_to_attend_to_gives_zeros(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, queries: int, keys: int
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, queries: int, keys: int
 ) -> None:
     given = moved(draw(4, kind=kind, queries=queries, keys=keys), torch.float32)
-    for found, expected in zip(*(run(given, b, leaves, slopes) for b in ("triton", "reference")), strict=True):
+    results = (run(given, backend, leaves, slopes, keep_weights=kept) for backend in ("triton", "reference"))
+    for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
 
 
+@kept_or_not
 @every_kind
 def test_queries_without_a_key_get_zeros_and_finite_gradients(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool
 ) -> None:
     given = moved(draw(5, kind=kind, dtype=torch.float32), torch.float32)
     with torch.no_grad():
         given["key_logit"][0, 1] = -torch.inf
-    out, mass, *gradients = run(given, "triton", leaves, slopes)
-    assert (out[0, 2:] == 0).all()
-    assert (mass[0, 2:] == 0).all()
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    results = run(given, "triton", leaves, slopes, keep_weights=kept)
+    assert all((output[0, 2:] == 0).all() for output in results[: 2 + kept])  # output, mass and weights
+    assert all(gradient.isfinite().all() for gradient in results[2 + kept :])
 
 
 @every_kind
@@ -118,7 +151,8 @@ def test_what_padding_holds_changes_nothing(draw: Draw, leaves: Leaves, slopes: 
     clean = poisoned | {
         name: poisoned[name].detach().nan_to_num(0.5).requires_grad_() for name in ("query", "query_position")
     }
-    for dirty, tidy in zip(*(run(given, "triton", leaves, slopes) for given in (poisoned, clean)), strict=True):
+    results = (run(given, "triton", leaves, slopes, keep_weights=True) for given in (poisoned, clean))
+    for dirty, tidy in zip(*results, strict=True):
         assert torch.equal(dirty, tidy)
 
 
@@ -129,31 +163,36 @@ def test_the_same_input_gives_the_same_bits(draw: Draw, leaves: Leaves, slopes: 
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("outputs", [slice(0, 1), slice(1, 2)], ids=["out", "mass"])
+@pytest.mark.parametrize(
+    ("kept", "outputs"),
+    [(False, slice(0, 1)), (False, slice(1, 2)), (True, slice(0, 1)), (True, slice(1, 2)), (True, slice(2, 3))],
+    ids=["out", "mass", "out of kept", "mass of kept", "weights"],
+)
 @every_kind
-def test_gradients_flow_through_either_output(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, outputs: slice
+def test_gradients_flow_through_each_output(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, outputs: slice
 ) -> None:
     given = moved(draw(20, kind=kind, batch=1, padded=0.3, dropped=0.3), torch.float32)
     found, expected = (
-        slopes(biased_attention(**given, backend=backend)[outputs], leaves(given))
+        slopes(biased_attention(**given, keep_weights=kept, backend=backend)[outputs], leaves(given))
         for backend in ("triton", "reference")
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("first", [0, 1])
+@kept_or_not
 @every_kind
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, first: int
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, first: int
 ) -> None:
     given = moved(draw(21, kind=kind, batch=1, groups=1, padded=0.3, dropped=0.3), torch.float32)
-    inputs = leaves(given)
-    expected = slopes(biased_attention(**given, backend="triton")[:2], inputs)[first::2]
+    inputs, outputs = leaves(given), 2 + kept
+    expected = run(given, "triton", leaves, slopes, keep_weights=kept)[outputs:][first::2]
     wanted = inputs[first::2]
     for tensor in inputs:
         tensor.requires_grad_(any(tensor is other for other in wanted))
-    found = slopes(biased_attention(**given, backend="triton")[:2], wanted)
+    found = run(given, "triton", leaves, slopes, keep_weights=kept)[outputs:]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -175,8 +214,8 @@ def test_non_contiguous_and_expanded_inputs_are_read_alike(
     expand = {"query": given["query"].expand(-1, -1, 5, -1)}
     others = {name: strided(entry) for name, entry in given.items()} | expand
     assert not others["key"].is_contiguous()
-    dense = biased_attention(**given | expand, backend="reference")[:2]
-    fast = biased_attention(**others, backend="triton")[:2]
+    dense = biased_attention(**given | expand, keep_weights=True, backend="reference")
+    fast = biased_attention(**others, keep_weights=True, backend="triton")
     torch.testing.assert_close(fast, dense)
     torch.testing.assert_close(slopes(fast, leaves(given)), slopes(dense, leaves(given)), rtol=1e-4, atol=1e-5)
 
@@ -212,10 +251,13 @@ not_finite = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @not_finite
 @pytest.mark.parametrize("arriving", [torch.inf, torch.nan])
 @pytest.mark.parametrize("kind", ["network", "table"])
-def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(draw: Draw, kind: str, arriving: float) -> None:
+@pytest.mark.parametrize("output", ["out", "weights"])
+def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(
+    draw: Draw, kind: str, arriving: float, output: str
+) -> None:
     # A table adds in whole numbers, which have no infinity; scalers of gradients look for one.
     given = moved(draw(24, kind=kind), torch.float32)
-    out = biased_attention(**given, backend="triton").out
+    out = getattr(biased_attention(**given, keep_weights=True, backend="triton"), output)
     (gradient,) = torch.autograd.grad(out, given["bias"][0], torch.full_like(out, arriving))
     assert not gradient.isfinite().all()
 
@@ -252,26 +294,30 @@ def test_positions_beyond_all_bounds_harm_nobody_else(
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_gradients_of_a_table_are_as_fine_for_small_and_large_losses(draw: Draw, slopes: Slopes, scale: float) -> None:
+@pytest.mark.parametrize("output", ["out", "weights"])
+def test_gradients_of_a_table_are_as_fine_for_small_and_large_losses(
+    draw: Draw, slopes: Slopes, scale: float, output: str
+) -> None:
     given = moved(draw(25, kind="table", queries=40, keys=9), torch.float32)
     values = given["bias"].values
     found, expected = (
-        slopes([biased_attention(**given, backend=backend).out * scale], [values])[0] / scale
+        slopes([getattr(biased_attention(**given, keep_weights=True, backend=backend), output) * scale], [values])[0]
+        / scale
         for backend in ("triton", "reference")
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, True), (torch.bfloat16, False)])
 @every_kind
 def test_it_compiles_without_a_graph_break(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype, kept: bool
 ) -> None:
     given = moved(draw(26, kind=kind, batch=1, groups=1, padded=0.3), dtype)
     query = given.pop("query")
 
     def attend(query: Tensor, **others: Any) -> tuple[Tensor, ...]:
-        return biased_attention(query, **others, backend="triton")[:2]
+        return biased_attention(query, **others, keep_weights=kept, backend="triton")[: 2 + kept]
 
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     inputs = [query, *leaves(given)]
@@ -289,12 +335,12 @@ def identity(draw: Draw) -> dict[str, Any]:
 
 def test_dropout_drops_a_share_and_the_others_grow(identity: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    out, mass, _ = biased_attention(**identity, dropout=0.25, backend="triton")
+    out, mass, weights = biased_attention(**identity, dropout=0.25, keep_weights=True, backend="triton")
     plain = biased_attention(**identity, backend="reference", keep_weights=True)
     dropped = out == 0
     assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.02)
     torch.testing.assert_close(out[~dropped], plain.weights[~dropped] / 0.75)
-    torch.testing.assert_close(mass, plain.mass)
+    torch.testing.assert_close((mass, weights), (plain.mass, plain.weights))
 
 
 def test_dropout_keeps_the_mean(draw: Draw) -> None:
@@ -325,29 +371,34 @@ def test_dropout_depends_on_the_seed_of_torch_and_drops_all_at_one(identity: dic
     assert (biased_attention(**identity, dropout=1.0, backend="triton").out == 0).all()
 
 
+@kept_or_not
 @every_kind
-def test_the_backward_pass_drops_the_same_weights(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+def test_the_backward_pass_drops_the_same_weights(
+    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool
+) -> None:
     given = moved(draw(10, kind=kind, groups=1, queries=20, keys=8, width=8), torch.float32)
     eye = {"value": torch.eye(8, device=DEVICE).expand(2, 2, -1, -1)}
     torch.manual_seed(0)
     stays = (biased_attention(**given | eye, dropout=0.5, backend="triton").out != 0).float()
     weights = AttentionScores(**{name: part for name, part in given.items() if name != "value"}).weights()
-    expected = slopes([(weights * stays * 2) @ given["value"]], leaves(given))
+    outputs = [(weights * stays * 2) @ given["value"], weights.sum(2), weights]
+    expected = slopes(outputs[: 2 + kept], leaves(given))
     torch.manual_seed(0)
-    found = slopes([biased_attention(**given, dropout=0.5, backend="triton").out], leaves(given))
+    found = run(given, "triton", leaves, slopes, dropout=0.5, keep_weights=kept)[2 + kept :]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "dropout"), [("none", 0.0), ("none", 0.3), ("network", 0.3), ("table", 0.3)])
+@kept_or_not
 def test_the_operators_are_well_registered(
-    draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float
+    draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float, kept: bool
 ) -> None:
     given = moved(draw(11, kind=kind, batch=2, groups=1, dropped=0.3), torch.float32)
     given = {name: strided(entry) for name, entry in given.items()}
 
     def train() -> None:
-        attended = biased_attention(**given, dropout=dropout, backend="triton")
-        (attended.out.sum() + attended.mass.square().sum()).backward()
+        attended = biased_attention(**given, dropout=dropout, keep_weights=kept, backend="triton")
+        sum(entry.square().sum() for entry in attended if entry is not None).backward()
 
     found = calls(train)
     assert len(found) == 2
@@ -355,10 +406,24 @@ def test_the_operators_are_well_registered(
         torch.library.opcheck(operator, arguments)
 
 
-def test_weights_that_are_to_be_kept_are_computed_for_themselves(draw: Draw) -> None:
-    given = moved(draw(12, kind="table", padded=0.3), torch.float32)
-    kept = biased_attention(**given, keep_weights=True, backend="triton").weights
-    torch.testing.assert_close(kept, biased_attention(**given, keep_weights=True, backend="reference").weights)
+@every_kind
+def test_kernels_give_the_weights_that_are_to_be_kept(draw: Draw, calls: Callable[..., list[Any]], kind: str) -> None:
+    given = moved(draw(12, kind=kind, padded=0.3), torch.float32)
+    called = calls(lambda: biased_attention(**given, keep_weights=True, backend="triton"))
+    assert [operator.name() for operator, _ in called] == ["disentangled_mil::biased_attention_triton"]
+
+
+def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(
+    draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module(PACKAGE), "choose_backend", lambda backend, scores: "triton")
+    given = moved(draw(33, kind="network", padded=0.3, dropped=0.3), torch.float32)
+    kept = biased_attention(**given, keep_weights=True).weights
+    del given["value"]
+    scores = AttentionScores(**given)
+    assert torch.equal(scores.weights(), kept)
+    torch.testing.assert_close(slopes([scores.weights()], leaves(given)), slopes([kept], leaves(given)))
+    assert [operator.name() for operator, _ in calls(scores.weights)] == ["disentangled_mil::biased_attention_triton"]
 
 
 def test_a_gradient_of_a_gradient_is_refused(draw: Draw) -> None:
@@ -379,6 +444,38 @@ def test_tensors_elsewhere_than_on_a_gpu_are_refused(draw: Draw, monkeypatch: py
     monkeypatch.setattr("disentangled_mil.ops._triton_runtime._INTERPRETED", False)
     with pytest.raises(ValueError, match=r'query must be on a CUDA device for backend="triton", got cpu'):
         biased_attention(**draw(15, dtype=torch.float32), backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "message"),
+    [(16, 257, "query must have D <= 256"), (129, 16, "bias must have F <= 128")],
+)
+def test_larger_sizes_than_kernels_take_are_refused(draw: Draw, features: int, width: int, message: str) -> None:
+    given = moved(draw(32, per_group=1, width=width, dtype=torch.float32) | {"bias": network(features)}, torch.float32)
+    message += f' for backend="triton", got {max(features, width)}; backend="reference" and backend="streaming"'
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        biased_attention(**given, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("features", "width", "dtype", "chosen"),
+    [
+        (None, 256, torch.float32, "triton"),
+        (None, 257, torch.float32, "streaming"),
+        (64, 64, torch.bfloat16, "triton"),
+        (65, 64, torch.bfloat16, "streaming"),
+        (64, 64, torch.float64, "streaming"),
+    ],
+)
+def test_kernels_are_chosen_on_a_gpu_where_they_have_room(
+    features: int | None, width: int, dtype: torch.dtype, chosen: str
+) -> None:
+    shapes = [part.shape for part in network(features or 1)]
+    with FakeTensorMode(), torch.device("cuda"):
+        query = torch.empty(1, 1, 5, width, dtype=dtype)
+        bias = None if features is None else MLPBias(*map(torch.empty, shapes))
+        scores = AttentionScores(query, query, torch.empty(1, 5, 2), torch.empty(1, 1, 5, 2), bias)
+        assert choose_backend("auto", scores) == chosen
 
 
 @pytest.fixture

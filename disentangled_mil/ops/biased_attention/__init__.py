@@ -11,7 +11,7 @@ from .._triton_runtime import available
 from ..position_bias import Bias, BiasTable, MLPBias, check_bias
 from ._reference import dense_weights, reference
 from ._streaming import streaming
-from ._triton import triton_attention
+from ._triton import MOST_FEATURES_IN_REGISTERS, MOST_WIDTH, triton_attention
 
 __all__ = ["BACKENDS", "AttentionOutput", "AttentionScores", "Bias", "biased_attention", "choose_backend"]
 
@@ -69,10 +69,12 @@ class AttentionScores:
 
         Every row sums to one, or is zero where the query is masked out or has no key left.
         """
-        if choose_backend("auto", self) == "reference":
+        chosen, unused = choose_backend("auto", self), self.key.detach()
+        if chosen == "reference":
             return self._dense()
-        unused = self.key.detach()[..., :1]
-        kept = streaming(self.tensors(), unused, self.reach, self.factor, 0.0, keep=True)[2]
+        # Kernels take values of the width of keys.
+        attention, value = (triton_attention, unused) if chosen == "triton" else (streaming, unused[..., :1])
+        kept = attention(self.tensors(), value, self.reach, self.factor, 0.0, keep=True)[2]
         assert kept is not None
         return kept
 
@@ -100,9 +102,8 @@ class AttentionScores:
             weights = self._dense()
             return AttentionOutput(*reference(weights, value, dropout), weights if keep_weights else None)
         arguments = self.tensors(), value, self.reach, self.factor, dropout
-        if chosen == "streaming":
-            return AttentionOutput(*streaming(*arguments, keep=keep_weights))
-        return AttentionOutput(*triton_attention(*arguments), self.weights() if keep_weights else None)
+        attention = streaming if chosen == "streaming" else triton_attention
+        return AttentionOutput(*attention(*arguments, keep=keep_weights))
 
     @property
     def factor(self) -> float:
@@ -162,8 +163,9 @@ def biased_attention(
         dropout: probability of dropping an attention weight.
         keep_weights: return the weights too; 4 B H N J bytes that losses on them need not compute again.
         backend: ``"reference"`` has all N x J matrices; ``"streaming"`` has one tile of them at a time; ``"triton"``
-            has none of them outside of a kernel, and takes CUDA tensors of at most float32; ``"auto"`` takes kernels
-            where they can run, and streams elsewhere. An explicit choice is never replaced.
+            has none of them outside of a kernel, and takes CUDA tensors of at most float32, D up to 256 and networks
+            of up to 128 features; ``"auto"`` takes kernels where they can run, for networks of up to 64 features, and
+            streams elsewhere. An explicit choice is never replaced.
 
     Shape:
         ``query`` [B, H, N, D], ``key`` and ``value`` [B, H, J, D], ``query_position`` [B, N, 2],
@@ -176,7 +178,7 @@ def biased_attention(
         TypeError: ``query`` is not floating-point, ``query_mask`` not bool, or the bias or a type is not one that the
             backend takes.
         ValueError: shapes disagree, H is not a multiple of G, an option is unknown, or kernels are asked for
-            elsewhere than on a CUDA device.
+            elsewhere than on a CUDA device or for larger sizes than they take.
         RuntimeError: kernels are asked for without Triton.
         NotImplementedError: in forward mode, or on the way back for a gradient of a gradient: only the reference has
             them.
@@ -203,7 +205,11 @@ def choose_backend(backend: str, scores: AttentionScores) -> str:
     if backend == "auto":
         if not formula:
             return "reference"
-        return "triton" if query.is_cuda and query.dtype != torch.float64 and available() else "streaming"
+        small = query.shape[-1] <= MOST_WIDTH
+        if isinstance(bias, MLPBias):
+            small = small and len(bias.w1) <= MOST_FEATURES_IN_REGISTERS
+        kernels = query.is_cuda and query.dtype != torch.float64 and small and available()
+        return "triton" if kernels else "streaming"
     if backend != "reference" and not formula:
         raise TypeError(
             f"bias must be an MLPBias, a BiasTable or None for backend={backend!r}, got {type(bias).__name__}; "

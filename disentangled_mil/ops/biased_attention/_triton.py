@@ -1,5 +1,6 @@
 """Biased attention on CUDA: Triton kernels, which are imported and compiled at the first call."""
 
+import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,11 @@ from ..._operators import operator, refuse_gradient
 from .._triton_runtime import interpreted, load
 from ._streaming import FIRST_ONLY
 
+# The widest heads D and the most features F of a network that there is room for in 99 KB of shared memory, which GPUs
+# have from compute capability 8.0 on. Both at once take 112 KB in float32.
+MOST_WIDTH, MOST_FEATURES = 256, 128
+# Beyond so many features some GPUs have no registers for them, and streaming is chosen.
+MOST_FEATURES_IN_REGISTERS = 64
 # Programs per multiprocessor: where there are fewer tiles of keys than that, several programs share the queries.
 _PROGRAMS = 4
 # The sum of all changes of a table, of either sign, in whole numbers; half of what int64 holds.
@@ -18,15 +24,15 @@ _LARGEST_SUM = 2.0**62
 
 
 def triton_attention(
-    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float
-) -> tuple[Tensor, Tensor]:
-    """Output and mass of the keys; the backward pass computes the weights again.
+    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output, mass of the keys, and the weights if they are to be kept; else the backward pass computes them again.
 
     The same input gives the same output and the same gradients, that of a table included.
 
     Raises:
         TypeError: query, key or value is of another type than float16, bfloat16 and float32.
-        ValueError: they are not on a CUDA device.
+        ValueError: they are not on a CUDA device, or heads or a network are larger than kernels take.
     """
     query, key, query_position, key_position, mask, logit, *bias = scores
     for name, tensor in {"query": query, "key": key, "value": value}.items():
@@ -40,6 +46,13 @@ def triton_attention(
                 f'{name} must be on a CUDA device for backend="triton", got {tensor.device}; '
                 'backend="reference" and backend="streaming" take any device'
             )
+    width, features = query.shape[-1], len(bias[0]) if len(bias) > 1 else 0
+    for name, size, found, most in (("query", "D", width, MOST_WIDTH), ("bias", "F", features, MOST_FEATURES)):
+        if found > most:
+            raise ValueError(
+                f'{name} must have {size} <= {most} for backend="triton", got {found}; '
+                'backend="reference" and backend="streaming" take any size'
+            )
     common = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     if common == torch.bfloat16 and interpreted():
         common = torch.float32  # the interpreter would multiply the bit patterns
@@ -47,39 +60,58 @@ def triton_attention(
     # The seed stays on the device: nobody waits for it, and a CUDA graph draws a new one at every replay.
     seed = torch.randint(1 << 62, (), device=value.device) if dropout else None
     tensors = [query.to(common), key.to(common), query_position, key_position.float(), mask, logit.float(), *bias]
-    out, mass, _ = _attend(tensors, value.to(common), reach, scale, dropout, seed)
-    return out.to(value.dtype), mass
+    out, mass, weights, _ = _attend(tensors, value.to(common), reach, scale, dropout, seed, keep)
+    return out.to(value.dtype), mass, weights if keep else None
 
 
 @operator("biased_attention_triton")
 def _attend(
-    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, mass, lse = _empty(scores, value, reach, scale, dropout, seed)
+    scores: Sequence[Tensor],
+    value: Tensor,
+    reach: float,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, mass, kept, lse = _empty(scores, value, reach, scale, dropout, seed, keep)
     launch = _Launch(scores, value, reach, scale, dropout, seed)
     launch.over_queries("attend", out=out, lse=lse)
     parts = mass.new_empty(launch.chunks, *mass.shape)
-    launch.over_keys("weigh_keys", lse=lse, mass=parts)
-    return out, parts.sum(0), lse
+    # Zeros, because nothing is stored for keys that are taken out.
+    launch.over_keys("weigh_keys", lse=lse, mass=parts, kept=kept.zero_() if keep else None)
+    return out, parts.sum(0), kept, lse
 
 
 @_attend.register_fake
 def _empty(
-    scores: Sequence[Tensor], value: Tensor, reach: float, scale: float, dropout: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    scores: Sequence[Tensor],
+    value: Tensor,
+    reach: float,
+    scale: float,
+    dropout: float,
+    seed: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = scores[0].shape
-    mass = value.new_empty(batch, heads, value.shape[2], dtype=torch.float32)
-    lse = value.new_empty(batch, heads, tokens, dtype=torch.float32)
-    return value.new_empty(batch, heads, tokens, width), mass, lse
+    keys = value.shape[2]
+
+    def room(*shape: int) -> Tensor:
+        return value.new_empty(batch, heads, *shape, dtype=torch.float32)
+
+    out = value.new_empty(batch, heads, tokens, width)
+    return out, room(keys), room(tokens if keep else 0, keys), room(tokens)
 
 
 @operator("biased_attention_triton_backward")
 def _backward(
     into_out: Tensor,
     into_mass: Tensor | None,
+    into_kept: Tensor | None,
     scores: Sequence[Tensor],
     value: Tensor,
     out: Tensor,
+    kept: Tensor | None,
     lse: Tensor,
     reach: float,
     scale: float,
@@ -90,7 +122,9 @@ def _backward(
     query, key, query_position, key_position, mask, logit, *bias = scores
     into_out = into_out.contiguous()
     into_mass = None if into_mass is None else into_mass.contiguous()
-    launch = _Launch(scores, value, reach, scale, dropout, seed, into_out=into_out, into_mass=into_mass, lse=lse)
+    into_kept = None if into_kept is None else into_kept.contiguous()
+    arriving = {"into_out": into_out, "into_mass": into_mass, "into_kept": into_kept}
+    launch = _Launch(scores, value, reach, scale, dropout, seed, kept=kept, lse=lse, **arriving)
     if not launch.key_programs:
         return [_zeros(tensor) for tensor in (*scores, value)]
 
@@ -113,7 +147,7 @@ def _backward(
     if any(wanted[6:-1]) and launch.kind == "table":
         into_bias = torch.zeros(bias[0].shape, dtype=torch.int64, device=query.device)
         # Whole numbers know no NaN, so that a NaN among the scores comes in by their size.
-        bound = _sum_of_changes(into_out, into_mass, value, mask, launch.keep_scale)
+        bound = _sum_of_changes(into_out, into_mass, into_kept, value, mask, launch.keep_scale)
         fineness = _LARGEST_SUM / torch.where(lse.isnan().any(), torch.nan, bound)
     elif any(wanted[6:-1]):
         into_bias = room(launch.key_programs, launch.size * (launch.size + 5) + 1)
@@ -150,9 +184,11 @@ def _backward(
 def _like_inputs(
     into_out: Tensor,
     into_mass: Tensor | None,
+    into_kept: Tensor | None,
     scores: Sequence[Tensor],
     value: Tensor,
     out: Tensor,
+    kept: Tensor | None,
     lse: Tensor,
     reach: float,
     scale: float,
@@ -164,20 +200,21 @@ def _like_inputs(
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    scores, value, ctx.reach, ctx.scale, ctx.dropout, seed = inputs
-    out, _, lse = output
-    ctx.save_for_backward(*scores, value, out, lse, seed)
+    scores, value, ctx.reach, ctx.scale, ctx.dropout, seed, keep = inputs
+    out, _, kept, lse = output
+    ctx.save_for_backward(*scores, value, out, kept if keep else None, lse, seed)
     ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
 
 
-def _pass_back(ctx: Any, into_out: Tensor | None, into_mass: Tensor | None, _: None) -> tuple[Any, ...]:
-    *scores, value, out, lse, seed = ctx.saved_tensors
+def _pass_back(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    *scores, value, out, kept, lse, seed = ctx.saved_tensors
     wanted = [*ctx.needs_input_grad[0], ctx.needs_input_grad[1]]
-    into_out = torch.zeros_like(out) if into_out is None else into_out
-    into = _backward(into_out, into_mass, scores, value, out, lse, ctx.reach, ctx.scale, ctx.dropout, seed, wanted)
+    into_out, into_mass, into_kept, _ = gradients
+    arriving = torch.zeros_like(out) if into_out is None else into_out, into_mass, None if kept is None else into_kept
+    into = _backward(*arriving, scores, value, out, kept, lse, ctx.reach, ctx.scale, ctx.dropout, seed, wanted)
     *into_scores, into_value = (grad if want else None for grad, want in zip(into, wanted, strict=True))
-    return into_scores, into_value, None, None, None, None
+    return into_scores, into_value, None, None, None, None, None
 
 
 _attend.register_autograd(_pass_back, setup_context=_remember)
@@ -205,7 +242,7 @@ class _Launch:
         _, groups, keys = logit.shape
         self.kind = {0: "none", 1: "table", 6: "network"}[len(bias)]
         self.size = bias[0].shape[-2] if bias else 1  # side of the table, or features of the network
-        tile = _tile(self.kind, query.dtype)
+        tile, self.options = _tile(self.kind, query.dtype, _padded(width), _padded(self.size))
         query_tiles, key_tiles = _ceil(tokens, tile["QUERIES"]), _ceil(keys, tile["KEYS"])
         share = max(1, _ceil(_programs(self.device), batch * heads * key_tiles or 1))
         chunk = max(1, _ceil(query_tiles, share))  # in tiles
@@ -257,7 +294,7 @@ class _Launch:
         arguments = self.arguments | own
         if programs:
             with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
-                kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, num_warps=4)
+                kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, **self.options)
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -274,18 +311,25 @@ def _network_gradients(shares: Tensor, network: Sequence[Tensor]) -> list[Tensor
 
 
 def _sum_of_changes(
-    into_out: Tensor, into_mass: Tensor | None, value: Tensor, mask: Tensor, keep_scale: float
+    into_out: Tensor,
+    into_mass: Tensor | None,
+    into_kept: Tensor | None,
+    value: Tensor,
+    mask: Tensor,
+    keep_scale: float,
 ) -> Tensor:
     """A bound of the sum of the absolute gradients of all scores.
 
     Those of one query come to twice its largest gradient of a weight at most: a product of a gradient of the output
-    and a value, and the gradient of a mass.
+    and a value, the gradient of a mass, and that of a weight that was kept.
     """
     norm = torch.linalg.vector_norm
     steps = torch.where(mask[:, None], norm(into_out, dim=-1, dtype=torch.float32), 0).sum(-1)  # [B, H]
     largest = steps * norm(value, dim=-1, dtype=torch.float32).amax(-1) * keep_scale
     if into_mass is not None:
         largest = largest + into_mass.abs().amax(-1) * mask.sum(-1, keepdim=True)
+    if into_kept is not None:
+        largest = largest + torch.where(mask[:, None], norm(into_kept, math.inf, dim=-1), 0).sum(-1)
     total: Tensor = largest.sum()
     return 2 * total.clamp(min=torch.finfo(torch.float32).eps ** 2)
 
@@ -301,15 +345,21 @@ def _kernels() -> ModuleType:
     return load(f"{__package__}._triton_kernels")
 
 
-def _tile(kind: str, dtype: torch.dtype) -> dict[str, int]:
-    """Queries and keys of a tile: as many as registers hold.
+def _tile(kind: str, dtype: torch.dtype, width: int, hidden: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Queries and keys of a tile, as many as registers hold, and options of a launch.
 
     A network has all its hidden features of all queries and one key in them; a table has four nodes of every pair; and
     products of float32 have three parts.
     """
+    queries = (4096 if dtype == torch.float32 else 8192) // width
     if kind == "network":
-        return {"QUERIES": 64, "KEYS": 16}
-    return {"QUERIES": 32 if kind == "table" or dtype == torch.float32 else 64, "KEYS": 32}
+        tile, large = {"QUERIES": min(64, queries, 2048 // hidden), "KEYS": 16}, width > 128 or hidden > 32
+    else:
+        most = 32 if kind == "table" or dtype == torch.float32 else 64
+        tile, large = {"QUERIES": min(most, queries), "KEYS": 32}, width > 128
+    tile["QUERIES"] = max(16, tile["QUERIES"])
+    # The assembler gives up on large kernels, and leaves nearly all in memory, unless it is told to use all registers.
+    return tile, {"num_warps": 8, "maxnreg": 255} if large else {"num_warps": 4}
 
 
 def _programs(device: torch.device) -> int:

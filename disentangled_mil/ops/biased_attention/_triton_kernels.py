@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Kernels of biased attention. None keeps weights: they come back, tile by tile, from the log-sum-exp of a query.
+"""Kernels of biased attention. Weights come back, tile by tile, from the log-sum-exp of a query, or as they were kept.
 
 What all of them share:
 
@@ -100,6 +100,7 @@ def weigh_keys(
     bias,
     lse,
     mass,
+    kept,
     queries,
     keys,
     scale,
@@ -118,7 +119,7 @@ def weigh_keys(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    """Mass of a tile of keys over a chunk of the queries; ``mass`` is [chunks, B, H, J]."""
+    """Mass of a tile of keys over a chunk of the queries, and their weights; ``mass`` is [chunks, B, H, J]."""
     part, start, bag_head = _key_tile(keys, chunks, KEYS)
     bag, group, inner = _head(bag_head, HEADS, GROUPS)
     column = start + tl.arange(0, KEYS)
@@ -137,7 +138,10 @@ def weigh_keys(
             scores += _bias(
                 source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
             )
-            total += tl.exp(scores - tl.load(lse + bag_head * queries + row, real, float("inf"))[:, None])
+            weights = tl.exp(scores - tl.load(lse + bag_head * queries + row, real, float("inf"))[:, None])
+            total += weights
+            if kept is not None:
+                _store_entries(kept, bag_head * queries, row, row < queries, column, weights, keys)
 
     bag_heads = tl.num_programs(0) // (chunks * tl.cdiv(keys, KEYS))
     tl.store(mass + (part * bag_heads + bag_head) * keys + column, tl.sum(total, 0), column < keys)
@@ -158,6 +162,8 @@ def into_queries(
     lse,
     into_out,
     into_mass,
+    kept,
+    into_kept,
     into_query,
     into_position,
     delta,
@@ -195,18 +201,26 @@ def into_queries(
     end = _end(real, keys)
 
     mean = tl.sum(arriving.to(tl.float32) * left.to(tl.float32), 1)
-    if into_mass is not None:
+    if into_mass is not None or into_kept is not None:
         for start in range(0, end, KEYS):
             column = start + tl.arange(0, KEYS)
             extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
             if _any(extra != float("-inf")):
-                k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
-                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
-                scores += _bias(
-                    source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
-                )
-                massed = tl.load(into_mass + bag_head * keys + column, column < keys, 0.0)
-                mean += tl.sum(tl.exp(scores - level[:, None]) * massed[None, :], 1)
+                if kept is None:
+                    k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
+                    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+                    scores += _bias(
+                        source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
+                    )
+                    weights = tl.exp(scores - level[:, None])
+                else:
+                    weights = _entries(kept, bag_head * queries, row, real, column, keys)
+                change = tl.zeros([QUERIES, KEYS], tl.float32)
+                if into_mass is not None:
+                    change += tl.load(into_mass + bag_head * keys + column, column < keys, 0.0)[None, :]
+                if into_kept is not None:
+                    change += _entries(into_kept, bag_head * queries, row, real, column, keys)
+                mean += tl.sum(weights * change, 1)
     tl.store(delta + bag_head * queries + row, mean, row < queries)
 
     summed = tl.zeros([QUERIES, WIDTH], tl.float32)
@@ -217,16 +231,22 @@ def into_queries(
         if _any(extra != float("-inf")):
             k = _rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
             v = _rows(value, bag_head * keys, column, column < keys, DIM, WIDTH)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
-            scores += _bias(
-                source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
-            )
+            if kept is None:
+                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+                scores += _bias(
+                    source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
+                )
+                weights = tl.exp(scores - level[:, None])
+            else:
+                weights = _entries(kept, bag_head * queries, row, real, column, keys)
             change = tl.dot(arriving, tl.trans(v), input_precision=PRECISION)
             if seed is not None:
                 change *= _keep(seed, bag_head * queries + row, start, keys, dropout, keep_scale, KEYS)
             if into_mass is not None:
                 change += tl.load(into_mass + bag_head * keys + column, column < keys, 0.0)[None, :]
-            change = tl.exp(scores - level[:, None]) * (change - mean[:, None])
+            if into_kept is not None:
+                change += _entries(into_kept, bag_head * queries, row, real, column, keys)
+            change = weights * (change - mean[:, None])
             summed = tl.dot(change.to(k.dtype), k, summed, input_precision=PRECISION)
             if into_position is not None and KIND == "table":
                 from_x, from_y = _points(key_position, group * keys, column, column < keys)
@@ -268,6 +288,8 @@ def into_keys(
     delta,
     into_out,
     into_mass,
+    kept,
+    into_kept,
     fineness,
     into_key,
     into_value,
@@ -327,13 +349,18 @@ def into_keys(
             level = tl.load(lse + bag_head * queries + row, real, float("inf"))
             mean = tl.load(delta + bag_head * queries + row, real, 0.0)
             x, y = _points(query_position, bag * queries, row, row < queries)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+            if kept is None:
+                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+            else:
+                weights = _entries(kept, bag_head * queries, row, real, column, keys)
             change = tl.dot(arriving, tl.trans(v), input_precision=PRECISION)
             if seed is not None:
                 keep = _keep(seed, bag_head * queries + row, start, keys, dropout, keep_scale, KEYS)
                 change *= keep
             if into_mass is not None:
                 change += massed[None, :]
+            if into_kept is not None:
+                change += _entries(into_kept, bag_head * queries, row, real, column, keys)
             change -= mean[:, None]
             if KIND == "network":
                 for j in range(start, tl.minimum(start + KEYS, keys)):
@@ -341,10 +368,13 @@ def into_keys(
                         here = column == j
                         away_x, away_y = _away(x, y, key_position, group * keys + j)
                         hidden, last = _activations(source, away_x, away_y, BIAS_PRECISION)
-                        biases = _last_layer(source, last)
-                        scores += tl.where(here[None, :], biases[:, None], 0.0)
+                        if kept is None:
+                            scores += tl.where(here[None, :], _last_layer(source, last)[:, None], 0.0)
+                            weight = tl.exp(_take(scores, here) - level)
+                        else:
+                            weight = _take(weights, here)
                         if into_bias is not None or into_position is not None:
-                            moved = tl.exp(_take(scores, here) - level) * _take(change, here)
+                            moved = weight * _take(change, here)
                             into_last, into_hidden = _through_network(source, hidden, last, moved, BIAS_PRECISION)
                             if into_bias is not None:
                                 into_w2 = tl.dot(tl.trans(hidden), into_last, into_w2, input_precision=BIAS_PRECISION)
@@ -357,11 +387,12 @@ def into_keys(
                                 slope_x, slope_y = _network_slopes(source, away_x, away_y, into_hidden)
                                 along_x += tl.where(here[None, :], slope_x[:, None], 0.0)
                                 along_y += tl.where(here[None, :], slope_y[:, None], 0.0)
-            else:
+            elif kept is None:
                 scores += _bias(
                     source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
                 )
-            weights = tl.exp(scores - level[:, None])
+            if kept is None:
+                weights = tl.exp(scores - level[:, None])
             change *= weights
             changes += change
             into_k = tl.dot(tl.trans(change.to(q.dtype)), q, into_k, input_precision=PRECISION)
@@ -431,17 +462,27 @@ def _any(flags):
 @triton.jit
 def _rows(matrix, base, row, real, DIM: tl.constexpr, WIDTH: tl.constexpr):
     """Rows [..., WIDTH] of a matrix with ``DIM`` columns, from row ``base`` on; zeros for those that are not real."""
-    channel = tl.arange(0, WIDTH)
-    inside = real[:, None] & (channel < DIM)[None, :]
-    return tl.load(matrix + (base * DIM + row[:, None] * DIM + channel[None, :]), inside, 0.0)
+    return _entries(matrix, base, row, real, tl.arange(0, WIDTH), DIM)
 
 
 @triton.jit
 def _store_rows(matrix, base, row, real, entries, DIM: tl.constexpr, WIDTH: tl.constexpr):
     """The opposite of _rows."""
-    channel = tl.arange(0, WIDTH)
-    inside = real[:, None] & (channel < DIM)[None, :]
-    tl.store(matrix + (base * DIM + row[:, None] * DIM + channel[None, :]), entries, inside)
+    _store_entries(matrix, base, row, real, tl.arange(0, WIDTH), entries, DIM)
+
+
+@triton.jit
+def _entries(matrix, base, row, real, column, columns):
+    """Entries of a matrix with so many columns, from row ``base`` on; zeros beyond it and where a row is not real."""
+    inside = real[:, None] & (column < columns)[None, :]
+    return tl.load(matrix + ((base + row)[:, None] * columns + column[None, :]), inside, 0.0)
+
+
+@triton.jit
+def _store_entries(matrix, base, row, real, column, entries, columns):
+    """The opposite of _entries."""
+    inside = real[:, None] & (column < columns)[None, :]
+    tl.store(matrix + ((base + row)[:, None] * columns + column[None, :]), entries, inside)
 
 
 @triton.jit
