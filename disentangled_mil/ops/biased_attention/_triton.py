@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._operators import operator, refuse_gradient
+from ..._operators import operator, refuse_forward_mode, refuse_gradient
 from .._triton_runtime import interpreted, load
 from ._streaming import FIRST_ONLY
 
@@ -53,6 +53,7 @@ def triton_attention(
                 f'{name} must have {size} <= {most} for backend="triton", got {found}; '
                 'backend="reference" and backend="streaming" take any size'
             )
+    refuse_forward_mode("biased_attention", (*scores, value))
     common = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
     if common == torch.bfloat16 and interpreted():
         common = torch.float32  # the interpreter would multiply the bit patterns

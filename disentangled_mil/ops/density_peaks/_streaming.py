@@ -19,23 +19,23 @@ from torch.nn.functional import embedding
 
 from ._reference import distances
 
-_TILE_BYTES = 2 * 2**20  # tiles are read several times: best from a cache
+_TILE_BYTES = 3 * 2**20  # tiles are read several times: best from a cache
 _TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
-_SPARE = 11, 11, 123  # candidates beyond the wanted ones, search by search
+_SPARE = 5, 11, 123  # candidates beyond the wanted ones, search by search
 
 
 class Distances:
     """Searches among the tokens of a bag [N, C]."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
+        self.tokens, self.screen = tokens, _Screen(tokens, tokens.dtype)
         self.searches = tuple(zip((tokens.dtype, torch.float64, torch.float64), _SPARE, strict=True))
 
     def nearest(self, count: int) -> Tensor:
         """The smallest distances of every token to any token, itself included, rising [N, count]."""
-        (dtype, spare), *again = self.searches
+        (_, spare), *again = self.searches
         everyone = torch.arange(len(self.tokens), device=self.tokens.device)
-        self.first = _Screen(self.tokens, dtype).search(everyone, count + spare)
+        self.first = self.screen.search(everyone, count + spare)
         nearest = self.first.distances.topk(count, largest=False).values
         return self._settle(nearest, self.first.beyond, again)
 
@@ -54,7 +54,8 @@ class Distances:
         rows = _unsure(nearest, beyond)
         for dtype, spare in searches:
             if len(rows):
-                found = _Screen(self.tokens, dtype).search(rows, count + spare, rank)
+                screen = self.screen if dtype == self.tokens.dtype else _Screen(self.tokens, dtype)
+                found = screen.search(rows, count + spare, rank)
                 nearest[rows] = found.distances.topk(count, largest=False).values
                 rows = rows[_unsure(nearest[rows], found.beyond)]
         for some in torch.split(rows, _tile_rows(self.tokens)):
