@@ -16,7 +16,7 @@ from torch.nn.functional import grid_sample
 from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
-NETWORK_TILE = 3 << 12
+NETWORK_TILE = 11 << 10
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
@@ -143,7 +143,7 @@ class PiecewiseBias(NetworkBias):
         super().__init__([parts[0] * self.sides, *parts[1:]])
         self.runs = LinearRuns(self.parts, height, width, NETWORK_TILE)
         self.table = self.runs.expand(self.rows(self.runs.ends).values())[None]
-        self.kinked = self.runs.kinked.to(self.sides)[None, None]
+        self.kinked = self.runs.kinked[None, None]
         self.table_gradient = torch.zeros_like(self.table[0])
         self.pairs_at_once = NETWORK_TILE / self.kinked.mean().item()
 

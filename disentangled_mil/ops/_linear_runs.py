@@ -25,37 +25,40 @@ class LinearRuns:
         at_once: for how many places the hidden layers are held.
 
     Attributes:
-        kinked: the cells [R - 1, S - 1] that a kink may cross, and those at the edge.
+        kinked: 1 for the cells [R - 1, S - 1] that a kink may cross, and for those at the edge.
         ends: the places [2 M, 2] of the first nodes of all runs, then of their last ones.
     """
 
     def __init__(self, parts: Sequence[Tensor], height: int, width: int, at_once: int) -> None:
-        x, y = (torch.linspace(-1, 1, count, dtype=parts[0].dtype, device="cpu") for count in (width, height))
+        like = {"dtype": parts[0].dtype, "device": "cpu"}
+        x, y = (torch.linspace(-1, 1, count, **like) for count in (width, height))  # type: ignore[call-overload]
         along_x, along_y = _broken(parts, 0, y, width, at_once), _broken(parts, 1, x, height, at_once).T
-        self.kinked = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
-        self.kinked[0] = self.kinked[-1] = True
-        self.kinked[:, 0] = self.kinked[:, -1] = True
+        self.kinked = torch.ones(height - 1, width - 1, **like)  # type: ignore[call-overload]
+        crossed = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
+        self.kinked[1:-1, 1:-1] = crossed[1:-1, 1:-1]
         self.shape = (height, width)
         edge = along_x.new_ones(height, 1)
         first, last = (flat_nonzero(torch.cat(both, 1)) for both in ((edge, along_x), (along_x, edge)))
         node = torch.cat([first, last])
         self.ends = torch.stack([x[node % width], y[node // width]], -1)
         self.first, self.lengths = first.numpy(), (last - first + 1).numpy()
-        # How far every node lies from the first of its run to the last.
-        pitch = 1 / (last - first).clamp(min=1).to(x.dtype)
-        self.share = torch.arange(height * width, dtype=x.dtype, device="cpu").sub_(self._repeat(first.to(x.dtype)))
-        self.share *= self._repeat(pitch)
 
     def expand(self, values: Tensor) -> Tensor:
         """The values [I, R, S] of all nodes from those of the ends [2 M, I]."""
         first, last = values.T.contiguous().chunk(2, 1)
-        return torch.lerp(self._repeat(first), self._repeat(last), self.share).view(-1, *self.shape)
+        return torch.lerp(self._repeat(first), self._repeat(last), self._share(values.dtype)).view(-1, *self.shape)
 
     def contract(self, gradient: Tensor) -> Tensor:
         """The transpose of :meth:`expand`: the gradient [2 M, I] of the ends from that of all nodes [I, R, S]."""
-        flat = gradient.flatten(1)
-        shares = (flat * share for share in (1 - self.share, self.share))
-        return torch.cat([torch.from_numpy(np.add.reduceat(part.numpy(), self.first, axis=1)) for part in shares], 1).T
+        flat, share = gradient.flatten(1), self._share(gradient.dtype)
+        parts = (flat * part for part in (1 - share, share))
+        return torch.cat([torch.from_numpy(np.add.reduceat(part.numpy(), self.first, axis=1)) for part in parts], 1).T
+
+    def _share(self, dtype: torch.dtype) -> Tensor:
+        """How far every node lies from the first of its run to the last [R * S]."""
+        first, lengths = (torch.from_numpy(numbers).to(dtype) for numbers in (self.first, self.lengths))
+        share = torch.arange(self.shape[0] * self.shape[1], dtype=dtype, device="cpu").sub_(self._repeat(first))
+        return share.mul_(self._repeat(1 / (lengths - 1).clamp_(min=1)))
 
     def _repeat(self, of_runs: Tensor) -> Tensor:
         """What runs have [..., M], for each of their nodes [..., R * S]: many times faster than in PyTorch."""
