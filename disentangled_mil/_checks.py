@@ -58,6 +58,7 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
         or type(values) is not Tensor
         or values.device.type != "cpu"
     ):

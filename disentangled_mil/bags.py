@@ -15,7 +15,8 @@ from ._operators import operator
 
 _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
-_NEIGHBOURS = 0.75  # at equal gaps, for each token, in pieces of tissue
+# In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
+_NEIGHBOURS, _DISTINCT = 0.75, 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,9 +422,8 @@ def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, i
         return coords.long(), (1, 1)
     if not torch.isfinite(coords).all():
         raise ValueError("coords must be finite where mask is True, got NaN or infinity")
-    origin = coords.amin(0)
     side = step if step is not None else _side_of_cells(coords)
-    cells = ((coords - origin) / side + 0.5).floor()  # not round(), which takes halves to even cells
+    cells = _cells_of(coords, side)
     extent = cells.amax(0) + 1
     allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
     if extent.prod() > allowed:
@@ -442,9 +442,18 @@ def _side_of_cells(coords: Tensor) -> float:
     few tokens here and there it is those that tell, and next neighbours that do not.
     """
     gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
-    if count < _NEIGHBOURS * len(coords):
-        gap, _ = _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))
-    return gap
+    if count >= _NEIGHBOURS * len(coords):
+        # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
+        cells = len(torch.unique(_cells_of(coords, gap), dim=0))
+        if cells >= _DISTINCT * len(torch.unique(coords, dim=0)):
+            return gap
+    return _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))[0]
+
+
+def _cells_of(coords: Tensor, side: float) -> Tensor:
+    """Column and row of every token [n, 2], still floating-point."""
+    # Not round(), which takes halves to even cells.
+    return ((coords - coords.amin(0)) / side + 0.5).floor()
 
 
 def _commonest(gaps: Tensor) -> tuple[float, int]:

@@ -69,7 +69,8 @@ def test_step_is_the_commonest_gap_and_in_a_tie_the_smaller() -> None:
 @few
 def test_pieces_of_tissue_on_lattices_of_their_own_have_one_step(pieces: int, seed: int) -> None:
     source = seeded(seed)
-    corners = torch.randint(0, 10**4, (pieces, 1, 2), generator=source)
+    corners = torch.randint(0, 10**3, (pieces, 1, 2), generator=source)
+    corners[..., 0] += 4000 * torch.arange(pieces)[:, None]  # beside each other
     coords = (corners + 256 * rectangle(9, 6)).flatten(0, 1)
     extent = (coords.amax(0) - coords.amin(0)) / 256
     width, height = Grid.from_coords(coords).shapes[0]
@@ -85,6 +86,19 @@ def test_patches_drawn_from_a_lattice_have_its_step(side: int, share: float, see
     if len(drawn) >= 20:
         width, height = Grid.from_coords(drawn).shapes[0]
         assert ((drawn.amax(0) - drawn.amin(0)) // 256 + 1).tolist() == [width, height]
+
+
+@pytest.mark.parametrize(
+    "coords",
+    [
+        torch.tensor([(256 * x, 256 * y) for x in range(20) for y in range(20) if (x + y) % 2 == 0]),
+        torch.tensor([(100 * x + 50 * (y % 2), round(86.6 * y)) for x in range(20) for y in range(20)]),
+        torch.tensor([(256 * (i + j), 256 * i) for i in range(30) for j in (0, 2)]),
+    ],
+    ids=["checkerboard", "hexagons", "band"],
+)
+def test_tokens_of_staggered_rows_have_cells_of_their_own(coords: Tensor) -> None:
+    assert len(torch.unique(Grid.from_coords(coords).cells[0], dim=0)) == len(coords)
 
 
 def test_halves_of_a_step_all_go_one_way() -> None:

@@ -11,32 +11,30 @@ from .._checks import check_count, check_floating, check_interval, check_shape
 class PatchEncoder(nn.Module):
     """Standardise patch features and project them: Dropout(ReLU(Linear((x - mean) / std))).
 
-        Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
-        are stored with the weights and come back with them.
+    Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
+    are stored with the weights and come back with them.
 
-        Args:
-            features: width of the stored patch features.
-            dim: token width C.
-            dropout: of the tokens' channels.
+    Args:
+        features: width of the stored patch features.
+        dim: token width C.
+        dropout: of the tokens' channels.
 
-        Shape:
-            [B, N, features] in any floating-point type -> [B, N, C] in the type of the weights.
+    Shape:
+        [B, N, features] in any floating-point type -> [B, N, C] in the type of the weights.
 
-        Raises:
-            TypeError: patches are not floating-point.
-            ValueError: the feature width differs.
+    Raises:
+        TypeError: patches are not floating-point.
+        ValueError: the feature width differs.
 
-        Source: the paper's first layer: Linear and ReLU.
-        Differs from the source: standardisation (off until fitted) and dropout.
+    Source: the paper's first layer: Linear and ReLU.
+    Differs from the source: standardisation (off until fitted) and dropout.
 
-        Example:
-            >>> from collections.abc import Iterable
-
-    import torch
-            >>> from disentangled_mil import PatchEncoder
-            >>> encode = PatchEncoder(1024, 128)
-            >>> encode(torch.randn(2, 50, 1024, dtype=torch.float16)).shape
-            torch.Size([2, 50, 128])
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import PatchEncoder
+        >>> encode = PatchEncoder(1024, 128)
+        >>> encode(torch.randn(2, 50, 1024, dtype=torch.float16)).shape
+        torch.Size([2, 50, 128])
     """
 
     mean: Tensor
@@ -53,7 +51,7 @@ class PatchEncoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, patches: Tensor | Iterable[Tensor]) -> None:
-        """Take mean and standard deviation from training patches; a constant feature keeps std 1.
+        """Take mean and standard deviation from training patches; a feature that hardly varies keeps std 1.
 
         Args:
             patches: all of them, or parts one after the other, so that never all of them need to be in memory.
@@ -79,7 +77,8 @@ class PatchEncoder(nn.Module):
             raise ValueError("patches must hold at least one patch to fit, got none")
         std = (squares / count) ** 0.5
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * mean.abs(), std, 1))
+        # Neither what is constant but for rounding, nor what is silent beside all others, is blown up.
+        self.std.copy_(torch.where(std > 1e-6 * torch.maximum(mean.abs(), std.max()), std, 1))
 
     def forward(self, patches: Tensor) -> Tensor:
         """Tokens of the patches."""

@@ -114,9 +114,8 @@ def _changes(parts: Sequence[Tensor], axis: int, offsets: Tensor) -> tuple[Tenso
 
 def _touched(line: Tensor, low: Tensor, high: Tensor, lines: int, count: int) -> Tensor:
     """Which steps [L, count - 1] between nodes intervals [P] touch; those at the edge have all that is outside."""
-    begun = torch.zeros(
-        lines * count, dtype=torch.int32, device="cpu"
-    )  # at a step, less those that have ended before it
+    # How many begin at a step, less those that have ended before it.
+    begun = torch.zeros(lines * count, dtype=torch.int32, device="cpu")
     for bound, step, sign in ((low, 0, 1), (high, 1, -1)):
         place = (bound.nan_to_num(-1) + 1) * ((count - 1) / 2) - sign * _MARGIN
         at = place.clamp_(0, count - 2).long() + step + line * count

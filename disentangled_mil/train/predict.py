@@ -34,8 +34,8 @@ def predict_slides(
         checkpoint: a student's checkpoint.
         folders: HDF5 slides of every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
-        patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders and no
-            others; without it every slide is a patient.
+        patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
+            name others; without it every slide is a patient.
         steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: where to compute.
 
@@ -56,10 +56,10 @@ def predict_slides(
             raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
-    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
     width = description["arguments"]["features"]
     task = task_from_state(description["task"])
     model.to(device)
@@ -140,6 +140,4 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
         owner[row["slide"]] = row["patient"]
     if unknown := [slide for slide in slides if slide not in owner]:
         raise ValueError(f"{path}: must name the patient of every slide, but lacks {unknown[0]!r}")
-    if absent := [slide for slide in owner if slide not in slides]:
-        raise ValueError(f"{path}: must name slides of the folders only, got {absent[0]!r}, of which there is no .h5")
     return owner

@@ -150,12 +150,12 @@ def run_cross_validation(
 def _finished(out: Path, run: Mapping[str, Any], resume: bool) -> bool:
     """Whether a run folder holds this run to its end; refuse it where it may not be used for this run."""
     path = out / "run.json"
+    if not resume and (path.is_file() or _trained(out)):
+        raise ValueError(_OCCUPIED.format(out=out))
     if path.is_file():
-        if not resume:
-            raise ValueError(_OCCUPIED.format(out=out))
         before = _read_claim(path)
         changed = [key for key in run if before.get(key) != run[key]]
-        if changed and _trained(out):
+        if changed:
             raise ValueError(f"{out}: cannot be resumed with another {', '.join(changed)} than it was started with")
         return (out / "metrics.json").is_file()
     if resume:
@@ -176,7 +176,10 @@ def _read_claim(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _claimed(out: Path, run: Mapping[str, Any], resume: bool) -> Iterator[None]:
-    """Take a run folder for one run; it is free again if that ends before an epoch is finished."""
+    """Take a run folder for one run, or go on with it; what is taken is free again if no epoch is finished.
+
+    Of a run that goes on, another process may be the owner: nothing of it is removed.
+    """
     path, made = out / "run.json", [folder for folder in (out, *out.parents) if not folder.exists()]
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: must be a folder, to hold the run, got a file")
@@ -187,15 +190,16 @@ def _claimed(out: Path, run: Mapping[str, Any], resume: bool) -> Iterator[None]:
         except FileExistsError as error:  # since it was looked for
             raise ValueError(_OCCUPIED.format(out=out)) from error
     try:
-        write_json(path, run)
+        if not resume:
+            write_json(path, run)
         yield
     except BaseException as error:
-        if not _trained(out):
+        if not resume and not _trained(out):
             path.unlink(missing_ok=True)
             for folder in (*out.glob("fold[0-9]*"), *made):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, KeyboardInterrupt) and _trained(out):
             raise KeyboardInterrupt(
                 "everything up to the last finished epoch is kept: continue with --resume"
             ) from error

@@ -68,6 +68,15 @@ def test_features_of_any_scale_are_standardised() -> None:
     torch.testing.assert_close(encode.std[0], patches.std(correction=0), rtol=1e-5, atol=0)
 
 
+def test_features_that_are_silent_in_training_are_not_blown_up() -> None:
+    patches = torch.randn(1000, 2)
+    patches[:, 0] = 0
+    patches[0, 0] = 1e-6
+    encode = PatchEncoder(2, 2)
+    encode.fit(patches)
+    assert encode.std[0] == 1
+
+
 def test_weights_of_another_type_than_the_statistics_are_taken() -> None:
     """As mixed precision by sharding has them."""
     encode = PatchEncoder(4, 3)

@@ -366,12 +366,34 @@ def test_a_run_that_trained_nothing_leaves_the_files_of_others(description, quic
     assert not (tmp_path / "run.json").exists()
 
 
-def test_a_killed_run_that_trained_nothing_can_be_resumed_otherwise(description, quick, tmp_path, untrained):
-    (tmp_path / "run.json").write_text('{"run": "train", "task": "grading"}')
+def test_a_run_that_trains_for_another_process_keeps_its_folder(description, quick, tmp_path, monkeypatch):
+    """Before its first epoch is finished, another one tries to resume it: as it is, and with other options."""
+    out, check = tmp_path / "run", runs.BagMemory.check
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def intrude(*args, **kwargs):
+        monkeypatch.setattr(runs.BagMemory, "check", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
+        with pytest.raises(ValueError, match="cannot be resumed with another folds than it was started with"):
+            run_cross_validation(description, "grading", out, quick, folds=3, resume=True, quiet=True)
+        assert (out / "run.json").stat().st_size
+        monkeypatch.setattr(runs.BagMemory, "check", check)
+        (out / "genes.progress.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.BagMemory, "check", intrude)
+    with pytest.raises(KeyboardInterrupt, match="continue with --resume"):
+        run_cross_validation(description, "grading", out, quick, folds=2, quiet=True)
+
+
+def test_what_was_trained_is_not_trained_over(description, quick, tmp_path):
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "genes.progress.pt").touch()
     with pytest.raises(ValueError, match="already holds a run"):
         run_cross_validation(description, "survival", tmp_path, quick, folds=2, quiet=True)
-    with pytest.raises(AssertionError, match="trained"):
-        run_cross_validation(description, "survival", tmp_path, quick, folds=2, resume=True, quiet=True)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
