@@ -388,8 +388,10 @@ def test_the_backward_pass_drops_the_same_weights(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "dropout"), [("none", 0.0), ("none", 0.3), ("network", 0.3), ("table", 0.3)])
-@kept_or_not
+@pytest.mark.parametrize(
+    ("kind", "dropout", "kept"),
+    [("none", 0.0, False), ("none", 0.3, True), ("network", 0.3, True), ("table", 0.3, False)],
+)
 def test_the_operators_are_well_registered(
     draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float, kept: bool
 ) -> None:

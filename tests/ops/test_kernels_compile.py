@@ -116,7 +116,6 @@ def of_layers(bias: str, dtype: torch.dtype, features: int, width: int) -> list[
         ("network", torch.float16, 32, 64, True, 90, 576),
         ("network", torch.float32, 64, 64, False, 80, 3328),
         ("table", torch.float16, 32, 64, False, 90, 192),
-        ("table", torch.float32, 32, 64, False, 80, 512),
         ("table", torch.float16, 32, 256, False, 80, 512),
     ],
 )
