@@ -30,10 +30,10 @@ class LinearRuns:
     """
 
     def __init__(self, parts: Sequence[Tensor], height: int, width: int, at_once: int) -> None:
-        like = {"dtype": parts[0].dtype, "device": "cpu"}
-        x, y = (torch.linspace(-1, 1, count, **like) for count in (width, height))  # type: ignore[call-overload]
+        dtype = parts[0].dtype
+        x, y = (torch.linspace(-1, 1, count, dtype=dtype, device="cpu") for count in (width, height))
         along_x, along_y = _broken(parts, 0, y, width, at_once), _broken(parts, 1, x, height, at_once).T
-        self.kinked = torch.ones(height - 1, width - 1, **like)  # type: ignore[call-overload]
+        self.kinked = x.new_ones(height - 1, width - 1)
         crossed = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
         self.kinked[1:-1, 1:-1] = crossed[1:-1, 1:-1]
         self.shape = (height, width)

@@ -77,15 +77,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _like_inputs(
-    gradient: Tensor,
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    reach: Sequence[float],
-    scale: Sequence[float],
-    wanted_a: Sequence[bool],
-    wanted_b: Sequence[bool],
-) -> list[Tensor]:
+def _like_inputs(gradient: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor in (*a, *b)]
 
 

@@ -133,17 +133,7 @@ def _backward(
 
 @_backward.register_fake
 def _like_inputs(
-    into_out: Tensor | None,
-    into_mass: Tensor | None,
-    into_kept: Tensor | None,
-    scores: Sequence[Tensor],
-    value: Tensor,
-    kept: Tensor | None,
-    reach: float,
-    scale: float,
-    dropout: float,
-    seed: Tensor | None,
-    wanted: Sequence[bool],
+    into_out: Any, into_mass: Any, into_kept: Any, scores: Sequence[Tensor], value: Tensor, *_: Any
 ) -> list[Tensor]:
     return [torch.empty_like(tensor) for tensor in (*scores, value)]
 
