@@ -12,7 +12,7 @@ import disentangled_mil
 PACKAGE = Path(disentangled_mil.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOR_ALL = {"_checks", "_files", "_operators"}
+FOR_ALL = {"_checks", "_files", "_operators", "_precision"}
 LAYERS = {
     **{name: set[str]() for name in FOR_ALL},
     "ops": set[str](),
@@ -31,7 +31,7 @@ LAYERS = {
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}
-LOADED_AT_THE_TOP = {"_checks", "_operators", "ops", "bags", "nn", "losses", "optim", "tasks", "models", ""}
+LOADED_AT_THE_TOP = FOR_ALL - {"_files"} | {"ops", "bags", "nn", "losses", "optim", "tasks", "models", ""}
 
 
 def layer_of(module: str) -> str:

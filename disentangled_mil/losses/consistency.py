@@ -13,6 +13,7 @@ from .._checks import (
     check_interval,
     check_names,
 )
+from .._precision import widened
 from ..ops.attention_overlap import attention_overlap
 from ._reduction import check_batch
 
@@ -227,6 +228,6 @@ def _relations(maps: Tensor) -> Tensor:
 
 def _unit_rows(rows: Tensor) -> Tensor:
     """Rows divided by their Euclidean norm [B, F] -> [B, F]; rows of zeros stay, with a finite gradient."""
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    rows = widened(rows)
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)  # [B, 1]
     return rows / norm.masked_fill(norm == 0, 1)

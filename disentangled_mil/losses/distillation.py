@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from .._precision import wide_dtype, widened
 from ._reduction import check_batch, weighted_mean, without_absent
 
 
@@ -302,7 +303,7 @@ def representation_distillation(
     check_batch("student", student)
     teacher = without_absent(teacher.detach(), weight)
     matched = _take(student, _permutation(student, teacher, matching))
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    dtype = wide_dtype(student, teacher)
     error = (matched.to(dtype) - teacher.to(dtype)).square().mean((1, 2))  # [B]
     return weighted_mean(error, weight)
 
@@ -364,7 +365,7 @@ def _take(prototypes: Tensor, permutation: Tensor) -> Tensor:
 
 def _log_outcomes(logits: Tensor, temperature: float, kind: str) -> Tensor:
     """Softened log probabilities, normalised over the last dimension: [B, 1, K], for hazards [B, K, 2]."""
-    softened = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    softened = widened(logits) / temperature
     if kind == "softmax":
         return F.log_softmax(softened, dim=-1)[:, None]
     return torch.stack([F.logsigmoid(softened), F.logsigmoid(-softened)], dim=-1)

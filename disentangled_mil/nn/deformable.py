@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
+from .._precision import widened
 from ..bags import Grid, grid_for
 from ..ops.biased_attention import BACKENDS, AttentionScores
 from ..ops.position_bias import MLPBias
@@ -208,7 +209,7 @@ class DeformableCrossAttention(nn.Module):
         cells = q if grid.full else _cells(q, grid)
         offset = self.to_offsets(cells, coarse.window)
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
-        wide: Tensor = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        wide: Tensor = widened(offset)
         return wide.tanh() * self.offset_scale
 
     def _normalise(self, position: Tensor, size: Tensor) -> Tensor:

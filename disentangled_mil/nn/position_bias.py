@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_count
+from .._precision import wide_dtype
 from ..ops.position_bias import BiasTable, MLPBias
 
 
@@ -51,7 +52,7 @@ class ContinuousPositionBias(nn.Module):
         The gradient of the table flows to the network, whose hidden layers are computed again for it.
         """
         weight = self.weights().w1
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        wide = wide_dtype(weight)
 
         def evaluate(displacement: Tensor) -> Tensor:
             # Under autocast, too, all that is interpolated is good to float32.

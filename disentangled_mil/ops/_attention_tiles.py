@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .._precision import wide_dtype
 from ._bias_tiles import BiasTile, TiledBias, on_device
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
@@ -40,7 +41,7 @@ class BagScores:
         skip: bool = True,
     ) -> None:
         query, key, query_position, key_position, mask, logit, *_ = (tensor.detach() for tensor in tensors)
-        self.wide = torch.promote_types(query.dtype, torch.float32)
+        self.wide = wide_dtype(query)
         self.bag, self.heads, self.groups = bag, query.shape[1], key_position.shape[1]
         self.rows = _index(mask[bag]) if skip else None
         self.columns = _index((logit[bag] != -math.inf).any(0)) if skip else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from .._precision import wide_dtype
 from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
@@ -271,7 +272,7 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
         reach: of the table.
     """
     query, _, query_position, key_position, mask, logit, *bias = (tensor.detach() for tensor in tensors)
-    parts = [part.to(torch.promote_types(query.dtype, torch.float32)) for part in bias]
+    parts = [part.to(wide_dtype(query)) for part in bias]
     if len(parts) < 2:
         return TableBias(parts[0], reach) if parts else None
     # On a GPU the network is quick, sums in a table have no fixed order, and products may be too coarse for slopes.

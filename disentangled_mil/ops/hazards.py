@@ -5,11 +5,11 @@ entered it. Products of ``1 - h`` are sums of ``logsigmoid(-logits)``, which nei
 gradient.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._checks import check_floating
+from .._precision import widened
 
 
 def log_survival(logits: Tensor) -> Tensor:
@@ -98,4 +98,4 @@ def _wide(logits: Tensor) -> Tensor:
     check_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape [..., K] with K >= 1, got {list(logits.shape)}")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return widened(logits)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .._precision import wide_dtype
+
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """The mean over real tokens; zeros for a bag that has none. What padding holds is never looked at.
@@ -23,6 +25,6 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
         [[3.0]]
     """
-    wide = torch.promote_types(tokens.dtype, torch.float32)  # a sum of thousands overflows float16
+    wide = wide_dtype(tokens)  # a sum of thousands overflows float16
     total = torch.where(mask[..., None], tokens, 0).sum(1, dtype=wide)
     return (total / mask.sum(1).clamp(min=1)[:, None]).to(tokens.dtype)

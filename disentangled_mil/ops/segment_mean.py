@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_count, check_floating, check_interval, check_shape
+from .._precision import wide_dtype
 
 __all__ = ["segment_mean", "segment_softmax"]
 
@@ -55,7 +56,7 @@ def segment_mean(
         check_floating("weight", weight)
     member = _membership(assignment, segments, sizes)  # [B, K, N]
     with torch.autocast(tokens.device.type, enabled=False):
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        dtype = wide_dtype(tokens)
         share = member.to(dtype)
         if weight is not None:
             share = weight.to(dtype)[:, None].where(member, 0)  # [B, K, N]
@@ -99,7 +100,7 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
     sizes = check_shape("logits", logits, "B N")
     check_floating("logits", logits)
     member = _membership(assignment, segments, sizes)  # [B, K, N]
-    dtype = torch.promote_types(logits.dtype, torch.float32)
+    dtype = wide_dtype(logits)
     # The lowest finite number, not -inf: the softmax of a segment without tokens is then no NaN.
     own = logits.to(dtype)[:, None].where(member, torch.finfo(dtype).min)  # [B, K, N]
     return own.softmax(2).where(member, 0).sum(1).to(logits.dtype)

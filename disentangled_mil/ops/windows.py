@@ -8,6 +8,7 @@ from torch.nn.functional import embedding
 
 from .._checks import check_floating, check_shape
 from .._operators import operator, refuse_forward_mode, refuse_gradient
+from .._precision import wide_dtype
 
 
 def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 
 @operator("depthwise_windows")
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
-    wide = torch.promote_types(cells.dtype, torch.float32)
+    wide = wide_dtype(cells)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row])
@@ -71,7 +72,7 @@ def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 @operator("depthwise_windows_backward")
 def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     batch, groups, count, channels = cells.shape
-    wide = torch.promote_types(cells.dtype, torch.float32)
+    wide = wide_dtype(cells)
     gradient = gradient.to(wide)
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)

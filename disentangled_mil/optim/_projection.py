@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._precision import widened
+
 
 class Coordinated(NamedTuple):
     """Coordinated gradients, and what was found and done."""
@@ -61,7 +63,7 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
         >>> coordinate(gradients, torch.tensor([0.9, 0.6])).gradients[1]
         tensor([[-1.5000,  1.5000]])
     """
-    exact = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+    exact = widened(gradients)
     size = exact.abs().amax(-1, keepdim=True)  # [S, R, 1]
     # Scaled, so that squares neither vanish nor overflow.
     scaled = torch.where(size.isfinite() & (size > 0), exact / size, 0.0)  # [S, R, P]

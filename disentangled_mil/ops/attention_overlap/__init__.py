@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import check_floating, check_shape
+from ..._precision import wide_dtype
 from ..biased_attention import AttentionScores, choose_backend
 from ._streaming import streaming
 
@@ -49,7 +50,7 @@ def attention_overlap(a: Tensor | AttentionScores, b: Tensor | AttentionScores) 
     check_shape("b", b, "B F", sizes)
     check_floating("a", a)
     check_floating("b", b)
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    dtype = wide_dtype(a, b)
     with torch.autocast(a.device.type, enabled=False):
         return a.to(dtype) @ b.to(dtype).T
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._operators import operator, refuse_forward_mode, refuse_gradient
+from ..._precision import wide_dtype
 from .._attention_tiles import BagScores, BagScoresGradient
 from .._bias_tiles import BiasTile, tiled_bias
 from ..biased_attention import AttentionScores
@@ -39,7 +40,7 @@ def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float],
 @_streaming.register_fake
 def _empty(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
     batch = len(a[0])
-    wide = torch.promote_types(torch.promote_types(a[0].dtype, b[0].dtype), torch.float32)
+    wide = wide_dtype(a[0], b[0])
     return a[0].new_empty(batch, batch, dtype=wide)
 
 

@@ -4,6 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..._precision import wide_dtype
 from ..position_bias import Bias
 
 
@@ -18,7 +19,7 @@ def dense_weights(
     scale: float,
 ) -> Tensor:
     """softmax(Q K^T scale + bias(q_pos - k_pos) + key_logit) [B, H, N, J]; zeros where no key is left."""
-    wide = torch.promote_types(query.dtype, torch.float32)
+    wide = wide_dtype(query)
     if query_mask is not None:
         query = torch.where(query_mask[:, None, :, None], query, 0)
         query_position = torch.where(query_mask[..., None], query_position, 0)

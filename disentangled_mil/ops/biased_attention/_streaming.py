@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._operators import operator, refuse_forward_mode, refuse_gradient
+from ..._precision import wide_dtype
 from .._attention_tiles import BagScores, BagScoresGradient, put, take
 from .._bias_tiles import tiled_bias
 
@@ -73,7 +74,7 @@ def _empty(
 ) -> tuple[Tensor, Tensor, Tensor]:
     query = scores[0]
     batch, heads, tokens, _ = query.shape
-    wide, keys = torch.promote_types(query.dtype, torch.float32), value.shape[2]
+    wide, keys = wide_dtype(query), value.shape[2]
     # The heads of a token side by side, as the next layer wants them.
     out = value.new_empty(batch, tokens, heads, value.shape[3]).transpose(1, 2)
     mass = value.new_empty(batch, heads, keys, dtype=wide)

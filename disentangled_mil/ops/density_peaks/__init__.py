@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._checks import check_choice, check_count, check_floating, check_mask, check_shape
 from ..._operators import operator
+from ..._precision import wide_dtype
 from .._triton_runtime import available, load
 from . import _reference, _streaming
 
@@ -116,7 +117,7 @@ def _density_peaks(
 @_density_peaks.register_fake
 def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """The result for bags without real tokens."""
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    dtype = wide_dtype(tokens)
     assignment = torch.full(tokens.shape[:2], -1, device=tokens.device)  # [B, N]
     centres = torch.full((tokens.shape[0], clusters), -1, device=tokens.device)  # [B, K]
     score = torch.full(tokens.shape[:2], -math.inf, dtype=dtype, device=tokens.device)  # [B, N]

@@ -1,22 +1,19 @@
-"""What a slide is to every layer: patch tokens and the grid on which they lie."""
+"""Where the tokens of a slide lie."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
-from typing import Any, cast
+from typing import cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
-from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
 
-from ._checks import check_count, check_mask, check_shape
-from ._operators import operator
-
-_CELLS_ALLOWED = 16_384
-_CELLS_ALLOWED_PER_TOKEN = 200
-# In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
-_NEIGHBOURS, _DISTINCT = 0.75, 0.95
+from .._checks import check_count, check_mask, check_shape
+from .._operators import operator
+from .._precision import widened
+from ._cells import cells_of_bag
+from ._pytree import register_pytree
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ class Grid:
         check_mask("mask", mask, "B N", sizes)
         if step is not None and not 0 < step < float("inf"):
             raise ValueError(f"step must be positive and finite, got {step}")
-        rows = [_bag_cells(c[m], step) for c, m in zip(coords.double().cpu(), mask.cpu(), strict=True)]
+        rows = [cells_of_bag(c[m], step) for c, m in zip(coords.double().cpu(), mask.cpu(), strict=True)]
         cells = torch.zeros(coords.shape, dtype=torch.int64, device="cpu")
         for row, real, (bag, _) in zip(cells, mask.cpu(), rows, strict=True):
             row[real] = bag
@@ -247,7 +244,7 @@ class Grid:
         batch, channels = sizes["B"], sizes["C"]
         area = self.width * self.height
         index = self._flat_cells()[..., None]
-        real = torch.where(self.mask[..., None], tokens, 0).to(torch.promote_types(tokens.dtype, torch.float32))
+        real = widened(torch.where(self.mask[..., None], tokens, 0))
         total = real.new_zeros(batch, area + 1, channels).scatter_add(1, index.expand_as(real), real)
         mean = (total[:, :area] / self.count[..., None].clamp(min=1)).to(tokens.dtype)
         shape = (batch, self.height, self.width)
@@ -268,6 +265,23 @@ class Grid:
     def _flat_cells(self) -> Tensor:
         """Every token's cell on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
         return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
+
+
+def grid_for(tokens: Tensor, grid: Grid | None, mask: Tensor | None, name: str = "grid") -> Grid:
+    """The grid of a batch of tokens [B, N, C] from what a caller gave: a grid, a mask [B, N], or neither."""
+    batch, count, _ = tokens.shape
+    if grid is not None and mask is not None:
+        raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")
+    if grid is None:
+        if mask is None:
+            return Grid.square(count, device=tokens.device).expand(batch)
+        check_mask("mask", mask, "B N", {"B": batch, "N": count})
+        return Grid.from_mask(mask)
+    if not isinstance(grid, Grid):
+        raise TypeError(f"{name} must be a Grid (Grid.from_coords makes one of coordinates), got {type(grid).__name__}")
+    grid = grid.expand(batch)
+    check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
+    return grid
 
 
 @operator("nearest_tissue")
@@ -293,222 +307,9 @@ def _(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor
     return torch.empty_like(occupied, dtype=torch.int64, memory_format=torch.contiguous_format)
 
 
-@dataclass(frozen=True, eq=False)
-class Bag:
-    """A batch of bags: patch features and the grid on which they lie. A single slide is a batch of one.
-
-    Args:
-        patches: patch features, in any floating-point type (stored features are often float16).
-        grid: where the patches lie, and which of them are real.
-
-    Shape:
-        ``patches`` [B, N, C].
-
-    Raises:
-        ValueError: patches and grid disagree.
-
-    Example:
-        >>> import torch
-        >>> from disentangled_mil import Bag, collate_bags
-        >>> slides = [Bag.from_slide(torch.randn(n, 8)) for n in (5, 9)]
-        >>> batch = collate_bags(slides)
-        >>> batch.patches.shape, batch.mask.sum(1).tolist()
-        (torch.Size([2, 9, 8]), [5, 9])
-    """
-
-    patches: Tensor
-    grid: Grid
-
-    def __post_init__(self) -> None:
-        batch, tokens = self.grid.mask.shape
-        check_shape("patches", self.patches, "B N C", {"B": batch, "N": tokens})
-
-    @classmethod
-    def from_slide(cls, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> "Bag":
-        """One slide as a batch of one: laid out by its coordinates, or on a square where it has none.
-
-        Args:
-            features: patch features.
-            coords: (x, y) of every patch.
-            step: side of one cell in the unit of ``coords``; see :meth:`Grid.from_coords`.
-
-        Shape:
-            ``features`` [N, C], ``coords`` [N, 2].
-
-        Raises:
-            ValueError: the slide is empty or shapes disagree.
-        """
-        count = check_shape("features", features, "N C")["N"]
-        if count == 0:
-            raise ValueError("features must hold at least one patch, got none")
-        if coords is None:
-            return cls(features[None], Grid.square(count, device=features.device))
-        check_shape("coords", coords, "N 2", {"N": count})
-        return cls(features[None], Grid.from_coords(coords, step=step).to(features.device))
-
-    @property
-    def mask(self) -> Tensor:
-        """True where a token is real [B, N]."""
-        return self.grid.mask
-
-    def __len__(self) -> int:
-        return self.patches.shape[0]
-
-    def to(self, device: torch.device | str) -> "Bag":
-        """The bags on another device."""
-        return Bag(self.patches.to(device), self.grid.to(device))
-
-
-def collate_bags(bags: Iterable[Bag]) -> Bag:
-    """Put bags of unequal length into one batch, padded to the longest.
-
-    Args:
-        bags: at least one bag; all of one feature width.
-
-    Returns:
-        Their batch, in order. Padding is zero and masked out; no layer looks at it.
-
-    Raises:
-        TypeError: something is no bag.
-        ValueError: there is no bag, or feature widths differ.
-
-    Example:
-        >>> import torch
-        >>> from disentangled_mil import Bag, collate_bags
-        >>> collate_bags([Bag.from_slide(torch.ones(2, 4)), Bag.from_slide(torch.ones(3, 4))]).mask.tolist()
-        [[True, True, False], [True, True, True]]
-    """
-    bags = list(bags)
-    if not bags:
-        raise ValueError("bags must hold at least one bag, got none")
-    for bag in bags:
-        if not isinstance(bag, Bag):
-            raise TypeError(f"bags must hold values of type Bag, got {type(bag).__name__}")
-    widths = sorted({bag.patches.shape[2] for bag in bags})
-    if len(widths) > 1:
-        raise ValueError(f"bags must have one feature width, got {widths}")
-    longest = max(bag.patches.shape[1] for bag in bags)
-
-    def pad(tensors: list[Tensor]) -> Tensor:
-        padded = [torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1])) for t in tensors]
-        return torch.cat(padded)
-
-    cells = pad([bag.grid.cells for bag in bags])
-    mask = pad([bag.grid.mask for bag in bags])
-    shapes = tuple(shape for bag in bags for shape in bag.grid.shapes)
-    return Bag(pad([bag.patches for bag in bags]), Grid(cells, mask, shapes))
-
-
-def grid_for(tokens: Tensor, grid: Grid | None, mask: Tensor | None, name: str = "grid") -> Grid:
-    """The grid of a batch of tokens [B, N, C] from what a caller gave: a grid, a mask [B, N], or neither."""
-    batch, count, _ = tokens.shape
-    if grid is not None and mask is not None:
-        raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")
-    if grid is None:
-        if mask is None:
-            return Grid.square(count, device=tokens.device).expand(batch)
-        check_mask("mask", mask, "B N", {"B": batch, "N": count})
-        return Grid.from_mask(mask)
-    if not isinstance(grid, Grid):
-        raise TypeError(f"{name} must be a Grid (Grid.from_coords makes one of coordinates), got {type(grid).__name__}")
-    grid = grid.expand(batch)
-    check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
-    return grid
-
-
-def _bag_cells(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
-    """Cells [n, 2] of one bag's real tokens and the (width, height) that they span."""
-    if len(coords) == 0:
-        return coords.long(), (1, 1)
-    if not torch.isfinite(coords).all():
-        raise ValueError("coords must be finite where mask is True, got NaN or infinity")
-    side = step if step is not None else _side_of_cells(coords)
-    cells = _cells_of(coords, side)
-    extent = cells.amax(0) + 1
-    allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
-    if extent.prod() > allowed:
-        raise ValueError(
-            f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
-            f"of side {side:g}; give the patch size as step"
-        )
-    width, height = (int(size) for size in extent)
-    return cells.long(), (width, height)
-
-
-def _side_of_cells(coords: Tensor) -> float:
-    """The commonest gap between neighbours of one row or column, where most tokens [n, 2] have such a neighbour.
-
-    Every piece of tissue may have a lattice of its own, and the gaps between distinct coordinates tell nothing. Among
-    few tokens here and there it is those that tell, and next neighbours that do not.
-    """
-    gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
-    if count >= _NEIGHBOURS * len(coords):
-        # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
-        cells = len(torch.unique(_cells_of(coords, gap), dim=0))
-        if cells >= _DISTINCT * len(torch.unique(coords, dim=0)):
-            return gap
-    return _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))[0]
-
-
-def _cells_of(coords: Tensor, side: float) -> Tensor:
-    """Column and row of every token [n, 2], still floating-point."""
-    # Not round(), which takes halves to even cells.
-    return ((coords - coords.amin(0)) / side + 0.5).floor()
-
-
-def _commonest(gaps: Tensor) -> tuple[float, int]:
-    """The commonest gap, the smaller one in a tie, and how often it occurs; 1 without any."""
-    values, counts = torch.unique(gaps, return_counts=True)
-    if len(gaps) == 0:
-        return 1.0, 0
-    return float(values[counts.argmax()]), int(counts.max())
-
-
-def _gaps(coords: Tensor) -> Tensor:
-    """From every token [n, 2] to the next of the same row, where there is one."""
-    by_column = coords[coords[:, 0].argsort()]
-    by_row = by_column[by_column[:, 1].argsort(stable=True)]
-    right, down = by_row.diff(dim=0).unbind(1)
-    return right[(down == 0) & (right > 0)]
-
-
 def _refuse_in_compiled_region(reason: str) -> None:
     if torch.compiler.is_compiling():
         raise RuntimeError(f"{reason}: build the grid outside of a compiled region")
 
 
-def _register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] = ()) -> None:
-    """Let torch.export and tree_map take values apart. Constants are part of an exported program."""
-
-    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(value, name) for name in parts], tuple(getattr(value, name) for name in constants)
-
-    def flatten_with_keys(value: Any) -> tuple[list[tuple[KeyEntry, Any]], tuple[Any, ...]]:
-        values, fixed = flatten(value)
-        return [(GetAttrKey(name), part) for name, part in zip(parts, values, strict=True)], fixed
-
-    def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
-        value: Any = object.__new__(kind)  # nothing is checked: the parts of a tree may be anything
-        vars(value).update(zip((*parts, *constants), (*values, *fixed), strict=True))
-        return value
-
-    register_pytree_node(
-        kind,
-        flatten,
-        unflatten,
-        serialized_type_name=f"disentangled_mil.{kind.__name__}",
-        to_dumpable_context=list,
-        from_dumpable_context=_as_tuples,
-        flatten_with_keys_fn=flatten_with_keys,
-    )
-
-
-def _as_tuples(value: Any) -> Any:
-    """What was a tuple before it became a list in JSON."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-_register_pytree(Grid, ("cells", "mask", "count", "nearest", "sizes"), ("shapes", "full"))
-_register_pytree(Bag, ("patches", "grid"))
-# An exported program is saved with the bags that it was made for.
-torch.serialization.add_safe_globals([Grid, Bag])
+register_pytree(Grid, ("cells", "mask", "count", "nearest", "sizes"), ("shapes", "full"))

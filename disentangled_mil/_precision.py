@@ -1,0 +1,22 @@
+"""The precision of sums: half precision is for storage, and what is added up has at least float32."""
+
+import torch
+from torch import Tensor
+
+
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """The type in which to add up what tensors hold: float32, or float64 if one of them has it.
+
+    Example:
+        >>> wide_dtype(torch.ones(2, dtype=torch.float16), torch.ones(2, dtype=torch.bfloat16))
+        torch.float32
+    """
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in at least float32."""
+    return tensor.to(wide_dtype(tensor))

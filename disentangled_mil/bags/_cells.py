@@ -1,0 +1,65 @@
+"""From the coordinates of a bag's tokens to cells of a lattice."""
+
+import torch
+from torch import Tensor
+
+_CELLS_ALLOWED = 16_384
+_CELLS_ALLOWED_PER_TOKEN = 200
+# In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
+_NEIGHBOURS, _DISTINCT = 0.75, 0.95
+
+
+def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
+    """Cells [n, 2] of one bag's real tokens and the (width, height) that they span."""
+    if len(coords) == 0:
+        return coords.long(), (1, 1)
+    if not torch.isfinite(coords).all():
+        raise ValueError("coords must be finite where mask is True, got NaN or infinity")
+    side = step if step is not None else _side_of_cells(coords)
+    cells = _cells_of(coords, side)
+    extent = cells.amax(0) + 1
+    allowed = _CELLS_ALLOWED + _CELLS_ALLOWED_PER_TOKEN * len(coords)
+    if extent.prod() > allowed:
+        raise ValueError(
+            f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
+            f"of side {side:g}; give the patch size as step"
+        )
+    width, height = (int(size) for size in extent)
+    return cells.long(), (width, height)
+
+
+def _side_of_cells(coords: Tensor) -> float:
+    """The commonest gap between neighbours of one row or column, where most tokens [n, 2] have such a neighbour.
+
+    Every piece of tissue may have a lattice of its own, and the gaps between distinct coordinates tell nothing. Among
+    few tokens here and there it is those that tell, and next neighbours that do not.
+    """
+    gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
+    if count >= _NEIGHBOURS * len(coords):
+        # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
+        cells = len(torch.unique(_cells_of(coords, gap), dim=0))
+        if cells >= _DISTINCT * len(torch.unique(coords, dim=0)):
+            return gap
+    return _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))[0]
+
+
+def _cells_of(coords: Tensor, side: float) -> Tensor:
+    """Column and row of every token [n, 2], still floating-point."""
+    # Not round(), which takes halves to even cells.
+    return ((coords - coords.amin(0)) / side + 0.5).floor()
+
+
+def _commonest(gaps: Tensor) -> tuple[float, int]:
+    """The commonest gap, the smaller one in a tie, and how often it occurs; 1 without any."""
+    values, counts = torch.unique(gaps, return_counts=True)
+    if len(gaps) == 0:
+        return 1.0, 0
+    return float(values[counts.argmax()]), int(counts.max())
+
+
+def _gaps(coords: Tensor) -> Tensor:
+    """From every token [n, 2] to the next of the same row, where there is one."""
+    by_column = coords[coords[:, 0].argsort()]
+    by_row = by_column[by_column[:, 1].argsort(stable=True)]
+    right, down = by_row.diff(dim=0).unbind(1)
+    return right[(down == 0) & (right > 0)]

@@ -1,0 +1,40 @@
+"""Values that torch.export and tree_map can take apart."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
+
+
+def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] = ()) -> None:
+    """Let torch.export and tree_map take values apart. Constants are part of an exported program."""
+
+    def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return [getattr(value, name) for name in parts], tuple(getattr(value, name) for name in constants)
+
+    def flatten_with_keys(value: Any) -> tuple[list[tuple[KeyEntry, Any]], tuple[Any, ...]]:
+        values, fixed = flatten(value)
+        return [(GetAttrKey(name), part) for name, part in zip(parts, values, strict=True)], fixed
+
+    def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
+        value: Any = object.__new__(kind)  # nothing is checked: the parts of a tree may be anything
+        vars(value).update(zip((*parts, *constants), (*values, *fixed), strict=True))
+        return value
+
+    register_pytree_node(
+        kind,
+        flatten,
+        unflatten,
+        serialized_type_name=f"disentangled_mil.{kind.__name__}",
+        to_dumpable_context=list,
+        from_dumpable_context=_as_tuples,
+        flatten_with_keys_fn=flatten_with_keys,
+    )
+    # An exported program is saved with the bags that it was made for.
+    torch.serialization.add_safe_globals([kind])
+
+
+def _as_tuples(value: Any) -> Any:
+    """What was a tuple before it became a list in JSON."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

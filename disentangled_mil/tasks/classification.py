@@ -1,0 +1,190 @@
+"""Classification: one class out of several."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from copy import copy
+from typing import Any, Final, cast, final
+
+import torch
+from torch import Tensor
+
+from .._checks import check_integers, check_shape, check_values
+from .._precision import widened
+from ..losses._reduction import check_batch
+from .targets import Target
+
+
+@final
+class Classification:
+    """One class out of several: diagnosis, grade.
+
+    ``loss = mean_i w(y_i) * (-log softmax(logits_i)[y_i])``.
+
+    Args:
+        classes: names of the classes, in the order of the logits.
+        class_weight: weight w of each class in the loss, 1 by default.
+
+    Shape:
+        ``class_weight`` [K].
+
+    Raises:
+        TypeError: ``classes`` is one string or holds something else.
+        ValueError: there is no class, a class comes twice, or a weight is negative or not finite.
+
+    Source:
+        Cross-entropy; the confidence is that of CGC (eq. 6 of the paper).
+
+    Differs from the source:
+        The weighted loss is divided by the number of samples, not by the sum of their weights: otherwise the
+        weight cancels in a batch of one, and gradients accumulated over small batches depend on how they were
+        drawn.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Classification
+        >>> task = Classification.fit(["low", "high", "low", "low"])
+        >>> task
+        Classification(classes=('high', 'low'), class_weight=[2.0, 0.667])
+        >>> task.target(["low", "high"])
+        tensor([1, 0])
+        >>> task.loss(torch.zeros(2, 2), task.target(["low", "high"]))
+        tensor(0.9242)
+    """
+
+    kind: Final = "softmax"
+
+    def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
+        self.classes = _strings("classes", classes)
+        if not self.classes:
+            raise ValueError("classes must name at least one class, got none")
+        repeated = [name for name, count in Counter(self.classes).items() if count > 1]
+        if repeated:
+            raise ValueError(f"classes must be distinct, got {repeated[0]!r} more than once")
+        if class_weight is not None:
+            check_shape("class_weight", class_weight, "K", {"K": len(self.classes)})
+            class_weight = class_weight.float()
+            if not bool((class_weight.isfinite() & (class_weight >= 0)).all()):
+                raise ValueError(f"class_weight must be finite and not negative, got {class_weight.tolist()}")
+        self.class_weight = class_weight
+        self._device = torch.device("cpu") if class_weight is None else class_weight.device
+
+    @classmethod
+    def fit(
+        cls, labels: Iterable[str], classes: Iterable[str] | None = None, balanced: bool = True
+    ) -> "Classification":
+        """Take classes and weights from the training patients' labels.
+
+        Args:
+            labels: one label per training patient.
+            classes: the classes in order; by default those of ``labels``, sorted.
+            balanced: weigh class k by ``n / (K * n_k)``, so that every class counts the same and the mean
+                weight of a training patient is 1.
+
+        Raises:
+            TypeError: ``labels`` or ``classes`` is one string or holds something else, a missing value say.
+            ValueError: a label is no class, or there is no label of a class that is to be balanced.
+
+        Example:
+            >>> from disentangled_mil import Classification
+            >>> Classification.fit(["2", "4", "4"], classes=["2", "3", "4"], balanced=False).outputs
+            3
+        """
+        names = _strings("labels", labels)
+        task = cls(sorted(set(names)) if classes is None else classes)
+        counts = torch.bincount(task.target(names), minlength=task.outputs)  # [K]
+        if not balanced:
+            return task
+        for name, count in zip(task.classes, counts.tolist(), strict=True):
+            if count == 0:
+                raise ValueError(f"labels must hold every class to balance them, got no {name!r}")
+        return cls(task.classes, class_weight=len(names) / (task.outputs * counts))
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits."""
+        return len(self.classes)
+
+    def target(self, labels: Iterable[str]) -> Tensor:
+        """Class indices [B], int64, of labels.
+
+        Raises:
+            TypeError: ``labels`` is one string or holds something else, a missing value say.
+            ValueError: a label is no class.
+        """
+        index = {name: k for k, name in enumerate(self.classes)}
+        names = _strings("labels", labels)
+        for row, name in enumerate(names):
+            if name not in index:
+                raise ValueError(f"labels must be among {list(self.classes)}, got {name!r} at position {row}")
+        return torch.tensor([index[name] for name in names], dtype=torch.int64, device=self._device)
+
+    def loss(self, logits: Tensor, target: Target) -> Tensor:
+        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
+
+        Raises:
+            TypeError: ``target`` is not an integer tensor.
+            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class (on a GPU, where
+                values are not read, it fails the kernel).
+        """
+        sizes = check_shape("logits", logits, "B K", {"K": self.outputs})
+        target = _class_indices(target, sizes)
+        check_batch("logits", logits)
+        logits = widened(logits)
+        # Not F.cross_entropy, whose ignore_index would count as a loss of 0.
+        loss = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]  # [B]
+        return (loss if self.class_weight is None else self.class_weight.to(logits.dtype)[target] * loss).mean()
+
+    @torch.no_grad()
+    def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
+        """How sure each subspace is of the truth: ``softmax(logits)[target]`` summed over the batch.
+
+        Shape:
+            every tensor of ``subspace_logits`` [B, K]; ``target`` [B].
+        """
+        scores = {}
+        for subspace, logits in subspace_logits.items():
+            sizes = check_shape(f"subspace_logits[{subspace!r}]", logits, "B K", {"K": self.outputs})
+            target = _class_indices(target, sizes)
+            scores[subspace] = self.probabilities(logits).gather(1, target[:, None]).sum()
+        return scores
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probability of each class [B, K]."""
+        return widened(logits).softmax(-1)
+
+    def to(self, device: torch.device | str) -> "Classification":
+        """The task with its weights and targets on another device."""
+        task = copy(self)
+        task.class_weight = None if self.class_weight is None else self.class_weight.to(device)
+        task._device = torch.device(device)
+        return task
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
+        weight = None if self.class_weight is None else self.class_weight.tolist()
+        return {"task": "classification", "classes": list(self.classes), "class_weight": weight}
+
+    def __repr__(self) -> str:
+        weight = None if self.class_weight is None else [round(w, 3) for w in self.class_weight.tolist()]
+        return f"Classification(classes={self.classes}, class_weight={weight})"
+
+
+def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
+    """A target of `Classification`."""
+    check_shape("target", target, "B", sizes)  # type: ignore[arg-type]  # refuses what is no tensor
+    check_integers("target", cast(Tensor, target))
+    indices = cast(Tensor, target).long()
+    last = sizes["K"] - 1
+    check_values("target", indices, f"be a class index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
+    return indices
+
+
+def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
+    """Several names; one string is a sequence of characters, which nobody means."""
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
+    given = tuple(values)
+    for row, value in enumerate(given):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a sequence of strings, got {value!r} at position {row}")
+    return tuple(map(str, given))

@@ -1,0 +1,121 @@
+"""From coordinates to cells."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from disentangled_mil.bags import Grid
+
+few = settings(max_examples=25)
+
+
+def rectangle(width: int, height: int) -> Tensor:
+    """Every cell of a rectangle, row by row [W H, 2]."""
+    return torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(1)
+
+
+@given(
+    width=st.integers(1, 7),
+    height=st.integers(1, 7),
+    step=st.sampled_from([1.0, 0.25, 224.0, 1e5]),
+    origin=st.integers(-(10**6), 10**6),
+    seed=st.integers(0, 10**6),
+)
+@few
+def test_coordinates_of_any_origin_and_unit_come_back_as_cells(
+    width: int, height: int, step: float, origin: int, seed: int
+) -> None:
+    cells = rectangle(width, height)
+    cells = cells[torch.randperm(len(cells), generator=torch.Generator().manual_seed(seed))]
+    coords = cells.double() * step + origin
+    explicit = Grid.from_coords(coords, step=step)
+    assert torch.equal(explicit.cells[0], cells)
+    assert explicit.shapes == ((width, height),)
+    assert explicit.mask.all()
+    inferred = Grid.from_coords(coords)
+    assert torch.equal(inferred.cells, explicit.cells)
+    assert inferred.shapes == explicit.shapes
+
+
+@given(tokens=st.integers(1, 30), jitter=st.floats(0, 0.45), seed=st.integers(0, 10**6))
+@few
+def test_jitter_of_less_than_half_a_step_is_rounded_away(tokens: int, jitter: float, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    cells = torch.randint(0, 6, (tokens, 2), generator=source)
+    corner = torch.tensor([[0, 0]])  # holds the origin still
+    cells = torch.cat([corner, cells])
+    noise = torch.rand(cells.shape, generator=source) * jitter
+    noise[0] = 0
+    assert torch.equal(Grid.from_coords((cells + noise) * 224, step=224).cells[0], cells)
+
+
+def test_step_is_the_commonest_gap_and_in_a_tie_the_smaller() -> None:
+    holes = torch.tensor([[0, 0], [448, 0], [672, 0], [896, 224], [1568, 448]])
+    assert Grid.from_coords(holes).cells[0].tolist() == [[0, 0], [2, 0], [3, 0], [4, 1], [7, 2]]
+    assert Grid.from_coords(torch.tensor([[0, 0], [10, 0], [30, 0]])).shapes == ((4, 1),)
+
+
+@given(pieces=st.integers(2, 8), seed=st.integers(0, 10**6))
+@few
+def test_pieces_of_tissue_on_lattices_of_their_own_have_one_step(pieces: int, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    corners = torch.randint(0, 10**3, (pieces, 1, 2), generator=source)
+    corners[..., 0] += 4000 * torch.arange(pieces)[:, None]  # beside each other
+    coords = (corners + 256 * rectangle(9, 6)).flatten(0, 1)
+    extent = (coords.amax(0) - coords.amin(0)) / 256
+    width, height = Grid.from_coords(coords).shapes[0]
+    assert abs(width - 1 - extent[0]) <= 0.5
+    assert abs(height - 1 - extent[1]) <= 0.5
+
+
+@given(side=st.integers(5, 60), share=st.floats(0.02, 1), seed=st.integers(0, 10**6))
+@few
+def test_patches_drawn_from_a_lattice_have_its_step(side: int, share: float, seed: int) -> None:
+    lattice = 256 * rectangle(side, side)
+    drawn = lattice[torch.rand(side**2, generator=torch.Generator().manual_seed(seed)) < share]
+    if len(drawn) >= 20:
+        width, height = Grid.from_coords(drawn).shapes[0]
+        assert ((drawn.amax(0) - drawn.amin(0)) // 256 + 1).tolist() == [width, height]
+
+
+@pytest.mark.parametrize(
+    "coords",
+    [
+        torch.tensor([(256 * x, 256 * y) for x in range(20) for y in range(20) if (x + y) % 2 == 0]),
+        torch.tensor([(100 * x + 50 * (y % 2), round(86.6 * y)) for x in range(20) for y in range(20)]),
+        torch.tensor([(256 * (i + j), 256 * i) for i in range(30) for j in (0, 2)]),
+    ],
+    ids=["checkerboard", "hexagons", "band"],
+)
+def test_tokens_of_staggered_rows_have_cells_of_their_own(coords: Tensor) -> None:
+    assert len(torch.unique(Grid.from_coords(coords).cells[0], dim=0)) == len(coords)
+
+
+def test_halves_of_a_step_all_go_one_way() -> None:
+    halves = torch.stack([torch.arange(10) * 112, torch.zeros(10, dtype=torch.int64)], 1)
+    assert Grid.from_coords(halves, step=224).cells[0, :, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.float64])
+def test_slides_of_a_million_pixels_lose_no_cell(dtype: torch.dtype) -> None:
+    coords = (rectangle(3, 2) * 224 + torch.tensor([1_000_001, 7])).to(dtype)
+    assert torch.equal(Grid.from_coords(coords, step=224).cells[0], rectangle(3, 2))
+
+
+def test_duplicated_coordinates_share_a_cell() -> None:
+    grid = Grid.from_coords(torch.tensor([[5, 5], [5, 5], [5, 5]]))
+    assert grid.cells.tolist() == [[[0, 0]] * 3]
+    assert grid.shapes == ((1, 1),)
+    tokens = torch.tensor([[[1.0], [2.0], [6.0]]])
+    maps, count = grid.to_map(tokens)
+    assert maps.tolist() == [[[[3.0]]]]
+    assert count.tolist() == [[[3.0]]]
+
+
+def test_scattered_coordinates_are_refused_before_they_fill_the_memory() -> None:
+    coords = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)).mul(900).round()
+    with pytest.raises(ValueError, match="give the patch size as step"):
+        Grid.from_coords(coords)
+    assert Grid.from_coords(coords, step=224).width <= 5
