@@ -1,11 +1,9 @@
-"""Gene expression of patients: read, aligned by gene symbol, selected and scaled."""
+"""Gene expression of patients: aligned by gene symbol, selected and scaled."""
 
 import hashlib
 import json
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,63 +14,17 @@ from torch import Tensor
 
 from .._checks import check_choice, check_interval
 from .._files import replacing
-from ._tables import Row, read_rows
+from ._expression_tables import Array, columns_of, first_of, gather, log1p_of, read_expression
 from ._variable_genes import STATISTICS, dispersion, highest
 from .gene_sets import gene_symbol
+
+__all__ = ["ExpressionPipeline", "GeneStatistics", "check_options", "read_expression"]
 
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _FORMAT = "disentangled_mil expression 1"
 
 DUPLICATES = ("error", "mean", "max", "first")
 MISSING = ("error", "impute")
-
-Array = np.ndarray[Any, Any]
-
-
-def read_expression(path: str | Path) -> pd.DataFrame:
-    """Read an expression table: one row per patient, the identifier first, one column per gene.
-
-    Args:
-        path: a ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
-
-    Returns:
-        A float64 table, patients x genes, in the order and with the names of the file. A gene may occur
-        twice.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has
-            no name, or a cell is no finite number. The message names file, line and gene.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from disentangled_mil.data.expression import read_expression
-        >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
-        >>> _ = path.write_text("patient_id,EGFR,CD2\\nA,1.5,0\\nB,0.25,3\\n")
-        >>> read_expression(path).loc["B"].tolist()
-        [0.25, 3.0]
-    """
-    rows = read_rows(path)
-    _, *genes = next(rows).cells
-    if not genes:
-        raise ValueError(f"{path}: must have the patient and then at least one gene as columns, got one column")
-    lines: dict[str, int] = {}
-    values = array("d")
-    for row in rows:
-        patient = row.cells[0].strip()
-        if not patient:
-            raise ValueError(f"{path}, line {row.line}: a row must start with its patient, got an empty cell")
-        if patient in lines:
-            raise ValueError(
-                f"{path}, line {row.line}: patients must be different, got {patient!r} again (line {lines[patient]})"
-            )
-        lines[patient] = row.line
-        values.extend(_numbers(path, row, genes))
-    if not lines:
-        raise ValueError(f"{path}: must have at least one patient, got only a header")
-    matrix = np.array(values).reshape(len(lines), len(genes))
-    return pd.DataFrame(matrix, index=pd.Index(list(lines), name="patient_id"), columns=genes)
 
 
 class GeneStatistics(NamedTuple):
@@ -148,7 +100,7 @@ class ExpressionPipeline:
         for subspace, genes in self.genes.items():
             unknown = [gene for gene in genes if gene not in self.statistics]
             if unknown:
-                raise ValueError(f"statistics must hold every gene of {subspace!r}, but lacks {_some(unknown)}")
+                raise ValueError(f"statistics must hold every gene of {subspace!r}, but lacks {first_of(unknown)}")
 
     @classmethod
     def fit(
@@ -211,11 +163,11 @@ class ExpressionPipeline:
             raise ValueError(f"table must hold every patient once, got {twice!r} twice")
         if not gene_sets:
             raise ValueError("gene_sets must hold the genes of at least one subspace, got none")
-        places = _places(table)
+        places = columns_of(table)
         candidates = {s: _candidates(s, members, places) for s, members in gene_sets.items()}
         names = list(dict.fromkeys(gene for members in candidates.values() for gene in members))
-        raw = _gather(table, names, places, duplicates)
-        values = _log1p(raw, names, table) if log1p else raw
+        raw = gather(table, names, places, duplicates)
+        values = log1p_of(raw, names, table) if log1p else raw
         median = np.median(values, axis=0)
         mad = np.median(np.abs(values - median), axis=0)
         spread = np.where(mad > 0, _MAD_TO_STD * mad, values.std(axis=0))
@@ -249,18 +201,18 @@ class ExpressionPipeline:
             ValueError: a gene is missing under ``missing="error"`` (or all genes of a subspace under
                 ``"impute"``), duplicated under ``duplicates="error"``, not finite, or negative under log1p.
         """
-        places = _places(table)
+        places = columns_of(table)
         for subspace, genes in self.genes.items():
             absent = [gene for gene in genes if gene not in places]
             if absent and (self.missing == "error" or len(absent) == len(genes)):
                 raise ValueError(
                     f"table must hold the {len(genes)} genes of {subspace!r}, but {len(absent)} are missing: "
-                    f"{_some(absent)}" + ("; missing='impute' would allow it" if self.missing == "error" else "")
+                    f"{first_of(absent)}" + ("; missing='impute' would allow it" if self.missing == "error" else "")
                 )
         names = [gene for gene in self.statistics if gene in places]
-        values = _gather(table, names, places, self.duplicates)
+        values = gather(table, names, places, self.duplicates)
         if self.log1p:
-            values = _log1p(values, names, table)
+            values = log1p_of(values, names, table)
         known = np.array([self.statistics[gene] for gene in names]).reshape(-1, 4)
         median, spread, mean, std = known.T
         limited = _limit(values, median, spread, self.clip)
@@ -358,33 +310,6 @@ def check_options(
     check_choice("missing", missing, MISSING)
 
 
-def _numbers(path: str | Path, row: Row, genes: Sequence[str]) -> list[float]:
-    """The values of one patient; the first cell that is no finite number is an error."""
-    try:
-        numbers = list(map(float, row.cells[1:]))
-        if all(map(isfinite, numbers)):
-            return numbers
-    except ValueError:
-        pass
-    gene, cell = next(pair for pair in zip(genes, row.cells[1:], strict=True) if not _is_finite_number(pair[1]))
-    raise ValueError(f"{path}, line {row.line}, gene {gene!r}: must be a finite number, got {cell!r}")
-
-
-def _is_finite_number(cell: str) -> bool:
-    try:
-        return isfinite(float(cell))
-    except ValueError:
-        return False
-
-
-def _places(table: pd.DataFrame) -> dict[str, list[int]]:
-    """The columns of every symbol."""
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(table.columns):
-        places.setdefault(gene_symbol(str(name)), []).append(place)
-    return places
-
-
 def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, object]) -> tuple[str, ...]:
     """The genes of a set that the table has, in the order of the set."""
     if isinstance(members, str):
@@ -394,45 +319,9 @@ def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, obje
     if not present:
         raise ValueError(
             f"table must hold at least one of the {len(symbols)} genes of {subspace!r} "
-            f"({_some(list(symbols))}), got {_some(list(places))}"
+            f"({first_of(list(symbols))}), got {first_of(list(places))}"
         )
     return present
-
-
-def _gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[int]], duplicates: str) -> Array:
-    """Values [n, G] of the named genes, float64, several columns of one symbol made one."""
-    firsts = [places[name][0] for name in names]
-    values: Array = table.iloc[:, firsts].to_numpy(dtype=np.float64, copy=True)
-    for place, name in enumerate(names):
-        if len(places[name]) > 1 and duplicates != "first":
-            if duplicates == "error":
-                columns = [str(table.columns[column]) for column in places[name]]
-                raise ValueError(
-                    f"table must hold every gene once, got {name!r} in the columns {_some(columns)}; "
-                    f"duplicates = 'mean', 'max' or 'first' would allow it"
-                )
-            several = table.iloc[:, places[name]].to_numpy(dtype=np.float64)
-            values[:, place] = several.mean(axis=1) if duplicates == "mean" else several.max(axis=1)
-    finite = np.isfinite(values)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"table must hold finite numbers, got {values[row, column]} for patient {table.index[row]!r}, "
-            f"gene {names[column]!r}"
-        )
-    return values
-
-
-def _log1p(values: Array, names: Sequence[str], table: pd.DataFrame) -> Array:
-    """log(1 + value), for values that can be counts, FPKM or TPM."""
-    if (values < 0).any():
-        row, column = np.argwhere(values < 0)[0]
-        raise ValueError(
-            f"log1p needs values >= 0, got {values[row, column]} for patient {table.index[row]!r}, "
-            f"gene {names[column]!r}: log-transformed or z-scored tables need log1p=False"
-        )
-    logs: Array = np.log1p(values)
-    return logs
 
 
 def _limit(values: Array, median: Array, spread: Array, clip: float | None) -> Array:
@@ -445,9 +334,3 @@ def _limit(values: Array, median: Array, spread: Array, clip: float | None) -> A
 
 def _sha256(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _some(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - count
-    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
