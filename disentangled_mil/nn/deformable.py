@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
@@ -169,7 +168,7 @@ class DeformableCrossAttention(nn.Module):
         real = query_grid.mask[..., None]
 
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
-        q = self._project(self.to_q, rearrange(query, "b n (g c) -> b g n c", g=self.groups))  # [B, G, N, I D]
+        q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
         centred = self.positions == "centred"
         coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centred=centred)
         offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
@@ -178,7 +177,8 @@ class DeformableCrossAttention(nn.Module):
         sampled, key_logit = self._sample(context, context_grid, sampling_positions, coarse)
         sampled = sampled.to(self.to_k.weight.dtype)
         k, v = self._project(self.to_k, sampled), self._project(self.to_v, sampled)
-        q, k, v = (rearrange(x, "b g n (i d) -> b (g i) n d", d=self.dim_head) for x in (q, k, v))
+        # [B, H, N, D]
+        q, k, v = (torch.unflatten(x, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
         query_position = self._normalise(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
         # Copies, so that an attention map is still its own after the optimizer's next step.
         bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
@@ -186,7 +186,7 @@ class DeformableCrossAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
         attended = scores.attend(v, dropout=dropout, keep_weights=keep, backend=self.backend)
-        tokens = self.to_out(rearrange(attended.out, "b h n d -> b n (h d)"))
+        tokens = self.to_out(_together(attended.out))
         attention = DeformableAttention(
             scores,
             attended.mass,
@@ -201,7 +201,7 @@ class DeformableCrossAttention(nn.Module):
 
     def _project(self, layer: nn.Conv1d, tokens: Tensor) -> Tensor:
         """A grouped convolution of width one, group by group [B, G, N, C / G] -> [B, G, N, inner / G]."""
-        weight = rearrange(layer.weight, "(g d) c 1 -> g c d", g=self.groups)
+        weight = torch.unflatten(layer.weight.squeeze(2), 0, (self.groups, -1)).transpose(1, 2)  # [G, C / G, inner / G]
         return tokens @ weight
 
     def _offsets(self, q: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
@@ -231,15 +231,15 @@ class DeformableCrossAttention(nn.Module):
     def _sample(self, context: Tensor, grid: Grid, positions: Tensor, coarse: "CoarseGrid") -> tuple[Tensor, Tensor]:
         """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
         maps, _ = grid.to_map(context.to(positions.dtype))
-        grouped = rearrange(maps, "b h w (g c) -> (b g) (h w) c", g=self.groups)
+        grouped = _apart(maps.flatten(1, 2), self.groups).flatten(0, 1)  # [B G, H W, C / G]
         if self.positions == "released":
             corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
             logit = positions.new_zeros(positions.shape[:3]).masked_fill(~coarse.mask[:, None], -torch.inf)
         else:
             corners, share = tissue_corners(grid, positions)
-            logit = self._key_logit(rearrange(share, "(b g) j -> b g j", g=self.groups), grid, coarse)
+            logit = self._key_logit(torch.unflatten(share, 0, (-1, self.groups)), grid, coarse)
         sampled = bilinear_sample(grouped, corners)
-        return rearrange(sampled, "(b g) j c -> b g j c", g=self.groups), logit
+        return torch.unflatten(sampled, 0, (-1, self.groups)), logit
 
     def _key_logit(self, share: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
         """Log of the tissue share of every key; keys in holes count only where a group has no other."""
@@ -276,17 +276,28 @@ class OffsetNetwork(nn.Module):
 
     def forward(self, cells: Tensor, window: Tensor) -> Tensor:
         """Offsets before the tanh."""
-        hidden = depthwise_windows(cells, window, rearrange(self.depthwise.weight, "c 1 y x -> y x c"))
+        hidden = depthwise_windows(cells, window, self.depthwise.weight.squeeze(1).movedim(0, 2))
         if self.depthwise.bias is not None:
             hidden = hidden + self.depthwise.bias
         offset: Tensor = self.pointwise(torch.nn.functional.gelu(hidden))
         return offset
 
 
+def _apart(tokens: Tensor, groups: int) -> Tensor:
+    """Channels of tokens by group [B, N, G D] -> [B, G, N, D]."""
+    # Not by einops here: torch.compile traces how a pattern is read, which took half of a layer's tracing.
+    return torch.unflatten(tokens, 2, (groups, -1)).transpose(1, 2)
+
+
+def _together(tokens: Tensor) -> Tensor:
+    """The opposite of _apart [B, G, N, D] -> [B, N, G D]."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
 def _cells(tokens: Tensor, grid: Grid) -> Tensor:
     """Maps of grouped tokens [B, G, N, D] -> [B, G, H * W, D]; holes are zero."""
-    maps, _ = grid.to_map(rearrange(tokens, "b g n d -> b n (g d)"))
-    return rearrange(maps, "b y x (g d) -> b g (y x) d", g=tokens.shape[1])
+    maps, _ = grid.to_map(_together(tokens))
+    return _apart(maps.flatten(1, 2), tokens.shape[1])
 
 
 class CoarseGrid(NamedTuple):

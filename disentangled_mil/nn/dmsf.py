@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_names, check_shape, check_subspaces
@@ -147,7 +146,7 @@ class DMSF(nn.Module):
         context = self.norm_patches(patches)
         tokens, attention = {}, {}
         for name in self.subspaces:
-            gene_map = reduce(genes[name], "b t c -> b 1 c", "mean")
+            gene_map = genes[name].mean(1, keepdim=True)
             gene_map = gene_map + patches if self.query == "gene+patch" else gene_map.expand_as(patches)
             deformed = self.deform[name](self.norm_query[name](gene_map), context, grid)
             tokens[name] = torch.where(grid.mask[..., None], gene_map + deformed.tokens, 0)
@@ -161,8 +160,7 @@ class DMSF(nn.Module):
         """The map from which each subspace selects."""
         if self.fuse is None:
             return tokens
-        stacked = torch.stack([tokens[name] for name in self.subspaces])
-        fused = self.fuse(rearrange(stacked, "s b n c -> b n (s c)"))
+        fused = self.fuse(torch.cat([tokens[name] for name in self.subspaces], dim=2))
         return dict.fromkeys(self.subspaces, fused)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from einops import rearrange
+import torch
 from torch import Tensor, nn
 
 from .._checks import (
@@ -103,7 +103,7 @@ class SNNEncoder(nn.Module):
             check_floating(name, values)
             sizes = {"B": batch}
             values = values.to(next(network.parameters()).dtype)
-            tokens[subspace] = rearrange(network(values), "b (t c) -> b t c", t=self.gene_tokens)  # [B, T, C]
+            tokens[subspace] = torch.unflatten(network(values), 1, (self.gene_tokens, -1))  # [B, T, C]
         return tokens
 
     def extra_repr(self) -> str:

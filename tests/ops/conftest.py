@@ -1,7 +1,8 @@
 """What the tests of the attention operators share: arguments, gradients, calls and allocations."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,19 +11,38 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from disentangled_mil.ops import BiasTable, MLPBias
+from disentangled_mil.ops._triton_runtime import available, interpreted
 
 Arguments = dict[str, Any]
 Call = tuple[Any, tuple[Any, ...]]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Measure coverage of interpreted kernels, which takes as long as they do, where all their lines run."""
-    for item in items:
-        if (
-            item.path.name == "test_biased_attention_triton.py"
-            and item.originalname != "test_results_and_gradients_are_those_of_the_reference"
-        ):
-            item.add_marker(pytest.mark.no_cover)
+@pytest.fixture(scope="session", autouse=True)
+def patch_the_interpreter_once() -> Iterator[None]:
+    """Triton's interpreter patches its whole language at every call of a function by a kernel; once a launch will do.
+
+    That was two thirds of the time of these tests. Releases of Triton that do it otherwise are left alone.
+    """
+    interpreter = import_module("triton.runtime.interpreter") if available() and interpreted() else None
+    if not hasattr(interpreter, "_LangPatchScope"):
+        yield
+        return
+    original, patched = interpreter._patch_lang, set[int]()
+
+    def patch_once(function: Any) -> Any:
+        namespace, launch = id(function.__globals__), not patched
+        if namespace in patched:
+            return interpreter._LangPatchScope()
+        patched.add(namespace)
+        scope = original(function)
+        if launch:
+            restore = scope.restore
+            scope.restore = lambda: (patched.clear(), restore())
+        return scope
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_once)
+        yield
 
 
 @pytest.fixture(scope="session")
