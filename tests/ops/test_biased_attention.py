@@ -583,13 +583,19 @@ def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_refer
     )
 
 
-@pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@every_kind
-@pytest.mark.usefixtures("tiny_tile")
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, False), (0.3, True)])
+@pytest.mark.parametrize(("kind", "pieces"), [("none", False), ("table", False), ("network", False), ("network", True)])
 def test_the_operators_are_well_registered(
-    draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float, kept: bool
+    draw: Draw,
+    calls: Callable[..., list[Any]],
+    use_tile: UseTile,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    pieces: bool,
+    dropout: float,
+    kept: bool,
 ) -> None:
+    use_tile(monkeypatch, 20, pieces)
     given_ = draw(11, kind=kind, padded=0.3, dropped=0.3)
     given_["query"] = given_["query"].detach().nan_to_num().requires_grad_()  # opcheck compares with ==
     given_["query_position"] = given_["query_position"].detach().nan_to_num().requires_grad_()
