@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_compile import Compiled, compile_kernel
+from tests.triton_compile import Compiled, Launch, compile_kernels
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is not installed")
 knobs = pytest.importorskip("triton.knobs", reason="needs Triton 3.4 or later")
@@ -74,16 +74,13 @@ def record() -> Iterator[Callable[[str], tuple[ModuleType, Launches]]]:
 def compile_all(operator: str, launches: Launches, capability: int) -> dict[str, Compiled]:
     """Every kernel as it was launched."""
     module = import_module(f"{operator}._triton_kernels")
-    compiled = {}
+    wanted = {}
     for kernel, given in launches.items():
         names = getattr(module, kernel).arg_names
         signature = {name: type_of(name, given[name]) for name in names}
         constants = {name: given[name] for name in names if signature[name] == "constexpr"}
-        options = {name: value for name, value in given.items() if name not in names}
-        compiled[kernel] = compile_kernel(
-            module.__name__, kernel, signature, constants, capability=capability, **options
-        )
-    return compiled
+        wanted[kernel] = Launch(signature, constants, {k: value for k, value in given.items() if k not in names})
+    return compile_kernels(module.__name__, wanted, capability)
 
 
 def type_of(name: str, value: Any) -> str:

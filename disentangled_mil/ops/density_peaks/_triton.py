@@ -9,7 +9,7 @@ from torch import Tensor
 from .._triton_runtime import interpreted
 from . import _triton_kernels as kernels
 
-_ROWS, _COLUMNS, _CHANNELS = 64, 128, 8
+_ROWS, _COLUMNS, _CHANNELS = 64, 128, 4
 _OPTIONS = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "CHANNELS": _CHANNELS, "num_warps": 4, "enable_fp_fusion": True}
 _PROGRAMS = 4  # per multiprocessor; where there are fewer blocks of rows than that, the columns are cut as well
 
