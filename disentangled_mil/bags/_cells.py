@@ -7,6 +7,8 @@ _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
 # In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
 _NEIGHBOURS, _DISTINCT = 0.75, 0.95
+# How common a gap must be, compared with the commonest, to be a cell rather than a token that lies askew.
+_OFTEN = 0.25
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -35,12 +37,21 @@ def _side_of_cells(coords: Tensor) -> float:
     few tokens here and there it is those that tell, and next neighbours that do not.
     """
     gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
-    if count >= _NEIGHBOURS * len(coords):
-        # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
-        cells = len(torch.unique(_cells_of(coords, gap), dim=0))
-        if cells >= _DISTINCT * len(torch.unique(coords, dim=0)):
-            return gap
-    return _commonest(torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)]))[0]
+    # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
+    if count >= _NEIGHBOURS * len(coords) and _distinct(coords, gap) >= _DISTINCT:
+        return gap
+    gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
+    gap, count = _commonest(gaps)
+    if _distinct(coords, gap) < 1:
+        # Of very few tokens the commonest gap may be several cells.
+        values, counts = torch.unique(gaps, return_counts=True)
+        gap = float(values[counts >= _OFTEN * count].min())
+    return gap
+
+
+def _distinct(coords: Tensor, side: float) -> float:
+    """How many cells there are for each of the distinct coordinates."""
+    return len(torch.unique(_cells_of(coords, side), dim=0)) / len(torch.unique(coords, dim=0))
 
 
 def _cells_of(coords: Tensor, side: float) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_floating, check_names, check_shape, check_subspaces
+from .._precision import widened
 from ..ops.hazards import outcome_log_probability
 
 RULES = ("max_confidence", "average", "softmax_average", "learned")
@@ -73,7 +74,7 @@ class MagnificationGate(nn.Module):
         stacked = torch.stack([logits[name] for name in self.magnifications], dim=1)  # [B, M, K]
         if self.rule == "softmax_average":
             even = stacked.new_full(stacked.shape[:2], 1 / stacked.shape[1])
-            return GateOutput(self._average_probabilities(stacked), even)
+            return GateOutput(self._average_probabilities(stacked).to(stacked.dtype), even)
         weights = self._weights(stacked)
         # A magnification without weight has no say, not even by an infinite logit.
         shares = torch.where(weights[..., None] > 0, weights[..., None] * stacked, 0)
@@ -82,14 +83,15 @@ class MagnificationGate(nn.Module):
     def _weights(self, logits: Tensor) -> Tensor:
         """Share of each magnification [B, M]."""
         if self.rule == "max_confidence":
-            confidence = self._log_probability(logits).amax(-1)  # [B, M]
+            outcomes = outcome_log_probability(logits) if self.kind == "hazards" else widened(logits)
+            confidence = _log_odds_of_largest(outcomes)  # [B, M]
             return nn.functional.one_hot(confidence.argmax(1), logits.shape[1]).to(logits.dtype)
         if self.mixture is not None:
             return self.mixture.softmax(0).to(logits.dtype).expand(logits.shape[:2])
         return logits.new_full(logits.shape[:2], 1 / logits.shape[1])
 
     def _log_probability(self, logits: Tensor) -> Tensor:
-        return outcome_log_probability(logits) if self.kind == "hazards" else logits.log_softmax(-1)
+        return outcome_log_probability(logits) if self.kind == "hazards" else widened(logits).log_softmax(-1)
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
         """Logits whose probabilities are the mean of the magnifications' probabilities."""
@@ -103,3 +105,10 @@ class MagnificationGate(nn.Module):
     def extra_repr(self) -> str:
         """Options as given."""
         return f"{self.magnifications}, rule={self.rule!r}, kind={self.kind!r}"
+
+
+def _log_odds_of_largest(log_weight: Tensor) -> Tensor:
+    """Log odds of the largest probability [..., K] -> [...], which tell apart what rounds to a probability of one."""
+    # In order, so that the same values in other places are a tie.
+    ordered = log_weight.sort(-1, descending=True).values
+    return ordered[..., 0] - ordered[..., 1:].logsumexp(-1)

@@ -1,5 +1,6 @@
 """How good predictions are, one entry per patient."""
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -183,10 +184,9 @@ def _patients(patients: Iterable[Any], length: int) -> tuple[list[Any], npt.NDAr
 
 
 def _mean(rows: npt.NDArray[np.float64], member: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Mean row of every patient [n, K] -> [patients, K]."""
-    sums = np.zeros((member.max() + 1, rows.shape[1]))
-    np.add.at(sums, member, rows)
-    return sums / np.bincount(member)[:, None]
+    """Mean row of every patient [n, K] -> [patients, K], rounded once: equal scores stay equal, in any order."""
+    columns = (rows[member == patient].T for patient in range(member.max() + 1))
+    return np.array([[statistics.mean(map(float, column)) for column in patient] for patient in columns])
 
 
 def _agreed(

@@ -93,6 +93,17 @@ def test_tokens_of_staggered_rows_have_cells_of_their_own(coords: Tensor) -> Non
     assert len(torch.unique(Grid.from_coords(coords).cells[0], dim=0)) == len(coords)
 
 
+def test_few_tokens_whose_commonest_gap_is_several_cells_do_not_share_cells() -> None:
+    coords = torch.tensor([[1, 1], [0, 3], [1, 3], [0, 6], [1, 9]])
+    assert Grid.from_coords(224 * coords).cells[0].tolist() == (coords - torch.tensor([0, 1])).tolist()
+
+
+def test_one_token_askew_does_not_halve_the_cells() -> None:
+    coords = 224 * torch.cartesian_prod(torch.arange(9), torch.arange(9))[torch.randperm(81)[:30]]
+    coords = torch.cat([224 * torch.tensor([[0, 0], [8, 8]]), coords, torch.tensor([[3 * 224 + 112, 112]])])
+    assert Grid.from_coords(coords).shapes == ((9, 9),)
+
+
 def test_halves_of_a_step_all_go_one_way() -> None:
     halves = torch.stack([torch.arange(10) * 112, torch.zeros(10, dtype=torch.int64)], 1)
     assert Grid.from_coords(halves, step=224).cells[0, :, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]

@@ -42,6 +42,18 @@ def test_the_more_confident_magnification_is_taken_sample_by_sample() -> None:
     assert out.logits.tolist() == [[3.0, 0.0], [4.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "dtype"),
+    [(6.5, 9.0, torch.bfloat16), (9.0, 12.0, torch.float16), (17.0, 30.0, torch.float32), (50.0, 60.0, torch.float64)],
+)
+def test_confidences_that_round_to_one_are_told_apart(first: float, second: float, dtype: torch.dtype) -> None:
+    logits = {"10x": torch.tensor([[first, 0.0]], dtype=dtype), "20x": torch.tensor([[0.0, second]], dtype=dtype)}
+    assert MagnificationGate(("10x", "20x"))(logits).weights.tolist() == [[0.0, 1.0]]
+    for rule in RULES:
+        for kind in ("softmax", "hazards"):
+            assert {part.dtype for part in MagnificationGate(("10x", "20x"), rule=rule, kind=kind)(logits)} == {dtype}
+
+
 def test_the_first_magnification_wins_a_tie() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.0]])
     out = MagnificationGate(NAMES)({n: logits.roll(i, 1) for i, n in enumerate(NAMES)})

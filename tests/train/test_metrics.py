@@ -80,6 +80,14 @@ def test_patients_in_columns_are_refused(patients):
         classification_metrics([[0.6, 0.4]] * 2, [0, 1], patients)
 
 
+def test_equal_scores_stay_ties_whatever_the_number_and_order_of_slides():
+    for time in ([1, 1, 1, 2], [2, 2, 2, 1]):
+        assert survival_metrics([0.1] * 4, time, event=[1] * 4, patients=list("aaab"))["c_index"] == 0.5
+    assert classification_metrics([[0.9, 0.1]] * 4, [1, 1, 1, 0], list("aaab"))["auc"] == 0.5
+    risks, time = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1], [1, 1, 1, 2, 2, 2]
+    assert survival_metrics(risks, time, event=[1] * 6, patients=list("aaabbb"))["c_index"] == 0.5
+
+
 def test_slides_of_a_patient_are_averaged_before_patients_are_ranked():
     patients = ["a", "b", "a", "c"]
     metrics = survival_metrics([9, 3, -5, 1], [1, 2, 1, 3], event=[1, 1, 1, 0], patients=patients)
