@@ -1,7 +1,7 @@
-"""The precision of sums: half precision is for storage, and what is added up has at least float32."""
+"""Precisions: half precision is for storage, and what is added up has at least float32."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
@@ -20,3 +20,8 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 def widened(tensor: Tensor) -> Tensor:
     """A tensor in at least float32."""
     return tensor.to(wide_dtype(tensor))
+
+
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """The type of a network's weights, which need be no parameters: replicas and parametrisations have tensors."""
+    return next(layer.weight.dtype for layer in network.modules() if isinstance(layer, nn.Linear))

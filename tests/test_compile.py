@@ -210,7 +210,8 @@ def test_many_slides_of_any_shape_need_two_graphs() -> None:
     graphs = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     compiled = torch.compile(layer, fullgraph=True, backend=graphs)
-    for count, (width, height) in enumerate([(6, 7), (7, 8), (9, 9), (10, 7), (6, 6), (8, 12)], 20):
+    rectangles = [(6, 7), (7, 8), (9, 9), (10, 7), (6, 6), (8, 12), (4, 9), (15, 5), (3, 2)]
+    for count, (width, height) in enumerate(rectangles, 20):
         coords = torch.stack([torch.arange(count) * 5 % width, torch.arange(count) % height], dim=-1)
         grid = Grid.from_coords(coords.expand(2, -1, -1), step=1)
         patches = tokens(count, count=count)

@@ -7,6 +7,8 @@ _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
 # In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
 _NEIGHBOURS, _DISTINCT = 0.75, 0.95
+# How much gaps between neighbours may differ by rounding.
+_ROUNDING = 0.01
 # How common a gap must be, compared with the commonest, to be a cell rather than a token that lies askew.
 _OFTEN = 0.25
 
@@ -61,11 +63,16 @@ def _cells_of(coords: Tensor, side: float) -> Tensor:
 
 
 def _commonest(gaps: Tensor) -> tuple[float, int]:
-    """The commonest gap, the smaller one in a tie, and how often it occurs; 1 without any."""
-    values, counts = torch.unique(gaps, return_counts=True)
+    """The commonest gap, the smaller one in a tie, and how often it occurs; 1 without any.
+
+    Nearly equal gaps are rounded multiples of one side, which is their mean.
+    """
     if len(gaps) == 0:
         return 1.0, 0
-    return float(values[counts.argmax()]), int(counts.max())
+    values, counts = torch.unique(gaps, return_counts=True)
+    commonest = values[counts.argmax()]
+    near = gaps[(gaps - commonest).abs() <= _ROUNDING * commonest]
+    return float(near.mean()), len(near)
 
 
 def _gaps(coords: Tensor) -> Tensor:

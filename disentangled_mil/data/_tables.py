@@ -47,11 +47,11 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     plain = path.with_suffix("") if path.suffix == ".gz" else path
     if plain.suffix not in _DELIMITERS:
         raise ValueError(f"{path}: a table must end in .csv, .tsv or .txt (also with .gz), got {path.name!r}")
-    width = None
+    width, end = None, 0
     try:
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_DELIMITERS[plain.suffix])
+            reader = csv.reader(file, delimiter=_DELIMITERS[plain.suffix], strict=True)
             for cells in reader:
                 if not cells:
                     continue
@@ -61,8 +61,13 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                         f"{path}, line {reader.line_num}: a row must have {width} cells like the header, "
                         f"got {len(cells)}"
                     )
-                yield Row(reader.line_num, cells)
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+                end = reader.line_num
+                yield Row(end, cells)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {end + 1}: must be a table whose quotes end where a cell does: {error}"
+        ) from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be a readable UTF-8 text table: {error}") from error
     if width is None:
         raise ValueError(f"{path}: a table must have a header, got an empty file")

@@ -11,6 +11,7 @@ import torch
 from .._checks import check_choice
 from ..bags import Bag
 from .expression import ExpressionPipeline
+from .gene_sets import gene_symbol
 from .hdf5 import merge_slides, read_bag, slide_width
 
 TASKS = ("diagnosis", "grading", "survival")
@@ -218,6 +219,13 @@ class Cohort:
         """
         paired = set() if self.expression is None else set(self.expression.index)
         return self.subset(patient for patient in self.patients if patient not in paired)
+
+    def genes_found(self) -> dict[str, tuple[int, int]]:
+        """For each subspace, how many of its genes the expression table has, and how many there are."""
+        columns = [] if self.expression is None else self.expression.columns
+        symbols = {gene_symbol(str(name)) for name in columns}
+        sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
+        return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
 
     def fit_expression(self) -> ExpressionPipeline:
         """Fit the expression pipeline on this cohort's patients: call it on a training subset.

@@ -27,12 +27,14 @@ _MISSING = (
     "NA",
     "N/A",
     "NaN",
-    "nan",
     "None",
     "null",
+    "--",
     "'--",
+    "unknown",
+    "not available",
+    "not applicable",
     "not reported",
-    "Not Reported",
     "GX",
     "[Discrepancy]",
     "[Not Applicable]",
@@ -57,9 +59,9 @@ def read_cohort(path: str | Path) -> Cohort:
         grade = "grade"
         time = "os_days"                  # any unit, >= 0
         event = "event"                   # 1 = death, 0 = censored
-        missing = ["", "NA", "N/A", "NaN", "nan", "None", "null", "'--", "not reported", "Not Reported",
-                   "GX", "[Discrepancy]", "[Not Applicable]", "[Not Available]", "[Not Evaluated]",
-                   "[Unknown]"]           # labels that count as none
+        missing = ["", "NA", "N/A", "NaN", "None", "null", "--", "'--", "unknown", "not available",
+                   "not applicable", "not reported", "GX", "[Discrepancy]", "[Not Applicable]",
+                   "[Not Available]", "[Not Evaluated]", "[Unknown]"]  # labels that count as none, in any case
 
         [slides]
         bag = "slide"                     # or "patient": all slides of a patient in one bag
@@ -190,7 +192,7 @@ def _read_clinical(folder: Path, section: _Section) -> tuple[pd.DataFrame, dict[
         raise ValueError(f"{section.name} separator must not be empty")
     demanded = [*columns.values(), *(section.content[name] for name in _LABELS if name in section.content)]
     labels = {name: section.take(name, str, column) for name, column in _LABELS.items()}
-    missing = set(section.texts("missing", list(_MISSING)))
+    missing = {label.casefold() for label in section.texts("missing", list(_MISSING))}
     section.end()
 
     rows = read_rows(path)
@@ -229,10 +231,10 @@ def _read_clinical(folder: Path, section: _Section) -> tuple[pd.DataFrame, dict[
 
 
 def _label(where: str, name: str, cell: str, missing: Collection[str]) -> str | float | None:
-    """A label as tasks read it: None or NaN if missing; times and events as numbers."""
+    """A label as tasks read it: None or NaN if missing, in any case; times and events as numbers."""
     if name not in ("time", "event"):
-        return None if cell in missing else cell
-    if cell in missing:
+        return None if cell.casefold() in missing else cell
+    if cell.casefold() in missing:
         return nan
     try:
         number = float(cell)

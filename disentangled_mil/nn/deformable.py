@@ -328,7 +328,10 @@ class CoarseGrid(NamedTuple):
         stride = torch.where(grid.sizes >= least, downsample, 1)
         size = torch.div(grid.sizes, stride, rounding_mode="floor")
         sides = zip(*grid.shapes, strict=True)
-        columns, rows = (max(side // downsample if side >= least else side for side in axis) for axis in sides)
+        # In numbers, because a choice would be a graph of its own for each side of every bag.
+        columns, rows = (
+            max(side + min(side // least, 1) * (side // downsample - side) for side in axis) for axis in sides
+        )
         index = torch.arange(columns * rows, device=size.device)
         position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
         mask = (position < size[:, None]).all(-1)

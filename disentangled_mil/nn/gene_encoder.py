@@ -17,6 +17,7 @@ from .._checks import (
     check_shape,
     check_subspaces,
 )
+from .._precision import weight_dtype
 
 
 class SNNEncoder(nn.Module):
@@ -102,7 +103,7 @@ class SNNEncoder(nn.Module):
             batch = check_shape(name, values, "B G", {**sizes, "G": self.genes[subspace]})["B"]
             check_floating(name, values)
             sizes = {"B": batch}
-            values = values.to(next(network.parameters()).dtype)
+            values = values.to(weight_dtype(network))
             tokens[subspace] = torch.unflatten(network(values), 1, (self.gene_tokens, -1))  # [B, T, C]
         return tokens
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_count, check_floating, check_interval, check_shape
+from .._precision import weight_dtype
 
 
 class PatchEncoder(nn.Module):
@@ -85,5 +86,5 @@ class PatchEncoder(nn.Module):
         check_shape("patches", patches, "B N features", {"features": len(self.mean)})
         check_floating("patches", patches)
         standard = (patches.to(self.mean.dtype) - self.mean) / self.std
-        tokens: Tensor = self.project(standard.to(next(self.project.parameters()).dtype))
+        tokens: Tensor = self.project(standard.to(weight_dtype(self.project)))
         return tokens

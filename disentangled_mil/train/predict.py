@@ -56,6 +56,8 @@ def predict_slides(
             raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
+        raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
     samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):

@@ -24,7 +24,7 @@ from ..report.maps import prototype_map
 from ..report.tables import results_table
 from .checkpoint import load_model, write_json
 from .examples import BagMemory
-from .experiment import MODELS, Result, Split, run_split
+from .experiment import MODELS, Result, Split, fit_task, run_split
 from .options import TrainingOptions
 
 TRAIN_OPTIONS = TrainingOptions()
@@ -129,18 +129,24 @@ def run_cross_validation(
             f"{len(eligible)} of them with expression ({_counts(eligible)})",
             file=sys.stderr,
         )
+        for subspace, (found, wanted) in cohort.genes_found().items():
+            print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
     strata = eligible["event"] if isinstance(eligible, pd.DataFrame) else eligible
-    splits = patient_folds(eligible.index, strata, folds=folds, seed=options.seed)
+    splits = []
+    for fold in patient_folds(eligible.index, strata, folds=folds, seed=options.seed):
+        tested = set(fold.test)
+        train = cohort.subset(patient for patient in labels.index if patient not in tested)
+        # What cannot be fitted is refused before a slide is read, and before another fold is trained.
+        fit_task(train, label, options)
+        train.fit_expression()
+        splits.append(Split(train, {"test": paired.subset(fold.test)}))
     memory, results = BagMemory(), []
     folders = [out / f"fold{number}" for number in range(folds)]
     with _claimed(out, claim, resume):
         memory.check(cohort.samples, quiet=quiet)
-        for number, (fold, folder) in enumerate(zip(splits, folders, strict=True)):
+        for number, (split, folder) in enumerate(zip(splits, folders, strict=True)):
             if not quiet:
                 print(f"fold {number + 1} of {folds}", file=sys.stderr)
-            tested = set(fold.test)
-            train = cohort.subset(patient for patient in labels.index if patient not in tested)
-            split = Split(train, {"test": paired.subset(fold.test)})
             result = run_split(split, label, options, folder, memory=memory, resume=resume, quiet=quiet)
             result.predictions.insert(0, "fold", number)
             results.append(result)

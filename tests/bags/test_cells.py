@@ -104,6 +104,12 @@ def test_one_token_askew_does_not_halve_the_cells() -> None:
     assert Grid.from_coords(coords).shapes == ((9, 9),)
 
 
+@pytest.mark.parametrize("pitch", [224.63, 224.37, 454.36])
+def test_multiples_of_a_side_that_were_rounded_keep_their_cells(pitch: float) -> None:
+    coords = rectangle(600, 20)
+    assert torch.equal(Grid.from_coords((coords * pitch).floor().long()).cells[0], coords)
+
+
 def test_halves_of_a_step_all_go_one_way() -> None:
     halves = torch.stack([torch.arange(10) * 112, torch.zeros(10, dtype=torch.int64)], 1)
     assert Grid.from_coords(halves, step=224).cells[0, :, 0].tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]

@@ -61,6 +61,12 @@ def test_patients_are_split_by_whether_they_have_expression():
     assert cohort(expression=None).without_expression().patients == ("A", "B", "C")
 
 
+def test_genes_are_counted_by_symbol():
+    sets = {"tumor": ("EGFR|1956", "TP53", "EGFR"), "tme": ("CD2",)}
+    assert cohort(gene_sets=sets).genes_found() == {"tumor": (1, 2), "tme": (1, 1)}
+    assert cohort(expression=None).genes_found() == {"tumor": (0, 1), "tme": (0, 1)}
+
+
 @pytest.mark.parametrize(
     ("select", "got"),
     [

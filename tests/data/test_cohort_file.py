@@ -159,7 +159,9 @@ def test_columns_and_missing_labels_can_be_named(folder):
     assert task_labels(cohort, "diagnosis").to_dict() == {"A": "50", "C": "61"}
 
 
-@pytest.mark.parametrize("cell", ["nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "null"])
+@pytest.mark.parametrize(
+    "cell", ["nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "n/a", "null", "Unknown"]
+)
 def test_what_tables_write_for_no_value_is_no_label(folder, cell):
     cohort = read_cohort(change(folder, "clinical.csv", "a1;a2,x,G2,10,1.0", ",".join(["a1;a2", *[cell] * 4])))
     assert task_labels(cohort, "diagnosis").to_dict() == {"B": "y"}

@@ -36,6 +36,16 @@ def test_every_dialect_gives_the_same_rows(tmp_path, name, text):
         ("t.csv", b"", r"t\.csv: a table must have a header, got an empty file"),
         ("t.csv", b"a,b\n1,2\n1,2,3\n", r"t\.csv, line 3: a row must have 2 cells like the header, got 3"),
         ("t.csv", b"a,b\n1\n", r"t\.csv, line 2: a row must have 2 cells like the header, got 1"),
+        (
+            "t.csv",
+            b'a,b\n1,2\n3,"see report\n5,6\n',
+            r"t\.csv, line 3: must be a table whose quotes end where a cell does: unexpected end of data",
+        ),
+        (
+            "t.csv",
+            b'a,b\n1,"see\n3,"4"\n',
+            r"t\.csv, line 2: must be a table whose quotes end where a cell does: ',' expected after '\"'",
+        ),
         ("t.csv", b"a,b\n\xff\xfe,1\n", r"t\.csv: must be a readable UTF-8 text table"),
         ("t.csv.gz", b"a,b\n1,2\n", r"t\.csv\.gz: must be a readable UTF-8 text table"),
         (

@@ -208,6 +208,14 @@ def test_a_table_of_patients_that_is_no_table_is_named(by_slide, tmp_path, conte
         predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
 
 
+def test_the_table_of_patients_is_not_overwritten(by_slide, tmp_path):
+    path = shutil.copy(by_slide.patients, tmp_path / "patients.csv")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"patients\.csv: must be another file than the table of patients"):
+        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "patients.csv", patients=path)
+    assert path.read_bytes() == before
+
+
 def test_a_patient_may_be_called_NA(by_slide, tmp_path):
     path = tmp_path / "patients.csv"
     pd.read_csv(by_slide.patients).assign(patient="NA").to_csv(path, index=False)

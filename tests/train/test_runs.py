@@ -455,7 +455,7 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2)
     printed = capsys.readouterr()
     assert printed.out == ""
-    first, *_ = printed.err.splitlines()
+    first, *genes = printed.err.splitlines()[:3]
     cohort = read_cohort(description)
     counts = [
         ", ".join(f"{grade} {count}" for grade, count in task_labels(c, "grading").value_counts().sort_index().items())
@@ -463,6 +463,10 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
     ]
     assert first == f"grading: 33 patients ({counts[0]}), 27 of them with expression ({counts[1]})"
     assert counts[0].startswith("G2 ")
+    assert genes == [
+        f"{subspace}: {len(members)} of {len(members)} genes in the expression table"
+        for subspace, members in cohort.gene_sets.items()
+    ]
     assert "reading slides" in printed.err
     assert "fold 1 of 2" in printed.err
 
@@ -474,6 +478,25 @@ def test_deaths_are_told_before_training(description, quick, tmp_path, capsys, u
     every, paired = (int(c.clinical["event"].sum()) for c in (cohort, cohort.with_expression()))
     line = f"survival: 34 patients ({every} deaths), 28 of them with expression ({paired} deaths)\n"
     assert line in capsys.readouterr().err
+
+
+def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
+    description, quick, tmp_path, monkeypatch, untrained
+):
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    with pytest.raises(ValueError, match="bins must leave no interval without a death"):
+        run_cross_validation(description, "survival", tmp_path / "run", replace(quick, bins=50), folds=2, quiet=True)
+    fits = []
+
+    def fit(cohort):
+        fits.append(cohort)
+        if len(fits) == 2:
+            raise ValueError("the second fold cannot be fitted")
+
+    monkeypatch.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
+    with pytest.raises(ValueError, match="the second fold"):
+        run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_demo_leaves_the_documented_files_and_tells_internal_and_external_results(quick, tmp_path, small_demo):
