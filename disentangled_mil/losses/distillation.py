@@ -379,8 +379,9 @@ def _divergence(p: Tensor, q: Tensor) -> Tensor:
     """
     d = p - q
     near = d.abs() < 1
-    small = torch.where(near, d, 0)  # so that the branch not taken stays finite in the gradient
-    return torch.where(near, p.exp() * (small.neg().expm1() + small), p.exp() * d + q.exp() - p.exp())
+    # So that the branch not taken stays finite in the gradient, and what p excludes counts nothing.
+    small, large = torch.where(near, d, 0), torch.where(near | (p == -torch.inf), 0, d)
+    return torch.where(near, p.exp() * (small.neg().expm1() + small), p.exp() * large + q.exp() - p.exp())
 
 
 def _check_temperature(temperature: float) -> None:

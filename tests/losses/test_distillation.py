@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import rel_entr
 from torch.autograd import gradcheck
 
 from disentangled_mil.losses import (
@@ -35,6 +36,17 @@ def test_released_prediction_loss_and_gradient_are_reproduced(golden, temperatur
     loss.backward()
     torch.testing.assert_close(loss, case["loss"], rtol=0, atol=1e-9)
     torch.testing.assert_close(student.grad, case["grad_student_logits"], rtol=0, atol=1e-9)
+
+
+def test_classes_that_the_teacher_excludes_count_nothing():
+    teacher = torch.tensor([[1.0, -torch.inf, 0.5], [0.0, 1.0, -torch.inf]])
+    student = torch.tensor([[0.3, -torch.inf, 0.1], [0.2, 0.4, 2.0]], requires_grad=True)
+    loss = prediction_distillation(student, teacher, temperature=2.0)
+    p, q = (softened.double().div(2).softmax(1) for softened in (teacher, student))
+    expected = 4 * torch.from_numpy(rel_entr(p.numpy(), q.detach().numpy())).sum(1).mean()
+    torch.testing.assert_close(loss.double(), expected)
+    (slope,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(slope.double(), (q - p).detach())
 
 
 def test_softmax_divergence_equals_torch_batchmean(generator):
