@@ -103,7 +103,8 @@ class Grid:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
             mask: True where a token is real; all of them by default.
             step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbours of one
-                row or column of the bag, or between its distinct coordinates where few tokens have such neighbours.
+                row or column of the bag, or between its distinct coordinates where few tokens have such neighbours
+                (a smaller one that is common too, if tokens would share cells); the mean of gaps within 1 % of it.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
