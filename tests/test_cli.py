@@ -48,7 +48,9 @@ def refusal(arguments, capsys) -> str:
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = [
-        line for line in printed.err.splitlines() if line and not re.match(r"reading slides|\w+: \d+ patients", line)
+        line
+        for line in printed.err.splitlines()
+        if line and not re.match(r"reading slides|\w+: \d+ (patients|of \d+ genes)", line)
     ]
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
