@@ -43,11 +43,11 @@ def _side_of_cells(coords: Tensor) -> float:
     if count >= _NEIGHBOURS * len(coords) and _distinct(coords, gap) >= _DISTINCT:
         return gap
     gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
-    gap, count = _commonest(gaps)
+    gap, _ = _commonest(gaps)
     if _distinct(coords, gap) < 1:
         # Of very few tokens the commonest gap may be several cells.
         values, counts = torch.unique(gaps, return_counts=True)
-        gap = float(values[counts >= _OFTEN * count].min())
+        gap = float(values[counts >= _OFTEN * counts.max()].min())
     return gap
 
 
