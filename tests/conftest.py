@@ -23,8 +23,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DISENTANGLED_MIL_SHARED", REPOSITORY.parent / "shared"))
 
-# Measuring coverage makes compilers and Triton's interpreter up to twice as slow. The former run no line that others
-# do not; of the latter one test runs all lines.
+# Measuring coverage makes compilers and Triton's interpreter up to twice as slow. Hardly a line (pytrees, refusals
+# while compiling) is run by the former alone, and of kernels one test runs nearly all.
 UNMEASURED = {"test_compile.py", "test_docs.py", "test_biased_attention_triton.py"}
 MEASURED = "test_results_and_gradients_are_those_of_the_reference"
 

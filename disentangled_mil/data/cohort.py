@@ -10,6 +10,7 @@ import torch
 
 from .._checks import check_choice
 from ..bags import Bag
+from ._expression_tables import columns_of
 from .expression import ExpressionPipeline
 from .gene_sets import gene_symbol
 from .hdf5 import merge_slides, read_bag, slide_width
@@ -222,8 +223,7 @@ class Cohort:
 
     def genes_found(self) -> dict[str, tuple[int, int]]:
         """For each subspace, how many of its genes the expression table has, and how many there are."""
-        columns = [] if self.expression is None else self.expression.columns
-        symbols = {gene_symbol(str(name)) for name in columns}
+        symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
 

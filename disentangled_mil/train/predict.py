@@ -45,8 +45,8 @@ def predict_slides(
     Raises:
         FileNotFoundError: a file or folder is missing.
         OSError: ``out`` cannot be written.
-        ValueError: the checkpoint is no student, a magnification is missing, slides and patients do not fit, or
-            a slide cannot be read or has another feature width.
+        ValueError: the checkpoint is no student, ``out`` is the table of patients, a magnification is missing,
+            slides and patients do not fit, or a slide cannot be read or has another feature width.
     """
     model, description = load_model(checkpoint)
     if not isinstance(model, Student):

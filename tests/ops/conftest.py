@@ -21,7 +21,7 @@ Call = tuple[Any, tuple[Any, ...]]
 def patch_the_interpreter_once() -> Iterator[None]:
     """Triton's interpreter patches its whole language at every call of a function by a kernel; once a launch will do.
 
-    That was two thirds of the time of these tests. Releases of Triton that do it otherwise are left alone.
+    That was two fifths of the time of the kernels' tests. Releases of Triton that do it otherwise are left alone.
     """
     interpreter = import_module("triton.runtime.interpreter") if available() and interpreted() else None
     if not hasattr(interpreter, "_LangPatchScope"):

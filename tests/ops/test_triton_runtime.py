@@ -29,7 +29,7 @@ def test_to_ask_whether_triton_is_there_does_not_import_it() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("true", True), ("0", False), ("", False)])
-def test_the_interpreter_is_that_of_the_environment_and_triton_agrees(value: str, expected: str) -> None:
+def test_the_interpreter_is_that_of_the_environment_and_triton_agrees(value: str, expected: bool) -> None:
     knobs = pytest.importorskip("triton.knobs", reason="needs Triton 3.4 or later")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", value)
