@@ -113,8 +113,9 @@ class Grid:
             The grid, every bag moved to its upper left corner.
 
         Raises:
-            ValueError: a coordinate of a real token is not finite, ``step`` is not positive, or the cells would
-                cover an absurdly larger area than the tokens (jittered coordinates: give ``step``).
+            ValueError: a coordinate of a real token is not finite, ``step`` is not positive or so large that more than
+                32 different coordinates would share a cell on average, or the cells would cover an absurdly larger
+                area than the tokens (jittered coordinates: give ``step``).
             RuntimeError: inside of a region that is compiled, where values are unknown.
         """
         _refuse_in_compiled_region("Grid.from_coords reads the coordinates")
