@@ -35,7 +35,7 @@ def read_bag(
     ==============  ==========================================================================================
     ``features``    patch features (TRIDENT, CLAM; STAMP calls them ``feats``)
     ``coords``      optional: (x, y) of every patch. Its attribute ``patch_size_level0`` (TRIDENT), less
-                    ``overlap``, is the side of a grid cell
+                    ``overlap``, is the side of a grid cell. Coordinates under another name must be asked for
     ``augmented``   optional (STAMP): True where a patch is an augmented copy of another with its coordinates
     ==============  ==========================================================================================
 
@@ -58,8 +58,8 @@ def read_bag(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no readable HDF5 file, lacks a dataset, holds no patch, features or
-            coordinates of a wrong shape or type, or a value that is not finite. The message names file, row
-            and reason.
+            coordinates of a wrong shape or type, coordinates under another name than was asked for, or a value that is
+            not finite. The message names file, row and reason.
 
     Example:
         >>> import tempfile
@@ -206,7 +206,14 @@ def _read(
     with _open(path) as file:
         values = _rows(_features(path, file, features))
         places, sides = None, {}
-        if coords is not None or _COORDS in file:
+        if coords is None and _COORDS not in file:
+            # Without a word, the patches would lie on a square.
+            for name, item in file.items():
+                if "coord" in name.casefold() and getattr(item, "shape", None) and item.shape[-1] == 2:
+                    raise ValueError(
+                        f"{path}: coordinates must be in a dataset {_COORDS!r}, or asked for by name, got {name!r}"
+                    )
+        else:
             dataset = _dataset(path, file, (_COORDS,) if coords is None else (coords,))
             if dataset.dtype.kind not in "iuf":
                 raise ValueError(f"{path}: coords must be numbers, got {dataset.dtype}")

@@ -86,6 +86,19 @@ def test_a_slide_without_coordinates_lies_on_a_square(tmp_path):
     assert read_bag(write(tmp_path / "slide.h5", features=features())).grid.shapes == ((2, 2),)
 
 
+@pytest.mark.parametrize("name", ["coordinates", "Coords_level0"])
+def test_coordinates_under_another_name_are_not_passed_over(tmp_path, name):
+    path = write(tmp_path / "slide.h5", features=features(), **{name: COORDS})
+    with pytest.raises(ValueError, match=rf"slide\.h5: coordinates must be in a dataset 'coords', .* got '{name}'"):
+        read_bag(path)
+    assert read_bag(path, coords=name).grid.shapes == ((3, 2),)
+
+
+def test_other_datasets_are_no_coordinates(tmp_path):
+    path = write(tmp_path / "slide.h5", features=features(), coord_unit=b"um", stain=np.ones((4, 2)))
+    assert read_bag(path).grid.shapes == ((2, 2),)
+
+
 @pytest.mark.parametrize(("overlap", "shape"), [(0, (3, 2)), (112, (5, 3))])
 def test_the_grid_step_is_the_stored_patch_size_less_the_overlap(tmp_path, overlap, shape):
     path = write(tmp_path / "slide.h5", features=features(), coords=COORDS)
