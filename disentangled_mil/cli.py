@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="teacher, student and distillation on a planted cohort")
     demo.add_argument("--task", choices=("diagnosis", "grading", "survival"), default="diagnosis")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="run folder (default: %(default)s)")
-    demo.add_argument("--patients", type=int, default=None, help="training patients")
+    demo.add_argument("--patients", type=int, help="training patients (default: 160)")
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train", help="cross-validation on a cohort of your own")
@@ -76,12 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
     predict.set_defaults(run=_predict)
 
-    for command in (demo, train):
+    # The defaults themselves are the options', which need the extra; tests compare them.
+    for command, epochs in ((demo, 20), (train, 30)):
         command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-        command.add_argument("--epochs", type=int, help="passes of each stage")
-        command.add_argument("--batch-size", type=int)
-        command.add_argument("--learning-rate", type=float)
-        command.add_argument("--bins", type=int, help="intervals of survival; fewer where few have died")
+        command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
+        command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 16)")
+        command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
+        command.add_argument("--bins", type=int, help="intervals of survival; fewer where few have died (default: 4)")
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
     for command in (demo, train, predict):
         command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import h5py
@@ -19,6 +20,7 @@ from disentangled_mil.cli import main
 from disentangled_mil.data.planted import planted_cohort, write_cohort
 from disentangled_mil.train import predict, runs
 from disentangled_mil.train.options import TrainingOptions
+from disentangled_mil.train.runs import DEMO_OPTIONS, TRAIN_OPTIONS
 from disentangled_mil.train.stages import StudentStage
 
 # Where the package can be imported from, installed or not.
@@ -192,6 +194,19 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     assert options == {"folds": 4, "resume": True}
     assert [str(demo[0]), demo[1], demo[2]] == ["runs/demo", "diagnosis", SMALL]
     assert few == {"resume": False}
+
+
+@pytest.mark.parametrize(("command", "defaults"), [("demo", DEMO_OPTIONS), ("train", TRAIN_OPTIONS)])
+def test_help_names_the_defaults(command, defaults, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    listed = " ".join(capsys.readouterr().out.split("options:")[1].split())
+    for name in ("epochs", "batch_size", "learning_rate", "bins", "seed"):
+        part = listed.split(f"--{name.replace('_', '-')} ")[1].split(" --")[0]
+        assert f"(default: {getattr(defaults, name)})" in part
+    if command == "demo":
+        patients = signature(runs.run_demo).parameters["patients"].default
+        assert f"training patients (default: {patients})" in listed
 
 
 def test_a_missing_description_is_one_line(tmp_path, capsys):

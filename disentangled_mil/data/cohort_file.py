@@ -257,6 +257,11 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
     folders: dict[str, Path] = {}
     steps: dict[str, float | None] = {}
     for magnification in [key for key in section.content if key not in section.known]:
+        if not isinstance(section.content[magnification], dict):
+            raise ValueError(
+                f"{section.name} has the unknown key {magnification!r}; known are {', '.join(section.known)}, "
+                "and a section per magnification"
+            )
         part = section.section(magnification)
         folders[magnification] = folder / part.take("folder", str)
         step = steps[magnification] = part.optional("step", float)

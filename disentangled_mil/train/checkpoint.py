@@ -60,7 +60,8 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     description_path, weights_path = _files(path)
     for file in (description_path, weights_path):
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file")
+            named = f"; {path} is a folder, name a checkpoint in it" if path.is_dir() else ""
+            raise FileNotFoundError(f"{file}: no such file{named}")
     description = _read_description(description_path)
     kind = description["model"]
     try:

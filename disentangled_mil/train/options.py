@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
 
+_LARGEST_SEED = 2**32 - 1  # of NumPy's generators
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -31,7 +33,7 @@ class TrainingOptions:
         cgc: coordinate the gradients of the subspaces.
         gate: how magnifications are combined.
         bins: intervals of discrete-time survival.
-        seed: of initialisation, order of samples, dropout and inner split.
+        seed: of initialisation, order of samples, dropout and inner split, less than 2^32.
         device: where to train.
 
     Raises:
@@ -66,6 +68,7 @@ class TrainingOptions:
         for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "bins"):
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, minimum=0)
+        check_interval("seed", self.seed, 0, _LARGEST_SEED)
         check_choice("gate", self.gate, RULES)
         for name in ("dropout", "gene_dropout", "lr_warmup", "task_warmup"):
             check_interval(name, getattr(self, name), 0, 1)

@@ -34,6 +34,12 @@ DEMO_GRID = (10, 8)
 
 _OCCUPIED = "{out}: already holds a run; give another --out, or --resume to continue it"
 _END = 1 << 20
+_ONE_CLASS = "nan: there was a test set whose patients have one class, which leaves nothing to tell apart\n"
+_NOTHING_TO_COMPARE = {
+    "diagnosis": _ONE_CLASS,
+    "grading": _ONE_CLASS,
+    "survival": "nan: there was a test set without two patients of whom one is known to have died first\n",
+}
 
 
 def run_demo(
@@ -303,5 +309,6 @@ def _finish(out: Path, folders: Sequence[Path], results: Sequence[Result], label
 def _report(out: Path, label: str) -> str:
     """The table of a finished run and where its files are."""
     runs = json.loads((out / "metrics.json").read_text())["runs"]
-    table = results_table(runs, label, every=len(runs) > 1)
-    return f"\n{table.to_string()}\n\nmetrics, predictions, logs and checkpoints: {out}"
+    table = results_table(runs, label, every=len(runs) > 1).to_string()
+    lacking = f"\n{_NOTHING_TO_COMPARE[label]}" if "nan" in table else ""
+    return f"\n{table}\n{lacking}\nmetrics, predictions, logs and checkpoints: {out}"

@@ -202,7 +202,7 @@ def test_one_column_may_serve_several_purposes(folder):
         ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\] \[10x\] step must be a number, got '3'"),
         ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\] \[10x\] step must be positive and finite, got 0"),
         ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[10x\] step must be positive and finite, got inf"),
-        ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] bags must be a table, got 1"),
+        ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] has the unknown key 'bags'; known are bag,"),
         (
             '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',
             "[slides]",

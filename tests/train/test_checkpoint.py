@@ -46,6 +46,11 @@ def test_a_missing_file_is_named(saved, suffix):
         load_model(saved)
 
 
+def test_a_folder_is_told_from_a_checkpoint(saved):
+    with pytest.raises(FileNotFoundError, match=r": no such file; .* is a folder, name a checkpoint in it$"):
+        load_model(saved.parent)
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
 def test_a_description_that_is_no_json_is_refused(saved, content):
     saved.with_suffix(".json").write_bytes(content)

@@ -49,6 +49,8 @@ def test_validation_leaves_patients_to_learn_from():
 def test_seed_is_a_natural_number():
     with pytest.raises(ValueError, match=r"^seed must be at least 0, got -1$"):
         TrainingOptions(seed=-1)
+    with pytest.raises(ValueError, match=r"^seed must lie in \[0, 4294967295\], got 5000000000$"):
+        TrainingOptions(seed=5_000_000_000)
 
 
 def test_unknown_rule_of_the_gate_is_refused_before_anything_is_trained():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,18 @@ def test_table_shows_mean_and_spread_over_folds(finished_run):
     for name in ("SNN (genes)", "teacher", "student from scratch", "distilled student"):
         assert name in printed
     assert str(out) in printed
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [("grading", "nan: .* one class"), ("survival", "nan: .* known to have died first")],
+)
+def test_the_report_says_why_a_measure_is_nan(tmp_path, label, reason):
+    for value, lines in (("null", 1), ("0.5", 0)):
+        (tmp_path / "metrics.json").write_text(
+            f'{{"runs": [{{"teacher": {{"test": {{"auc": {value}, "accuracy": 1, "c_index": {value}}}}}}}]}}'
+        )
+        assert len(re.findall(f"^{reason}", runs._report(tmp_path, label), re.MULTILINE)) == lines
 
 
 def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
