@@ -244,6 +244,8 @@ class Grid:
         """
         sizes = check_shape("tokens", tokens, "B N C", dict(zip("BN", self.mask.shape, strict=True)))
         batch, channels = sizes["B"], sizes["C"]
+        if self.full:
+            return tokens.reshape(batch, self.height, self.width, channels), self.count.view(batch, self.height, -1)
         area = self.width * self.height
         index = self._flat_cells()[..., None]
         real = widened(torch.where(self.mask[..., None], tokens, 0))

@@ -34,6 +34,8 @@ def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
     groups = position.shape[1]
     position = position.flatten(0, 1)
     corners = bilinear_corners(position, grid.width, grid.height)
+    if grid.full:
+        return corners, position.new_ones(position.shape[:2])
     occupied = (grid.count > 0).to(position.dtype).repeat_interleave(groups, dim=0)  # [B G, H W]
     real = corners.weight * occupied.gather(1, corners.cell.flatten(1)).view_as(corners.weight)
     share = real.sum(-1)

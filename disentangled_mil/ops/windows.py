@@ -59,8 +59,9 @@ def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     wide = wide_dtype(cells)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
     for row, weight in enumerate(kernel.to(wide)):
-        index, inside = _places(cells, window[:, :, row])
-        summed += (embedding(index, cells.flatten(0, 2)) * (inside * weight)).sum(3)
+        index, inside = _places(cells, window[:, :, row], wide)
+        read = embedding(index, cells.flatten(0, 2)).to(wide)  # [B, G, J, S, C]
+        summed += read.mul_(inside * weight).sum(3)
     return summed.to(cells.dtype)
 
 
@@ -73,14 +74,14 @@ def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     batch, groups, count, channels = cells.shape
     wide = wide_dtype(cells)
-    gradient = gradient.to(wide)
+    arriving = gradient.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)
     for row, weight in enumerate(kernel.to(wide)):
-        index, inside = _places(cells, window[:, :, row])
-        read = embedding(index, cells.flatten(0, 2)) * inside  # [B, G, J, S, C]
-        into_kernel[row] = (read.to(wide) * gradient[:, :, :, None]).sum((0, 1, 2))
-        change = (gradient[:, :, :, None] * (inside * weight)).reshape(-1, channels)
+        index, inside = _places(cells, window[:, :, row], wide)
+        read = embedding(index, cells.flatten(0, 2)).to(wide)  # [B, G, J, S, C]
+        into_kernel[row] = (read.mul_(arriving).sum(1, keepdim=True) * inside).sum((0, 1, 2))
+        change = torch.mul(arriving, inside * weight, out=read).view(-1, channels)
         into_cells.scatter_add_(0, index.reshape(-1, 1).expand_as(change), change)
     return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
 
@@ -105,9 +106,9 @@ _depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
 refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
 
 
-def _places(cells: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the flattened cells that a kernel row reads [B, G, J, S], and whether they are inside [B, 1, J, S, 1]."""
+def _places(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows of the flattened cells that a kernel row reads [B, G, J, S], and 1 where they are inside [B, 1, J, S, 1]."""
     batch, groups, count, _ = cells.shape
     inside = window < count
     first = torch.arange(0, batch * groups * count, count, device=window.device).view(batch, groups, 1, 1)
-    return window.where(inside, 0)[:, None] + first, inside[:, None, ..., None]
+    return window.where(inside, 0)[:, None] + first, inside[:, None, ..., None].to(dtype)
