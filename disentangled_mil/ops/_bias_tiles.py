@@ -1,8 +1,9 @@
 """Position biases of one tile of queries after the other, and their gradients: from a table, a network, or both.
 
 A network of ReLUs is linear in the log-spaced displacement wherever none of its units changes sign. In every cell that
-no such kink crosses, a table of its values is the network itself, and so are the gradients. Only the pairs in other
-cells are given to the network: about one in seven of 2,500 x 144 x 8 pairs all over a square.
+no such kink crosses, a table of its values is the network itself, and so are the gradients; in a cell that one kink
+crosses, two planes are. Only the pairs in other cells are given to the network: of 2,500 x 144 x 8 pairs all over a
+square 12 % lie in folded cells, and 3 % go to the network.
 """
 
 import math
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from .._precision import wide_dtype
+from ._folds import FoldRows
 from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
@@ -21,10 +23,9 @@ NETWORK_TILE = 11 << 10
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
-# A table of a network of F features has (pairs x F) ^ (2/3) nodes, and leaves about twice as many pairs to the network.
-# From so many pairs on, for each F ^ 2, that is less than half of them ...
+# A table of a network of F features has (pairs x F) ^ (2/3) nodes. From so many pairs on, for each F ^ 2, it pays ...
 LEAST_PAIRS = 216
-# ... and with so many nodes a few in a hundred.
+# ... and with so many nodes all but one or two pairs in a hundred are read.
 MOST_NODES = 1 << 20
 # Slopes are differences of rounded values: nodes that are nearer to each other tell too little of them.
 _LEAST_PITCH = 2**-9
@@ -124,7 +125,7 @@ class NetworkTile:
 
 
 class PiecewiseBias(NetworkBias):
-    """Biases of a network, from a table of its values where it is linear.
+    """Biases of a network, from a table of its values where it is linear, and from planes where it is folded.
 
     Args:
         parts: of the network.
@@ -143,10 +144,14 @@ class PiecewiseBias(NetworkBias):
         self.sides = parts[0].new_tensor(sides)
         super().__init__([parts[0] * self.sides, *parts[1:]])
         self.runs = LinearRuns(self.parts, height, width, NETWORK_TILE)
+        self.folds = self.runs.folds
         self.table = self.runs.expand(self.rows(self.runs.ends).values())[None]
-        self.kinked = self.runs.kinked[None, None]
-        self.table_gradient = torch.zeros_like(self.table[0])
-        self.pairs_at_once = NETWORK_TILE / self.kinked.mean().item()
+        self.planes = self.folds.planes(self.table[0])
+        self.table_gradient, self.plane_gradient = torch.zeros_like(self.table[0]), torch.zeros_like(self.planes)
+        # 0 where the network is linear, from 1 on the number of a fold, -1 where the network itself is needed.
+        self.kinds = -self.runs.kinked.to(self.table.dtype)
+        self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1).to(self.kinds)
+        self.pairs_at_once = NETWORK_TILE / (self.kinds < 0).double().mean().item()
 
     def tile(self, displacement: Tensor) -> "PiecewiseTile":
         """The biases at displacements [G, t, J, 2]."""
@@ -154,13 +159,18 @@ class PiecewiseBias(NetworkBias):
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
+        self.folds.contract(self.plane_gradient, self.table_gradient)
         self.rows(self.runs.ends).backward(self.runs.contract(self.table_gradient), want_position=False)
         self.gradient[0] *= self.sides
         super().finish(into)
 
 
 class PiecewiseTile:
-    """Biases of a network that is linear in most places, at displacements [G, t, J, 2]."""
+    """Biases of a network that is linear in most places, at displacements [G, t, J, 2].
+
+    Attributes:
+        exceptions: for the network itself, then for folds: pairs, where their biases are, and the rows that make them.
+    """
 
     def __init__(self, bias: PiecewiseBias, displacement: Tensor) -> None:
         groups, queries, keys, _ = displacement.shape
@@ -170,32 +180,47 @@ class PiecewiseTile:
         place.view(groups, queries, -1).div_(self.sides)
         place.copysign_(displacement)
         self.table = TableTile(bias.table, place, bias.table_gradient)
-        cells = bias.kinked.expand(len(self.table.place), -1, -1, -1)
-        kinked = grid_sample(cells, self.table.place, mode="nearest", padding_mode="border", align_corners=False)
-        self.pairs = flat_nonzero(kinked != 0)  # [P]
+        kinds = bias.kinds.expand(len(self.table.place), 1, -1, -1)
+        kind = grid_sample(kinds, self.table.place, mode="nearest", padding_mode="border", align_corners=False).view(-1)
         # Complex numbers are taken faster than pairs of reals.
-        self.rows = bias.rows(torch.view_as_real(torch.view_as_complex(place).take(self.pairs)))
-        # Where their biases are among all [G, I, t, J].
-        self.entries = self.pairs  # [P * I]
-        if (heads := bias.table.shape[1]) > 1:
-            pair, size, head = self.pairs[:, None], queries * keys, torch.arange(heads, device=place.device)
-            self.entries = (pair + (pair // size * (heads - 1) + head) * size).view(-1)
+        places, heads = torch.view_as_complex(place), bias.table.shape[1]
+        kinked = flat_nonzero(kind != 0)
+        kind = kind.take(kinked)
+        network, folded = flat_nonzero(kind < 0), flat_nonzero(kind > 0)
+        pairs = kinked.take(network), kinked.take(folded)  # [P] each
+        by_network, in_folds = (torch.view_as_real(places.take(those)) for those in pairs)
+        rows = (
+            bias.rows(by_network),
+            FoldRows(bias.folds, bias.planes, kind.take(folded).long() - 1, in_folds, bias.plane_gradient),
+        )
+        self.exceptions = [(those, self._entries(those, heads), made) for those, made in zip(pairs, rows, strict=True)]
+
+    def _entries(self, pairs: Tensor, heads: int) -> Tensor:
+        """Where all heads' biases of some pairs [P] are [P * I]."""
+        if heads == 1:
+            return pairs
+        size, head = math.prod(self.displacement.shape[1:3]), torch.arange(heads, device=pairs.device)
+        return (pairs[:, None] + (pairs[:, None] // size * (heads - 1) + head) * size).view(-1)
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
         values = self.table.values()
-        values.view(-1).scatter_(0, self.entries, self.rows.values().view(-1))
+        for _, entries, rows in self.exceptions:
+            values.view(-1).scatter_(0, entries, rows.values().reshape(-1))
         return values
 
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J], used up, that of the displacements; can be called once."""
-        flat = change.view(-1)
-        moved_rows = self.rows.backward(flat.take(self.entries).view(-1, change.shape[1]), want_position)
-        flat.scatter_(0, self.entries, 0)
+        flat, heads, moved_exceptions = change.view(-1), change.shape[1], []
+        for pairs, entries, rows in self.exceptions:
+            moved_exceptions.append((pairs, rows.backward(flat.take(entries).view(-1, heads), want_position)))
+            flat.scatter_(0, entries, 0)
         moved = self.table.backward(change, want_bias, want_position)
-        if moved is None or moved_rows is None:
+        if moved is None:
             return None
-        torch.view_as_complex(moved).view(-1).scatter_(0, self.pairs, torch.view_as_complex(moved_rows))
+        for pairs, moved_rows in moved_exceptions:
+            assert moved_rows is not None
+            torch.view_as_complex(moved).view(-1).scatter_(0, pairs, torch.view_as_complex(moved_rows))
         moved.view(*moved.shape[:2], -1).div_(self.sides)
         return _through_log(moved, self.displacement)
 

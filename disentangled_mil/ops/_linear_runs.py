@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._folds import MANY, Crossings, Folds
+
 _MARGIN = 1e-3  # of a step between nodes, for the rounding of places
 
 
@@ -25,20 +27,25 @@ class LinearRuns:
         at_once: for how many places the hidden layers are held.
 
     Attributes:
-        kinked: 1 for the cells [R - 1, S - 1] that a kink may cross, and for those at the edge.
+        kinked: True for the cells [R - 1, S - 1] that a kink may cross, and for those at the edge.
+        folds: those of them that one kink crosses, and no other.
         ends: the places [2 M, 2] of the first nodes of all runs, then of their last ones.
     """
 
     def __init__(self, parts: Sequence[Tensor], height: int, width: int, at_once: int) -> None:
         dtype = parts[0].dtype
         x, y = (torch.linspace(-1, 1, count, dtype=dtype, device="cpu") for count in (width, height))
-        along_x, along_y = _broken(parts, 0, y, width, at_once), _broken(parts, 1, x, height, at_once).T
-        self.kinked = x.new_ones(height - 1, width - 1)
-        crossed = along_x[1:] | along_x[:-1] | along_y[:, 1:] | along_y[:, :-1]
-        self.kinked[1:-1, 1:-1] = crossed[1:-1, 1:-1]
+        along_x = _crossings(parts, 0, y, width, at_once)
+        along_y = Crossings(*(of_lines.T.contiguous() for of_lines in _crossings(parts, 1, x, height, at_once)))
+        around = along_x.kinks[1:] + along_x.kinks[:-1] + along_y.kinks[:, 1:] + along_y.kinks[:, :-1]
+        inner = torch.zeros_like(around, dtype=torch.bool)
+        inner[1:-1, 1:-1] = True
+        self.kinked = ~inner | (around > 0)
+        self.folds = Folds(along_x, along_y, flat_nonzero(inner & (around == 2)))
         self.shape = (height, width)
-        edge = along_x.new_ones(height, 1)
-        first, last = (flat_nonzero(torch.cat(both, 1)) for both in ((edge, along_x), (along_x, edge)))
+        broken = torch.ones(height, width + 1, dtype=torch.bool, device="cpu")
+        torch.gt(along_x.kinks, 0, out=broken[:, 1:-1])
+        first, last = flat_nonzero(broken[:, :-1]), flat_nonzero(broken[:, 1:])
         node = torch.cat([first, last])
         self.ends = torch.stack([x[node % width], y[node // width]], -1)
         self.first, self.lengths = first.numpy(), (last - first + 1).numpy()
@@ -65,8 +72,8 @@ class LinearRuns:
         return torch.from_numpy(np.repeat(of_runs.numpy(), self.lengths, axis=-1))
 
 
-def _broken(parts: Sequence[Tensor], axis: int, offsets: Tensor, count: int, at_once: int) -> Tensor:
-    """Between which neighbours [L, count - 1] of the nodes of some lines a unit may change its sign.
+def _crossings(parts: Sequence[Tensor], axis: int, offsets: Tensor, count: int, at_once: int) -> Crossings:
+    """Where units may change their sign along some lines of nodes [L, count - 1].
 
     Args:
         parts: of the network.
@@ -76,7 +83,8 @@ def _broken(parts: Sequence[Tensor], axis: int, offsets: Tensor, count: int, at_
         at_once: for how many places the hidden layers are held.
     """
     step = max(1, at_once // (len(parts[0]) + 2))
-    return torch.cat([_touched(*_changes(parts, axis, some), len(some), count) for some in torch.split(offsets, step)])
+    found = [_touched(*_changes(parts, axis, some), len(some), count) for some in torch.split(offsets, step)]
+    return Crossings(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _changes(parts: Sequence[Tensor], axis: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,15 +120,25 @@ def _changes(parts: Sequence[Tensor], axis: int, offsets: Tensor) -> tuple[Tenso
     return torch.cat([every_line, line]), torch.cat([low.view(-1), from_there]), torch.cat([high.view(-1), to_there])
 
 
-def _touched(line: Tensor, low: Tensor, high: Tensor, lines: int, count: int) -> Tensor:
-    """Which steps [L, count - 1] between nodes intervals [P] touch; those at the edge have all that is outside."""
+def _touched(line: Tensor, low: Tensor, high: Tensor, lines: int, count: int) -> Crossings:
+    """Where intervals [P] touch steps between nodes; steps at the edge have all that is outside.
+
+    An interval of more than two steps counts as many, for its place is not known.
+    """
+    start, end = ((bound.nan_to_num(-1) + 1) * ((count - 1) / 2) for bound in (low, high))
+    first, last = ((bound.clamp_(0, count - 2).long()) for bound in (start - _MARGIN, end + _MARGIN))
+    weight = 1 + (last > first + 1).int()
+    first += line * count
+    last += line * count
     # How many begin at a step, less those that have ended before it.
     begun = torch.zeros(lines * count, dtype=torch.int32, device="cpu")
-    for bound, step, sign in ((low, 0, 1), (high, 1, -1)):
-        place = (bound.nan_to_num(-1) + 1) * ((count - 1) / 2) - sign * _MARGIN
-        at = place.clamp_(0, count - 2).long() + step + line * count
-        begun.scatter_add_(0, at, begun.new_tensor(sign).expand_as(at))
-    return begun.view(lines, count).cumsum(1)[:, :-1] > 0
+    begun.scatter_add_(0, first, weight).scatter_add_(0, last + 1, -weight)
+    place = low.new_zeros(lines * count)
+    middle = (start + end) / 2
+    for at in (first, last):
+        place.scatter_(0, at, middle)
+    touching = begun.view(lines, count)[:, :-1].cumsum(1, dtype=torch.int32)
+    return Crossings(torch.where(touching > 1, MANY, touching).byte(), place.view(lines, count)[:, :-1])
 
 
 def flat_nonzero(mask: Tensor) -> Tensor:

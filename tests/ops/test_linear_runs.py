@@ -1,4 +1,4 @@
-"""Runs of nodes on which a network of ReLUs is linear: against the network at every node."""
+"""Runs of nodes on which a network of ReLUs is linear, and cells in which it is folded: against the network."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 
 from disentangled_mil import ContinuousPositionBias
+from disentangled_mil.ops._folds import FoldRows
 from disentangled_mil.ops._linear_runs import LinearRuns
 
-exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
+exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def network(seed: int, features: int, outputs: int, zeros: float) -> list[Tensor]:
@@ -70,7 +71,7 @@ def test_cells_that_are_not_kinked_are_linear(
 ) -> None:
     parts = network(seed, features, outputs, zeros)
     runs = LinearRuns(parts, height, width, at_once)
-    inner = runs.kinked == 0
+    inner = ~runs.kinked
     at_edge = torch.ones_like(inner)
     at_edge[1:-1, 1:-1] = False
     assert not inner[at_edge].any()
@@ -93,9 +94,9 @@ def test_few_nodes_are_ends_and_few_cells_kinked(dtype: torch.dtype) -> None:
     on = torch.cat([first, second], -1) > 0
     down, right = (on[1:] != on[:-1]).any(-1), (on[:, 1:] != on[:, :-1]).any(-1)
     crossed = down[:, 1:] | down[:, :-1] | right[1:] | right[:-1]
-    assert not (crossed & (runs.kinked == 0)).any()
+    assert not (crossed & ~runs.kinked).any()
     # All but the edge and what rounding leaves open is crossed.
-    assert (runs.kinked.bool() & ~crossed).double().mean() < 0.02
+    assert (runs.kinked & ~crossed).double().mean() < 0.02
 
 
 def test_a_kink_along_a_line_of_nodes_belongs_to_both_sides() -> None:
@@ -106,3 +107,73 @@ def test_a_kink_along_a_line_of_nodes_belongs_to_both_sides() -> None:
     assert kinked[3:5].all()
     assert kinked[:, 2:4].all()
     assert not kinked[1:3, 1:2].any()
+
+
+def places_within(runs: LinearRuns, seed: int, count: int = 20) -> tuple[Tensor, Tensor]:
+    """Some places [P, 2] all over every folded cell, and which cell they lie in [P]."""
+    height, width = (size + 1 for size in runs.kinked.shape)
+    cell = runs.folds.cells.repeat(count)
+    source = torch.Generator().manual_seed(seed)
+    within = torch.rand(len(cell), 2, dtype=torch.float64, generator=source)
+    corner = torch.stack([cell % (width - 1), cell // (width - 1)], -1)
+    place = 2 * (corner + within) / torch.tensor([width - 1, height - 1]) - 1
+    return place, torch.arange(len(runs.folds.cells)).repeat(count)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    features=st.sampled_from([1, 3, 8]),
+    outputs=st.integers(1, 2),
+    zeros=st.sampled_from([0.0, 0.3]),
+    unread=st.booleans(),
+    height=st.integers(4, 30),
+    width=st.integers(4, 30),
+)
+@settings(max_examples=80)
+def test_values_and_gradients_of_folds_are_the_networks(
+    seed: int, features: int, outputs: int, zeros: float, unread: bool, height: int, width: int
+) -> None:
+    parts = network(seed, features, outputs, zeros)
+    if unread:
+        parts[4].zero_()  # all planes are equal, and their gradients are not
+    parts = [part.requires_grad_() for part in parts]
+    runs = LinearRuns([part.detach() for part in parts], height, width, 10**4)
+    table = layers(parts, nodes(height, width))[2].movedim(-1, 0)
+    place, which = places_within(runs, seed)
+    place.requires_grad_()
+    expected = layers(parts, place)[2]
+    planes = runs.folds.planes(table.detach())
+    into_planes = torch.zeros_like(planes)
+    rows = FoldRows(runs.folds, planes, which, place.detach(), into_planes)
+    torch.testing.assert_close(rows.values(), expected.detach(), **exact)
+
+    change = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    *slopes, moved = torch.autograd.grad(expected, [*parts, place], change, allow_unused=True)
+    torch.testing.assert_close(rows.backward(change, True), moved, **exact)
+    into_table = torch.zeros_like(table)
+    runs.folds.contract(into_planes, into_table)
+    found = torch.autograd.grad(table, parts, into_table)
+    torch.testing.assert_close(found, tuple(slopes), **exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_most_kinked_cells_are_folds(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parts = [part.detach().to(dtype) for part in ContinuousPositionBias(32, 1).weights()]
+    runs = LinearRuns(parts, 400, 500, 10**4)
+    assert len(runs.folds.cells) > 0.6 * runs.kinked.sum()
+    assert runs.kinked.flatten()[runs.folds.cells].all()
+    place, which = places_within(runs, 0)
+    values = layers(parts, place.to(dtype))[2]
+    planes = runs.folds.planes(layers(parts, nodes(400, 500, dtype))[2].movedim(-1, 0))
+    rows = FoldRows(runs.folds, planes, which, place.to(dtype), torch.zeros_like(planes))
+    torch.testing.assert_close(rows.values(), values, rtol=1e-5, atol=2e-6)
+
+
+def test_two_kinks_or_one_through_a_corner_are_no_fold() -> None:
+    w1 = torch.tensor([[1.0, 0.5], [1.0, 0.5 + 1e-3]])
+    tail = [torch.eye(2), torch.ones(2), torch.ones(1, 2), torch.zeros(1)]
+    assert len(LinearRuns([w1, torch.tensor([0.1, 0.1]), *tail], 9, 9, 100).folds.cells) == 0
+    through = LinearRuns([w1, torch.tensor([0.0, 9.0]), *tail], 9, 9, 100)  # at every other node
+    assert through.kinked[1:-1, 1:-1].any()
+    assert len(through.folds.cells) == 0

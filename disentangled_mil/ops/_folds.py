@@ -1,0 +1,161 @@
+"""Cells of a lattice in which a network of ReLUs is folded: one unit changes its sign there, along a straight line.
+
+On either side of the fold the network is a plane, which two steps between nodes give away: one along x, one along y,
+from a corner that is clear of any kink, along edges that no kink crosses. On which side a place lies is told by the two
+points at which the fold crosses the edges of the cell, and not by values: the planes of a unit that nothing reads are
+equal, and their gradients are not.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MANY = 3  # kinks across one step, which then are not told apart
+
+
+class Crossings(NamedTuple):
+    """Where kinks cross the steps between neighbouring nodes, all along one axis of a lattice [R, S].
+
+    Attributes:
+        kinks: 0, 1 or ``MANY`` that may cross a step, as bytes.
+        place: if it is one, where it does, in steps from the first node of the line.
+    """
+
+    kinks: Tensor
+    place: Tensor
+
+
+class Folds:
+    """The folded cells of a lattice, and the planes of a function on both sides of every fold.
+
+    Args:
+        along_x: of the steps [R, S - 1] along x.
+        along_y: of the steps [R - 1, S] along y.
+        single: flat indices of the cells [R - 1, S - 1] of which two edges are crossed once and two are not; none is at
+            the edge of the lattice.
+
+    Attributes:
+        cells: the M folded ones among them, without those that have no clear corner on each side.
+        lines: their folds [3, M]: a constant, and factors of x and of y, whose sum is positive on the first side.
+    """
+
+    def __init__(self, along_x: Crossings, along_y: Crossings, single: Tensor) -> None:
+        height, width = along_x.kinks.shape[0], along_y.kinks.shape[1]
+        line = width - 1
+        column, row = single % line, torch.div(single, line, rounding_mode="floor")
+        beside = row * width + column
+        crossed_x, crossed_y = (steps.kinks.view(-1) > 0 for steps in (along_x, along_y))
+        # The edges above, below, on the left and on the right of a cell.
+        edges = torch.stack(
+            [crossed_x[single], crossed_x[single + line], crossed_y[beside], crossed_y[beside + 1]]
+        )  # [4, M]
+        above, _, left, right = edges
+        # From the corners, the upper left and right and then the lower ones, along x and along y: into the cell ...
+        inward = edges[[0, 0, 1, 1]], edges[[2, 3, 2, 3]]
+        # ... and out of it.
+        outward = (
+            torch.stack([crossed_x[single + offset] for offset in (-1, 1, line - 1, line + 1)]),
+            torch.stack([crossed_y[beside + offset] for offset in (-width, 1 - width, width, width + 1)]),
+        )
+        clear = ~(inward[0] & outward[0]) & ~(inward[1] & outward[1])
+        far = torch.stack([torch.zeros_like(above), above, left, above ^ right])  # from the upper left corner
+        corner = torch.stack([_first(clear & ~far), _first(clear & far)])  # [2, M]
+        kept = torch.from_numpy(np.flatnonzero((corner < 4).all(0).numpy()))
+        self.cells, column, row = single[kept], column[kept], row[kept]
+        corner, edges = corner[:, kept], edges[:, kept]
+
+        at_x, at_y = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M]
+        # Into the cell where its edge is clear.
+        towards_x, towards_y = (
+            (1 - 2 * at) * (1 - 2 * steps[:, kept].gather(0, corner).long())
+            for at, steps in zip((at_x, at_y), inward, strict=True)
+        )
+        node = ((row + at_y) * width + column + at_x).view(-1)
+        # In units of the places, and wide enough for their differences.
+        half_x, half_y, column, row = (width - 1) / 2, (height - 1) / 2, column.double(), row.double()
+        places = (column + at_x).div_(half_x).sub_(1), (row + at_y).div_(half_y).sub_(1)  # [2, M] each
+        # Of every plane a node [2 M], then along each axis its place, its neighbour, and steps in a unit of the places.
+        self._node = node
+        self._axes = (
+            (places[0].view(-1), node + towards_x.view(-1), towards_x.view(-1).double() * half_x),
+            (places[1].view(-1), node + width * towards_y.view(-1), towards_y.view(-1).double() * half_y),
+        )
+
+        # The fold runs through both points at which edges are crossed.
+        beside = beside[kept]
+        place_x, place_y = along_x.place.view(-1).double(), along_y.place.view(-1).double()
+        none = torch.zeros_like(column)
+        x = torch.stack([place_x[self.cells] - column, place_x[self.cells + line] - column, none, none + 1])  # [4, M]
+        y = torch.stack([none, none + 1, place_y[beside] - row, place_y[beside + 1] - row])
+        ends = torch.stack([_first(edges), 3 - _first(edges.flip(0))])  # [2, M]
+        (start_x, end_x), (start_y, end_y) = x.gather(0, ends), y.gather(0, ends)
+        across = torch.stack([(start_y - end_y) * half_x, (end_x - start_x) * half_y])
+        start = torch.stack([(start_x + column) / half_x - 1, (start_y + row) / half_y - 1])
+        nearer = across[0] * (places[0][0] - start[0]) + across[1] * (places[1][0] - start[1])
+        across *= nearer.sign()
+        self.lines = torch.cat([-(across * start).sum(0, keepdim=True), across]).to(along_x.place.dtype)
+
+    def planes(self, values: Tensor) -> Tensor:
+        """All planes [3 I, 2 M] from the values [I, R, S] of the nodes: of I constants, and factors of x and of y."""
+        flat = values.flatten(1)
+        start, factors = flat[:, self._node].double(), []
+        node = start
+        for place, neighbour, per_step in self._axes:
+            factors.append((flat[:, neighbour] - node) * per_step)
+            start = start - factors[-1] * place
+        return torch.cat([part.to(values.dtype) for part in (start, *factors)])
+
+    def contract(self, gradient: Tensor, into: Tensor) -> None:
+        """The transpose of :meth:`planes`: add to the gradient of the nodes [I, R, S] from that of the planes."""
+        flat = into.view(len(into), -1)
+        start, *factors = gradient.chunk(3)
+        at_node = start.double()
+        for factor, (place, neighbour, per_step) in zip(factors, self._axes, strict=True):
+            change = (factor - start * place) * per_step
+            at_node = at_node - change
+            flat.scatter_add_(1, neighbour.expand_as(change), change.to(into.dtype))
+        flat.scatter_add_(1, self._node.expand_as(at_node), at_node.to(into.dtype))
+
+
+class FoldRows:
+    """A function at places [P, 2] in folded cells; the gradient of its planes is added up.
+
+    Args:
+        folds: the cells.
+        planes: of the function [3 I, 2 M].
+        which: of the folded cells every place lies in [P].
+        place: in [-1, 1], all over the lattice.
+        gradient: of the planes.
+    """
+
+    def __init__(self, folds: Folds, planes: Tensor, which: Tensor, place: Tensor, gradient: Tensor) -> None:
+        self.gradient, self.place = gradient, place.T.contiguous()
+        beyond = self._affine(*(factor.take(which) for factor in folds.lines)) < 0
+        self.plane = which + beyond * len(folds.cells)
+        self.parts = torch.stack([factor.take(self.plane) for factor in planes]).chunk(3)  # [I, P] each
+
+    def _affine(self, start: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
+        x, y = self.place
+        return torch.addcmul(start, along_x, x).addcmul_(along_y, y)
+
+    def values(self) -> Tensor:
+        """The function's values [P, I]."""
+        return self._affine(*self.parts).T
+
+    def backward(self, change: Tensor, want_position: bool) -> Tensor | None:
+        """From the gradient of the values [P, I] that of the places."""
+        changes = change.T.contiguous()  # [I, P]
+        parts = torch.cat([changes, *(changes * axis for axis in self.place)])
+        self.gradient.scatter_add_(1, self.plane.expand_as(parts), parts)
+        if not want_position:
+            return None
+        _, along_x, along_y = self.parts
+        return torch.stack([(along_x * changes).sum(0), (along_y * changes).sum(0)], 1)
+
+
+def _first(choices: Tensor) -> Tensor:
+    """Which of four [4, M] is the first that is True, 4 if none is; much faster than argmax."""
+    ranks = torch.arange(4, 0, -1, dtype=torch.uint8, device="cpu")[:, None]
+    return 4 - (choices * ranks).amax(0).long()
