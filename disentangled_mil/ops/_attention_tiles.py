@@ -130,9 +130,9 @@ class BagScoresGradient:
         self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
 
     def add(self, tile: slice, weights: Tensor, bias: BiasTile | None, gradient: Tensor) -> None:
-        """Take in the gradient of a tile's weights [H, t, J]; their biases, if given, are used up."""
+        """Take in the gradient of a tile's weights [H, t, J], used up like their biases, if these are given."""
         scores = self.scores
-        change = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+        change = _through_softmax(gradient, weights)
         self.query[:, tile] = change @ scores.scaled_key
         self.key.baddbmm_(change.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         self.logit += change.sum(1)
@@ -177,3 +177,11 @@ def put(tensor: Tensor, dim: int, index: Tensor | None, size: int) -> Tensor:
 def _index(mask: Tensor) -> Tensor | None:
     """Where a mask is True; None if everywhere."""
     return None if mask.all() else mask.nonzero().squeeze(1)
+
+
+def _through_softmax(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient before a softmax, in place of that after it."""
+    changed: Tensor = torch.ops.aten._softmax_backward_data.out(
+        gradient, weights, -1, weights.dtype, grad_input=gradient
+    )
+    return changed

@@ -3,7 +3,7 @@
 A network of ReLUs is linear in the log-spaced displacement wherever none of its units changes sign. In every cell that
 no such kink crosses, a table of its values is the network itself, and so are the gradients; in a cell that one kink
 crosses, two planes are. Only the pairs in other cells are given to the network: of 2,500 x 144 x 8 pairs all over a
-square 12 % lie in folded cells, and 3 % go to the network.
+square 15 % lie in folded cells, and 5 % go to the network.
 """
 
 import math
@@ -20,10 +20,12 @@ from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 11 << 10
+# A table of a network is read for so many pairs at a time, where fewer of them go to the network.
+PIECES_TILE = 180 << 10
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
-# A table of a network of F features has (pairs x F) ^ (2/3) nodes. From so many pairs on, for each F ^ 2, it pays ...
+# A table of a network of F features has (pairs x F) ^ (2/3) / 2 nodes. From so many pairs for each F ^ 2 on it pays ...
 LEAST_PAIRS = 216
 # ... and with so many nodes all but one or two pairs in a hundred are read.
 MOST_NODES = 1 << 20
@@ -151,7 +153,7 @@ class PiecewiseBias(NetworkBias):
         # 0 where the network is linear, from 1 on the number of a fold, -1 where the network itself is needed.
         self.kinds = -self.runs.kinked.to(self.table.dtype)
         self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1).to(self.kinds)
-        self.pairs_at_once = NETWORK_TILE / (self.kinds < 0).double().mean().item()
+        self.pairs_at_once = min(PIECES_TILE, NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
     def tile(self, displacement: Tensor) -> "PiecewiseTile":
         """The biases at displacements [G, t, J, 2]."""
@@ -175,7 +177,7 @@ class PiecewiseTile:
     def __init__(self, bias: PiecewiseBias, displacement: Tensor) -> None:
         groups, queries, keys, _ = displacement.shape
         # Rows as long as the keys' are divided faster than pairs.
-        self.displacement, self.sides = displacement, bias.sides.repeat(keys)
+        self.size, self.sides = queries * keys, bias.sides.repeat(keys)
         place = displacement.abs().log1p_()
         place.view(groups, queries, -1).div_(self.sides)
         place.copysign_(displacement)
@@ -199,8 +201,8 @@ class PiecewiseTile:
         """Where all heads' biases of some pairs [P] are [P * I]."""
         if heads == 1:
             return pairs
-        size, head = math.prod(self.displacement.shape[1:3]), torch.arange(heads, device=pairs.device)
-        return (pairs[:, None] + (pairs[:, None] // size * (heads - 1) + head) * size).view(-1)
+        pair, head = pairs[:, None], torch.arange(heads, device=pairs.device)
+        return (pair + (pair // self.size * (heads - 1) + head) * self.size).view(-1)
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
@@ -221,8 +223,11 @@ class PiecewiseTile:
         for pairs, moved_rows in moved_exceptions:
             assert moved_rows is not None
             torch.view_as_complex(moved).view(-1).scatter_(0, pairs, torch.view_as_complex(moved_rows))
-        moved.view(*moved.shape[:2], -1).div_(self.sides)
-        return _through_log(moved, self.displacement)
+        # Displacements are not kept: 1 + abs(d) is what its logarithm says.
+        steepness = self.table.place.view_as(moved).abs_()
+        by_query = steepness.view(*moved.shape[:2], -1)
+        torch.addcmul(self.sides.log().neg_(), by_query, self.sides, value=-1, out=by_query)
+        return moved.mul_(steepness.exp_())
 
 
 class NetworkRows:
@@ -310,7 +315,7 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
             first, last = _range(key_position.flatten(1, 2), seen.flatten(1))
             extent = torch.maximum(high - first, last - low)[pairs > 0].amax(0).double().tolist()
             if all(map(math.isfinite, extent)):
-                return PiecewiseBias(parts, extent, min((count * features) ** (2 / 3), MOST_NODES / len(parts[4])))
+                return PiecewiseBias(parts, extent, min((count * features) ** (2 / 3) / 2, MOST_NODES / len(parts[4])))
     return NetworkBias(parts)
 
 

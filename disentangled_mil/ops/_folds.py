@@ -6,6 +6,7 @@ points at which the fold crosses the edges of the cell, and not by values: the p
 equal, and their gradients are not.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ class Folds:
 
     def __init__(self, along_x: Crossings, along_y: Crossings, single: Tensor) -> None:
         height, width = along_x.kinks.shape[0], along_y.kinks.shape[1]
-        line = width - 1
+        line, dtype = width - 1, along_x.place.dtype
         column, row = single % line, torch.div(single, line, rounding_mode="floor")
         beside = row * width + column
         crossed_x, crossed_y = (steps.kinks.view(-1) > 0 for steps in (along_x, along_y))
@@ -66,26 +67,24 @@ class Folds:
         self.cells, column, row = single[kept], column[kept], row[kept]
         corner, edges = corner[:, kept], edges[:, kept]
 
-        at_x, at_y = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M]
-        # Into the cell where its edge is clear.
-        towards_x, towards_y = (
-            (1 - 2 * at) * (1 - 2 * steps[:, kept].gather(0, corner).long())
-            for at, steps in zip((at_x, at_y), inward, strict=True)
-        )
-        node = ((row + at_y) * width + column + at_x).view(-1)
-        # In units of the places, and wide enough for their differences.
-        half_x, half_y, column, row = (width - 1) / 2, (height - 1) / 2, column.double(), row.double()
-        places = (column + at_x).div_(half_x).sub_(1), (row + at_y).div_(half_y).sub_(1)  # [2, M] each
-        # Of every plane a node [2 M], then along each axis its place, its neighbour, and steps in a unit of the places.
-        self._node = node
-        self._axes = (
-            (places[0].view(-1), node + towards_x.view(-1), towards_x.view(-1).double() * half_x),
-            (places[1].view(-1), node + width * towards_y.view(-1), towards_y.view(-1).double() * half_y),
-        )
+        at = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M] each
+        column, row = column.to(dtype), row.to(dtype)
+        half_x, half_y = half = (width - 1) / 2, (height - 1) / 2
+        # Of every plane a node, its place along each axis, and in which direction the next node is: that of the edge
+        # into the cell where it is clear.
+        self._node = (self.cells + self.cells // line + at[0] + width * at[1]).view(-1)  # [2 M]
+        self._place = [
+            ((cell + own) / size - 1).view(-1) for cell, own, size in zip((column, row), at, half, strict=True)
+        ]
+        self._towards = [
+            ((1 - 2 * own.to(torch.int8)) * (1 - 2 * steps[:, kept].gather(0, corner).to(torch.int8))).view(-1)
+            for own, steps in zip(at, inward, strict=True)
+        ]
+        self._strides, self._half = (1, width), half
 
         # The fold runs through both points at which edges are crossed.
         beside = beside[kept]
-        place_x, place_y = along_x.place.view(-1).double(), along_y.place.view(-1).double()
+        place_x, place_y = along_x.place.view(-1), along_y.place.view(-1)
         none = torch.zeros_like(column)
         x = torch.stack([place_x[self.cells] - column, place_x[self.cells + line] - column, none, none + 1])  # [4, M]
         y = torch.stack([none, none + 1, place_y[beside] - row, place_y[beside + 1] - row])
@@ -93,30 +92,35 @@ class Folds:
         (start_x, end_x), (start_y, end_y) = x.gather(0, ends), y.gather(0, ends)
         across = torch.stack([(start_y - end_y) * half_x, (end_x - start_x) * half_y])
         start = torch.stack([(start_x + column) / half_x - 1, (start_y + row) / half_y - 1])
-        nearer = across[0] * (places[0][0] - start[0]) + across[1] * (places[1][0] - start[1])
-        across *= nearer.sign()
-        self.lines = torch.cat([-(across * start).sum(0, keepdim=True), across]).to(along_x.place.dtype)
+        nearer = torch.stack([place[: len(kept)] for place in self._place])
+        across *= (across * (nearer - start)).sum(0).sign()
+        self.lines = torch.cat([-(across * start).sum(0, keepdim=True), across])
 
     def planes(self, values: Tensor) -> Tensor:
         """All planes [3 I, 2 M] from the values [I, R, S] of the nodes: of I constants, and factors of x and of y."""
         flat = values.flatten(1)
-        start, factors = flat[:, self._node].double(), []
-        node = start
-        for place, neighbour, per_step in self._axes:
+        start = node = flat[:, self._node]
+        factors = []
+        for place, neighbour, per_step in self._axes():
             factors.append((flat[:, neighbour] - node) * per_step)
             start = start - factors[-1] * place
-        return torch.cat([part.to(values.dtype) for part in (start, *factors)])
+        return torch.cat([start, *factors])
 
     def contract(self, gradient: Tensor, into: Tensor) -> None:
         """The transpose of :meth:`planes`: add to the gradient of the nodes [I, R, S] from that of the planes."""
         flat = into.view(len(into), -1)
         start, *factors = gradient.chunk(3)
-        at_node = start.double()
-        for factor, (place, neighbour, per_step) in zip(factors, self._axes, strict=True):
+        at_node = start
+        for factor, (place, neighbour, per_step) in zip(factors, self._axes(), strict=True):
             change = (factor - start * place) * per_step
             at_node = at_node - change
-            flat.scatter_add_(1, neighbour.expand_as(change), change.to(into.dtype))
-        flat.scatter_add_(1, self._node.expand_as(at_node), at_node.to(into.dtype))
+            flat.scatter_add_(1, neighbour.expand_as(change), change)
+        flat.scatter_add_(1, self._node.expand_as(at_node), at_node)
+
+    def _axes(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Along each axis the nodes' places, their neighbours, and steps in a unit of the places [2 M] each."""
+        for place, towards, stride, half in zip(self._place, self._towards, self._strides, self._half, strict=True):
+            yield place, self._node + stride * towards.long(), half * towards.to(place.dtype)
 
 
 class FoldRows:

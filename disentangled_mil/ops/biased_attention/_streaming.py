@@ -55,6 +55,7 @@ def _streaming(
                 if keep:
                     bag_kept[:, tile] = weights
                 bag_out[:, tile] = _thin(weights, drop.draw(weights)) @ values
+                del weights, _  # before the next tile's are made
             mass[bag] = put(bag_mass, 1, columns, keys)
             if rows is not None or columns is not None:
                 out[bag] = put(bag_out, 1, rows, tokens)
@@ -125,6 +126,7 @@ def _backward(
                 if bag_into_kept is not None:
                     change += bag_into_kept[:, tile]
                 gradient.add(tile, weights, biases, change)
+                del weights, biases, change  # before the next tile's are made
             gradient.finish()
             into_value[bag] = put(bag_into_value * drop.scale, 1, columns, value.shape[2])
         if bias and any(wanted[6:-1]):
