@@ -20,15 +20,16 @@ from ._linear_runs import LinearRuns, flat_nonzero
 
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 11 << 10
-# A table of a network is read for so many pairs at a time, where fewer of them go to the network.
-PIECES_TILE = 180 << 10
+# A table of a network is read for so many pairs at a time, where few of them go to the network; or for so many for each
+# query of a bag, which has more memory of its own the larger it is.
+PIECES_TILE, PIECES_TILE_PER_QUERY = 144 << 10, 60
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
 # A table of a network of F features has (pairs x F) ^ (2/3) / 2 nodes. From so many pairs for each F ^ 2 on it pays ...
 LEAST_PAIRS = 216
-# ... and with so many nodes all but one or two pairs in a hundred are read.
-MOST_NODES = 1 << 20
+# ... and with so many nodes all but a few pairs in a hundred are read.
+MOST_NODES = 1 << 18
 # Slopes are differences of rounded values: nodes that are nearer to each other tell too little of them.
 _LEAST_PITCH = 2**-9
 
@@ -133,11 +134,12 @@ class PiecewiseBias(NetworkBias):
         parts: of the network.
         extent: the largest displacement along x and along y.
         nodes: of the table, about.
+        most: pairs in a tile.
     """
 
     tabulated = True
 
-    def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float) -> None:
+    def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float, most: int = PIECES_TILE) -> None:
         sides = [max(math.log1p(length), 1e-3) for length in extent]
         pitch = max(2 * math.sqrt(sides[0] * sides[1] / nodes), _LEAST_PITCH, 2 * max(sides) / NETWORK_TILE)
         # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
@@ -153,7 +155,7 @@ class PiecewiseBias(NetworkBias):
         # 0 where the network is linear, from 1 on the number of a fold, -1 where the network itself is needed.
         self.kinds = -self.runs.kinked.to(self.table.dtype)
         self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1).to(self.kinds)
-        self.pairs_at_once = min(PIECES_TILE, NETWORK_TILE / (self.kinds < 0).double().mean().item())
+        self.pairs_at_once = min(most, NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
     def tile(self, displacement: Tensor) -> "PiecewiseTile":
         """The biases at displacements [G, t, J, 2]."""
@@ -315,7 +317,8 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
             first, last = _range(key_position.flatten(1, 2), seen.flatten(1))
             extent = torch.maximum(high - first, last - low)[pairs > 0].amax(0).double().tolist()
             if all(map(math.isfinite, extent)):
-                return PiecewiseBias(parts, extent, min((count * features) ** (2 / 3) / 2, MOST_NODES / len(parts[4])))
+                nodes = min((count * features) ** (2 / 3) / 2, MOST_NODES / len(parts[4]))
+                return PiecewiseBias(parts, extent, nodes, max(PIECES_TILE, PIECES_TILE_PER_QUERY * query.shape[2]))
     return NetworkBias(parts)
 
 
