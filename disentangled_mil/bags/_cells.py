@@ -5,8 +5,8 @@ from torch import Tensor
 
 _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
-# How many different coordinates may share a cell on average; patches that overlap by 4/5 along both axes are 25.
-_COORDINATES_PER_CELL = 32
+# So few cells for so many different coordinates are no layout of a bag.
+_FEWEST_CELLS, _CROWD = 4, 128
 # In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
 _NEIGHBOURS, _DISTINCT = 0.75, 0.95
 # How much gaps between neighbours may differ by rounding.
@@ -30,12 +30,12 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
             f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
             f"of side {side:g}; give the patch size as step"
         )
-    if step is not None:
-        different, taken = len(torch.unique(coords, dim=0)), len(torch.unique(cells, dim=0))
-        if different > _COORDINATES_PER_CELL * taken:
+    if step is not None and len(coords) > _CROWD and extent.prod() <= _FEWEST_CELLS:
+        different = len(torch.unique(coords, dim=0))
+        if different > _CROWD:
             raise ValueError(
                 f"step must be the side of a cell in the unit of coords: {different} different coordinates would share "
-                f"{taken} cell{'s' if taken > 1 else ''} of side {step:g}"
+                f"{extent[0]:.0f} x {extent[1]:.0f} cells of side {step:g}"
             )
     width, height = (int(size) for size in extent)
     return cells.long(), (width, height)

@@ -114,8 +114,8 @@ class Grid:
 
         Raises:
             ValueError: a coordinate of a real token is not finite, ``step`` is not positive or so large that more than
-                32 different coordinates would share a cell on average, or the cells would cover an absurdly larger
-                area than the tokens (jittered coordinates: give ``step``).
+                128 different coordinates would share up to four cells, or the cells would cover an absurdly larger area
+                than the tokens (jittered coordinates: give ``step``).
             RuntimeError: inside of a region that is compiled, where values are unknown.
         """
         _refuse_in_compiled_region("Grid.from_coords reads the coordinates")
@@ -240,7 +240,8 @@ class Grid:
             ``tokens`` [B, N, C].
 
         Returns:
-            The map [B, H, W, C] and the number of tokens in each cell [B, H, W].
+            The map [B, H, W, C] and the number of tokens in each cell [B, H, W]; of a full grid the map is a view of
+            the tokens.
         """
         sizes = check_shape("tokens", tokens, "B N C", dict(zip("BN", self.mask.shape, strict=True)))
         batch, channels = sizes["B"], sizes["C"]

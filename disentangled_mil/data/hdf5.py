@@ -15,7 +15,7 @@ from .._files import replacing
 from ..bags import Bag
 
 _FEATURES = ("features", "feats")
-_COORDS = "coords"
+_COORDS = ("coords", "coordinates")
 _AUGMENTED = "augmented"
 _SIDES = ("patch_size_level0", "patch_size", "overlap")
 
@@ -34,8 +34,8 @@ def read_bag(
     dataset         content
     ==============  ==========================================================================================
     ``features``    patch features (TRIDENT, CLAM; STAMP calls them ``feats``)
-    ``coords``      optional: (x, y) of every patch. Its attribute ``patch_size_level0`` (TRIDENT), less
-                    ``overlap``, is the side of a grid cell. Coordinates under another name must be asked for
+    ``coords``      optional, or ``coordinates``: (x, y) of every patch. Its attribute ``patch_size_level0``
+                    (TRIDENT), less ``overlap``, is the side of a grid cell
     ``augmented``   optional (STAMP): True where a patch is an augmented copy of another with its coordinates
     ==============  ==========================================================================================
 
@@ -44,7 +44,8 @@ def read_bag(
     Args:
         path: the file.
         features: name of the features dataset; found by itself if it is ``features`` or ``feats``.
-        coords: name of the coordinates dataset, which then must be there; by default ``coords``, if present.
+        coords: name of the coordinates dataset, which then must be there; by default ``coords`` or ``coordinates``, if
+            present.
         drop_augmented: leave augmented patches out.
         step: side of a grid cell in the unit of the coordinates; by default from the file's attributes, else
             inferred (see :meth:`~disentangled_mil.bags.Grid.from_coords`).
@@ -58,8 +59,8 @@ def read_bag(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is no readable HDF5 file, lacks a dataset, holds no patch, features or
-            coordinates of a wrong shape or type, coordinates under another name than was asked for, or a value that is
-            not finite. The message names file, row and reason.
+            coordinates of a wrong shape or type, coordinates under a name that is neither known nor asked for, or a
+            value that is not finite. The message names file, row and reason.
 
     Example:
         >>> import tempfile
@@ -73,6 +74,8 @@ def read_bag(
         (torch.Size([1, 3, 8]), ((2, 2),))
     """
     values, places, sides = _read(Path(path), features, coords, drop_augmented)
+    if places is None:
+        _refuse_other_coordinates(Path(path))
     if step is None and "patch_size_level0" in sides:
         step = _step(path, sides)
     try:
@@ -194,9 +197,9 @@ def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, 
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         file.create_dataset("features", data=values)
         if places is not None:
-            file.create_dataset(_COORDS, data=places)
+            dataset = file.create_dataset(_COORDS[0], data=places)
             if step is not None:
-                file[_COORDS].attrs["patch_size_level0"] = step
+                dataset.attrs["patch_size_level0"] = step
 
 
 def _read(
@@ -206,15 +209,8 @@ def _read(
     with _open(path) as file:
         values = _rows(_features(path, file, features))
         places, sides = None, {}
-        if coords is None and _COORDS not in file:
-            # Without a word, the patches would lie on a square.
-            for name, item in file.items():
-                if "coord" in name.casefold() and getattr(item, "shape", None) and item.shape[-1] == 2:
-                    raise ValueError(
-                        f"{path}: coordinates must be in a dataset {_COORDS!r}, or asked for by name, got {name!r}"
-                    )
-        else:
-            dataset = _dataset(path, file, (_COORDS,) if coords is None else (coords,))
+        if coords is not None or any(name in file for name in _COORDS):
+            dataset = _dataset(path, file, _COORDS if coords is None else (coords,))
             if dataset.dtype.kind not in "iuf":
                 raise ValueError(f"{path}: coords must be numbers, got {dataset.dtype}")
             places, sides = _rows(dataset), {name: dataset.attrs[name] for name in _SIDES if name in dataset.attrs}
@@ -237,6 +233,17 @@ def _read(
             values = values[original]
             places = places if places is None else places[original]
     return _tensor(values), None if places is None else _tensor(places), sides
+
+
+def _refuse_other_coordinates(path: Path) -> None:
+    """Refuse coordinates under a name that is not known: without a word, the patches would lie on a square."""
+    with _open(path) as file:
+        for name, item in file.items():
+            shape = tuple(getattr(item, "shape", None) or ())
+            if "coord" in name.casefold() and len(shape) in (2, 3) and shape[-1] == 2:
+                raise ValueError(
+                    f"{path}: coordinates must be in a dataset {' or '.join(_COORDS)}, or asked for by name, got {name}"
+                )
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from ._linear_runs import LinearRuns, flat_nonzero
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 11 << 10
 # A table of a network is read for so many pairs at a time, where few of them go to the network; or for so many for each
-# query of a bag, which has more memory of its own the larger it is.
+# query that the batch has room for, because a larger batch takes more memory anyway.
 PIECES_TILE, PIECES_TILE_PER_QUERY = 144 << 10, 60
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
-# A table of a network of F features has (pairs x F) ^ (2/3) / 2 nodes. From so many pairs for each F ^ 2 on it pays ...
+# A table of a network of F features has (pairs x F) ^ (2/3) / 2 nodes. With more pairs than so many for each F ^ 2 it
+# is quicker than the network for all of them (half as many are as quick either way) ...
 LEAST_PAIRS = 216
 # ... and with so many nodes all but a few pairs in a hundred are read.
 MOST_NODES = 1 << 18
@@ -139,7 +140,7 @@ class PiecewiseBias(NetworkBias):
 
     tabulated = True
 
-    def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float, most: int = PIECES_TILE) -> None:
+    def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float, most: int) -> None:
         sides = [max(math.log1p(length), 1e-3) for length in extent]
         pitch = max(2 * math.sqrt(sides[0] * sides[1] / nodes), _LEAST_PITCH, 2 * max(sides) / NETWORK_TILE)
         # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
@@ -154,7 +155,7 @@ class PiecewiseBias(NetworkBias):
         self.table_gradient, self.plane_gradient = torch.zeros_like(self.table[0]), torch.zeros_like(self.planes)
         # 0 where the network is linear, from 1 on the number of a fold, -1 where the network itself is needed.
         self.kinds = -self.runs.kinked.to(self.table.dtype)
-        self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1).to(self.kinds)
+        self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1, device="cpu").to(self.kinds)
         self.pairs_at_once = min(most, NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
     def tile(self, displacement: Tensor) -> "PiecewiseTile":

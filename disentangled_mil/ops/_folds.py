@@ -6,7 +6,7 @@ points at which the fold crosses the edges of the cell, and not by values: the p
 equal, and their gradients are not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,59 +45,59 @@ class Folds:
     def __init__(self, along_x: Crossings, along_y: Crossings, single: Tensor) -> None:
         height, width = along_x.kinks.shape[0], along_y.kinks.shape[1]
         line, dtype = width - 1, along_x.place.dtype
-        column, row = single % line, torch.div(single, line, rounding_mode="floor")
-        beside = row * width + column
+        beside = single + torch.div(single, line, rounding_mode="floor")  # the upper left node, and the edge below it
         crossed_x, crossed_y = (steps.kinks.view(-1) > 0 for steps in (along_x, along_y))
         # The edges above, below, on the left and on the right of a cell.
-        edges = torch.stack(
-            [crossed_x[single], crossed_x[single + line], crossed_y[beside], crossed_y[beside + 1]]
-        )  # [4, M]
-        above, _, left, right = edges
-        # From the corners, the upper left and right and then the lower ones, along x and along y: into the cell ...
+        edges = torch.stack([crossed_x[single], crossed_x[single + line], crossed_y[beside], crossed_y[beside + 1]])
+        # From its corners, the upper left and right and then the lower ones, along x and along y: into the cell ...
         inward = edges[[0, 0, 1, 1]], edges[[2, 3, 2, 3]]
         # ... and out of it.
         outward = (
             torch.stack([crossed_x[single + offset] for offset in (-1, 1, line - 1, line + 1)]),
             torch.stack([crossed_y[beside + offset] for offset in (-width, 1 - width, width, width + 1)]),
         )
-        clear = ~(inward[0] & outward[0]) & ~(inward[1] & outward[1])
-        far = torch.stack([torch.zeros_like(above), above, left, above ^ right])  # from the upper left corner
-        corner = torch.stack([_first(clear & ~far), _first(clear & far)])  # [2, M]
+        corner = _clear_corners(edges, inward, outward)  # [2, M]
         kept = torch.from_numpy(np.flatnonzero((corner < 4).all(0).numpy()))
-        self.cells, column, row = single[kept], column[kept], row[kept]
-        corner, edges = corner[:, kept], edges[:, kept]
+        self.cells, corner, beside = single[kept], corner[:, kept], beside[kept]
 
         at = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M] each
-        column, row = column.to(dtype), row.to(dtype)
-        half_x, half_y = half = (width - 1) / 2, (height - 1) / 2
-        # Of every plane a node, its place along each axis, and in which direction the next node is: that of the edge
-        # into the cell where it is clear.
-        self._node = (self.cells + self.cells // line + at[0] + width * at[1]).view(-1)  # [2 M]
+        origin = (beside % width).to(dtype), torch.div(beside, width, rounding_mode="floor").to(dtype)
+        self._strides, self._half = (1, width), ((width - 1) / 2, (height - 1) / 2)
+        # Of every plane a node, its place along each axis, and in which direction the next node is: along the edge into
+        # the cell where that is clear.
+        self._node = (beside + at[0] + width * at[1]).view(-1)  # [2 M]
         self._place = [
-            ((cell + own) / size - 1).view(-1) for cell, own, size in zip((column, row), at, half, strict=True)
+            ((cell + own) / half - 1).view(-1) for cell, own, half in zip(origin, at, self._half, strict=True)
         ]
         self._towards = [
-            ((1 - 2 * own.to(torch.int8)) * (1 - 2 * steps[:, kept].gather(0, corner).to(torch.int8))).view(-1)
-            for own, steps in zip(at, inward, strict=True)
+            ((1 - 2 * own) * (1 - 2 * crossed[:, kept].gather(0, corner).long())).to(torch.int8).view(-1)
+            for own, crossed in zip(at, inward, strict=True)
         ]
-        self._strides, self._half = (1, width), half
 
-        # The fold runs through both points at which edges are crossed.
-        beside = beside[kept]
-        place_x, place_y = along_x.place.view(-1), along_y.place.view(-1)
-        none = torch.zeros_like(column)
-        x = torch.stack([place_x[self.cells] - column, place_x[self.cells + line] - column, none, none + 1])  # [4, M]
-        y = torch.stack([none, none + 1, place_y[beside] - row, place_y[beside + 1] - row])
-        ends = torch.stack([_first(edges), 3 - _first(edges.flip(0))])  # [2, M]
-        (start_x, end_x), (start_y, end_y) = x.gather(0, ends), y.gather(0, ends)
+        x, y = along_x.place.view(-1), along_y.place.view(-1)
+        points = (
+            torch.stack([x[self.cells], x[self.cells + line], origin[0], origin[0] + 1]),
+            torch.stack([origin[1], origin[1] + 1, y[beside], y[beside + 1]]),
+        )  # [4, M] each
+        self.lines = self._through(points, edges[:, kept])
+
+    def _through(self, points: Sequence[Tensor], crossed: Tensor) -> Tensor:
+        """The lines through the two of four points [4, M] where edges are crossed, x and y in steps between nodes."""
+        first, second = _first(crossed), 3 - _first(crossed.flip(0))
+        start_x, start_y = (axis.gather(0, first[None])[0] for axis in points)
+        end_x, end_y = (axis.gather(0, second[None])[0] for axis in points)
+        half_x, half_y = self._half
         across = torch.stack([(start_y - end_y) * half_x, (end_x - start_x) * half_y])
-        start = torch.stack([(start_x + column) / half_x - 1, (start_y + row) / half_y - 1])
-        nearer = torch.stack([place[: len(kept)] for place in self._place])
+        start = torch.stack([start_x / half_x - 1, start_y / half_y - 1])
+        nearer = torch.stack([place[: len(first)] for place in self._place])
         across *= (across * (nearer - start)).sum(0).sign()
-        self.lines = torch.cat([-(across * start).sum(0, keepdim=True), across])
+        return torch.cat([-(across * start).sum(0, keepdim=True), across])
 
     def planes(self, values: Tensor) -> Tensor:
-        """All planes [3 I, 2 M] from the values [I, R, S] of the nodes: of I constants, and factors of x and of y."""
+        """All planes [3 I, 2 M] from the values [I, R, S] of the nodes: constants, factors of x, and factors of y.
+
+        Those on the first sides of all cells come before those beyond the folds.
+        """
         flat = values.flatten(1)
         start = node = flat[:, self._node]
         factors = []
@@ -157,6 +157,23 @@ class FoldRows:
             return None
         _, along_x, along_y = self.parts
         return torch.stack([(along_x * changes).sum(0), (along_y * changes).sum(0)], 1)
+
+
+def _clear_corners(edges: Tensor, inward: tuple[Tensor, Tensor], outward: tuple[Tensor, Tensor]) -> Tensor:
+    """Of every cell a corner on each side of its fold that has a clear edge along either axis; 4 if none has [2, M].
+
+    An edge that no kink crosses or touches shows that its ends are on one side, and on no kink. A kink through a
+    corner, or so near to it that rounding decides, touches the edges on both sides of it, and leaves neither clear.
+
+    Args:
+        edges: whether the edges above, below, on the left and on the right are crossed [4, M].
+        inward: whether those of each corner into the cell are, along x and along y [4, M].
+        outward: the same out of the cell.
+    """
+    clear = ~(inward[0] & outward[0]) & ~(inward[1] & outward[1])
+    above, _, left, right = edges
+    far = torch.stack([torch.zeros_like(above), above, left, above ^ right])  # from the upper left corner
+    return torch.stack([_first(clear & ~far), _first(clear & far)])
 
 
 def _first(choices: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class LinearRuns:
 
     Attributes:
         kinked: True for the cells [R - 1, S - 1] that a kink may cross, and for those at the edge.
-        folds: those of them that one kink crosses, and no other.
+        folds: those of them that one kink crosses, and no other, where the planes on both sides are known.
         ends: the places [2 M, 2] of the first nodes of all runs, then of their last ones.
     """
 
@@ -123,11 +123,11 @@ def _changes(parts: Sequence[Tensor], axis: int, offsets: Tensor) -> tuple[Tenso
 def _touched(line: Tensor, low: Tensor, high: Tensor, lines: int, count: int) -> Crossings:
     """Where intervals [P] touch steps between nodes; steps at the edge have all that is outside.
 
-    An interval of more than two steps counts as many, for its place is not known.
+    An interval that is longer than half a step counts as many, for its place is not known.
     """
     start, end = ((bound.nan_to_num(-1) + 1) * ((count - 1) / 2) for bound in (low, high))
     first, last = ((bound.clamp_(0, count - 2).long()) for bound in (start - _MARGIN, end + _MARGIN))
-    weight = 1 + (last > first + 1).int()
+    weight = 1 + (end - start > 0.5).int()
     first += line * count
     last += line * count
     # How many begin at a step, less those that have ended before it.

@@ -108,6 +108,15 @@ def test_full_means_token_n_lies_on_cell_n_of_every_bag(grid: Grid, full: bool) 
     assert grid.expand(len(grid.shapes)).full is full
 
 
+@pytest.mark.parametrize("grid", [Grid.square(9), Grid.square([6, 6]), Grid.from_coords(rectangle(3, 2))])
+def test_maps_of_a_full_grid_are_those_of_any(grid: Grid) -> None:
+    tokens = torch.randn(*grid.mask.shape, 4, generator=torch.Generator().manual_seed(0)).transpose(0, 1)
+    tokens = tokens.contiguous().transpose(0, 1)
+    anyhow = Grid(grid.cells, grid.mask, grid.shapes, full=False)
+    for found, expected in zip(grid.to_map(tokens), anyhow.to_map(tokens), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_one_grid_serves_a_batch() -> None:
     grid = Grid.square(5)
     assert grid.expand(1) is grid

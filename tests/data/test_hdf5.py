@@ -86,16 +86,24 @@ def test_a_slide_without_coordinates_lies_on_a_square(tmp_path):
     assert read_bag(write(tmp_path / "slide.h5", features=features())).grid.shapes == ((2, 2),)
 
 
-@pytest.mark.parametrize("name", ["coordinates", "Coords_level0"])
-def test_coordinates_under_another_name_are_not_passed_over(tmp_path, name):
-    path = write(tmp_path / "slide.h5", features=features(), **{name: COORDS})
-    with pytest.raises(ValueError, match=rf"slide\.h5: coordinates must be in a dataset 'coords', .* got '{name}'"):
+@pytest.mark.parametrize("name", ["coords", "coordinates"])
+def test_both_names_of_coordinates_are_understood(tmp_path, name):
+    assert read_bag(write(tmp_path / "slide.h5", features=features(), **{name: COORDS})).grid.shapes == ((3, 2),)
+
+
+def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
+    path = write(tmp_path / "slide.h5", features=features(), Coords_level0=COORDS)
+    message = r"slide\.h5: coordinates must be in a dataset coords or coordinates, .* got Coords_level0$"
+    with pytest.raises(ValueError, match=message):
         read_bag(path)
-    assert read_bag(path, coords=name).grid.shapes == ((3, 2),)
+    assert read_bag(path, coords="Coords_level0").grid.shapes == ((3, 2),)
+    assert merge_slides([path, path]).patches.shape == (1, 8, 3)  # which takes none
 
 
 def test_other_datasets_are_no_coordinates(tmp_path):
-    path = write(tmp_path / "slide.h5", features=features(), coord_unit=b"um", stain=np.ones((4, 2)))
+    path = write(
+        tmp_path / "slide.h5", features=features(), coord_unit=b"um", coord_extent=[9, 9], stain=np.ones((4, 2))
+    )
     assert read_bag(path).grid.shapes == ((2, 2),)
 
 

@@ -463,6 +463,27 @@ def test_gradients_of_inputs_and_parameters_are_those_of_finite_differences(back
         assert torch.autograd.gradcheck(lambda q, c: layer(q, c, bag.grid).tokens, (query, context), fast_mode=True)
 
 
+def test_a_full_grid_is_no_exception(generator: torch.Generator) -> None:
+    layer = small_layer()
+    tokens = torch.randn(2, 42, 8, dtype=torch.float64, generator=generator).requires_grad_()
+    grid = Grid.from_coords(torch.cartesian_prod(torch.arange(6), torch.arange(7)).flip(1)).expand(2)
+    results = []
+    for full in (True, False):
+        out = layer(tokens, tokens, Grid(grid.cells, grid.mask, grid.shapes, full=full))
+        loss = out.tokens.square().sum() + (out.attention.mass() * torch.arange(42)).sum()
+        gradients = torch.autograd.grad(loss, [tokens, *layer.parameters()])
+        results.append([out.tokens, out.attention.mass(), out.attention.sampling_positions, *gradients])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["reference", "streaming"])
+def test_a_token_that_is_nan_is_seen_in_all_that_its_window_moves(backend: str, generator: torch.Generator) -> None:
+    layer = small_layer(backend=backend)
+    tokens = torch.randn(1, 36, 8, dtype=torch.float64, generator=generator)
+    tokens[0, 7] = torch.nan
+    assert layer(tokens, tokens).tokens.isnan().all()
+
+
 def test_backends_agree() -> None:
     bag = draw_bag(4, 14, 5, 5)
     dense, streamed = (

@@ -1,7 +1,7 @@
 """A network that is read from a table where it is linear: the same values and gradients as everywhere evaluated."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +28,10 @@ def network(seed: int, features: int, outputs: int) -> MLPBias:
     shapes = [(features, 2), (features,), (features, features), (features,), (outputs, features), (outputs,)]
     parts = (torch.randn(*shape, dtype=torch.float64, generator=source) for shape in shapes)
     return MLPBias(*(part.requires_grad_() for part in parts))
+
+
+def pieces(bias: Sequence[Tensor], extent: tuple[float, float], nodes: int) -> PiecewiseBias:
+    return PiecewiseBias([part.detach() for part in bias], extent, nodes, 10**6)
 
 
 def prepared(arguments: dict[str, Any]) -> TiledBias | None:
@@ -70,12 +74,12 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
         patch.setattr(_bias_tiles, "NETWORK_TILE", at_once)
         patch.setattr(_bias_tiles, "_LEAST_PITCH", 0.0)
         patch.setattr(torch, "get_num_threads", lambda: threads)
-        pieces = PiecewiseBias([part.detach() for part in bias], extent, nodes)
-        tile = pieces.tile(displacement.detach())
+        bias_tiles = pieces(bias, extent, nodes)
+        tile = bias_tiles.tile(displacement.detach())
         torch.testing.assert_close(tile.values(), expected.detach(), **exact)
         moved = tile.backward(change, want_bias=True, want_position=True)
         into = [torch.zeros_like(part) for part in bias]
-        pieces.finish(into)
+        bias_tiles.finish(into)
     torch.testing.assert_close([moved, *into], list(slopes), **exact)
 
 
@@ -86,7 +90,7 @@ def test_slopes_are_good_in_float32_however_near_the_positions_are(extent: tuple
     displacement = (2 * torch.rand(1, 100, 100, 2) - 1) * torch.tensor(extent)
     wide = displacement.double().requires_grad_()
     (expected,) = torch.autograd.grad(MLPBias(*(part.double() for part in bias))(wide).sum(), wide)
-    moved = PiecewiseBias(bias, extent, 10**6).tile(displacement).backward(torch.ones(1, 1, 100, 100), True, True)
+    moved = pieces(bias, extent, 10**6).tile(displacement).backward(torch.ones(1, 1, 100, 100), True, True)
     assert moved is not None
     # The median, because a pair at a kink may be on its other side in float32.
     assert (moved - expected).abs().median() < 2e-4 * expected.abs().mean()
@@ -108,13 +112,31 @@ def test_bags_that_lie_far_from_each_other_have_the_table_of_one(draw: Draw) -> 
 def test_most_pairs_are_not_given_to_the_network(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     bias = ContinuousPositionBias(32, 1).to(dtype).weights()
-    pieces = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 200_000)
-    tile = pieces.tile(4 * torch.rand(2, 100, 100, 2, dtype=dtype) - 2)
+    fine, coarse = (pieces(bias, (2.0, 2.0), nodes) for nodes in (200_000, 20_000))
+    tile = fine.tile(4 * torch.rand(2, 100, 100, 2, dtype=dtype) - 2)
     network, folded = (len(pairs) for pairs, *_ in tile.exceptions)
     assert network < 0.06 * 2 * 100 * 100
     assert folded < 0.2 * 2 * 100 * 100
-    coarse = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 20_000)
-    assert coarse.pairs_at_once < 0.5 * pieces.pairs_at_once  # several times as many pairs for the network
+    assert coarse.pairs_at_once < 0.5 * fine.pairs_at_once  # several times as many pairs for the network
+
+
+@pytest.mark.parametrize(("least", "per_query", "most"), [(10, 3, 3 * 90), (1000, 3, 1000)])
+def test_tiles_grow_with_the_queries(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch, least: int, per_query: int, most: int
+) -> None:
+    monkeypatch.setattr(_bias_tiles, "PIECES_TILE", least)
+    monkeypatch.setattr(_bias_tiles, "PIECES_TILE_PER_QUERY", per_query)
+    bias = prepared(draw(5, kind="network", queries=90, keys=40))
+    assert isinstance(bias, PiecewiseBias)
+    assert bias.pairs_at_once == most
+
+
+def test_another_default_device_is_not_taken() -> None:
+    bias = network(0, 5, 1)
+    displacement = torch.rand(1, 4, 5, 2, dtype=torch.float64)
+    with torch.device("meta"):
+        values = pieces(bias, (2.0, 2.0), 400).tile(displacement).values()
+    torch.testing.assert_close(values, bias(displacement).detach().movedim(-1, 1), **exact)
 
 
 @pytest.mark.parametrize("queries", [90, 20], ids=["pieces", "network"])
@@ -148,7 +170,7 @@ def test_no_pair_may_be_at_a_kink(outputs: int) -> None:
     expected = bias(displacement).movedim(-1, 1)
     change = torch.ones(expected.shape, dtype=torch.float64)
     (slope,) = torch.autograd.grad(expected, displacement, change)
-    tile = PiecewiseBias([part.detach() for part in bias], (2.0, 2.0), 400).tile(displacement.detach())
+    tile = pieces(bias, (2.0, 2.0), 400).tile(displacement.detach())
     assert not any(len(pairs) for pairs, *_ in tile.exceptions)
     torch.testing.assert_close(tile.values(), expected.detach(), **exact)
     torch.testing.assert_close(tile.backward(change, want_bias=True, want_position=True), slope, **exact)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import linear, relu
@@ -13,7 +13,9 @@ from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops._folds import FoldRows
 from disentangled_mil.ops._linear_runs import LinearRuns
 
-exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
+exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
+# Planes are drawn from steps between nodes.
+folded: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def network(seed: int, features: int, outputs: int, zeros: float) -> list[Tensor]:
@@ -138,6 +140,7 @@ def test_values_and_gradients_of_folds_are_the_networks(
         parts[4].zero_()  # all planes are equal, and their gradients are not
     parts = [part.requires_grad_() for part in parts]
     runs = LinearRuns([part.detach() for part in parts], height, width, 10**4)
+    assume(len(runs.folds.cells))
     table = layers(parts, nodes(height, width))[2].movedim(-1, 0)
     place, which = places_within(runs, seed)
     place.requires_grad_()
@@ -145,15 +148,15 @@ def test_values_and_gradients_of_folds_are_the_networks(
     planes = runs.folds.planes(table.detach())
     into_planes = torch.zeros_like(planes)
     rows = FoldRows(runs.folds, planes, which, place.detach(), into_planes)
-    torch.testing.assert_close(rows.values(), expected.detach(), **exact)
+    torch.testing.assert_close(rows.values(), expected.detach(), **folded)
 
     change = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     *slopes, moved = torch.autograd.grad(expected, [*parts, place], change, allow_unused=True)
-    torch.testing.assert_close(rows.backward(change, True), moved, **exact)
+    torch.testing.assert_close(rows.backward(change, True), moved, **folded)
     into_table = torch.zeros_like(table)
     runs.folds.contract(into_planes, into_table)
     found = torch.autograd.grad(table, parts, into_table)
-    torch.testing.assert_close(found, tuple(slopes), **exact)
+    torch.testing.assert_close(found, tuple(slopes), **folded)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
