@@ -22,7 +22,7 @@ from ._linear_runs import LinearRuns, flat_nonzero
 NETWORK_TILE = 11 << 10
 # A table of a network is read for so many pairs at a time, where few of them go to the network; or for so many for each
 # query that the batch has room for, because a larger batch takes more memory anyway.
-PIECES_TILE, PIECES_TILE_PER_QUERY = 144 << 10, 60
+PIECES_TILE, PIECES_TILE_PER_QUERY = 128 << 10, 52
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
