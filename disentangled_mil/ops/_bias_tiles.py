@@ -16,7 +16,8 @@ from torch.nn.functional import grid_sample
 
 from .._precision import wide_dtype
 from ._folds import FoldRows
-from ._linear_runs import LinearRuns, flat_nonzero
+from ._kinks import flat_nonzero
+from ._linear_runs import LinearRuns
 
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 11 << 10

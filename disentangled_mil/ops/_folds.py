@@ -7,25 +7,11 @@ equal, and their gradients are not.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-MANY = 3  # kinks across one step, which then are not told apart
-
-
-class Crossings(NamedTuple):
-    """Where kinks cross the steps between neighbouring nodes, all along one axis of a lattice [R, S].
-
-    Attributes:
-        kinks: 0, 1 or ``MANY`` that may cross a step, as bytes.
-        place: if it is one, where it does, in steps from the first node of the line.
-    """
-
-    kinks: Tensor
-    place: Tensor
+from ._kinks import Crossings, flat_nonzero
 
 
 class Folds:
@@ -57,7 +43,7 @@ class Folds:
             torch.stack([crossed_y[beside + offset] for offset in (-width, 1 - width, width, width + 1)]),
         )
         corner = _clear_corners(edges, inward, outward)  # [2, M]
-        kept = torch.from_numpy(np.flatnonzero((corner < 4).all(0).numpy()))
+        kept = flat_nonzero((corner < 4).all(0))
         self.cells, corner, beside = single[kept], corner[:, kept], beside[kept]
 
         at = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M] each

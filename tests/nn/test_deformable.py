@@ -477,7 +477,7 @@ def test_a_full_grid_is_no_exception(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "streaming"])
-def test_a_token_that_is_nan_is_seen_in_all_that_its_window_moves(backend: str, generator: torch.Generator) -> None:
+def test_a_token_that_is_nan_is_seen_by_all_on_a_full_grid(backend: str, generator: torch.Generator) -> None:
     layer = small_layer(backend=backend)
     tokens = torch.randn(1, 36, 8, dtype=torch.float64, generator=generator)
     tokens[0, 7] = torch.nan
