@@ -64,6 +64,7 @@ class BagScores:
             self.query_place, self.key_place = (
                 place.nan_to_num(0, posinf=_FAR, neginf=-_FAR) for place in (self.query_place, self.key_place)
             )
+        self._biases = bias.between(self.query_place, self.key_place) if bias else None
         dead = (logit == -math.inf).all(-1, keepdim=True)  # groups without any key
         self.logit = self._per_head(logit.masked_fill(dead, 0)) if logit.any() else None  # [H, 1, J]
         self.alive = self._per_head(~dead) if dead.any() else None  # [H, 1, 1]
@@ -94,15 +95,7 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        if self.bias is None or self.key_place.shape[1] == 0:
-            return None
-        queries, keys = self.query_place[tile][:, None], self.key_place[:, None]
-        if self.bias.tabulated:
-            # All places are finite, and complex numbers are subtracted faster than pairs.
-            displacement = torch.view_as_real(torch.view_as_complex(queries) - torch.view_as_complex(keys))
-        else:
-            displacement = queries - keys
-        return self.bias.tile(displacement)
+        return self._biases(tile) if self._biases and self.key_place.shape[1] else None
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]

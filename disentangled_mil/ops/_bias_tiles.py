@@ -7,7 +7,7 @@ square 15 % lie in folded cells, and 5 % go to the network.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -18,12 +18,15 @@ from .._precision import wide_dtype
 from ._folds import FoldRows
 from ._kinks import flat_nonzero
 from ._linear_runs import LinearRuns
+from ._log_spacing import SpacedAxis, log_spaced
 
 # A network holds its hidden layers for so many pairs at a time.
 NETWORK_TILE = 11 << 10
 # A table of a network is read for so many pairs at a time, where few of them go to the network; or for so many for each
 # query that the batch has room for, because a larger batch takes more memory anyway.
 PIECES_TILE, PIECES_TILE_PER_QUERY = 128 << 10, 52
+# Logarithms of a lattice's columns or rows are kept if they are no more than the pairs of so many tiles.
+_LATTICE_TILES = 2
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
@@ -40,7 +43,7 @@ class TableBias:
     """Biases from a table [I, R, R].
 
     Attributes:
-        reach: of the table, in units of which displacements are given.
+        reach: of the table, in units of which positions are given.
         pairs_at_once: how many pairs a tile may have.
         tabulated: whether a table is read, which must not happen at NaN.
     """
@@ -51,9 +54,11 @@ class TableBias:
         self.reach = reach
         self._table, self._gradient = values[None], torch.zeros_like(values)
 
-    def tile(self, displacement: Tensor) -> "TableTile":
-        """The biases at displacements [G, t, J, 2]."""
-        return TableTile(self._table, displacement, self._gradient)
+    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], TableTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]; all are finite."""
+        # Complex numbers are subtracted faster than pairs.
+        query, key = torch.view_as_complex(queries)[:, None], torch.view_as_complex(keys)[:, None]
+        return lambda tile: TableTile(self._table, torch.view_as_real(query[tile] - key), self._gradient)
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
@@ -97,9 +102,9 @@ class NetworkBias:
         self.parts, self.gradient = parts, [torch.zeros_like(part) for part in parts]
         self.pairs_at_once: float = on_device(NETWORK_TILE, parts[0].device)
 
-    def tile(self, displacement: Tensor) -> "NetworkTile | PiecewiseTile":
-        """The biases at displacements [G, t, J, 2]."""
-        return NetworkTile(self, displacement)
+    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], NetworkTile | PiecewiseTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]."""
+        return lambda tile: NetworkTile(self, queries[tile, None] - keys[:, None])
 
     def rows(self, spaced: Tensor) -> "NetworkRows | SplitRows":
         """The network at log-spaced displacements [M, 2]; its hidden layers are kept where they are not too many."""
@@ -117,7 +122,7 @@ class NetworkTile:
 
     def __init__(self, bias: NetworkBias, displacement: Tensor) -> None:
         self.displacement = displacement
-        self.rows = bias.rows(displacement.abs().log1p_().copysign_(displacement).view(-1, 2))
+        self.rows = bias.rows(log_spaced(displacement).view(-1, 2))
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
@@ -142,13 +147,12 @@ class PiecewiseBias(NetworkBias):
     tabulated = True
 
     def __init__(self, parts: Sequence[Tensor], extent: Sequence[float], nodes: float, most: int) -> None:
-        sides = [max(math.log1p(length), 1e-3) for length in extent]
+        self.sides = sides = [max(math.log1p(length), 1e-3) for length in extent]
         pitch = max(2 * math.sqrt(sides[0] * sides[1] / nodes), _LEAST_PITCH, 2 * max(sides) / NETWORK_TILE)
         # Even numbers, so that no displacement of zero is at a node, whose cell would be in doubt.
         width, height = (2 + 2 * math.floor(side / pitch) for side in sides)
         # The network and the table take places in [-1, 1]: log-spaced displacements in units of the sides.
-        self.sides = parts[0].new_tensor(sides)
-        super().__init__([parts[0] * self.sides, *parts[1:]])
+        super().__init__([parts[0] * parts[0].new_tensor(sides), *parts[1:]])
         self.runs = LinearRuns(self.parts, height, width, NETWORK_TILE)
         self.folds = self.runs.folds
         self.table = self.runs.expand(self.rows(self.runs.ends).values())[None]
@@ -159,46 +163,42 @@ class PiecewiseBias(NetworkBias):
         self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1, device="cpu").to(self.kinds)
         self.pairs_at_once = min(most, NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
-    def tile(self, displacement: Tensor) -> "PiecewiseTile":
-        """The biases at displacements [G, t, J, 2]."""
-        return PiecewiseTile(self, displacement)
+    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], PiecewiseTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]; all are finite."""
+        axes = [
+            SpacedAxis(queries[:, axis], keys[..., axis], side, _LATTICE_TILES * self.pairs_at_once)
+            for axis, side in enumerate(self.sides)
+        ]
+        return lambda tile: PiecewiseTile(self, axes, tile)
 
     def finish(self, into: Sequence[Tensor]) -> None:
         """Add what all tiles passed back."""
         self.folds.contract(self.plane_gradient, self.table_gradient)
         self.rows(self.runs.ends).backward(self.runs.contract(self.table_gradient), want_position=False)
-        self.gradient[0] *= self.sides
+        self.gradient[0] *= self.gradient[0].new_tensor(self.sides)
         super().finish(into)
 
 
 class PiecewiseTile:
-    """Biases of a network that is linear in most places, at displacements [G, t, J, 2].
+    """Biases of a network that is linear in most places, of a tile of queries.
 
     Attributes:
         exceptions: for the network itself, then for folds: pairs, where their biases are, and the rows that make them.
     """
 
-    def __init__(self, bias: PiecewiseBias, displacement: Tensor) -> None:
-        groups, queries, keys, _ = displacement.shape
-        # Rows as long as the keys' are divided faster than pairs.
-        self.size, self.sides = queries * keys, bias.sides.repeat(keys)
-        place = displacement.abs().log1p_()
-        place.view(groups, queries, -1).div_(self.sides)
-        place.copysign_(displacement)
-        self.table = TableTile(bias.table, place, bias.table_gradient)
+    def __init__(self, bias: PiecewiseBias, axes: Sequence[SpacedAxis], tile: slice) -> None:
+        self.axes, self.tile = axes, tile
+        # Complex numbers are made and taken faster than pairs of reals.
+        places = torch.complex(*(axis.places(tile) for axis in axes))  # [G, t, J]
+        self.size = places[0].numel()
+        self.table = TableTile(bias.table, torch.view_as_real(places), bias.table_gradient)
         kinds = bias.kinds.expand(len(self.table.place), 1, -1, -1)
         kind = grid_sample(kinds, self.table.place, mode="nearest", padding_mode="border", align_corners=False).view(-1)
-        # Complex numbers are taken faster than pairs of reals.
-        places, heads = torch.view_as_complex(place), bias.table.shape[1]
-        kinked = flat_nonzero(kind != 0)
-        kind = kind.take(kinked)
-        network, folded = flat_nonzero(kind < 0), flat_nonzero(kind > 0)
-        pairs = kinked.take(network), kinked.take(folded)  # [P] each
-        by_network, in_folds = (torch.view_as_real(places.take(those)) for those in pairs)
-        rows = (
-            bias.rows(by_network),
-            FoldRows(bias.folds, bias.planes, kind.take(folded).long() - 1, in_folds, bias.plane_gradient),
-        )
+        pairs = flat_nonzero(kind < 0), flat_nonzero(kind > 0)  # [P] each
+        by_network, in_folds = (torch.view_as_real(places.view(-1).index_select(0, those)) for those in pairs)
+        which = kind.index_select(0, pairs[1]).long() - 1
+        rows = bias.rows(by_network), FoldRows(bias.folds, bias.planes, which, in_folds, bias.plane_gradient)
+        heads = bias.table.shape[1]
         self.exceptions = [(those, self._entries(those, heads), made) for those, made in zip(pairs, rows, strict=True)]
 
     def _entries(self, pairs: Tensor, heads: int) -> Tensor:
@@ -218,20 +218,22 @@ class PiecewiseTile:
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J], used up, that of the displacements; can be called once."""
         flat, heads, moved_exceptions = change.view(-1), change.shape[1], []
-        for pairs, entries, rows in self.exceptions:
-            moved_exceptions.append((pairs, rows.backward(flat.take(entries).view(-1, heads), want_position)))
+        while self.exceptions:  # none is held longer than it is needed
+            pairs, entries, rows = self.exceptions.pop()
+            arriving = flat.index_select(0, entries).view(-1, heads)
+            moved_exceptions.append((pairs, rows.backward(arriving, want_position)))
             flat.scatter_(0, entries, 0)
+            del rows, entries, arriving
         moved = self.table.backward(change, want_bias, want_position)
         if moved is None:
             return None
         for pairs, moved_rows in moved_exceptions:
             assert moved_rows is not None
             torch.view_as_complex(moved).view(-1).scatter_(0, pairs, torch.view_as_complex(moved_rows))
-        # Displacements are not kept: 1 + abs(d) is what its logarithm says.
-        steepness = self.table.place.view_as(moved).abs_()
-        by_query = steepness.view(*moved.shape[:2], -1)
-        torch.addcmul(self.sides.log().neg_(), by_query, self.sides, value=-1, out=by_query)
-        return moved.mul_(steepness.exp_())
+        # Written over the places, which nothing needs any longer.
+        slopes = torch.view_as_complex(self.table.place.view_as(moved))
+        torch.complex(*(axis.slopes(self.tile) for axis in self.axes), out=slopes)
+        return moved.mul_(torch.view_as_real(slopes))
 
 
 class NetworkRows:

@@ -8,6 +8,7 @@ equal, and their gradients are not.
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,10 +122,11 @@ class FoldRows:
     """
 
     def __init__(self, folds: Folds, planes: Tensor, which: Tensor, place: Tensor, gradient: Tensor) -> None:
-        self.gradient, self.place = gradient, place.T.contiguous()
-        beyond = self._affine(*(factor.take(which) for factor in folds.lines)) < 0
-        self.plane = which + beyond * len(folds.cells)
-        self.parts = torch.stack([factor.take(self.plane) for factor in planes]).chunk(3)  # [I, P] each
+        # Many times faster than in PyTorch, like index_select beside take.
+        self.gradient, self.place = gradient, torch.from_numpy(np.ascontiguousarray(place.numpy().T))
+        beyond = self._affine(*(factor.index_select(0, which) for factor in folds.lines)) < 0
+        self.plane = torch.add(which, beyond, alpha=len(folds.cells))
+        self.parts = torch.stack([factor.index_select(0, self.plane) for factor in planes]).chunk(3)  # [I, P] each
 
     def _affine(self, start: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
         x, y = self.place

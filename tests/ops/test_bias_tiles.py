@@ -14,7 +14,15 @@ from torch import Tensor
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import AttentionScores, MLPBias, _attention_tiles, _bias_tiles, biased_attention
 from disentangled_mil.ops._attention_tiles import BagScores
-from disentangled_mil.ops._bias_tiles import NetworkBias, NetworkRows, PiecewiseBias, SplitRows, TiledBias, tiled_bias
+from disentangled_mil.ops._bias_tiles import (
+    NetworkBias,
+    NetworkRows,
+    PiecewiseBias,
+    PiecewiseTile,
+    SplitRows,
+    TiledBias,
+    tiled_bias,
+)
 
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
@@ -34,6 +42,16 @@ def pieces(bias: Sequence[Tensor], extent: tuple[float, float], nodes: int) -> P
     return PiecewiseBias([part.detach() for part in bias], extent, nodes, 10**6)
 
 
+def between(queries: Tensor, keys: Tensor) -> Tensor:
+    """Displacements [G, t, J, 2]."""
+    return queries[:, None] - keys[:, None]
+
+
+def whole(bias: PiecewiseBias, queries: Tensor, keys: Tensor) -> PiecewiseTile:
+    """All queries in one tile."""
+    return bias.between(queries, keys)(slice(None))
+
+
 def prepared(arguments: dict[str, Any]) -> TiledBias | None:
     scores = AttentionScores(**{name: value for name, value in arguments.items() if name != "value"})
     return tiled_bias(scores.tensors(), 1.0)
@@ -46,6 +64,7 @@ def prepared(arguments: dict[str, Any]) -> TiledBias | None:
     groups=st.sampled_from([1, 2, 3, 6]),
     queries=st.integers(1, 9),
     keys=st.integers(1, 9),
+    lattice=st.booleans(),
     extent=st.tuples(st.sampled_from([0.0, 0.3, 2.0, 1e4]), st.sampled_from([0.0, 0.3, 2.0])),
     nodes=st.sampled_from([1, 100, 5000]),
     at_once=st.sampled_from([3, 1 << 13]),
@@ -59,6 +78,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     groups: int,
     queries: int,
     keys: int,
+    lattice: bool,
     extent: tuple[float, float],
     nodes: int,
     at_once: int,
@@ -66,16 +86,20 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
 ) -> None:
     bias = network(seed, features, outputs)
     source = torch.Generator().manual_seed(seed)
-    displacement = 2 * torch.randn(groups, queries, keys, 2, dtype=torch.float64, generator=source)
+    query = torch.randn(queries, 2, dtype=torch.float64, generator=source)
+    key = 2 * torch.randn(groups, keys, 2, dtype=torch.float64, generator=source)
+    if lattice:
+        query = query.round()
     change = torch.randn(groups, outputs, queries, keys, dtype=torch.float64, generator=source)
-    expected = bias(displacement.requires_grad_()).movedim(-1, 1)
+    displacement = between(query, key).requires_grad_()
+    expected = bias(displacement).movedim(-1, 1)
     slopes = torch.autograd.grad(expected, [displacement, *bias], change)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_bias_tiles, "NETWORK_TILE", at_once)
         patch.setattr(_bias_tiles, "_LEAST_PITCH", 0.0)
         patch.setattr(torch, "get_num_threads", lambda: threads)
         bias_tiles = pieces(bias, extent, nodes)
-        tile = bias_tiles.tile(displacement.detach())
+        tile = whole(bias_tiles, query, key)
         torch.testing.assert_close(tile.values(), expected.detach(), **exact)
         moved = tile.backward(change, want_bias=True, want_position=True)
         into = [torch.zeros_like(part) for part in bias]
@@ -87,10 +111,10 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
 def test_slopes_are_good_in_float32_however_near_the_positions_are(extent: tuple[float, float]) -> None:
     torch.manual_seed(0)
     bias = [part.detach() for part in ContinuousPositionBias(32, 1).weights()]
-    displacement = (2 * torch.rand(1, 100, 100, 2) - 1) * torch.tensor(extent)
-    wide = displacement.double().requires_grad_()
+    query, key = (torch.rand(*shape, 2) * torch.tensor(extent) for shape in ((100,), (1, 100)))
+    wide = between(query, key).double().requires_grad_()
     (expected,) = torch.autograd.grad(MLPBias(*(part.double() for part in bias))(wide).sum(), wide)
-    moved = pieces(bias, extent, 10**6).tile(displacement).backward(torch.ones(1, 1, 100, 100), True, True)
+    moved = whole(pieces(bias, extent, 10**6), query, key).backward(torch.ones(1, 1, 100, 100), True, True)
     assert moved is not None
     # The median, because a pair at a kink may be on its other side in float32.
     assert (moved - expected).abs().median() < 2e-4 * expected.abs().mean()
@@ -113,7 +137,7 @@ def test_most_pairs_are_not_given_to_the_network(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     bias = ContinuousPositionBias(32, 1).to(dtype).weights()
     fine, coarse = (pieces(bias, (2.0, 2.0), nodes) for nodes in (200_000, 20_000))
-    tile = fine.tile(4 * torch.rand(2, 100, 100, 2, dtype=dtype) - 2)
+    tile = whole(fine, *(2 * torch.rand(*shape, 2, dtype=dtype) for shape in ((100,), (2, 100))))
     network, folded = (len(pairs) for pairs, *_ in tile.exceptions)
     assert network < 0.06 * 2 * 100 * 100
     assert folded < 0.2 * 2 * 100 * 100
@@ -133,10 +157,10 @@ def test_tiles_grow_with_the_queries(
 
 def test_another_default_device_is_not_taken() -> None:
     bias = network(0, 5, 1)
-    displacement = torch.rand(1, 4, 5, 2, dtype=torch.float64)
+    query, key = torch.rand(4, 2, dtype=torch.float64), torch.rand(1, 5, 2, dtype=torch.float64)
     with torch.device("meta"):
-        values = pieces(bias, (2.0, 2.0), 400).tile(displacement).values()
-    torch.testing.assert_close(values, bias(displacement).detach().movedim(-1, 1), **exact)
+        values = whole(pieces(bias, (2.0, 2.0), 400), query, key).values()
+    torch.testing.assert_close(values, bias(between(query, key)).detach().movedim(-1, 1), **exact)
 
 
 @pytest.mark.parametrize("queries", [90, 20], ids=["pieces", "network"])
@@ -166,11 +190,12 @@ def test_no_pair_may_be_at_a_kink(outputs: int) -> None:
     with torch.no_grad():
         bias.b1.fill_(100)
         bias.b2.fill_(1e4)
-    displacement = (torch.rand(3, 4, 5, 2, dtype=torch.float64) - 0.5).requires_grad_()
+    query, key = torch.rand(4, 2, dtype=torch.float64), torch.rand(3, 5, 2, dtype=torch.float64)
+    displacement = between(query, key).requires_grad_()
     expected = bias(displacement).movedim(-1, 1)
     change = torch.ones(expected.shape, dtype=torch.float64)
     (slope,) = torch.autograd.grad(expected, displacement, change)
-    tile = pieces(bias, (2.0, 2.0), 400).tile(displacement.detach())
+    tile = whole(pieces(bias, (2.0, 2.0), 400), query, key)
     assert not any(len(pairs) for pairs, *_ in tile.exceptions)
     torch.testing.assert_close(tile.values(), expected.detach(), **exact)
     torch.testing.assert_close(tile.backward(change, want_bias=True, want_position=True), slope, **exact)
