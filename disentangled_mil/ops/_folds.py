@@ -47,18 +47,18 @@ class Folds:
         kept = flat_nonzero((corner < 4).all(0))
         self.cells, corner, beside = single[kept], corner[:, kept], beside[kept]
 
-        at = corner % 2, torch.div(corner, 2, rounding_mode="floor")  # [2, M] each
+        edges, at = edges[:, kept], (corner & 1, corner >> 1)  # at [2, M] each
         origin = (beside % width).to(dtype), torch.div(beside, width, rounding_mode="floor").to(dtype)
         self._strides, self._half = (1, width), ((width - 1) / 2, (height - 1) / 2)
         # Of every plane a node, its place along each axis, and in which direction the next node is: along the edge into
-        # the cell where that is clear.
+        # the cell where that is clear. Along x it is one of the first two, along y one of the others.
         self._node = (beside + at[0] + width * at[1]).view(-1)  # [2 M]
         self._place = [
             ((cell + own) / half - 1).view(-1) for cell, own, half in zip(origin, at, self._half, strict=True)
         ]
         self._towards = [
-            ((1 - 2 * own) * (1 - 2 * crossed[:, kept].gather(0, corner).long())).to(torch.int8).view(-1)
-            for own, crossed in zip(at, inward, strict=True)
+            ((1 - 2 * own) * (1 - 2 * edges.gather(0, edge).long())).to(torch.int8).view(-1)
+            for own, edge in zip(at, (at[1], 2 + at[0]), strict=True)
         ]
 
         x, y = along_x.place.view(-1), along_y.place.view(-1)
@@ -66,7 +66,7 @@ class Folds:
             torch.stack([x[self.cells], x[self.cells + line], origin[0], origin[0] + 1]),
             torch.stack([origin[1], origin[1] + 1, y[beside], y[beside + 1]]),
         )  # [4, M] each
-        self.lines = self._through(points, edges[:, kept])
+        self.lines = self._through(points, edges)
 
     def _through(self, points: Sequence[Tensor], crossed: Tensor) -> Tensor:
         """The lines through the two of four points [4, M] where edges are crossed, x and y in steps between nodes."""
