@@ -113,8 +113,8 @@ class BagScoresGradient:
     def __init__(self, scores: BagScores, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         self.scores, self.bag = scores, scores.bag
         self.gradients, self.wanted = gradients, wanted
-        _, _, self.want_query_position, self.want_key_position, *_ = wanted
-        self.want_bias = any(wanted[6:])
+        _, _, self.want_query_position, self.want_key_position, _, self.want_logit, *bias = wanted
+        self.want_bias = any(bias)
         in_place = scores.rows is None and gradients[0].dtype == scores.wide
         self.query = gradients[0][self.bag] if in_place else torch.zeros_like(scores.query, dtype=scores.wide)
         self.key = torch.zeros_like(scores.scaled_key)  # [H, J, D]
@@ -128,7 +128,8 @@ class BagScoresGradient:
         change = _through_softmax(gradient, weights)
         self.query[:, tile] = change @ scores.scaled_key
         self.key.baddbmm_(change.transpose(1, 2), scores.query[:, tile].to(scores.wide))
-        self.logit += change.sum(1)
+        if self.want_logit:
+            self.logit += change.sum(1)
         want_position = self.want_key_position or self.want_query_position
         if not (self.want_bias or want_position):
             return

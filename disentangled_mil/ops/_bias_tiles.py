@@ -20,10 +20,11 @@ from ._folds import FoldRows
 from ._linear_runs import LinearRuns
 from ._log_spacing import SpacedAxis, log_spaced
 
-# A network holds its hidden layers for so many pairs at a time.
-NETWORK_TILE = 11 << 10
-# A table of a network is read for so many pairs at a time, where few of them go to the network; or for so many for each
-# query that the batch has room for, because a larger batch takes more memory anyway.
+# A network is evaluated for so many pairs at a time, and holds its hidden layers for a few times as many.
+NETWORK_TILE, _HELD_TILES = 11 << 10, 2
+# A table of a network is read for so many pairs at a time, where few of them go to the network: twice as many, the most
+# that is quicker, in batches of several bags; or so many for each query that a bag has room for. All of these take more
+# memory anyway.
 PIECES_TILE, PIECES_TILE_PER_QUERY = 128 << 10, 52
 # Logarithms of a lattice's columns or rows are kept if they are no more than the pairs of so many tiles.
 _LATTICE_TILES = 2
@@ -108,7 +109,7 @@ class NetworkBias:
 
     def rows(self, spaced: Tensor) -> "NetworkRows | SplitRows":
         """The network at log-spaced displacements [M, 2]; its hidden layers are kept where they are not too many."""
-        most = 2 * on_device(NETWORK_TILE, spaced.device)
+        most = _HELD_TILES * on_device(NETWORK_TILE, spaced.device)
         return (NetworkRows if len(spaced) <= most else SplitRows)(self.parts, spaced, self.gradient)
 
     def finish(self, into: Sequence[Tensor]) -> None:
@@ -161,7 +162,7 @@ class PiecewiseBias(NetworkBias):
         # 0 where the network is linear, from 1 on the number of a fold, -1 where the network itself is needed.
         self.kinds = -self.runs.kinked.to(self.table.dtype)
         self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1, device="cpu").to(self.kinds)
-        self.pairs_at_once = min(most, NETWORK_TILE / (self.kinds < 0).double().mean().item())
+        self.pairs_at_once = min(most, _HELD_TILES * NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
     def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], PiecewiseTile]":
         """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]; all are finite."""
@@ -323,7 +324,8 @@ def tiled_bias(tensors: Sequence[Tensor], reach: float) -> TiledBias | None:
             extent = torch.maximum(high - first, last - low)[pairs > 0].amax(0).double().tolist()
             if all(map(math.isfinite, extent)):
                 nodes = min((count * features) ** (2 / 3) / 2, MOST_NODES / len(parts[4]))
-                return PiecewiseBias(parts, extent, nodes, max(PIECES_TILE, PIECES_TILE_PER_QUERY * query.shape[2]))
+                most = max(min(len(query), 2) * PIECES_TILE, PIECES_TILE_PER_QUERY * query.shape[2])
+                return PiecewiseBias(parts, extent, nodes, most)
     return NetworkBias(parts)
 
 

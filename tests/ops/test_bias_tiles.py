@@ -144,13 +144,15 @@ def test_most_pairs_are_not_given_to_the_network(dtype: torch.dtype) -> None:
     assert coarse.pairs_at_once < 0.5 * fine.pairs_at_once  # several times as many pairs for the network
 
 
-@pytest.mark.parametrize(("least", "per_query", "most"), [(10, 3, 3 * 90), (1000, 3, 1000)])
-def test_tiles_grow_with_the_queries(
-    draw: Draw, monkeypatch: pytest.MonkeyPatch, least: int, per_query: int, most: int
+@pytest.mark.parametrize(
+    ("batch", "least", "per_query", "most"), [(2, 10, 3, 3 * 90), (1, 1000, 3, 1000), (3, 1000, 3, 2000)]
+)
+def test_tiles_grow_with_the_queries_and_with_several_bags(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch, batch: int, least: int, per_query: int, most: int
 ) -> None:
     monkeypatch.setattr(_bias_tiles, "PIECES_TILE", least)
     monkeypatch.setattr(_bias_tiles, "PIECES_TILE_PER_QUERY", per_query)
-    bias = prepared(draw(5, kind="network", queries=90, keys=40))
+    bias = prepared(draw(5, kind="network", batch=batch, queries=90, keys=120))
     assert isinstance(bias, PiecewiseBias)
     assert bias.pairs_at_once == most
 
@@ -235,3 +237,19 @@ def test_tiles_are_larger_elsewhere_than_on_a_cpu(device: str, larger: int, monk
     spaced = torch.empty(200 * larger + 1, 2, dtype=torch.float64, device=device)
     for rows, kind in ((spaced[1:], NetworkRows), (spaced, SplitRows)):
         assert type(bias.rows(rows)) is kind
+
+
+@pytest.mark.parametrize("kind", ["network", "table"])
+def test_nothing_is_passed_back_to_a_bias_that_wants_no_gradient(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a gradient that nobody wants")
+
+    monkeypatch.setattr(_bias_tiles.TableTile, "backward", refuse)
+    given_ = draw(5, kind=kind, queries=90, keys=40)
+    for tensor in (*given_["bias"], given_["query_position"], given_["key_position"]):
+        if isinstance(tensor, Tensor):
+            tensor.requires_grad_(False)
+    biased_attention(**given_, backend="streaming").out.sum().backward()
+    assert given_["value"].grad is not None

@@ -102,7 +102,7 @@ def _backward(
         for bag in range(len(value)):
             attend = BagScores(scores, bias, scale, bag)
             rows, columns = attend.rows, attend.columns
-            gradient = BagScoresGradient(attend, into_scores, wanted)
+            gradient = BagScoresGradient(attend, into_scores, wanted[:-1])
             drop = _Dropout(dropout, seed, bag, value.device)
             scaled_values = take(value[bag], 1, columns).to(attend.wide) * drop.scale  # [H, J, D]
             bag_into_value = torch.zeros_like(scaled_values)
