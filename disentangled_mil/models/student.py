@@ -76,7 +76,7 @@ class StudentBranch(nn.Module):
 
     def forward(self, bag: Bag) -> StudentBranchOutput:
         """Predict from a bag."""
-        patches = self.patches(torch.where(bag.mask[..., None], bag.patches, 0))
+        patches = self.patches(bag.patches, bag.mask)
         normed = self.norm(patches)
         attended = self.attend(normed, normed, bag.grid)
         merged = self.aggregate(patches + attended.tokens, bag.mask)

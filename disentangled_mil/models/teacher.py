@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .._checks import check_names, check_subspaces
@@ -64,7 +63,7 @@ class TeacherBranch(nn.Module):
 
     def forward(self, bag: Bag, genes: Mapping[str, Tensor]) -> TeacherBranchOutput:
         """Predict from a bag and encoded genes."""
-        patches = self.patches(torch.where(bag.mask[..., None], bag.patches, 0))
+        patches = self.patches(bag.patches, bag.mask)
         fused = self.fuse(patches, genes, bag.grid)
         head = self.head(fused.features)
         return TeacherBranchOutput(head.logits, head.subspace_logits, fused.features, fused.attention)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_floating, check_interval, check_shape
+from .._checks import check_count, check_floating, check_interval, check_mask, check_shape
 from .._precision import weight_dtype
 
 
@@ -21,11 +21,12 @@ class PatchEncoder(nn.Module):
         dropout: of the tokens' channels.
 
     Shape:
-        [B, N, features] in any floating-point type -> [B, N, C] in the type of the weights.
+        ``patches`` [B, N, features] in any floating-point type, ``mask`` [B, N] (True = real patch; all without it)
+        -> [B, N, C] in the type of the weights.
 
     Raises:
-        TypeError: patches are not floating-point.
-        ValueError: the feature width differs.
+        TypeError: patches are not floating-point, or the mask is not bool.
+        ValueError: the feature width differs, or the mask has another shape.
 
     Source: the paper's first layer: Linear and ReLU.
     Differs from the source: standardisation (off until fitted) and dropout.
@@ -81,10 +82,14 @@ class PatchEncoder(nn.Module):
         # Neither what is constant but for rounding, nor what is silent beside all others, is blown up.
         self.std.copy_(torch.where(std > 1e-6 * torch.maximum(mean.abs(), std.max()), std, 1))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Tokens of the patches."""
-        check_shape("patches", patches, "B N features", {"features": len(self.mean)})
+    def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens of the patches; what padding holds, NaN too, is never looked at."""
+        sizes = check_shape("patches", patches, "B N features", {"features": len(self.mean)})
         check_floating("patches", patches)
+        if mask is not None:
+            check_mask("mask", mask, "B N", sizes)
         standard = (patches.to(self.mean.dtype) - self.mean) / self.std
+        if mask is not None:
+            standard = torch.where(mask[..., None], standard, 0)
         tokens: Tensor = self.project(standard.to(weight_dtype(self.project)))
         return tokens

@@ -27,7 +27,7 @@ class Fusion(nn.Module):
         self.head = SubspaceHead(32, outputs, tuple(genes))
 
     def forward(self, bag: Bag, genes: dict[str, Tensor]) -> tuple[Tensor, dict[str, DeformableAttention]]:
-        fused = self.fuse(self.patches(bag.patches), self.genes(genes), bag.grid)
+        fused = self.fuse(self.patches(bag.patches, bag.mask), self.genes(genes), bag.grid)
         return self.head(fused.features).logits, fused.attention
 
 

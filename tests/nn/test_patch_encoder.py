@@ -103,6 +103,23 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(encode(patches), encode(patches))
 
 
+@pytest.mark.parametrize("padding", [float("nan"), float("inf"), 1e30])
+def test_what_padding_holds_is_never_looked_at(padding: float) -> None:
+    torch.manual_seed(0)
+    encode, patches = PatchEncoder(4, 3), torch.randn(2, 5, 4)
+    encode.fit(patches.flatten(0, 1))
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    filled = patches.masked_fill(~mask[..., None], padding).requires_grad_()
+    results = []
+    for tokens in (encode(filled, mask), encode(patches)):
+        gradients = torch.autograd.grad((tokens[mask] ** 2).sum(), encode.project.parameters(), retain_graph=True)
+        results.append([tokens[mask], *gradients])
+    torch.testing.assert_close(*results)
+    (into_patches,) = torch.autograd.grad(encode(filled, mask).sum(), filled)
+    assert not into_patches[~mask].any()
+    assert into_patches[mask].any()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -118,6 +135,11 @@ def test_dropout_acts_in_training_only() -> None:
             lambda: PatchEncoder(4)(torch.zeros(1, 2, 4, dtype=torch.uint8)),
             TypeError,
             "patches must be a floating-point tensor, got torch.uint8",
+        ),
+        (
+            lambda: PatchEncoder(4)(torch.zeros(1, 2, 4), torch.ones(1, 3, dtype=torch.bool)),
+            ValueError,
+            "mask must have shape [B, N] = [1, 2], got [1, 3]",
         ),
         (
             lambda: PatchEncoder(4).fit(torch.zeros(2, 3)),
