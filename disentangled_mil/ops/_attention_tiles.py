@@ -29,6 +29,7 @@ class BagScores:
         scale: of Q K^T.
         bag: which one of the batch.
         skip: leave out what has no weight; otherwise its weights are computed to be zero.
+        maps: that are tiled side by side, each with scores of its own.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BagScores:
         bag: int,
         *,
         skip: bool = True,
+        maps: int = 1,
     ) -> None:
         query, key, query_position, key_position, mask, logit, *_ = (tensor.detach() for tensor in tensors)
         self.wide = wide_dtype(query)
@@ -53,8 +55,10 @@ class BagScores:
         self.scaled_key = take(key[bag], 1, self.columns).to(self.wide) * scale  # [H, J, D]
         self.reach = bias.reach if bias else 1.0
         query_place, key_place = take(query_position[bag], 0, self.rows), take(key_position[bag], 1, self.columns)
-        self.query_place = query_place.to(self.wide).contiguous() / self.reach  # [N, 2]
-        self.key_place = key_place.to(self.wide).contiguous() / self.reach  # [G, J, 2]
+        self.query_place, self.key_place = (
+            (place.to(self.wide) / self.reach).clone(memory_format=torch.contiguous_format)
+            for place in (query_place, key_place)
+        )  # [N, 2], [G, J, 2]
         logit = take(logit[bag], 1, self.columns).to(self.wide)
         if bias and bias.tabulated:
             # A table must not be read at NaN, which would be somewhere in memory; it is seen in the scores instead.
@@ -64,20 +68,18 @@ class BagScores:
             self.query_place, self.key_place = (
                 place.nan_to_num(0, posinf=_FAR, neginf=-_FAR) for place in (self.query_place, self.key_place)
             )
-        self._biases = bias.between(self.query_place, self.key_place) if bias else None
+        keys = self.key_place.shape[1]
+        self.at_once = queries_at_once(self.query, self.groups, keys, bias, maps)
+        self._bias_of = bias.between(self.query_place, self.key_place, self.at_once) if bias and keys else None
         dead = (logit == -math.inf).all(-1, keepdim=True)  # groups without any key
         self.logit = self._per_head(logit.masked_fill(dead, 0)) if logit.any() else None  # [H, 1, J]
         self.alive = self._per_head(~dead) if dead.any() else None  # [H, 1, 1]
 
-    def tiles(self, maps: int = 1) -> Iterator[slice]:
-        """The bag's queries in tiles, for so many maps at a time."""
-        count, keys = self.query.shape[1], self.scaled_key.shape[1]
-        step = max(LEAST_QUERIES, on_device(TILE, self.query.device) // max(1, maps * self.heads * keys))
-        if self.bias:
-            most = self.bias.pairs_at_once / max(1, maps * self.groups * keys)
-            step = int(min(step, max(LEAST_NETWORK_QUERIES, most)))
-        for start in range(0, count, step):
-            yield slice(start, min(start + step, count))
+    def tiles(self) -> Iterator[slice]:
+        """The bag's queries in tiles."""
+        count = self.query.shape[1]
+        for start in range(0, count, self.at_once):
+            yield slice(start, min(start + self.at_once, count))
 
     def weights(self, tile: slice) -> tuple[Tensor, BiasTile | None]:
         """Softmax of a tile's scores [H, t, J], zeros for heads without keys; and their biases."""
@@ -95,7 +97,7 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        return self._biases(tile) if self._biases and self.key_place.shape[1] else None
+        return self._bias_of(tile) if self._bias_of else None
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
@@ -112,7 +114,7 @@ class BagScoresGradient:
 
     def __init__(self, scores: BagScores, gradients: Sequence[Tensor], wanted: Sequence[bool]) -> None:
         self.scores, self.bag = scores, scores.bag
-        self.gradients, self.wanted = gradients, wanted
+        self.gradients = gradients
         _, _, self.want_query_position, self.want_key_position, _, self.want_logit, *bias = wanted
         self.want_bias = any(bias)
         in_place = scores.rows is None and gradients[0].dtype == scores.wide
@@ -153,6 +155,14 @@ class BagScoresGradient:
         key_position[bag] = put(self.key_place / scores.reach, 1, scores.columns, keys)
         per_group = self.logit.view(scores.groups, scores.heads // scores.groups, -1).sum(1)
         logit[bag] = put(per_group, 1, scores.columns, keys)
+
+
+def queries_at_once(query: Tensor, groups: int, keys: int, bias: TiledBias | None, maps: int) -> int:
+    """How many queries [H, N, D] a tile has, for so many maps at a time."""
+    count = max(LEAST_QUERIES, on_device(TILE, query.device) // max(1, maps * len(query) * keys))
+    if bias is None:
+        return count
+    return int(min(count, max(LEAST_NETWORK_QUERIES, bias.pairs_at_once / max(1, maps * groups * keys))))
 
 
 def take(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:

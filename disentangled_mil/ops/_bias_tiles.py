@@ -18,16 +18,16 @@ from torch.nn.functional import grid_sample
 from .._precision import wide_dtype
 from ._folds import FoldRows
 from ._linear_runs import LinearRuns
-from ._log_spacing import SpacedAxis, log_spaced
+from ._log_spacing import SpacedAxis, spaced
 
-# A network is evaluated for so many pairs at a time, and holds its hidden layers for a few times as many.
+# A network is given so many pairs at a time, and its hidden layers are held for so many times as many at most.
 NETWORK_TILE, _HELD_TILES = 11 << 10, 2
-# A table of a network is read for so many pairs at a time, where few of them go to the network: twice as many, the most
-# that is quicker, in batches of several bags; or so many for each query that a bag has room for. All of these take more
-# memory anyway.
+# A table of a network is read for so many pairs at a time, where few of them go to the network. Batches of several bags
+# take more memory anyway, and are read for twice as many, beyond which nothing becomes quicker; so do large bags, which
+# are read for so many pairs for each of their queries.
 PIECES_TILE, PIECES_TILE_PER_QUERY = 128 << 10, 52
-# Logarithms of a lattice's columns or rows are kept if they are no more than the pairs of so many tiles.
-_LATTICE_TILES = 2
+# What lattices share is held for so many times as many columns, or rows, as a tile has queries.
+_HELD_COORDINATES = 2
 # Tiles fit the caches of a CPU. Elsewhere every launch has its price, and they are so many times larger: some 300 MB in
 # float32, all that is made of a tile together.
 DEVICE_TILES = 32
@@ -55,8 +55,11 @@ class TableBias:
         self.reach = reach
         self._table, self._gradient = values[None], torch.zeros_like(values)
 
-    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], TableTile]":
-        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]; all are finite."""
+    def between(self, queries: Tensor, keys: Tensor, at_once: int) -> "Callable[[slice], TableTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], so many of them, and its keys [G, J, 2].
+
+        All positions are finite.
+        """
         # Complex numbers are subtracted faster than pairs.
         query, key = torch.view_as_complex(queries)[:, None], torch.view_as_complex(keys)[:, None]
         return lambda tile: TableTile(self._table, torch.view_as_real(query[tile] - key), self._gradient)
@@ -103,8 +106,8 @@ class NetworkBias:
         self.parts, self.gradient = parts, [torch.zeros_like(part) for part in parts]
         self.pairs_at_once: float = on_device(NETWORK_TILE, parts[0].device)
 
-    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], NetworkTile | PiecewiseTile]":
-        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]."""
+    def between(self, queries: Tensor, keys: Tensor, at_once: int) -> "Callable[[slice], NetworkTile | PiecewiseTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], so many of them, and its keys [G, J, 2]."""
         return lambda tile: NetworkTile(self, queries[tile, None] - keys[:, None])
 
     def rows(self, spaced: Tensor) -> "NetworkRows | SplitRows":
@@ -123,7 +126,7 @@ class NetworkTile:
 
     def __init__(self, bias: NetworkBias, displacement: Tensor) -> None:
         self.displacement = displacement
-        self.rows = bias.rows(log_spaced(displacement).view(-1, 2))
+        self.rows = bias.rows(spaced(displacement).view(-1, 2))
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
@@ -164,10 +167,13 @@ class PiecewiseBias(NetworkBias):
         self.kinds.view(-1)[self.folds.cells] = torch.arange(1, len(self.folds.cells) + 1, device="cpu").to(self.kinds)
         self.pairs_at_once = min(most, _HELD_TILES * NETWORK_TILE / (self.kinds < 0).double().mean().item())
 
-    def between(self, queries: Tensor, keys: Tensor) -> "Callable[[slice], PiecewiseTile]":
-        """What makes the biases of a tile of a bag's queries [N, 2], and its keys [G, J, 2]; all are finite."""
+    def between(self, queries: Tensor, keys: Tensor, at_once: int) -> "Callable[[slice], PiecewiseTile]":
+        """What makes the biases of a tile of a bag's queries [N, 2], so many of them, and its keys [G, J, 2].
+
+        All positions are finite.
+        """
         axes = [
-            SpacedAxis(queries[:, axis], keys[..., axis], side, _LATTICE_TILES * self.pairs_at_once)
+            SpacedAxis(queries[:, axis], keys[..., axis], side, _HELD_COORDINATES * at_once)
             for axis, side in enumerate(self.sides)
         ]
         return lambda tile: PiecewiseTile(self, axes, tile)

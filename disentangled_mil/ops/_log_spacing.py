@@ -14,43 +14,43 @@ class SpacedAxis:
         queries: coordinates [N].
         keys: coordinates [G, J].
         side: the logarithm that becomes one.
-        most: pairs of coordinates and keys that may be held.
+        most: coordinates of queries whose places are held, for all tiles of the bag.
     """
 
-    def __init__(self, queries: Tensor, keys: Tensor, side: float, most: float) -> None:
+    def __init__(self, queries: Tensor, keys: Tensor, side: float, most: int) -> None:
         self._queries, self._keys, self._side = queries, keys, side
         self._which: Tensor | None = None
         distinct, which = queries.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        if 2 * len(distinct) <= len(queries) and len(distinct) * keys.numel() <= most:
+        if len(distinct) <= min(len(queries) // 2, most):
             self._queries, self._which = distinct, which
 
     def places(self, tile: slice) -> Tensor:
         """Of a tile of queries [G, t, J]."""
         if self._which is None:
-            return self._place(self._queries[tile])
-        return self._places.index_select(1, self._which[tile])
+            return self._place_of(self._queries[tile])
+        return self._held_places.index_select(1, self._which[tile])
 
     def slopes(self, tile: slice) -> Tensor:
         """Of the places over the displacements [G, t, J]."""
         if self._which is None:
-            return self._slope(self._queries[tile])
-        return self._slopes.index_select(1, self._which[tile])
+            return self._slope_of(self._queries[tile])
+        return self._held_slopes.index_select(1, self._which[tile])
 
     @cached_property
-    def _places(self) -> Tensor:
-        return self._place(self._queries)
+    def _held_places(self) -> Tensor:
+        return self._place_of(self._queries)
 
     @cached_property
-    def _slopes(self) -> Tensor:
-        return self._slope(self._queries)
+    def _held_slopes(self) -> Tensor:
+        return self._slope_of(self._queries)
 
-    def _place(self, queries: Tensor) -> Tensor:
-        return log_spaced(queries[:, None] - self._keys[:, None]).div_(self._side)
+    def _place_of(self, queries: Tensor) -> Tensor:
+        return spaced(queries[:, None] - self._keys[:, None]).div_(self._side)
 
-    def _slope(self, queries: Tensor) -> Tensor:
+    def _slope_of(self, queries: Tensor) -> Tensor:
         return (queries[:, None] - self._keys[:, None]).abs_().add_(1).mul_(self._side).reciprocal_()
 
 
-def log_spaced(displacement: Tensor) -> Tensor:
-    """The logarithms log1p(abs(d)) of displacements, with their signs."""
+def spaced(displacement: Tensor) -> Tensor:
+    """The logarithms log1p(abs(d)) of displacements, with their signs: in few passes, but without a gradient."""
     return displacement.abs().log1p_().copysign_(displacement)

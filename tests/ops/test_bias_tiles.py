@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import AttentionScores, MLPBias, _attention_tiles, _bias_tiles, biased_attention
-from disentangled_mil.ops._attention_tiles import BagScores
+from disentangled_mil.ops._attention_tiles import queries_at_once
 from disentangled_mil.ops._bias_tiles import (
     NetworkBias,
     NetworkRows,
     PiecewiseBias,
     PiecewiseTile,
     SplitRows,
+    TableBias,
     TiledBias,
     tiled_bias,
 )
@@ -49,7 +49,7 @@ def between(queries: Tensor, keys: Tensor) -> Tensor:
 
 def whole(bias: PiecewiseBias, queries: Tensor, keys: Tensor) -> PiecewiseTile:
     """All queries in one tile."""
-    return bias.between(queries, keys)(slice(None))
+    return bias.between(queries, keys, len(queries))(slice(None))
 
 
 def prepared(arguments: dict[str, Any]) -> TiledBias | None:
@@ -62,9 +62,10 @@ def prepared(arguments: dict[str, Any]) -> TiledBias | None:
     features=st.sampled_from([1, 5, 16, 17, 33]),
     outputs=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 3, 6]),
-    queries=st.integers(1, 9),
+    queries=st.integers(2, 9),
     keys=st.integers(1, 9),
     lattice=st.booleans(),
+    held=st.sampled_from([0, 9]),
     extent=st.tuples(st.sampled_from([0.0, 0.3, 2.0, 1e4]), st.sampled_from([0.0, 0.3, 2.0])),
     nodes=st.sampled_from([1, 100, 5000]),
     at_once=st.sampled_from([3, 1 << 13]),
@@ -79,6 +80,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     queries: int,
     keys: int,
     lattice: bool,
+    held: int,
     extent: tuple[float, float],
     nodes: int,
     at_once: int,
@@ -99,9 +101,17 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
         patch.setattr(_bias_tiles, "_LEAST_PITCH", 0.0)
         patch.setattr(torch, "get_num_threads", lambda: threads)
         bias_tiles = pieces(bias, extent, nodes)
-        tile = whole(bias_tiles, query, key)
-        torch.testing.assert_close(tile.values(), expected.detach(), **exact)
-        moved = tile.backward(change, want_bias=True, want_position=True)
+        tile_of = bias_tiles.between(query, key, held)
+        tiles = [tile_of(some) for some in (slice(0, queries // 2), slice(queries // 2, queries))]
+        torch.testing.assert_close(torch.cat([tile.values() for tile in tiles], 2), expected.detach(), **exact)
+        parts = change.split([queries // 2, queries - queries // 2], 2)
+        moved = torch.cat(
+            [
+                tile.backward(part.contiguous(), want_bias=True, want_position=True)
+                for tile, part in zip(tiles, parts, strict=True)
+            ],
+            1,
+        )
         into = [torch.zeros_like(part) for part in bias]
         bias_tiles.finish(into)
     torch.testing.assert_close([moved, *into], list(slopes), **exact)
@@ -159,10 +169,19 @@ def test_tiles_grow_with_the_queries_and_with_several_bags(
 
 def test_another_default_device_is_not_taken() -> None:
     bias = network(0, 5, 1)
-    query, key = torch.rand(4, 2, dtype=torch.float64), torch.rand(1, 5, 2, dtype=torch.float64)
+    query, key = torch.rand(4, 2, dtype=torch.float64).round(), torch.rand(1, 5, 2, dtype=torch.float64)
+    displacement = between(query, key).requires_grad_()
+    expected = bias(displacement).movedim(-1, 1)
+    slopes = torch.autograd.grad(expected.sum(), [displacement, *bias])
     with torch.device("meta"):
-        values = whole(pieces(bias, (2.0, 2.0), 400), query, key).values()
-    torch.testing.assert_close(values, bias(between(query, key)).detach().movedim(-1, 1), **exact)
+        pieces_ = pieces(bias, (2.0, 2.0), 400)
+        tile = whole(pieces_, query, key)
+        values = tile.values()
+        moved = tile.backward(values.new_ones(values.shape), want_bias=True, want_position=True)
+        into = [part.new_zeros(part.shape) for part in bias]
+        pieces_.finish([part.detach() for part in into])
+    torch.testing.assert_close(values, expected.detach(), **exact)
+    torch.testing.assert_close([moved, *into], list(slopes), **exact)
 
 
 @pytest.mark.parametrize("queries", [90, 20], ids=["pieces", "network"])
@@ -229,11 +248,11 @@ def test_queries_and_keys_at_one_place_are_fine(draw: Draw, leaves: Leaves, slop
 def test_tiles_are_larger_elsewhere_than_on_a_cpu(device: str, larger: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_attention_tiles, "TILE", 4000)
     monkeypatch.setattr(_bias_tiles, "NETWORK_TILE", 100)
-    query, key = torch.empty(2, 10_000, 4, device=device), torch.empty(2, 20, 4, device=device)
+    query = torch.empty(2, 10_000, 4, device=device)
     bias = NetworkBias([part.detach().to(device) for part in network(0, 5, 1)])
-    bag = SimpleNamespace(query=query, scaled_key=key, heads=2, groups=1, bias=None)
-    assert next(BagScores.tiles(bag)) == slice(0, 100 * larger)
-    assert next(BagScores.tiles(SimpleNamespace(**vars(bag) | {"bias": bias}))) == slice(0, max(8, 5 * larger))
+    assert queries_at_once(query, groups=1, keys=20, bias=None, maps=1) == 100 * larger
+    assert queries_at_once(query, groups=1, keys=20, bias=bias, maps=1) == max(8, 5 * larger)
+    assert queries_at_once(query, groups=1, keys=20, bias=None, maps=2) == max(32, 50 * larger)
     spaced = torch.empty(200 * larger + 1, 2, dtype=torch.float64, device=device)
     for rows, kind in ((spaced[1:], NetworkRows), (spaced, SplitRows)):
         assert type(bias.rows(rows)) is kind
@@ -248,6 +267,7 @@ def test_nothing_is_passed_back_to_a_bias_that_wants_no_gradient(
 
     monkeypatch.setattr(_bias_tiles.TableTile, "backward", refuse)
     given_ = draw(5, kind=kind, queries=90, keys=40)
+    assert isinstance(prepared(given_), PiecewiseBias if kind == "network" else TableBias)
     for tensor in (*given_["bias"], given_["query_position"], given_["key_position"]):
         if isinstance(tensor, Tensor):
             tensor.requires_grad_(False)

@@ -110,12 +110,13 @@ def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScor
     query_position = query_position.where(mask[..., None], 0)
     clean = (query, key, query_position, key_position, mask, *others)
     bias = tiled_bias(clean, reach)
-    return [BagScores(clean, bias, scale, bag, skip=False) for bag in range(len(query))]
+    maps = 2 * len(query)
+    return [BagScores(clean, bias, scale, bag, skip=False, maps=maps) for bag in range(len(query))]
 
 
 def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]:
     """Tiles of queries that are small enough for both batches."""
-    choices = (list(bag.tiles(2 * len(left))) for bag in (*left[:1], *right[:1]))
+    choices = (list(bag.tiles()) for bag in (*left[:1], *right[:1]))
     return max(choices, key=len, default=[])
 
 
