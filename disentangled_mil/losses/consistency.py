@@ -30,7 +30,8 @@ class AttentionMap(Protocol):
     def overlap(self, other: Any, resolution: int | None) -> Tensor:
         """Inner products of this batch's maps with those of another [B, B].
 
-        Entry by entry where both have the same places, else, or with a ``resolution``, by their mass on a common grid.
+        With a ``resolution`` by their mass on a common grid; without, as the maps see fit. Maps that do not always do
+        so in one way have a method ``resolution_with(other)``, which gives the resolution, or None for none.
         """
         ...
 
@@ -183,6 +184,9 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
             raise ValueError(f"attention_b{name} must have the [B, H] of attention_a{name}, {bags}, got {others}")
         if bags[0] == 0:
             raise ValueError(f"attention_a{name} must hold at least one sample, got shape {list(a.shape)}")
+        # The products of both maps, and of each with itself, are taken in one space.
+        if resolution is None and hasattr(a, "resolution_with"):
+            resolution = a.resolution_with(b)
         return lambda one, other: one.overlap(other, resolution)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         raise TypeError(

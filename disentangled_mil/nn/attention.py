@@ -12,6 +12,9 @@ from ..ops.biased_attention import AttentionScores
 from ..ops.sampling import bilinear_corners, bilinear_spread
 from .tissue import tissue_corners
 
+# Cells along each side of the grid on which maps are compared that have not the same places.
+COMMON_RESOLUTION = 16
+
 
 @dataclass(frozen=True, eq=False)
 class DeformableAttention:
@@ -61,15 +64,21 @@ class DeformableAttention:
         """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
         return self.scores.weights() if self.kept is None else self.kept
 
+    def resolution_with(self, other: "DeformableAttention") -> int | None:
+        """Cells along each side of the common grid on which these maps and others are compared if nobody says how.
+
+        None for full maps of equal shape, which are compared entry by entry.
+        """
+        return None if self.shape == other.shape and self.full and other.full else COMMON_RESOLUTION
+
     def overlap(self, other: "DeformableAttention", resolution: int | None = None) -> Tensor:
         """Inner products of this batch's maps with another's [B, B]. A dense map is never made for it.
 
-        Full maps of equal shape are compared entry by entry, unless a resolution is given; any others, such as those
-        of grids of different size, by the mass of their keys on a common grid.
+        Entry by entry, or by the mass of their keys on a common grid.
 
         Args:
             other: maps of as many bags and heads.
-            resolution: cells along each side of the common grid, 16 by default.
+            resolution: cells along each side of the common grid; by default that of :meth:`resolution_with`.
 
         Raises:
             ValueError: bags or heads differ, or ``resolution`` is not positive.
@@ -78,9 +87,10 @@ class DeformableAttention:
             raise ValueError(
                 f"other must have the [B, H] of these maps, {list(self.shape[:2])}, got {list(other.shape[:2])}"
             )
-        if resolution is not None or self.shape != other.shape or not (self.full and other.full):
-            cells = 16 if resolution is None else resolution
-            return attention_overlap(*(maps.common_grid(cells).flatten(1) for maps in (self, other)))
+        if resolution is None:
+            resolution = self.resolution_with(other)
+        if resolution is not None:
+            return attention_overlap(*(maps.common_grid(resolution).flatten(1) for maps in (self, other)))
         if self.kept is None or other.kept is None:
             return attention_overlap(self.scores, other.scores)
         return attention_overlap(self.kept.flatten(1), other.kept.flatten(1))

@@ -1,6 +1,7 @@
 """Samples of a cohort, ready to be drawn in batches."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import pandas as pd
@@ -118,6 +119,13 @@ class Examples:
             table = pd.DataFrame({"label": self.labels})
         table.insert(0, "patient", self.patients)
         return table.drop_duplicates("patient")
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether all bags of all magnifications fill rectangles of one and the same shape."""
+        grids = (bag.grid for sample in self.samples for bag in self._memory.load(sample).values())
+        first = next(grids)
+        return first.full and all(grid.full and grid.shapes == first.shapes for grid in grids)
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
         """The samples at some places."""

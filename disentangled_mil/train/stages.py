@@ -16,6 +16,7 @@ from ..losses import (
     match_prototypes,
 )
 from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
+from ..nn.attention import COMMON_RESOLUTION
 from ..optim import CGCOptimizer
 from ..tasks import Task
 from .examples import Batch, Examples
@@ -87,6 +88,14 @@ class TeacherStage(Stage):
         adamw = _adamw(model, options)
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
         self.optimizer = self.coordinated or adamw
+        self.resolution: int | None = None
+
+    def begin_epoch(self, epoch: int, train: Examples) -> None:
+        """Compare the attention of all batches on a common grid, unless that of none needs one.
+
+        The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
+        """
+        self.resolution = None if train.uniform else COMMON_RESOLUTION
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches and inter-magnification consistency of each two."""
@@ -96,7 +105,9 @@ class TeacherStage(Stage):
         parts, total = {"task": task}, task
         if len(branches) > 1 and self.options.consistency_weight:
             pairs = combinations([branch.attention for branch in branches.values()], 2)
-            consistency = torch.stack([inter_magnification_consistency(a, b) for a, b in pairs]).sum()
+            consistency = torch.stack(
+                [inter_magnification_consistency(a, b, resolution=self.resolution) for a, b in pairs]
+            ).sum()
             parts["consistency"] = consistency
             total = total + self.options.consistency_weight * consistency
         confidence: dict[str, Tensor] = {}
@@ -127,7 +138,9 @@ class TeacherStage(Stage):
         for batch in examples.batches(self.options.batch_size):
             batch = batch.to(device)
             for name, branch in self.model(batch.bags, batch.genes).branches.items():
-                targets = DistillationTargets.from_teacher(branch.logits, branch.features, present=batch.paired)
+                targets = DistillationTargets.from_teacher(
+                    branch.logits, branch.features, present=batch.paired, subspaces=self.model.subspaces
+                )
                 collected[name].append(targets)
         return {
             name: DistillationTargets(*map(torch.cat, zip(*parts, strict=True))) for name, parts in collected.items()
@@ -173,9 +186,13 @@ class StudentStage(Stage):
             return
         self.model.eval()
         device = next(self.model.parameters()).device
-        outputs = [self.model(batch.to(device).bags).branches for batch in train.batches(self.options.batch_size)]
+        collected: dict[str, list[Tensor]] = {name: [] for name in self.targets}
+        for batch in train.batches(self.options.batch_size):
+            branches = self.model(batch.to(device).bags).branches
+            for name, parts in collected.items():
+                parts.append(branches[name].prototypes)
         for name, targets in self.targets.items():
-            prototypes = torch.cat([branches[name].prototypes for branches in outputs])[targets.present]
+            prototypes = torch.cat(collected[name])[targets.present]
             subspaces = targets.subspaces[targets.present]
             order = match_prototypes(*(t.transpose(0, 1).flatten(1)[None] for t in (prototypes, subspaces)))
             self.model.reorder(name, order[0])

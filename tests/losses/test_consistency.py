@@ -14,6 +14,7 @@ from disentangled_mil.losses import (
     batch_similarity_consistency,
     inter_magnification_consistency,
 )
+from disentangled_mil.nn.attention import COMMON_RESOLUTION
 
 
 @dataclass
@@ -157,6 +158,21 @@ def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normal
         results.append([loss, *torch.autograd.grad(loss, trained)])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
     assert sum(bool((gradient.abs() > 1e-9).any()) for gradient in results[0][1:]) >= 8  # a constant bias has none
+
+
+@pytest.mark.parametrize("tokens", [(25, 36), (25, 30)], ids=["two sizes", "one full, one not"])
+def test_alignment_compares_maps_and_each_with_itself_in_one_space(tokens, generator):
+    torch.manual_seed(0)
+    layer = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2).double()
+    low, high = (torch.randn(3, count, 8, generator=generator, dtype=torch.float64) for count in tokens)
+    a, b = (layer(x, x).attention for x in (low, high))
+    found, expected = (
+        inter_magnification_consistency(a, b, weight=0, alignment=1.0, resolution=resolution)
+        for resolution in (None, COMMON_RESOLUTION)
+    )
+    torch.testing.assert_close(found, expected)
+    masses = (maps.common_grid(COMMON_RESOLUTION).flatten(1) for maps in (a, b))
+    torch.testing.assert_close(found, 1 - torch.cosine_similarity(*masses).mean())
 
 
 def test_errors_name_the_argument():

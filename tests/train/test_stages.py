@@ -13,6 +13,9 @@ from disentangled_mil import (
     Teacher,
     inter_magnification_consistency,
 )
+from disentangled_mil.nn.attention import COMMON_RESOLUTION
+from disentangled_mil.train import stages
+from disentangled_mil.train.examples import Examples
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
 SIZES = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
@@ -88,6 +91,21 @@ def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examp
         )
         torch.testing.assert_close(loss.confidence[name], confidence)
         assert not loss.confidence[name].requires_grad
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(examples, make_teacher, monkeypatch, uniform):
+    stage, asked = make_teacher(), []
+
+    def record(a, b, *, resolution):
+        asked.append(resolution)
+        return inter_magnification_consistency(a, b, resolution=resolution)
+
+    monkeypatch.setattr(stages, "inter_magnification_consistency", record)
+    monkeypatch.setattr(Examples, "uniform", uniform)
+    stage.begin_epoch(0, examples)
+    stage.loss(examples.batch(range(3)), 0)
+    assert asked == [None if uniform else COMMON_RESOLUTION]
 
 
 def test_consistency_needs_two_magnifications_and_a_weight(examples, task, make_teacher, options):
