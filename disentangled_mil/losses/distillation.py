@@ -1,6 +1,6 @@
 """What a student learns from a teacher: its softened predictions and its subspace vectors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from .._checks import (
+    check_choice,
+    check_floating,
+    check_interval,
+    check_mask,
+    check_names,
+    check_shape,
+    check_subspaces,
+)
 from .._precision import wide_dtype, widened
 from ._reduction import check_batch, weighted_mean, without_absent
 
@@ -29,21 +37,28 @@ class DistillationTargets(NamedTuple):
 
     @classmethod
     def from_teacher(
-        cls, logits: Tensor, features: Mapping[str, Tensor], *, present: Tensor | None = None
+        cls,
+        logits: Tensor,
+        features: Mapping[str, Tensor],
+        *,
+        present: Tensor | None = None,
+        subspaces: Sequence[str] | None = None,
     ) -> "DistillationTargets":
         """Detach a teacher's outputs (in eval mode) and stack its subspaces.
 
         Args:
             logits: the teacher's logits.
-            features: the teacher's vector per subspace, in the order of the subspaces.
+            features: the teacher's vector per subspace.
             present: True where the sample has a teacher, all by default; other rows may hold anything.
+            subspaces: names in the order in which the student has its prototypes; by default the order of
+                ``features``, which then matters.
 
         Shape:
             ``logits`` [B, K]; every vector of ``features`` [B, C]; ``present`` [B].
 
         Raises:
             TypeError: an argument is not a floating-point tensor, or ``present`` not a bool one.
-            ValueError: a shape differs or there is no subspace.
+            ValueError: a shape differs, there is no subspace, or ``features`` has not those of ``subspaces``.
 
         Example:
             >>> import torch
@@ -57,16 +72,18 @@ class DistillationTargets(NamedTuple):
         check_floating("logits", logits)
         if not features:
             raise ValueError("features must have at least one subspace, got none")
+        subspaces = tuple(features) if subspaces is None else check_subspaces(subspaces)
+        check_names("features", features, subspaces)
         for subspace, vectors in features.items():
             sizes |= check_shape(f"features[{subspace!r}]", vectors, "B C", sizes)
             check_floating(f"features[{subspace!r}]", vectors)
         if present is None:
             present = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         check_mask("present", present, "B", sizes)
-        subspaces = torch.stack(list(features.values()), dim=1)  # [B, S, C]
+        stacked = torch.stack([features[subspace] for subspace in subspaces], dim=1)  # [B, S, C]
         return cls(
             without_absent(logits.detach().float(), present),
-            without_absent(subspaces.detach().float(), present),
+            without_absent(stacked.detach().float(), present),
             present,
         )
 

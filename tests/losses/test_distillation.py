@@ -291,6 +291,8 @@ def test_targets_are_detached_float32_stacked_in_order_and_zero_where_absent():
     assert not targets.subspaces.requires_grad
     assert targets.subspaces[0, 1].tolist() == [1, 1, 1]
     assert (targets.subspaces[1] == 0).all()
+    ordered = DistillationTargets.from_teacher(tumor, {"tme": tme, "tumor": tumor}, subspaces=("tumor", "tme"))
+    assert ordered.subspaces[:, 0].tolist() == tumor.tolist()
     chosen = targets.select(torch.tensor([1, 1, 0])).to("cpu")
     assert chosen.present.tolist() == [False, False, True]
     assert chosen.logits.tolist() == [[0, 0], [0, 0], [5, 5]]
@@ -336,6 +338,8 @@ def test_module_refuses_inputs_that_do_not_fit(generator):
 
 def test_errors_name_the_argument():
     logits, vectors = torch.zeros(2, 4), torch.zeros(2, 3, 5)
+    with pytest.raises(ValueError, match=r"features must have exactly the names \['tumor'\], got \['tme'\]"):
+        DistillationTargets.from_teacher(logits, {"tme": vectors[:, 0]}, subspaces=["tumor"])
     with pytest.raises(ValueError, match=r"teacher_logits must have shape \[B, K\] = \[2, 4\], got \[2, 3\]"):
         prediction_distillation(logits, logits[:, :3])
     with pytest.raises(ValueError, match=r"student_logits must hold at least one sample, got shape \[0, 4\]"):
