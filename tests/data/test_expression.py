@@ -90,6 +90,16 @@ def test_a_gene_that_is_mostly_zero_is_limited_by_its_standard_deviation():
     assert known.mean == pytest.approx(0.6)
 
 
+@pytest.mark.parametrize("silent", [0.0, 0.01])
+def test_a_gene_that_is_silent_in_most_patients_is_not_cut_down_to_that(silent):
+    generator = np.random.default_rng(0)
+    values = np.concatenate([silent * generator.random(60), 3 + generator.random(40)])
+    table = pd.DataFrame({"XIST": values, "EGFR": 0.5 * generator.standard_normal(100)})
+    pipeline = ExpressionPipeline.fit(table, {"tumor": ["EGFR", "XIST"]}, log1p=False, fraction=0.5)
+    assert pipeline.genes["tumor"] == ("XIST",)
+    assert pipeline.statistics["XIST"].std == pytest.approx(values.std())
+
+
 def test_one_outlier_leaves_the_scale_of_the_others():
     table = counts(100)
     spoilt = table.copy()
