@@ -203,7 +203,7 @@ def _read_clinical(folder: Path, section: _Section) -> tuple[pd.DataFrame, dict[
             raise ValueError(
                 f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}"
             )
-    others = [column for column in header if column not in {*columns.values(), *labels.values(), *labels}]
+    others = [column for column in header if column not in {*columns.values(), *labels.values(), *_LABELS}]
     records: dict[str, dict[str, Any]] = {}
     slides: dict[str, list[str]] = {}
     owners: dict[str, str] = {}
@@ -289,7 +289,8 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
         return Sample(name, patient, bags)
 
     if unit == "patient":
-        return tuple(sample(patient, patient, names) for patient, names in slides.items())
+        # In an order that predictions for the same slides can have too.
+        return tuple(sample(patient, patient, sorted(names)) for patient, names in slides.items())
     return tuple(sample(name, patient, [name]) for patient, names in slides.items() for name in names)
 
 

@@ -104,7 +104,9 @@ def test_the_documented_description_with_all_defaults_is_valid(folder):
     assert full.clinical.equals(short.clinical)
 
 
-def test_bags_of_patients_merge_their_slides(folder):
+@pytest.mark.parametrize("order", ["a1;a2", "a2;a1"])
+def test_bags_of_patients_merge_their_slides_in_the_order_of_their_names(folder, order):
+    change(folder, "clinical.csv", "a1;a2", order)
     path = change(folder, "COHORT.toml", "[slides.10x]", '[slides]\nbag = "patient"\ntransform = "log"\n[slides.10x]')
     cohort = read_cohort(path)
     assert [sample.name for sample in cohort.samples] == ["A", "B", "C"]
@@ -167,6 +169,13 @@ def test_what_tables_write_for_no_value_is_no_label(folder, cell):
     assert task_labels(cohort, "diagnosis").to_dict() == {"B": "y"}
     assert task_labels(cohort, "grading").to_dict() == {"C": "G3"}
     assert task_labels(cohort, "survival").index.tolist() == ["B"]
+
+
+def test_columns_that_are_called_like_a_label_but_are_none_take_no_part(folder):
+    cohort = read_cohort(change(folder, "clinical.csv", "os_days", "time"))
+    assert "time" not in cohort.clinical
+    with pytest.raises(ValueError, match="task 'survival' needs the clinical column 'time'"):
+        task_labels(cohort, "survival")
 
 
 def test_one_column_may_serve_several_purposes(folder):
