@@ -6,8 +6,11 @@ tensor only by `check_values`, where that waits for nothing.
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -42,7 +45,9 @@ def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] |
 
 
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Check that a tensor holds floating-point numbers."""
+    """Check that something is a tensor of floating-point numbers."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
@@ -67,6 +72,16 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
     if not bool(fits.all()):
         row = int(fits.int().argmin())
         raise ValueError(f"{name} must {requirement}, got {values[row].item()} at position {row}")
+
+
+def as_numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    """An array of any type as float64, where every entry is a number, or text of one; a span of time is none."""
+    if values.dtype.kind in "mM":
+        raise TypeError(f"{name} must hold numbers, got {values.dtype}; divide by a unit of time first")
+    try:
+        return values.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must hold numbers: {error}") from error
 
 
 def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> None:

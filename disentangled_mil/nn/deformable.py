@@ -161,7 +161,13 @@ class DeformableCrossAttention(nn.Module):
         query_grid = grid_for(query, query_grid, mask, "query_grid")
         if mask is not None and context_grid is not None:
             raise ValueError("mask stands for both grids: give either mask or context_grid, not both")
-        context_grid = query_grid if context_grid is None else context_grid
+        if context_grid is None:
+            if context.shape[1] != query.shape[1]:
+                raise ValueError(
+                    f"context must have as many tokens as query, {query.shape[1]}, or a context_grid of its own, "
+                    f"got {context.shape[1]}"
+                )
+            context_grid = query_grid
         context_grid = grid_for(context, context_grid, None, "context_grid")
         if self.positions == "released" and not (query_grid.full and context_grid.full):
             raise ValueError("positions='released' needs grids that every bag fills row by row, without padding")

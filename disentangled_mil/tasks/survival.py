@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_interval, check_shape
+from .._checks import as_numbers, check_count, check_interval, check_shape
 from .._precision import widened
 from ..losses.survival import discrete_time_nll
 from ..ops import hazards
@@ -199,4 +199,4 @@ def _column(name: str, values: Iterable[Any] | Tensor) -> npt.NDArray[np.float64
         column = np.array(list(values))  # a generator or a view, which is one object to NumPy
     if column.ndim != 1:
         raise ValueError(f"{name} must have shape [B], got {list(column.shape)}")
-    return column.astype(np.float64)
+    return as_numbers(name, column)

@@ -11,6 +11,8 @@ from lifelines.utils import concordance_index
 from sklearn.metrics import accuracy_score, f1_score, multilabel_confusion_matrix, recall_score, roc_auc_score
 from torch import Tensor
 
+from .._checks import as_numbers
+
 __all__ = ["classification_metrics", "survival_metrics"]
 
 
@@ -158,7 +160,7 @@ def _array(
 ) -> npt.NDArray[np.float64]:
     """Finite numbers in float64."""
     numbers = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-    array = np.asarray(numbers, np.float64)
+    array = as_numbers(name, np.asarray(numbers))
     if array.ndim != dimensions or len(array) == 0 or (length is not None and len(array) != length):
         shape = "[n]" if dimensions == 1 else "[n, K]"
         requirement = f"n = {length}" if length is not None else "n >= 1"

@@ -142,6 +142,11 @@ def test_what_padding_holds_is_never_looked_at(padding: float) -> None:
             "mask must have shape [B, N] = [1, 2], got [1, 3]",
         ),
         (
+            lambda: PatchEncoder(4)(torch.zeros(1, 2, 4), torch.ones(1, 2)),
+            TypeError,
+            "mask must be a bool tensor (True = real token), got torch.float32",
+        ),
+        (
             lambda: PatchEncoder(4).fit(torch.zeros(2, 3)),
             ValueError,
             "patches must have shape [n, features] = [n, 4], got [2, 3]",

@@ -131,6 +131,7 @@ def test_survival_refuses_bad_arguments(edges, options, message):
         ([[1.0, 2.0]], [1], r"time must have shape \[B\], got \[1, 2\]"),
         *((scalar, [1], r"time must have shape \[B\], got \[\]") for scalar in (1.0, np.array(1.0), torch.tensor(1.0))),
         ({1.0: 2.0}, [1], r"time must have shape \[B\], got \[\]"),
+        ([1.0, 2.0], ["Dead", "Alive"], r"event must hold numbers: .*'Dead'"),
     ],
 )
 def test_survival_refuses_observations_that_cannot_be(time, event, message):
@@ -138,6 +139,13 @@ def test_survival_refuses_observations_that_cannot_be(time, event, message):
         DiscreteSurvival(torch.tensor([1.0])).target(time, event=event)
     with pytest.raises(ValueError, match=message):
         DiscreteSurvival.fit(time, event=event)
+
+
+def test_survival_refuses_spans_of_time_whose_unit_nobody_knows():
+    with pytest.raises(
+        TypeError, match=r"time must hold numbers, got timedelta64\[D\]; divide by a unit of time first"
+    ):
+        DiscreteSurvival.fit(np.array([1, 2], dtype="timedelta64[D]"), event=[1, 1])
 
 
 def test_survival_refuses_what_cannot_be_fitted():
