@@ -90,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(name: str) -> str:
-    """The name of a device on which tensors can be made and read."""
+    """The name of a device on which tensors can be made and read, of float64 too."""
     try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch asserts that it was built for the device
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"must be a device of this machine, got {name!r} ({reason})") from error
     return name

@@ -61,7 +61,7 @@ class StudentBranch(nn.Module):
     """One magnification of the student, from its parts.
 
     Args:
-        patches: stored features -> patch tokens.
+        patches: stored features and mask -> patch tokens.
         attend: patch tokens -> patch tokens, each looking at the others.
         aggregate: patch tokens -> one prototype per subspace.
         head: prototypes -> logits.
@@ -166,6 +166,8 @@ class Student(nn.Module):
     @torch.no_grad()
     def reorder(self, magnification: str, permutation: Tensor) -> None:
         """Give the prototypes of a magnification another order, and change no prediction.
+
+        What an optimizer remembers of the head stays where it is: for its next few steps that of other subspaces.
 
         Args:
             magnification: whose prototypes.

@@ -52,7 +52,7 @@ class TeacherBranch(nn.Module):
     """One magnification of the teacher, from its parts.
 
     Args:
-        patches: stored features -> patch tokens.
+        patches: stored features and mask -> patch tokens.
         fuse: patch tokens and gene tokens -> subspace vectors.
         head: subspace vectors -> logits.
     """

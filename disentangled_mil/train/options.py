@@ -31,7 +31,7 @@ class TrainingOptions:
         representation_weight: weight of the error between prototypes and subspaces.
         temperature: of the distilled predictions.
         cgc: coordinate the gradients of the subspaces.
-        gate: how magnifications are combined.
+        gate: how magnifications are combined; the paper's is ``"max_confidence"``.
         bins: intervals of discrete-time survival.
         seed: of initialisation, order of samples, dropout and inner split, less than 2^32.
         device: where to train.
