@@ -128,7 +128,7 @@ class Grid:
         check_mask("mask", mask, "B N", sizes)
         if step is not None and not 0 < step < float("inf"):
             raise ValueError(f"step must be positive and finite, got {step}")
-        rows = [cells_of_bag(c[m], step) for c, m in zip(coords.double().cpu(), mask.cpu(), strict=True)]
+        rows = [cells_of_bag(c[m], step) for c, m in zip(coords.cpu().double(), mask.cpu(), strict=True)]
         cells = torch.zeros(coords.shape, dtype=torch.int64, device="cpu")
         for row, real, (bag, _) in zip(cells, mask.cpu(), rows, strict=True):
             row[real] = bag

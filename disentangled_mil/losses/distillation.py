@@ -361,7 +361,7 @@ def match_prototypes(prototypes: Tensor, subspaces: Tensor) -> Tensor:
     check_batch("prototypes", prototypes)
     if sizes["K"] < sizes["S"]:
         raise ValueError(f"prototypes must be at least as many as the {sizes['S']} subspaces, got {sizes['K']}")
-    a, b = prototypes.detach().double().cpu(), subspaces.detach().double().cpu()
+    a, b = prototypes.detach().cpu().double(), subspaces.detach().cpu().double()
     cost = (b[:, :, None] - a[:, None]).square().mean(-1)  # [B, S, K]
     cost = cost.where(cost.isfinite().all(2).all(1)[:, None, None], 0)
     columns = [torch.from_numpy(linear_sum_assignment(bag.numpy())[1]) for bag in cost]
