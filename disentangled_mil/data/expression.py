@@ -20,9 +20,9 @@ from .gene_sets import gene_symbol
 
 __all__ = ["ExpressionPipeline", "GeneStatistics", "check_options", "read_expression"]
 
-# Of a normal distribution the standard deviation is so many median absolute deviations, and a share of its range.
-_MAD_TO_STD = 1.4826
-_RANGE_TO_STD = 3.29  # between the quantiles 0.05 and 0.95
+# A normal distribution's standard deviation is so many median absolute deviations, and between its quantiles 0.05 and
+# 0.95 lie so many standard deviations.
+_MAD_TO_STD, _STDS_IN_RANGE = 1.4826, 3.29
 _FORMAT = "disentangled_mil expression 1"
 
 DUPLICATES = ("error", "mean", "max", "first")
@@ -35,8 +35,8 @@ class GeneStatistics(NamedTuple):
     Args:
         median: their median.
         spread: their robust standard deviation: 1.4826 times the median absolute deviation, or the range without the
-            outer twentieths over 3.29 where that is wider, as for a gene that is silent in most patients; the plain
-            one where both are 0.
+            outer twentieths over 3.29 where that is wider, as for a gene that is nearly silent in most patients; the
+            plain one where the deviation is 0 (more than half of the patients share one value).
         mean: mean of the limited values.
         std: standard deviation of the limited values (divided by n); 0 for a constant gene.
     """
@@ -328,15 +328,14 @@ def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, obje
 
 
 def _robust_std(values: Array, mad: Array) -> Array:
-    """Standard deviations of genes [G] that single patients do not move; the plain ones where that leaves 0.
+    """Standard deviations of genes [G] that single patients do not move; the plain ones where half share one value.
 
     The median deviation says little of two groups of patients: of a gene that is nearly silent in the larger one it is
-    tiny. The wider range has at least the lowest and the highest patient left out.
+    tiny. The range, from which at least the lowest and the highest patient are left out, sees both.
     """
     low = np.quantile(values, 0.05, axis=0, method="higher")
     high = np.quantile(values, 0.95, axis=0, method="lower")
-    spread = np.maximum(_MAD_TO_STD * mad, (high - low) / _RANGE_TO_STD)
-    robust: Array = np.where(spread > 0, spread, values.std(axis=0))
+    robust: Array = np.where(mad > 0, np.maximum(_MAD_TO_STD * mad, (high - low) / _STDS_IN_RANGE), values.std(axis=0))
     return robust
 
 

@@ -254,6 +254,8 @@ def _digest(cohort: Cohort) -> str:
     if cohort.expression is not None:
         digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
         digest.update(cohort.expression.to_numpy().tobytes())
+        # By what it is fitted to, too: the rule may change from one version to the next.
+        digest.update(cohort.fit_expression().digest.encode())
     digest.update(repr((dict(cohort.gene_sets), dict(cohort.expression_options))).encode())
     return digest.hexdigest()
 

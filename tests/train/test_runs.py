@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -277,6 +278,14 @@ def test_resuming_with_another_cohort_is_refused(finished_run, description, quic
         run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
+def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
+    finished_run, description, quick, untrained, monkeypatch
+):
+    monkeypatch.setattr("disentangled_mil.data.expression._MAD_TO_STD", 100.0)
+    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+        run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
     moved = change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
     assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
@@ -503,8 +512,9 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
 
     def fit(cohort):
         fits.append(cohort)
-        if len(fits) == 2:
+        if len(fits) == 3:  # after the whole cohort and the first fold
             raise ValueError("the second fold cannot be fitted")
+        return SimpleNamespace(digest="of what was fitted")
 
     monkeypatch.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
     with pytest.raises(ValueError, match="the second fold"):
