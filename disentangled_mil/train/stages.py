@@ -88,6 +88,7 @@ class TeacherStage(Stage):
         adamw = _adamw(model, options)
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
         self.optimizer = self.coordinated or adamw
+        self._compares = len(model.magnifications) > 1 and bool(options.consistency_weight)
         self.resolution: int | None = None
 
     def begin_epoch(self, epoch: int, train: Examples) -> None:
@@ -95,7 +96,8 @@ class TeacherStage(Stage):
 
         The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
         """
-        self.resolution = None if train.uniform else COMMON_RESOLUTION
+        if self._compares:
+            self.resolution = None if train.uniform else COMMON_RESOLUTION
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches and inter-magnification consistency of each two."""
@@ -103,7 +105,7 @@ class TeacherStage(Stage):
         branches = output.branches
         task = _task_loss(self.task, output, batch, self.options)
         parts, total = {"task": task}, task
-        if len(branches) > 1 and self.options.consistency_weight:
+        if self._compares:
             pairs = combinations([branch.attention for branch in branches.values()], 2)
             consistency = torch.stack(
                 [inter_magnification_consistency(a, b, resolution=self.resolution) for a, b in pairs]

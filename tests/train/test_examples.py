@@ -13,6 +13,27 @@ def sample(name: str, value: float, patient: str = "A") -> Sample:
     return Sample(name, patient, {"20x": Bag.from_slide(torch.full((4, 2), value))})
 
 
+@pytest.mark.parametrize(
+    ("counts", "uniform"),
+    [
+        pytest.param((4, 4), True, id="equal"),
+        pytest.param((4, 9), False, id="another square"),
+        pytest.param((4, 6), False, id="another rectangle"),
+        pytest.param((3, 3), False, id="the last cell is empty"),
+    ],
+)
+def test_bags_are_uniform_if_all_fill_one_rectangle(counts, uniform):
+    samples = tuple(
+        Sample(
+            name, name, {"10x": Bag.from_slide(torch.ones(counts[0], 2)), "20x": Bag.from_slide(torch.ones(count, 2))}
+        )
+        for name, count in zip("AB", counts, strict=True)
+    )
+    clinical = pd.DataFrame({"diagnosis": ["x", "y"]}, index=["A", "B"])
+    examples = Examples(Cohort(samples, clinical), Classification(["x", "y"]), "diagnosis")
+    assert examples.uniform is uniform
+
+
 def test_patients_without_the_label_are_left_out(split):
     clinical = split.train.clinical.copy()
     clinical.loc[split.train.patients[0], "grade"] = None
