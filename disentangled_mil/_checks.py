@@ -1,7 +1,7 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
 Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU; values of a
-tensor only by `check_values`, where that waits for nothing.
+tensor only by `check_values`, where that waits for nothing, and those of arrays by `as_numbers`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -75,9 +75,9 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
 
 
 def as_numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
-    """An array of any type as float64, where every entry is a number, or text of one; a span of time is none."""
+    """An array as float64; entries may be numbers or their text, but not dates or spans of time, which have a unit."""
     if values.dtype.kind in "mM":
-        raise TypeError(f"{name} must hold numbers, got {values.dtype}; divide by a unit of time first")
+        raise TypeError(f"{name} must hold numbers, got {values.dtype}")
     try:
         return values.astype(np.float64)
     except (ValueError, TypeError) as error:

@@ -82,6 +82,11 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
             "x must have shape [B, N] = [B, 4], got [3]",
         ),
         (
+            lambda: check_floating("x", [1.0]),  # type: ignore[arg-type]
+            TypeError,
+            "x must be a floating-point tensor, got list",
+        ),
+        (
             lambda: check_floating("x", torch.ones(1, dtype=torch.int64)),
             TypeError,
             "x must be a floating-point tensor, got torch.int64",

@@ -259,7 +259,10 @@ def task_labels(cohort: Cohort, task: str) -> pd.Series | pd.DataFrame:
     columns = {"diagnosis": ["diagnosis"], "grading": ["grade"], "survival": ["time", "event"]}[task]
     absent = [column for column in columns if column not in cohort.clinical]
     if absent:
-        raise ValueError(f"task {task!r} needs the clinical column {absent[0]!r}, got {list(cohort.clinical)}")
+        raise ValueError(
+            f"task {task!r} needs the clinical column {absent[0]!r}, got {list(cohort.clinical)}; "
+            "[clinical] of a description says which column that is"
+        )
     labels = cohort.clinical[columns].dropna()
     if labels.empty:
         raise ValueError(f"task {task!r} needs at least one patient with {' and '.join(columns)}, got none")

@@ -289,7 +289,7 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
         return Sample(name, patient, bags)
 
     if unit == "patient":
-        # In an order that predictions for the same slides can have too.
+        # As they are merged for a prediction, which knows no other order.
         return tuple(sample(patient, patient, sorted(names)) for patient, names in slides.items())
     return tuple(sample(name, patient, [name]) for patient, names in slides.items() for name in names)
 

@@ -55,8 +55,9 @@ class BagScores:
         self.scaled_key = take(key[bag], 1, self.columns).to(self.wide) * scale  # [H, J, D]
         self.reach = bias.reach if bias else 1.0
         query_place, key_place = take(query_position[bag], 0, self.rows), take(key_position[bag], 1, self.columns)
+        # Not contiguous(), which leaves odd strides where a side is one.
         self.query_place, self.key_place = (
-            (place.to(self.wide) / self.reach).clone(memory_format=torch.contiguous_format)
+            place.to(self.wide).clone(memory_format=torch.contiguous_format).div_(self.reach)
             for place in (query_place, key_place)
         )  # [N, 2], [G, J, 2]
         logit = take(logit[bag], 1, self.columns).to(self.wide)

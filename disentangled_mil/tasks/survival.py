@@ -85,6 +85,7 @@ class DiscreteSurvival:
             alpha: as for the class.
 
         Raises:
+            TypeError: times or events are dates or spans of time, which have a unit.
             ValueError: a time is negative or not finite, an event not 0 or 1, no death was observed, or so
                 many deaths share one time that an interval would be empty (take fewer bins).
 
@@ -118,6 +119,7 @@ class DiscreteSurvival:
         """The interval of each time, and whether the death was observed.
 
         Raises:
+            TypeError: times or events are dates or spans of time, which have a unit.
             ValueError: a time is negative or not finite, or an event not 0 or 1.
         """
         times, deaths = _observations(time, event)

@@ -110,6 +110,7 @@ def survival_metrics(
         ``tied_time``; ``patients`` and ``events``.
 
     Raises:
+        TypeError: times or events are dates or spans of time, which have a unit.
         ValueError: a length differs, there is no slide, a value is not finite, a patient is missing, an event is not
             0 or 1, or two slides of a patient differ in time or event.
 

@@ -142,9 +142,7 @@ def test_survival_refuses_observations_that_cannot_be(time, event, message):
 
 
 def test_survival_refuses_spans_of_time_whose_unit_nobody_knows():
-    with pytest.raises(
-        TypeError, match=r"time must hold numbers, got timedelta64\[D\]; divide by a unit of time first"
-    ):
+    with pytest.raises(TypeError, match=r"time must hold numbers, got timedelta64\[D\]"):
         DiscreteSurvival.fit(np.array([1, 2], dtype="timedelta64[D]"), event=[1, 1])
 
 

@@ -1,4 +1,4 @@
-"""Biased attention over tiles of queries, on every device: the same numbers without the dense matrix."""
+"""Biased attention over tiles of queries, on any device: the same numbers without the dense matrix."""
 
 from collections.abc import Sequence
 from typing import Any
