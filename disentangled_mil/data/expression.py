@@ -20,9 +20,7 @@ from .gene_sets import gene_symbol
 
 __all__ = ["ExpressionPipeline", "GeneStatistics", "check_options", "read_expression"]
 
-# A normal distribution's standard deviation is so many median absolute deviations, and between its quantiles 0.05 and
-# 0.95 lie so many standard deviations.
-_MAD_TO_STD, _STDS_IN_RANGE = 1.4826, 3.29
+_MAD_TO_STD = 1.4826  # of a normal distribution
 _FORMAT = "disentangled_mil expression 1"
 
 DUPLICATES = ("error", "mean", "max", "first")
@@ -34,9 +32,8 @@ class GeneStatistics(NamedTuple):
 
     Args:
         median: their median.
-        spread: their robust standard deviation: 1.4826 times the median absolute deviation, or the range without the
-            outer twentieths over 3.29 where that is wider, as for a gene that is nearly silent in most patients; the
-            plain one where the deviation is 0 (more than half of the patients share one value).
+        spread: their robust standard deviation, 1.4826 times the median absolute deviation; the plain one
+            where that is 0 (more than half of the patients share one value).
         mean: mean of the limited values.
         std: standard deviation of the limited values (divided by n); 0 for a constant gene.
     """
@@ -173,7 +170,7 @@ class ExpressionPipeline:
         values = log1p_of(raw, names, table) if log1p else raw
         median = np.median(values, axis=0)
         mad = np.median(np.abs(values - median), axis=0)
-        spread = _robust_std(values, mad)
+        spread = np.where(mad > 0, _MAD_TO_STD * mad, values.std(axis=0))
         limited = _limit(values, median, spread, clip)
         constant = np.ptp(limited, axis=0) == 0
         mean, std = limited.mean(axis=0), np.where(constant, 0.0, limited.std(axis=0))
@@ -325,18 +322,6 @@ def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, obje
             f"({first_of(list(symbols))}), got {first_of(list(places))}"
         )
     return present
-
-
-def _robust_std(values: Array, mad: Array) -> Array:
-    """Standard deviations of genes [G] that single patients do not move; the plain ones where half share one value.
-
-    The median deviation says little of two groups of patients: of a gene that is nearly silent in the larger one it is
-    tiny. The range, from which at least the lowest and the highest patient are left out, sees both.
-    """
-    low = np.quantile(values, 0.05, axis=0, method="higher")
-    high = np.quantile(values, 0.95, axis=0, method="lower")
-    robust: Array = np.where(mad > 0, np.maximum(_MAD_TO_STD * mad, (high - low) / _STDS_IN_RANGE), values.std(axis=0))
-    return robust
 
 
 def _limit(values: Array, median: Array, spread: Array, clip: float | None) -> Array:

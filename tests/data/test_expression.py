@@ -90,18 +90,6 @@ def test_a_gene_that_is_mostly_zero_is_limited_by_its_standard_deviation():
     assert known.mean == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize(("silent", "low", "high"), [(60, 0.0, 40), (60, 0.01, 40), (60, 0.0, 4)])
-def test_a_gene_that_is_silent_in_most_patients_is_not_cut_down_to_that(silent, low, high):
-    generator = np.random.default_rng(0)
-    between = 100 - silent - high
-    parts = low * generator.random(silent), 0.1 * generator.random(between), 3 + generator.random(high)
-    values = np.concatenate(parts)
-    table = pd.DataFrame({"XIST": values, "EGFR": 0.5 * generator.standard_normal(100)})
-    pipeline = ExpressionPipeline.fit(table, {"tumor": ["EGFR", "XIST"]}, log1p=False, fraction=0.5)
-    assert pipeline.genes["tumor"] == ("XIST",)
-    assert pipeline.statistics["XIST"].std == pytest.approx(values.std())
-
-
 def test_one_outlier_leaves_the_scale_of_the_others():
     table = counts(100)
     spoilt = table.copy()
