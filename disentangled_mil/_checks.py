@@ -75,8 +75,8 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
 
 
 def as_numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
-    """An array as float64; entries may be numbers or their text, but not dates or spans of time, which have a unit."""
-    if values.dtype.kind in "mM":
+    """An array as float64: real numbers or their text, but not dates or spans of time, which have a unit."""
+    if values.dtype.kind in "cmM":
         raise TypeError(f"{name} must hold numbers, got {values.dtype}")
     try:
         return values.astype(np.float64)

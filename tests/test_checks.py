@@ -82,7 +82,7 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
             "x must have shape [B, N] = [B, 4], got [3]",
         ),
         (
-            lambda: check_floating("x", [1.0]),  # type: ignore[arg-type]
+            lambda: check_floating("x", [1.0]),
             TypeError,
             "x must be a floating-point tensor, got list",
         ),

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.image import imread
 
 import disentangled_mil
@@ -253,6 +254,18 @@ def test_a_device_that_is_not_there_is_refused_at_once(device, capsys):
         main(["demo", "--device", device])
     assert not Path("runs").exists()
     assert f"argument --device: must be a device of this machine, got '{device}'" in capsys.readouterr().err
+
+
+def test_a_device_without_float64_is_refused_at_once(capsys, monkeypatch):
+    def refuse(*_, **options):
+        if options.get("dtype") == torch.float64:
+            raise TypeError("this device has no float64")
+        return torch.ones(1)
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(SystemExit):
+        main(["demo", "--device", "cpu"])
+    assert "must be a device of this machine, got 'cpu' (this device has no float64)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -20,7 +21,7 @@ class SpacedAxis:
     def __init__(self, queries: Tensor, keys: Tensor, side: float, most: int) -> None:
         self._queries, self._keys, self._side = queries, keys, side
         self._which: Tensor | None = None
-        distinct, which = queries.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        distinct, which = torch.unique(queries, return_inverse=True)
         if len(distinct) <= min(len(queries) // 2, most):
             self._queries, self._which = distinct, which
 

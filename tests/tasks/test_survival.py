@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -141,9 +142,10 @@ def test_survival_refuses_observations_that_cannot_be(time, event, message):
         DiscreteSurvival.fit(time, event=event)
 
 
-def test_survival_refuses_spans_of_time_whose_unit_nobody_knows():
-    with pytest.raises(TypeError, match=r"time must hold numbers, got timedelta64\[D\]"):
-        DiscreteSurvival.fit(np.array([1, 2], dtype="timedelta64[D]"), event=[1, 1])
+@pytest.mark.parametrize("dtype", ["timedelta64[D]", "datetime64[D]", "complex128"])
+def test_survival_refuses_what_is_no_real_number(dtype):
+    with pytest.raises(TypeError, match=rf"time must hold numbers, got {re.escape(dtype)}"):
+        DiscreteSurvival.fit(np.array([1, 2]).astype(dtype), event=[1, 1])
 
 
 def test_survival_refuses_what_cannot_be_fitted():
