@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from ._reference import distances
 
-_TILE_BYTES = 3 * 2**20  # tiles are read several times: best from a cache
+_TILE_BYTES = 4 * 2**20  # tiles are read several times: best from a cache
+_RECHECKED_BYTES = 2**20  # of candidates' tokens, in one place: larger ones go back to the system after every call
+_ALIGNED = 16  # numbers from the beginning of a row to a place where one may begin
 _TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
-_SPARE = 5, 11, 123  # candidates beyond the wanted ones, search by search
+_FEW_ROWS = 8  # done dense sooner than searched
+_SPARE = 3, 11, 123  # candidates beyond the wanted ones, search by search
 
 
 class Distances:
@@ -34,8 +36,7 @@ class Distances:
     def nearest(self, count: int) -> Tensor:
         """The smallest distances of every token to any token, itself included, rising [N, count]."""
         (_, spare), *again = self.searches
-        everyone = torch.arange(len(self.tokens), device=self.tokens.device)
-        self.first = self.screen.search(everyone, count + spare)
+        self.first = self.screen.search(slice(0, len(self.tokens)), count + spare)
         nearest = self.first.distances.topk(count, largest=False).values
         return self._settle(nearest, self.first.beyond, again)
 
@@ -53,7 +54,7 @@ class Distances:
         count = nearest.shape[1]
         rows = _unsure(nearest, beyond)
         for dtype, spare in searches:
-            if len(rows):
+            if len(rows) > _FEW_ROWS:
                 screen = self.screen if dtype == self.tokens.dtype else _Screen(self.tokens, dtype)
                 found = screen.search(rows, count + spare, rank)
                 nearest[rows] = found.distances.topk(count, largest=False).values
@@ -89,55 +90,60 @@ class _Screen:
     def __init__(self, tokens: Tensor, dtype: torch.dtype) -> None:
         width, exact, product = tokens.shape[1] + 8, torch.finfo(tokens.dtype), torch.finfo(dtype)
         self.tokens = tokens
-        self.centred = tokens.to(dtype) - tokens.to(dtype).mean(0)  # [N, C], shorter tokens make smaller errors
-        self.norms = self.centred.square().sum(1)  # [N]
+        centre = tokens.mean(0, dtype=dtype)  # [C], tokens around it are short, and make small errors
+        self.centred = tokens.to(dtype, copy=True).sub_(centre)  # [N, C]
+        self.norms = torch.linalg.vector_norm(self.centred, dim=1).square()  # [N]
         # Of the product, relative to the sum of both norms: three sums of C terms, and a few single roundings.
         self.error = 2 * width * product.eps
         self.shrunk = (1 - self.error) * self.norms
         # Of the distances summed over differences: one sum of C terms, and underflow.
         self.relative, self.absolute = width * exact.eps, 8 * width * exact.tiny
-        self.broken = ~(self.norms.max() < product.max / 8)
+        self.broken = not self.norms.max() < product.max / 8
 
-    def search(self, rows: Tensor, count: int, rank: Tensor | None = None) -> _Candidates:
+    def search(self, rows: Tensor | slice, count: int, rank: Tensor | None = None) -> _Candidates:
         """Find ``count`` candidates for each of some rows."""
         size = len(self.tokens)
         count = min(count, size)
-        step = min(len(rows), _tile_rows(self.centred))
-        # As many minima as members of the groups that are looked through.
+        # As many minima as members of the groups that are looked through, and rows that begin a cache line.
         grouped = math.isqrt(size // count)
-        tile = self.centred.new_empty(step, -(-size // grouped) * grouped)
+        width = -(-size // (grouped * _ALIGNED)) * _ALIGNED * grouped
+        pieces = _split(rows, _tile_rows(self.centred))
+        tile = self.centred.new_empty(len(self.norms[pieces[0]]), width)
         tile[:, size:] = math.inf
-        parts = []
-        for some in torch.split(rows, step):
-            bounds = tile[: len(some), :size]
-            torch.addmm(self.shrunk, self.centred[some], self.centred.T, alpha=-2, out=bounds)
+        found = []
+        for some in pieces:
+            centred = self.centred[some]
+            bounds = tile[: len(centred), :size]
+            torch.addmm(self.shrunk, centred, self.centred.T, alpha=-2, out=bounds)
             longest = bounds.amax(1)
             if rank is not None:
                 bounds.masked_fill_(rank >= rank[some, None], math.inf)
-            shortest, columns = _smallest(tile[: len(some)], count, grouped)
-            parts.append(self._recheck(some, columns.clamp(max=size - 1), shortest, longest))
-        found = _Candidates(*map(torch.cat, zip(*parts, strict=True)))
-        if self.broken:
-            found.beyond.fill_(-math.inf)
-            found.farthest.fill_(math.inf)
-        return found
+            shortest, columns = _smallest(tile[: len(centred)], count, grouped)
+            found.append((columns.clamp(max=size - 1), shortest, longest))
+        return self._recheck(rows, *map(torch.cat, zip(*found, strict=True)))
 
-    def _recheck(self, rows: Tensor, columns: Tensor, shortest: Tensor, longest: Tensor) -> _Candidates:
+    def _recheck(self, rows: Tensor | slice, columns: Tensor, shortest: Tensor, longest: Tensor) -> _Candidates:
         """Sum the candidates' distances over differences, and turn what the product says into bounds on such sums."""
-        pieces = max(1, _TILE_BYTES // (columns.shape[1] * self.tokens[0].nbytes))
-        exact = torch.cat(
-            [
-                distances(self.tokens[some, None], embedding(candidates, self.tokens)).squeeze(1)
-                for some, candidates in zip(torch.split(rows, pieces), torch.split(columns, pieces), strict=True)
-            ]
-        ).masked_fill_(shortest.isinf(), math.inf)
+        exact = self._distances(rows, columns).masked_fill_(shortest.isinf(), math.inf)
         norms, shrunk = self.norms[rows], self.shrunk[rows]
         shortest = (1 - self.relative) * (shortest + shrunk[:, None]).double() - self.absolute
         longest = (longest + shrunk + 2 * self.error * (norms + self.norms.max())).double()
         # A device may multiply with less than the precision asked for; then candidates come out too far.
-        self.broken |= (shortest > exact.double().square()).any()
+        self.broken = self.broken or bool((shortest > exact.double().square()).any())
+        if self.broken:
+            return _Candidates(columns, exact, longest.fill_(-math.inf), torch.full_like(longest, math.inf))
         beyond = shortest[:, -1].clamp(min=0 if columns.shape[1] < len(self.tokens) else math.inf)
         return _Candidates(columns, exact, beyond, (1 + self.relative) * longest + self.absolute)
+
+    def _distances(self, rows: Tensor | slice, columns: Tensor) -> Tensor:
+        """The distance of each row to each of its columns [R, M]."""
+        step = max(1, _RECHECKED_BYTES // (columns.shape[1] * self.tokens[0].nbytes))
+        room = self.tokens.new_empty(columns[:step].numel(), self.tokens.shape[1])
+        found = []
+        for some, candidates in zip(_split(rows, step), torch.split(columns, step), strict=True):
+            others = torch.index_select(self.tokens, 0, candidates.flatten(), out=room[: candidates.numel()])
+            found.append(distances(self.tokens[some, None], others.view(*candidates.shape, -1)).squeeze(1))
+        return torch.cat(found)
 
 
 def _unsure(nearest: Tensor, beyond: Tensor) -> Tensor:
@@ -150,14 +156,21 @@ def _smallest(tile: Tensor, count: int, grouped: int) -> tuple[Tensor, Tensor]:
 
     They are in the ``count`` groups of the smallest minima, and minima are cheap.
     """
-    groups = tile.view(len(tile), grouped, -1)  # [R, grouped, G]
     if grouped == 1:
         return tile.topk(count, largest=False)
+    groups = tile.view(len(tile), grouped, -1)  # [R, grouped, G]
     chosen = groups.amin(1).topk(count, largest=False, sorted=False).indices  # [R, count]
-    members = groups.gather(2, chosen[:, None].expand(-1, grouped, -1)).flatten(1)
-    smallest, place = members.topk(count, largest=False)
-    columns = place // count * groups.shape[2] + chosen.gather(1, place % count)
-    return smallest, columns
+    starts = torch.arange(0, tile.shape[1], groups.shape[2], device=tile.device)  # [grouped]
+    members = (starts[:, None] + chosen[:, None]).flatten(1)  # [R, grouped * count]
+    smallest, place = tile.gather(1, members).topk(count, largest=False)
+    return smallest, members.gather(1, place)
+
+
+def _split(rows: Tensor | slice, step: int) -> Sequence[Tensor | slice]:
+    """Rows in pieces; a slice of all of them copies nothing."""
+    if isinstance(rows, Tensor):
+        return torch.split(rows, step)
+    return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
 
 
 def _tile_rows(tokens: Tensor) -> int:
