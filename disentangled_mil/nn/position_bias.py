@@ -1,11 +1,12 @@
 """Continuous position bias: an attention bias that is a function of two numbers."""
 
-import torch
+from functools import partial
+
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .._checks import check_count
 from .._precision import wide_dtype
+from ..ops._network_biases import network_biases
 from ..ops.position_bias import BiasTable, MLPBias
 
 
@@ -51,13 +52,10 @@ class ContinuousPositionBias(nn.Module):
 
         The gradient of the table flows to the network, whose hidden layers are computed again for it.
         """
-        weight = self.weights().w1
-        wide = wide_dtype(weight)
-
-        def evaluate(displacement: Tensor) -> Tensor:
-            # Under autocast, too, all that is interpolated is good to float32.
-            with torch.autocast(weight.device.type, enabled=False):
-                values: Tensor = checkpoint(self, displacement, use_reentrant=False, preserve_rng_state=False)
-            return values
-
-        return BiasTable.of(evaluate, resolution=resolution, dtype=wide, device=weight.device)
+        network = self.weights()
+        return BiasTable.of(
+            partial(network_biases, network),
+            resolution=resolution,
+            dtype=wide_dtype(network.w1),
+            device=network.w1.device,
+        )

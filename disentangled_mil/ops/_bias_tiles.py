@@ -135,7 +135,7 @@ class NetworkTile:
     def backward(self, change: Tensor, want_bias: bool, want_position: bool) -> Tensor | None:
         """From the gradient of the biases [G, I, t, J] that of the displacements [G, t, J, 2]; can be called once."""
         moved = self.rows.backward(change.movedim(1, -1).flatten(0, -2), want_position)
-        return None if moved is None else _through_log(moved.view_as(self.displacement), self.displacement)
+        return None if moved is None else through_log(moved.view_as(self.displacement), self.displacement)
 
 
 class PiecewiseBias(NetworkBias):
@@ -349,7 +349,7 @@ def _lanes(groups: int, device: torch.device) -> int:
     return next(lanes for lanes in range(1, groups + 1) if groups % lanes == 0 and lanes >= min(threads, groups))
 
 
-def _through_log(gradient: Tensor, displacement: Tensor) -> Tensor:
+def through_log(gradient: Tensor, displacement: Tensor) -> Tensor:
     """The gradient before displacements were log-spaced, in place of that after it."""
     return gradient.div_(displacement.abs().add_(1))
 

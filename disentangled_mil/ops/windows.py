@@ -1,10 +1,11 @@
 """A depthwise convolution whose windows may lie anywhere."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from .._checks import check_floating, check_shape
 from .._operators import operator, refuse_forward_mode, refuse_gradient
@@ -58,10 +59,10 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     wide = wide_dtype(cells)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
+    read_row = _row_reader(cells, window)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        read = embedding(index, cells.flatten(0, 2)).to(wide)  # [B, G, J, S, C]
-        summed += read.mul_(inside * weight).sum(3)
+        summed += read_row(index).to(wide).mul_(inside * weight).sum(3)
     return summed.to(cells.dtype)
 
 
@@ -77,12 +78,13 @@ def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -
     arriving = gradient.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)
+    read_row = _row_reader(cells, window)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        read = embedding(index, cells.flatten(0, 2)).to(wide)  # [B, G, J, S, C]
+        read = read_row(index).to(wide)
         into_kernel[row] = (read.mul_(arriving).sum(1, keepdim=True) * inside).sum((0, 1, 2))
         change = torch.mul(arriving, inside * weight, out=read).view(-1, channels)
-        into_cells.scatter_add_(0, index.reshape(-1, 1).expand_as(change), change)
+        into_cells.scatter_add_(0, index[:, None].expand_as(change), change)
     return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
 
 
@@ -106,9 +108,17 @@ _depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
 refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
 
 
+def _row_reader(cells: Tensor, window: Tensor) -> Callable[[Tensor], Tensor]:
+    """What reads the cells of a kernel row [B, G, J, S, C], given their rows; the next ones are written over them."""
+    shape = (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
+    flat = cells.flatten(0, 2)  # once, for it may be a copy
+    room = flat.new_empty(math.prod(shape[:-1]), shape[-1])
+    return lambda index: torch.index_select(flat, 0, index, out=room).view(shape)
+
+
 def _places(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of the flattened cells that a kernel row reads [B, G, J, S], and 1 where they are inside [B, 1, J, S, 1]."""
+    """Rows of the flattened cells that a kernel row reads [B G J S], and 1 where they are inside [B, 1, J, S, 1]."""
     batch, groups, count, _ = cells.shape
     inside = window < count
     first = torch.arange(0, batch * groups * count, count, device=window.device).view(batch, groups, 1, 1)
-    return window.where(inside, 0)[:, None] + first, inside[:, None, ..., None].to(dtype)
+    return (window.where(inside, 0)[:, None] + first).flatten(), inside[:, None, ..., None].to(dtype)
