@@ -243,17 +243,43 @@ class Grid:
             The map [B, H, W, C] and the number of tokens in each cell [B, H, W]; of a full grid the map is a view of
             the tokens.
         """
-        sizes = check_shape("tokens", tokens, "B N C", dict(zip("BN", self.mask.shape, strict=True)))
-        batch, channels = sizes["B"], sizes["C"]
-        if self.full:
-            return tokens.reshape(batch, self.height, self.width, channels), self.count.view(batch, self.height, -1)
-        area = self.width * self.height
-        index = self._flat_cells()[..., None]
-        real = widened(torch.where(self.mask[..., None], tokens, 0))
-        total = real.new_zeros(batch, area + 1, channels).scatter_add(1, index.expand_as(real), real)
-        mean = (total[:, :area] / self.count[..., None].clamp(min=1)).to(tokens.dtype)
+        batch, count = self.mask.shape
+        sizes = check_shape("tokens", tokens, "B N C", {"B": batch, "N": count})
         shape = (batch, self.height, self.width)
-        return mean.view(*shape, channels), self.count.view(shape)
+        return self.cell_means(tokens[:, None]).reshape(*shape, sizes["C"]), self.count.view(shape)
+
+    def cell_means(self, tokens: Tensor) -> Tensor:
+        """The mean of the tokens in each cell, group by group of their channels; zeros in an empty cell.
+
+        Args:
+            tokens: one vector per group and token; what padding holds is never looked at.
+
+        Shape:
+            ``tokens`` [B, G, N, C].
+
+        Returns:
+            [B, G, H * W, C], row by row of the map; of a full grid the tokens themselves.
+
+        Example:
+            >>> import torch
+            >>> from disentangled_mil import Grid
+            >>> grid = Grid.from_coords(torch.tensor([[0, 0], [2, 0]]), step=1)  # with a hole
+            >>> grid.cell_means(torch.tensor([[[[1.0], [3.0]]]])).flatten().tolist()
+            [1.0, 0.0, 3.0]
+        """
+        batch, count = self.mask.shape
+        sizes = check_shape("tokens", tokens, "B G N C", {"B": batch, "N": count})
+        if self.full:
+            return tokens
+        groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
+        real = widened(torch.where(self.mask[:, None, :, None], tokens, 0))
+        first = (area + 1) * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
+        # Whole rows are added, which is faster than a scatter of their channels.
+        total = real.new_zeros(batch * groups * (area + 1), channels).index_add(
+            0, (first + self._flat_cells()[:, None]).flatten(), real.flatten(0, 2)
+        )
+        total = total.view(batch, groups, area + 1, channels)[:, :, :area]
+        return (total / self.count[:, None, :, None].clamp(min=1)).to(tokens.dtype)
 
     def _is_full(self) -> bool:
         if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1]:

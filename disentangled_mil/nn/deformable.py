@@ -212,8 +212,7 @@ class DeformableCrossAttention(nn.Module):
 
     def _offsets(self, q: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
         """Offsets dp [B, G, J, 2] of the reference points, in coarse cells, from queries [B, G, N, I D]."""
-        cells = q if grid.full else _cells(q, grid)
-        offset = self.to_offsets(cells, coarse.window)
+        offset = self.to_offsets(grid.cell_means(q), coarse.window)
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
         wide: Tensor = widened(offset)
         return wide.tanh() * self.offset_scale
@@ -236,8 +235,8 @@ class DeformableCrossAttention(nn.Module):
 
     def _sample(self, context: Tensor, grid: Grid, positions: Tensor, coarse: "CoarseGrid") -> tuple[Tensor, Tensor]:
         """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
-        maps, _ = grid.to_map(context.to(positions.dtype))
-        grouped = _apart(maps.flatten(1, 2), self.groups).flatten(0, 1)  # [B G, H W, C / G]
+        apart = _apart(context.to(positions.dtype), self.groups)
+        grouped = grid.cell_means(apart).flatten(0, 1)  # [B G, H W, C / G]
         if self.positions == "released":
             corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
             logit = positions.new_zeros(positions.shape[:3]).masked_fill(~coarse.mask[:, None], -torch.inf)
@@ -298,12 +297,6 @@ def _apart(tokens: Tensor, groups: int) -> Tensor:
 def _together(tokens: Tensor) -> Tensor:
     """The opposite of _apart [B, G, N, D] -> [B, N, G D]."""
     return tokens.transpose(1, 2).flatten(2)
-
-
-def _cells(tokens: Tensor, grid: Grid) -> Tensor:
-    """Maps of grouped tokens [B, G, N, D] -> [B, G, H * W, D]; holes are zero."""
-    maps, _ = grid.to_map(_together(tokens))
-    return _apart(maps.flatten(1, 2), tokens.shape[1])
 
 
 class CoarseGrid(NamedTuple):

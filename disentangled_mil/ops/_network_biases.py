@@ -22,7 +22,7 @@ def network_biases(network: MLPBias, displacement: Tensor) -> Tensor:
     wide = wide_dtype(network.w1)
     parts = [part.to(wide) for part in network]
     biases: Tensor = _network_biases(parts, displacement.to(wide).reshape(-1, 2))
-    return biases.view(*displacement.shape[:-1], -1)
+    return biases.view(*displacement.shape[:-1], len(network.w3))
 
 
 @operator("network_biases")

@@ -150,6 +150,17 @@ def test_a_map_holds_the_mean_of_the_real_tokens_of_each_cell(batch: int, tokens
     assert poisoned.grad.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "grid", [Grid.square(6), Grid.from_coords(torch.tensor([[0, 0], [3, 1], [3, 1], [1, 1]]), step=1)]
+)
+def test_groups_of_channels_have_the_means_of_the_map(grid: Grid) -> None:
+    batch, tokens = grid.mask.shape
+    features = torch.randn(batch, 3, tokens, 2, generator=torch.Generator().manual_seed(0))
+    means = grid.cell_means(features)
+    maps, _ = grid.to_map(features.transpose(1, 2).flatten(2))
+    assert torch.equal(means.transpose(1, 2).flatten(2), maps.flatten(1, 2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_thousand_tokens_in_one_cell_are_counted_in_low_precision(dtype: torch.dtype) -> None:
     grid = Grid.from_coords(torch.zeros(1000, 2))
@@ -250,6 +261,11 @@ def test_grid_for_takes_a_grid_or_a_mask_or_neither() -> None:
             lambda: Grid.square(4).to_map(torch.zeros(1, 3, 2)),
             ValueError,
             "tokens must have shape [B, N, C] = [1, 4, C], got [1, 3, 2]",
+        ),
+        (
+            lambda: Grid.square(4).cell_means(torch.zeros(1, 3, 4)),
+            ValueError,
+            "tokens must have shape [B, G, N, C] = [1, G, 4, C], got [1, 3, 4]",
         ),
         (
             lambda: grid_for(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), None),
