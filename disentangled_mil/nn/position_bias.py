@@ -50,8 +50,8 @@ class ContinuousPositionBias(nn.Module):
     def table(self, resolution: int = 129) -> BiasTable:
         """The network's values on ``resolution`` x ``resolution`` displacements in [-2, 2], to be interpolated.
 
-        The gradient of the table flows to the network, whose hidden layers are computed again for it; it has no
-        gradient of its own.
+        The gradient of the table flows to the network, whose hidden layers are computed again for it. It cannot be
+        differentiated twice, nor in forward mode (NotImplementedError); ``BiasTable.of(network)`` can.
         """
         network = self.weights()
         return BiasTable.of(

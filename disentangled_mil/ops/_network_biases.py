@@ -14,15 +14,16 @@ from .position_bias import MLPBias
 
 
 def network_biases(network: MLPBias, displacement: Tensor) -> Tensor:
-    """What the network is at displacements [..., 2]: its biases [..., I], in float32, or in float64 for float64.
+    """The biases of a network at displacements [..., 2]: [..., I], in float64 where its weights are, else in float32.
 
-    The same as calling the network, but for precision and memory; there is no gradient of a gradient.
+    The same as calling the network, but for precision and memory. It cannot be differentiated twice, nor in forward
+    mode.
     """
     refuse_forward_mode("a table of a network", (*network, displacement))
     wide = wide_dtype(network.w1)
     parts = [part.to(wide) for part in network]
     biases: Tensor = _network_biases(parts, displacement.to(wide).reshape(-1, 2))
-    return biases.view(*displacement.shape[:-1], len(network.w3))
+    return biases.view(*displacement.shape[:-1], network.w3.shape[0])
 
 
 @operator("network_biases")
@@ -33,7 +34,7 @@ def _network_biases(parts: Sequence[Tensor], displacement: Tensor) -> Tensor:
 
 @_network_biases.register_fake
 def _empty(parts: Sequence[Tensor], displacement: Tensor) -> Tensor:
-    return displacement.new_empty(len(displacement), len(parts[4]))
+    return displacement.new_empty(displacement.shape[0], parts[4].shape[0])
 
 
 @operator("network_biases_backward")

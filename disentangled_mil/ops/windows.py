@@ -59,10 +59,10 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     wide = wide_dtype(cells)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
-    read_row = _row_reader(cells, window)
+    read_row = _row_reader(cells, window, wide)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        summed += read_row(index).to(wide).mul_(inside * weight).sum(3)
+        summed += read_row(index).mul_(inside * weight).sum(3)
     return summed.to(cells.dtype)
 
 
@@ -78,10 +78,10 @@ def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -
     arriving = gradient.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)
-    read_row = _row_reader(cells, window)
+    read_row = _row_reader(cells, window, wide)
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        read = read_row(index).to(wide)
+        read = read_row(index)
         into_kernel[row] = (read.mul_(arriving).sum(1, keepdim=True) * inside).sum((0, 1, 2))
         change = torch.mul(arriving, inside * weight, out=read).view(-1, channels)
         into_cells.scatter_add_(0, index[:, None].expand_as(change), change)
@@ -108,12 +108,12 @@ _depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
 refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
 
 
-def _row_reader(cells: Tensor, window: Tensor) -> Callable[[Tensor], Tensor]:
+def _row_reader(cells: Tensor, window: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """What reads the cells of a kernel row [B, G, J, S, C], given their rows; the next ones are written over them."""
     shape = (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
     flat = cells.flatten(0, 2)  # once, for it may be a copy
-    room = flat.new_empty(math.prod(shape[:-1]), shape[-1])
-    return lambda index: torch.index_select(flat, 0, index, out=room).view(shape)
+    room = flat.new_empty(math.prod(shape[:-1]), shape[-1]) if flat.dtype == dtype else None
+    return lambda index: torch.index_select(flat, 0, index, out=room).view(shape).to(dtype)
 
 
 def _places(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Density peaks against golden numbers, hand-computed bags and a loop in numpy; searches against the dense matrix."""
 
 import importlib
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -416,6 +417,39 @@ def test_overflowed_tokens_do_not_stop_a_run(backend: str, garbage: float) -> No
     found = find(tokens, 2, backend=backend)
     assert ((found.assignment >= 0) & (found.assignment < 2)).all()
     find(torch.full_like(tokens, garbage), 2, backend=backend)
+
+
+@pytest.mark.parametrize("wrong", ["coarse", "too large", "too large in a later block"])
+def test_a_product_that_is_less_precise_than_asked_for_changes_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    right, calls = torch.addmm, itertools.count()
+
+    def product(added: Tensor, one: Tensor, other: Tensor, *, alpha: float, out: Tensor) -> Tensor:
+        if wrong == "coarse":
+            one, other = one.bfloat16().to(one.dtype), other.bfloat16().to(other.dtype)
+        right(added, one, other, alpha=alpha, out=out)
+        return out if wrong == "coarse" or (next(calls) == 0 and "later" in wrong) else out.mul_(1.5).add_(3)
+
+    monkeypatch.setattr(streaming, "_CANDIDATES", 300)
+    tokens = random_bags(4, 1, 200, 6)
+    expected = find(tokens, 5, backend="reference")
+    monkeypatch.setattr(torch, "addmm", product)
+    assert equal(find(tokens, 5, backend="streaming"), expected)
+
+
+def test_only_what_is_kept_of_candidates_is_held_for_all_rows_at_once(
+    allocations: Callable[[Callable[[], object]], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ones = torch.eye(60)
+    tokens = torch.cat([ones[i] + ones[i + 1 :] for i in range(59)])[None]  # all have neighbours at equal distances
+    sizes = {"_CANDIDATES": 5000, "_TILE_BYTES": 1 << 16, "_TILE_ROWS": 16, "_RECHECKED_BYTES": 1 << 16}
+    for name, size in sizes.items():
+        monkeypatch.setattr(streaming, name, size)
+    distances = 4 * 128 * tokens.shape[1]  # of the candidates of a last search
+    found = allocations(lambda: find(tokens, 5, backend="streaming"))
+    # Columns and distances of the neighbours' candidates, and of those of lower rank.
+    assert sum(nbytes >= distances for nbytes in found) <= 4
 
 
 def test_nothing_is_differentiable() -> None:

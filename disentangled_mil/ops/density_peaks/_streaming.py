@@ -2,8 +2,8 @@
 
 A matrix product bounds the squared distances of all pairs from below, a tile of rows at a time. The pairs of a row
 with the smallest bounds are its *candidates*; their distances are summed over differences, as in the reference. Any
-other pair is at least as far apart as the last candidate's bound says, which settles nearly every row. The others are
-searched again in float64 with more candidates, and what even that cannot tell apart (ties, mostly) is done dense.
+other pair is at least as far apart as the last candidate's bound says, which settles nearly every row. The others, if
+they are many, are searched again in float64 with more candidates; what is left then (ties, mostly) is done dense.
 
 The first candidates also hold the nearest token of lower rank of most tokens, and the bounds leave few tokens that
 could belong to the farthest pair.
@@ -19,8 +19,9 @@ from torch import Tensor
 from ._reference import distances
 
 _TILE_BYTES = 4 * 2**20  # tiles are read several times: best from a cache
-_RECHECKED_BYTES = 2**20  # of candidates' tokens, in one place: larger ones go back to the system after every call
-_ALIGNED = 16  # numbers from the beginning of a row to a place where one may begin
+_CANDIDATES = 2**20  # are held at once beside what is kept of them
+_RECHECKED_BYTES = 2**20  # of candidates' tokens at once, for which the allocator need not ask the system every time
+_CACHE_LINE = 16  # numbers in float32; rows and groups begin at multiples of it
 _TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
 _FEW_ROWS = 8  # done dense sooner than searched
 _SPARE = 3, 11, 123  # candidates beyond the wanted ones, search by search
@@ -102,11 +103,19 @@ class _Screen:
 
     def search(self, rows: Tensor | slice, count: int, rank: Tensor | None = None) -> _Candidates:
         """Find ``count`` candidates for each of some rows."""
+        blocks = _split(rows, max(1, _CANDIDATES // count))
+        found = _Candidates(*map(torch.cat, zip(*(self._search(some, count, rank) for some in blocks), strict=True)))
+        if self.broken:
+            found.beyond.fill_(-math.inf)
+            found.farthest.fill_(math.inf)
+        return found
+
+    def _search(self, rows: Tensor | slice, count: int, rank: Tensor | None) -> _Candidates:
         size = len(self.tokens)
         count = min(count, size)
         # As many minima as members of the groups that are looked through, and rows that begin a cache line.
         grouped = math.isqrt(size // count)
-        width = -(-size // (grouped * _ALIGNED)) * _ALIGNED * grouped
+        width = -(-size // (grouped * _CACHE_LINE)) * _CACHE_LINE * grouped
         pieces = _split(rows, _tile_rows(self.centred))
         tile = self.centred.new_empty(len(self.norms[pieces[0]]), width)
         tile[:, size:] = math.inf
@@ -130,8 +139,6 @@ class _Screen:
         longest = (longest + shrunk + 2 * self.error * (norms + self.norms.max())).double()
         # A device may multiply with less than the precision asked for; then candidates come out too far.
         self.broken = self.broken or bool((shortest > exact.double().square()).any())
-        if self.broken:
-            return _Candidates(columns, exact, longest.fill_(-math.inf), torch.full_like(longest, math.inf))
         beyond = shortest[:, -1].clamp(min=0 if columns.shape[1] < len(self.tokens) else math.inf)
         return _Candidates(columns, exact, beyond, (1 + self.relative) * longest + self.absolute)
 
