@@ -38,21 +38,19 @@ def _empty(parts: Sequence[Tensor], displacement: Tensor) -> Tensor:
 
 
 @operator("network_biases_backward")
-def _backward(
-    gradient: Tensor, parts: Sequence[Tensor], displacement: Tensor, want_displacement: bool
-) -> tuple[list[Tensor], Tensor]:
+def _backward(gradient: Tensor, parts: Sequence[Tensor], displacement: Tensor, want_displacement: bool) -> list[Tensor]:
     with torch.autocast(displacement.device.type, enabled=False):
         network = NetworkBias(parts)
         moved = network.rows(spaced(displacement)).backward(gradient, want_displacement)
         into = torch.zeros_like(displacement) if moved is None else through_log(moved, displacement)
-    return list(network.gradient), into
+    return [*network.gradient, into]
 
 
 @_backward.register_fake
 def _like_inputs(
     gradient: Tensor, parts: Sequence[Tensor], displacement: Tensor, want_displacement: bool
-) -> tuple[list[Tensor], Tensor]:
-    return [torch.empty_like(part) for part in parts], torch.empty_like(displacement)
+) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (*parts, displacement)]
 
 
 def _remember(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor], output: Tensor) -> None:
@@ -63,7 +61,7 @@ def _remember(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor], output: Tensor)
 def _pass_back(ctx: Any, gradient: Tensor) -> tuple[list[Tensor], Tensor | None]:
     *parts, displacement = ctx.saved_tensors
     want_displacement = ctx.needs_input_grad[1]
-    into_parts, into_displacement = _backward(gradient, parts, displacement, want_displacement)
+    *into_parts, into_displacement = _backward(gradient, parts, displacement, want_displacement)
     return into_parts, into_displacement if want_displacement else None
 
 
