@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import MLPBias, _bias_tiles
@@ -83,6 +84,14 @@ def test_the_operators_are_well_registered(calls: Callable[..., list[Any]]) -> N
     assert len(found) == 2
     for operator, arguments in found:
         torch.library.opcheck(operator, arguments)
+
+
+def test_one_graph_serves_any_number_of_displacements() -> None:
+    bias, graphs = network(0, 5, 2), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda place: network_biases(bias, place), fullgraph=True, dynamic=True, backend=graphs)
+    for count in (5, 6, 9):
+        torch.testing.assert_close(compiled(places(0, count)), network_biases(bias, places(0, count)))
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own

@@ -219,6 +219,15 @@ def test_no_more_than_a_row_of_the_windows_is_held(allocations: Callable[..., li
     assert allocations(lambda: trained(dense, *given_))[0] >= 8 * row
 
 
+def test_cells_that_lie_apart_are_copied_once_and_not_for_every_row(allocations: Callable[..., list[int]]) -> None:
+    cells, window, kernel = draw(10, places=500, points=3, side=8, channels=16, dtype=torch.float32)
+    apart = cells.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    whole = 4 * cells.numel()
+    found = allocations(lambda: trained(depthwise_windows, apart, window, kernel))
+    # A copy on either way, and the gradient, laid out as the cells are.
+    assert sum(nbytes >= whole for nbytes in found) <= 4
+
+
 def test_a_gradient_of_a_gradient_is_refused() -> None:
     cells, window, kernel = draw(11)
     out = depthwise_windows(cells, window, kernel)
