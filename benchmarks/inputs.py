@@ -13,7 +13,7 @@ from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias
 from .case import Outputs
 
 DIM, HEADS, WIDTH = 128, 8, 64  # C, H, D
-CLUSTERS, NEIGHBOURS = 8, 5
+CLUSTERS, NEIGHBORS = 8, 5
 
 
 class AttentionInputs(NamedTuple):
@@ -67,10 +67,10 @@ def sampled_keys(size: int) -> int:
 
 
 def blobs(size: int, device: torch.device) -> Tensor:
-    """Tokens [1, N, C] around well separated centres."""
+    """Tokens [1, N, C] around well separated centers."""
     torch.manual_seed(0)
-    centres = 3 * torch.randn(CLUSTERS, DIM)
-    return (centres[torch.arange(size) % CLUSTERS] + torch.randn(size, DIM))[None].to(device)
+    centers = 3 * torch.randn(CLUSTERS, DIM)
+    return (centers[torch.arange(size) % CLUSTERS] + torch.randn(size, DIM))[None].to(device)
 
 
 def with_gradients(result: Tensor, leaves: dict[str, Tensor], arriving: Tensor) -> Outputs:

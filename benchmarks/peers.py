@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from disentangled_mil.ops import BiasTable
 
 from .case import Outputs, Unavailable, Work
-from .inputs import CLUSTERS, NEIGHBOURS, AttentionInputs, blobs, with_gradients
+from .inputs import CLUSTERS, NEIGHBORS, AttentionInputs, blobs, with_gradients
 
 
 def sdpa(size: int, device: torch.device, *, bias: str, backward: bool) -> Work:
@@ -84,7 +84,7 @@ def keops(size: int, device: torch.device) -> Work:
 
     def work() -> Outputs:
         width = tokens.shape[1]
-        log_density = -squared(tokens).Kmin(min(NEIGHBOURS, size), dim=1).mean(1) / width  # [N]
+        log_density = -squared(tokens).Kmin(min(NEIGHBORS, size), dim=1).mean(1) / width  # [N]
         falling = log_density.argsort(descending=True, stable=True)
         sorted_tokens = tokens[falling]
         distance, index = squared(sorted_tokens), torch.arange(size, dtype=tokens.dtype, device=device)
@@ -93,9 +93,9 @@ def keops(size: int, device: torch.device) -> Work:
         gap[falling] = later.ifelse(distance, math.inf).min(dim=1).squeeze(1)
         gap[falling[0]] = distance.max(dim=1).max()
         score = log_density + (gap / width).log() / 2
-        centres = score.argsort(descending=True, stable=True)[:CLUSTERS]
-        assignment = torch.cdist(tokens, tokens[centres]).argmin(1)
-        assignment[centres] = torch.arange(len(centres), device=device)
-        return {"assignment": assignment[None], "centres": centres[None], "score": score[None]}
+        centers = score.argsort(descending=True, stable=True)[:CLUSTERS]
+        assignment = torch.cdist(tokens, tokens[centers]).argmin(1)
+        assignment[centers] = torch.arange(len(centers), device=device)
+        return {"assignment": assignment[None], "centers": centers[None], "score": score[None]}
 
     return work

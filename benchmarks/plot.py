@@ -12,7 +12,7 @@ from disentangled_mil._files import replacing
 
 from .results import Record
 
-_COLOURS = {"reference": "black", "streaming": "tab:blue", "triton": "tab:orange"}
+_COLORS = {"reference": "black", "streaming": "tab:blue", "triton": "tab:orange"}
 _PANELS = (("seconds", "time of forward and backward (s)", 1.0), ("peak_bytes", "peak memory above inputs (MB)", 1e-6))
 
 
@@ -38,4 +38,4 @@ def _line(axes: Axes, records: Sequence[Record], name: str, key: str, unit: floa
     if points:
         implementation, _, bias = name.partition(", ")
         style = "o--" if bias == "table" else "o-"
-        axes.plot(*zip(*points, strict=True), style, color=_COLOURS[implementation], label=name, markersize=4)
+        axes.plot(*zip(*points, strict=True), style, color=_COLORS[implementation], label=name, markersize=4)

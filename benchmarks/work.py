@@ -18,7 +18,7 @@ from disentangled_mil import (
 from disentangled_mil.ops import attention_overlap, density_peaks
 
 from .case import Outputs, Work
-from .inputs import CLUSTERS, DIM, HEADS, NEIGHBOURS, WIDTH, AttentionInputs, blobs, named_gradients, with_gradients
+from .inputs import CLUSTERS, DIM, HEADS, NEIGHBORS, WIDTH, AttentionInputs, blobs, named_gradients, with_gradients
 
 
 def layer(size: int, device: torch.device, *, backend: str, bias: str, training: bool) -> Work:
@@ -106,7 +106,7 @@ def peaks(size: int, device: torch.device, *, backend: str) -> Work:
     tokens = blobs(size, device)
 
     def work() -> Outputs:
-        return density_peaks(tokens, CLUSTERS, neighbours=NEIGHBOURS, backend=backend)._asdict()
+        return density_peaks(tokens, CLUSTERS, neighbors=NEIGHBORS, backend=backend)._asdict()
 
     return work
 

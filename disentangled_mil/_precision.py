@@ -23,5 +23,5 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
-    """The type of a network's weights, which need be no parameters: replicas and parametrisations have tensors."""
+    """The type of a network's weights, which need be no parameters: replicas and parametrizations have tensors."""
     return next(layer.weight.dtype for layer in network.modules() if isinstance(layer, nn.Linear))

@@ -7,9 +7,9 @@ _CELLS_ALLOWED = 16_384
 _CELLS_ALLOWED_PER_TOKEN = 200
 # So few cells for so many different coordinates are no layout of a bag.
 _FEWEST_CELLS, _CROWD = 4, 128
-# In pieces of tissue: equal gaps to neighbours for each token, and cells for each of the distinct coordinates.
-_NEIGHBOURS, _DISTINCT = 0.75, 0.95
-# How much gaps between neighbours may differ by rounding.
+# In pieces of tissue: equal gaps to neighbors for each token, and cells for each of the distinct coordinates.
+_NEIGHBORS, _DISTINCT = 0.75, 0.95
+# How much gaps between neighbors may differ by rounding.
 _ROUNDING = 0.01
 # How common a gap must be, compared with the commonest, to be a cell rather than a token that lies askew.
 _OFTEN = 0.25
@@ -42,14 +42,14 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
 
 
 def _side_of_cells(coords: Tensor) -> float:
-    """The commonest gap between neighbours of one row or column, where most tokens [n, 2] have such a neighbour.
+    """The commonest gap between neighbors of one row or column, where most tokens [n, 2] have such a neighbor.
 
     Every piece of tissue may have a lattice of its own, and the gaps between distinct coordinates tell nothing. Among
-    few tokens here and there it is those that tell, and next neighbours that do not.
+    few tokens here and there it is those that tell, and next neighbors that do not.
     """
     gap, count = _commonest(torch.cat([_gaps(coords), _gaps(coords.flip(1))]))
-    # Every other cell may be empty, as on a checkerboard: then neighbours would share cells.
-    if count >= _NEIGHBOURS * len(coords) and _distinct(coords, gap) >= _DISTINCT:
+    # Every other cell may be empty, as on a checkerboard: then neighbors would share cells.
+    if count >= _NEIGHBORS * len(coords) and _distinct(coords, gap) >= _DISTINCT:
         return gap
     gaps = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
     gap, _ = _commonest(gaps)

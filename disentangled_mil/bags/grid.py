@@ -102,8 +102,8 @@ class Grid:
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
             mask: True where a token is real; all of them by default.
-            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbours of one
-                row or column of the bag, or between its distinct coordinates where few tokens have such neighbours
+            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbors of one
+                row or column of the bag, or between its distinct coordinates where few tokens have such neighbors
                 (a smaller one that is common too, if tokens would share cells); the mean of gaps within 1 % of it.
 
         Shape:

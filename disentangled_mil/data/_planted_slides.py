@@ -1,4 +1,4 @@
-"""Simulated slides: tissue with tumour nests, its patch features, and the scanner that took them."""
+"""Simulated slides: tissue with tumor nests, its patch features, and the scanner that took them."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,9 +12,9 @@ Array = NDArray[np.float64]
 
 # strengths relative to the patch noise along an axis of the signal
 _TISSUE_CONTRAST = 5.0
-# of the tumour and the TME programme: cells show better at 20x, architecture at 10x
-_PROGRAMME_CONTRAST = {"10x": (0.7, 1.0), "20x": (1.0, 0.7)}
-_SHARED_AXIS = 0.4  # cosine of each programme's direction with the axis that both share
+# of the tumor and the TME program: cells show better at 20x, architecture at 10x
+_PROGRAM_CONTRAST = {"10x": (0.7, 1.0), "20x": (1.0, 0.7)}
+_SHARED_AXIS = 0.4  # cosine of each program's direction with the axis that both share
 _PATIENT_NUISANCE, _SLIDE_NUISANCE = 0.4, 0.3
 # a scanner of shift 1: mixing of the features, spread of their log gain, offset, extra noise
 _MIXING, _GAIN, _OFFSET, _SCANNER_NOISE = 0.5, 0.2, 0.8, 0.3
@@ -24,8 +24,8 @@ class Appearance(NamedTuple):
     """How tissue looks to the feature extractor.
 
     Args:
-        basis: orthonormal rows: axis of the tissue, shared axis of the programmes, the tumour programme's
-            own, the TME programme's own, and others without signal.
+        basis: orthonormal rows: axis of the tissue, shared axis of the programs, the tumor program's
+            own, the TME program's own, and others without signal.
         spectrum: strength of the patch noise along each of them.
 
     Shape:
@@ -53,15 +53,15 @@ class View(NamedTuple):
 
     Args:
         cells: column and row of every patch.
-        tumour: share of the patch that is tumour.
+        tumor: share of the patch that is tumor.
         features: what the feature extractor makes of it.
 
     Shape:
-        ``cells`` [N, 2], ``tumour`` [N], ``features`` [N, C].
+        ``cells`` [N, 2], ``tumor`` [N], ``features`` [N, C].
     """
 
     cells: NDArray[np.int64]
-    tumour: Array
+    tumor: Array
     features: Array
 
 
@@ -93,7 +93,7 @@ def draw_slides(
 
     Args:
         rng: source of randomness.
-        shown: strength [2] of the tumour and the TME programme in this patient's tissue.
+        shown: strength [2] of the tumor and the TME program in this patient's tissue.
         grid: columns and rows at 10x.
         appearance: how tissue looks.
 
@@ -103,19 +103,19 @@ def draw_slides(
     stain = _PATIENT_NUISANCE * rng.standard_normal(len(appearance.spectrum))
     for _ in range(rng.integers(1, 3)):
         nuisance = stain + _SLIDE_NUISANCE * rng.standard_normal(len(appearance.spectrum))
-        coarse, fine, tumour = _tissue(rng, grid)
+        coarse, fine, tumor = _tissue(rng, grid)
         views = {}
         for magnification, cells, share in (
-            ("10x", coarse, tumour.reshape(-1, 4).mean(axis=1)),
-            ("20x", fine, tumour),
+            ("10x", coarse, tumor.reshape(-1, 4).mean(axis=1)),
+            ("20x", fine, tumor),
         ):
-            programme = shown * _PROGRAMME_CONTRAST[magnification]
-            views[magnification] = View(cells, share, _features(rng, share, programme, nuisance, appearance))
+            program = shown * _PROGRAM_CONTRAST[magnification]
+            views[magnification] = View(cells, share, _features(rng, share, program, nuisance, appearance))
         yield views
 
 
 def _tissue(rng: Generator, grid: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
-    """Cells of an outline at 10x and at 20x, and tumour nests at 20x: the heights of smooth landscapes."""
+    """Cells of an outline at 10x and at 20x, and tumor nests at 20x: the heights of smooth landscapes."""
     columns, rows = grid
     x, y = np.meshgrid(np.linspace(-1, 1, columns), np.linspace(-1, 1, rows))
     land = 6 * gaussian_filter(rng.standard_normal((rows, columns)), 1.5) - x**2 - y**2
@@ -125,17 +125,17 @@ def _tissue(rng: Generator, grid: tuple[int, int]) -> tuple[NDArray[np.int64], N
     fine = (2 * coarse[:, None] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(-1, 2)
     nests = gaussian_filter(rng.standard_normal((2 * rows, 2 * columns)), 1.7)[fine[:, 1], fine[:, 0]]
     area = round(rng.uniform(0.25, 0.65) * len(fine))
-    tumour = np.zeros(len(fine))
-    tumour[np.argsort(-nests, kind="stable")[:area]] = 1
-    return coarse, fine, tumour
+    tumor = np.zeros(len(fine))
+    tumor[np.argsort(-nests, kind="stable")[:area]] = 1
+    return coarse, fine, tumor
 
 
-def _features(rng: Generator, share: Array, programme: Array, nuisance: Array, appearance: Appearance) -> Array:
+def _features(rng: Generator, share: Array, program: Array, nuisance: Array, appearance: Appearance) -> Array:
     along = nuisance + rng.standard_normal((len(share), len(nuisance))) * appearance.spectrum  # [N, C]
-    tumour, tme = share * programme[0], (1 - share) * programme[1]
+    tumor, tme = share * program[0], (1 - share) * program[1]
     own = (1 - _SHARED_AXIS**2) ** 0.5
     along[:, :4] += np.stack(
-        [_TISSUE_CONTRAST * (share - 0.5), _SHARED_AXIS * (tumour + tme), own * tumour, own * tme], axis=1
+        [_TISSUE_CONTRAST * (share - 0.5), _SHARED_AXIS * (tumor + tme), own * tumor, own * tme], axis=1
     )
     features: Array = along @ appearance.basis
     return features

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 
 def dispersion(values: Array, names: Sequence[str]) -> Array:
-    """Log dispersion of every gene, standardised among genes of a similar mean.
+    """Log dispersion of every gene, standardized among genes of a similar mean.
 
     log(variance / mean) of the values, less its mean and over its standard deviation within 20 bins of equal
     width of log1p(mean). A gene alone in its bin counts as 1, a constant gene as minus infinity.
@@ -51,12 +51,12 @@ def dispersion(values: Array, names: Sequence[str]) -> Array:
     log_dispersion = np.full(len(mean), np.nan)
     log_dispersion[varies] = np.log(variance[varies] / mean[varies])
     bins = pd.Series(log_dispersion).groupby(pd.cut(np.log1p(mean), bins=_BINS, labels=False))
-    centre, spread = bins.transform("mean").to_numpy(), bins.transform("std").to_numpy()
+    center, spread = bins.transform("mean").to_numpy(), bins.transform("std").to_numpy()
     alone, alike = np.isnan(spread), spread == 0
     # Rounded, because two genes of a bin are as far from its mean as those of any other such bin: ties, but for digits
     # that hang on the order of patients.
-    standardised = np.round((log_dispersion - centre) / np.where(alone | alike, 1.0, spread), 9)
-    ranks: Array = np.where(varies, np.where(alone, 1.0, standardised), -np.inf)
+    standardized = np.round((log_dispersion - center) / np.where(alone | alike, 1.0, spread), 9)
+    ranks: Array = np.where(varies, np.where(alone, 1.0, standardized), -np.inf)
     return ranks
 
 

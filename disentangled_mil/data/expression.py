@@ -122,7 +122,7 @@ class ExpressionPipeline:
 
         * ``"variance"``: variance of the limited values;
         * ``"mad"``: median absolute deviation;
-        * ``"dispersion"``: log(variance / mean) of the values before log1p, standardised within 20 bins of
+        * ``"dispersion"``: log(variance / mean) of the values before log1p, standardized within 20 bins of
           log1p(mean) over the genes of all subspaces (Seurat's choice); needs values >= 0.
 
         In a table of z-scores every gene varies alike, which leaves the choice to chance: use ``fraction=1``.

@@ -50,10 +50,10 @@ class PlantedCohort(NamedTuple):
 
     Args:
         cohort: what a model may see: slides at ``"10x"`` and ``"20x"``, clinical table, expression.
-        regions: True where a patch is mostly tumour, per sample and magnification, in the order of its
+        regions: True where a patch is mostly tumor, per sample and magnification, in the order of its
             tokens.
-        programmes: strength of the programmes per patient, columns ``tumor`` and ``tme``.
-        gene_sets: the genes that load on each programme.
+        programs: strength of the programs per patient, columns ``tumor`` and ``tme``.
+        gene_sets: the genes that load on each program.
 
     Shape:
         ``regions`` [N] bool each.
@@ -61,16 +61,16 @@ class PlantedCohort(NamedTuple):
 
     cohort: Cohort
     regions: dict[str, dict[str, Tensor]]
-    programmes: pd.DataFrame
+    programs: pd.DataFrame
     gene_sets: dict[str, tuple[str, ...]]
 
 
 class _GeneModel(NamedTuple):
-    """How expression follows from the programmes."""
+    """How expression follows from the programs."""
 
     genes: list[str]
     baseline: Array  # [G] mean log expression
-    loadings: Array  # [4, G] of the tumour programme, the TME programme and two confounders
+    loadings: Array  # [4, G] of the tumor program, the TME program and two confounders
     noise: Array  # [G]
 
 
@@ -90,14 +90,14 @@ def planted_cohort(
     censoring: float = 0.4,
     world_seed: int = 0,
 ) -> PlantedCohort:
-    r"""Simulate patients with a tumour programme u and a TME programme v, both N(0, 1).
+    r"""Simulate patients with a tumor program u and a TME program v, both N(0, 1).
 
     * Diagnosis: the quadrant of :math:`(u + \epsilon, v + \epsilon')`, four classes. Grade: thirds of
       :math:`0.8 u + 0.6 v + \epsilon''`. Survival: Weibull with log hazard :math:`1.1 u - 0.8 v`, censored at
-      random. One programme alone settles none of them.
-    * Expression (TPM-like): :math:`\exp(b + [u + \eta, v + \eta', w]\, L + \text{noise})`, where the tumour
+      random. One program alone settles none of them.
+    * Expression (TPM-like): :math:`\exp(b + [u + \eta, v + \eta', w]\, L + \text{noise})`, where the tumor
       genes load on the first, the TME genes on the second and all genes on two confounders w.
-    * Histology: one or two slides of irregular outline, tumour nests in stroma. A patch that is tumour to
+    * Histology: one or two slides of irregular outline, tumor nests in stroma. A patch that is tumor to
       the share t shows :math:`a t + t (u + \zeta)\, d_T + (1 - t)(v + \zeta')\, d_E` and nuisance of the
       patient, the slide and the patch. A patch at 10x is the same tissue as four at 20x.
 
@@ -112,10 +112,10 @@ def planted_cohort(
             offset of the features, and noise. It changes features only.
         width: features C of a patch, at least 4.
         grid: columns and rows of the slide at 10x, of which 40 to 85 % are tissue.
-        tumor_genes: genes that load on the tumour programme.
-        tme_genes: genes that load on the TME programme.
+        tumor_genes: genes that load on the tumor program.
+        tme_genes: genes that load on the TME program.
         other_genes: genes that load on neither.
-        rna_noise: standard deviation of :math:`\eta`, by which RNA misreads the programmes.
+        rna_noise: standard deviation of :math:`\eta`, by which RNA misreads the programs.
         histology_noise: standard deviation of :math:`\zeta`, by which the tissue misstates them.
         label_noise: standard deviation of :math:`\epsilon`.
         censoring: share of the patients whose death is not observed, 0 to 0.9.
@@ -170,13 +170,13 @@ def planted_cohort(
     scanner = draw_scanner(site, shift, width)
     index = pd.Index([f"P{seed}-{number:04d}" for number in range(patients)], name="patient_id")
     drawn = labels.standard_normal((patients, 5))
-    programmes, noise = drawn[:, :2], label_noise * drawn[:, 2:]
-    clinical = _labels(programmes, noise).join(_survival(lives, programmes, censoring)).set_index(index)
-    expression = _expression(rna, programmes, rna_noise, gene_model).set_index(index)
+    programs, noise = drawn[:, :2], label_noise * drawn[:, 2:]
+    clinical = _labels(programs, noise).join(_survival(lives, programs, censoring)).set_index(index)
+    expression = _expression(rna, programs, rna_noise, gene_model).set_index(index)
     samples: list[Sample] = []
     regions: dict[str, dict[str, Tensor]] = {}
-    for patient, programme in zip(index, programmes, strict=True):
-        shown = programme + histology_noise * slides.standard_normal(2)
+    for patient, program in zip(index, programs, strict=True):
+        shown = program + histology_noise * slides.standard_normal(2)
         for number, views in enumerate(draw_slides(slides, shown, grid, appearance), start=1):
             name = f"{patient}-{number}"
             bags = {
@@ -185,9 +185,9 @@ def planted_cohort(
             }
             samples.append(Sample(name, patient, bags))
             regions[name] = {
-                magnification: torch.from_numpy(view.tumour >= 0.5) for magnification, view in views.items()
+                magnification: torch.from_numpy(view.tumor >= 0.5) for magnification, view in views.items()
             }
-    truth = pd.DataFrame(programmes, index, ["tumor", "tme"])
+    truth = pd.DataFrame(programs, index, ["tumor", "tme"])
     return PlantedCohort(Cohort(tuple(samples), clinical, expression, gene_sets), regions, truth, gene_sets)
 
 
@@ -248,9 +248,9 @@ def _gene_model(rng: Generator, gene_sets: dict[str, tuple[str, ...]], other_gen
     return _GeneModel(genes, rng.normal(2.5, 1.0, len(genes)), loadings, rng.uniform(0.4, 0.9, len(genes)))
 
 
-def _labels(programmes: Array, noise: Array) -> pd.DataFrame:
-    high = programmes + noise[:, :2] > 0  # [P, 2]
-    malignancy = programmes @ [0.8, 0.6] + noise[:, 2]
+def _labels(programs: Array, noise: Array) -> pd.DataFrame:
+    high = programs + noise[:, :2] > 0  # [P, 2]
+    malignancy = programs @ [0.8, 0.6] + noise[:, 2]
     return pd.DataFrame(
         {
             "diagnosis": _DIAGNOSES[high @ [2, 1]],
@@ -259,19 +259,19 @@ def _labels(programmes: Array, noise: Array) -> pd.DataFrame:
     )
 
 
-def _survival(rng: Generator, programmes: Array, censoring: float) -> pd.DataFrame:
+def _survival(rng: Generator, programs: Array, censoring: float) -> pd.DataFrame:
     """Weibull times of death, and exponential times of censoring scaled to censor the share wanted."""
-    death, leave = rng.exponential(size=(len(programmes), 2)).T
-    death = 1000 * (death * np.exp(programmes @ [-1.1, 0.8])) ** (1 / 1.5)
+    death, leave = rng.exponential(size=(len(programs), 2)).T
+    death = 1000 * (death * np.exp(programs @ [-1.1, 0.8])) ** (1 / 1.5)
     ratio = death / leave
     scale = np.quantile(ratio, 1 - censoring)
     event = ratio <= scale
     return pd.DataFrame({"time": np.ceil(np.where(event, death, scale * leave)), "event": event.astype(np.int64)})
 
 
-def _expression(rng: Generator, programmes: Array, noise: float, model: _GeneModel) -> pd.DataFrame:
-    drawn = rng.standard_normal((len(programmes), 4 + len(model.genes)))
-    factors = np.hstack([programmes + noise * drawn[:, :2], drawn[:, 2:4]])  # [P, 4]
+def _expression(rng: Generator, programs: Array, noise: float, model: _GeneModel) -> pd.DataFrame:
+    drawn = rng.standard_normal((len(programs), 4 + len(model.genes)))
+    factors = np.hstack([programs + noise * drawn[:, :2], drawn[:, 2:4]])  # [P, 4]
     logs = model.baseline + factors @ model.loadings + drawn[:, 4:] * model.noise  # [P, G]
     return pd.DataFrame(np.exp(logs), columns=model.genes)
 

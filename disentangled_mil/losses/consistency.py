@@ -44,14 +44,14 @@ def inter_magnification_consistency(
     attention_b: Attention | Mapping[str, Attention],
     *,
     weight: float = 1.0,
-    normalise: str = "rows",
+    normalize: str = "rows",
     unbiased: bool = True,
     alignment: float = 0.0,
     resolution: int | None = None,
 ) -> Tensor:
     """DEV loss: the overlap of a sample's two attention maps must not vary between samples.
 
-    ``C_ij = <a_i, b_j>`` over flattened maps; ``normalise="rows"`` divides each row of C by its Euclidean
+    ``C_ij = <a_i, b_j>`` over flattened maps; ``normalize="rows"`` divides each row of C by its Euclidean
     norm. ``loss = weight * var_i C_ii + alignment * mean_i (1 - cos(a_i, b_i))``, summed over subspaces.
 
     A variance is blind to what all samples share: uniform attention makes it exactly 0. ``alignment`` adds a
@@ -60,8 +60,8 @@ def inter_magnification_consistency(
     Args:
         attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
         attention_b: the same at the other magnification.
-        weight: weight of the variance (the released configuration: 1e4, which fits only normalised rows).
-        normalise: ``"rows"`` (free of the maps' scale, so of the number of tokens) or ``"none"``.
+        weight: weight of the variance (the released configuration: 1e4, which fits only normalized rows).
+        normalize: ``"rows"`` (free of the maps' scale, so of the number of tokens) or ``"none"``.
         unbiased: divide the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
         resolution: cells per side of the common grid on which lazy maps are compared. By default two full
@@ -84,20 +84,20 @@ def inter_magnification_consistency(
         Eq. 7 of the paper.
 
     Differs from the source:
-        The paper does not normalise C and its variance is the biased one
-        (``normalise="none", unbiased=False``). The released code is the default with ``weight=1e4``.
+        The paper does not normalize C and its variance is the biased one
+        (``normalize="none", unbiased=False``). The released code is the default with ``weight=1e4``.
         ``alignment`` and the common grid are ours.
 
     Example:
         >>> import torch
         >>> from disentangled_mil import inter_magnification_consistency
         >>> a = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-        >>> inter_magnification_consistency(a, a, normalise="none")
+        >>> inter_magnification_consistency(a, a, normalize="none")
         tensor(0.1250)
         >>> inter_magnification_consistency(a, a, alignment=1.0) < 0.1
         tensor(True)
     """
-    check_choice("normalise", normalise, ("rows", "none"))
+    check_choice("normalize", normalize, ("rows", "none"))
     check_interval("weight", weight, 0.0, float("inf"))
     check_interval("alignment", alignment, 0.0, float("inf"))
     if resolution is not None:
@@ -107,7 +107,7 @@ def inter_magnification_consistency(
         products = _inner_products(name, a, b, resolution)
         overlap = products(a, b)  # [B, B]
         misalignment = 1 - _cosine(overlap, products(a, a), products(b, b)).mean() if alignment else 0.0
-        losses.append(weight * _deviation(overlap, normalise, unbiased) + alignment * misalignment)
+        losses.append(weight * _deviation(overlap, normalize, unbiased) + alignment * misalignment)
     return torch.stack(losses).sum()
 
 
@@ -212,9 +212,9 @@ def _is_map(attention: object) -> TypeGuard[AttentionMap]:
     return hasattr(attention, "overlap")
 
 
-def _deviation(overlap: Tensor, normalise: str, unbiased: bool) -> Tensor:
+def _deviation(overlap: Tensor, normalize: str, unbiased: bool) -> Tensor:
     """Variance of the diagonal [B, B] -> scalar; 0 with a gradient path for B = 1 instead of 0 / 0."""
-    diagonal = (_unit_rows(overlap) if normalise == "rows" else overlap).diagonal()  # [B]
+    diagonal = (_unit_rows(overlap) if normalize == "rows" else overlap).diagonal()  # [B]
     deviations = (diagonal - diagonal.mean()).square()
     return deviations.sum() / max(len(diagonal) - unbiased, 1)
 
@@ -226,7 +226,7 @@ def _cosine(overlap: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
 
 
 def _relations(maps: Tensor) -> Tensor:
-    """Row-normalised similarities among the samples [B, ...] -> [B, B]."""
+    """Row-normalized similarities among the samples [B, ...] -> [B, B]."""
     return _unit_rows(attention_overlap(maps.flatten(1), maps.flatten(1)))
 
 

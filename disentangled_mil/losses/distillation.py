@@ -381,7 +381,7 @@ def _take(prototypes: Tensor, permutation: Tensor) -> Tensor:
 
 
 def _log_outcomes(logits: Tensor, temperature: float, kind: str) -> Tensor:
-    """Softened log probabilities, normalised over the last dimension: [B, 1, K], for hazards [B, K, 2]."""
+    """Softened log probabilities, normalized over the last dimension: [B, 1, K], for hazards [B, K, 2]."""
     softened = widened(logits) / temperature
     if kind == "softmax":
         return F.log_softmax(softened, dim=-1)[:, None]

@@ -27,7 +27,7 @@ class StudentBranchOutput(NamedTuple):
         logits: [B, K].
         subspace_logits: each prototype's share of the logits [B, K], under its subspace's name.
         prototypes: [B, S, C], in the order of the subspaces.
-        centres: the token at the centre of every prototype's cluster [B, S]; -1 where the bag has too few tokens
+        centers: the token at the center of every prototype's cluster [B, S]; -1 where the bag has too few tokens
             for so many clusters, and the prototype is the mean of them all.
         assignment: the prototype of every token [B, N]; -1 for padding.
         significance: weight of every token within its prototype [B, N].
@@ -37,7 +37,7 @@ class StudentBranchOutput(NamedTuple):
     logits: Tensor
     subspace_logits: dict[str, Tensor]
     prototypes: Tensor
-    centres: Tensor
+    centers: Tensor
     assignment: Tensor
     significance: Tensor
     attention: DeformableAttention
@@ -85,7 +85,7 @@ class StudentBranch(nn.Module):
             head.logits,
             head.subspace_logits,
             merged.prototypes,
-            merged.centres,
+            merged.centers,
             merged.assignment,
             merged.weights,
             attended.attention,
@@ -101,7 +101,7 @@ class Student(nn.Module):
         dim: token width C.
         magnifications: names; any number of them.
         subspaces: names, in order; one prototype each.
-        neighbours: k of the density estimate of the clustering.
+        neighbors: k of the density estimate of the clustering.
         kind: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         dropout: of patch tokens and attention weights.
@@ -134,7 +134,7 @@ class Student(nn.Module):
         dim: int = 128,
         magnifications: Sequence[str] = ("10x", "20x"),
         subspaces: Sequence[str] = ("tumor", "tme"),
-        neighbours: int = 5,
+        neighbors: int = 5,
         kind: str = "softmax",
         gate: str = "max_confidence",
         dropout: float = 0.1,
@@ -148,7 +148,7 @@ class Student(nn.Module):
                 name: StudentBranch(
                     PatchEncoder(features, dim, dropout=dropout),
                     DeformableCrossAttention(dim, dropout=dropout, **options),
-                    ITA(dim, len(self.subspaces), neighbours=neighbours),
+                    ITA(dim, len(self.subspaces), neighbors=neighbors),
                     SubspaceHead(dim, outputs, self.subspaces),
                 )
                 for name in self.magnifications

@@ -21,7 +21,7 @@ class DeformableAttention:
     """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
 
     Attributes:
-        scores: queries [B, H, N, D], sampled keys [B, H, J, D], their normalised positions, the position bias, the
+        scores: queries [B, H, N, D], sampled keys [B, H, J, D], their normalized positions, the position bias, the
             log of the tissue under each key (-inf takes a key out) and the mask of the queries.
         total: the sum of the attention on each sampled key over the real queries [B, H, J].
         kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.

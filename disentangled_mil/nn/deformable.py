@@ -54,8 +54,8 @@ class DeformableCrossAttention(nn.Module):
         kernel_size: window of the offset network in cells; ``downsample + 2`` by default.
         offset_scale: largest offset, in cells of the coarse grid.
         dropout: of the attention weights.
-        positions: ``"centred"`` measures positions from cell centres, right for any rectangle; ``"released"``
-            reproduces the method's released checkpoints (normalised to the outermost cells, sampled as if to
+        positions: ``"centered"`` measures positions from cell centers, right for any rectangle; ``"released"``
+            reproduces the method's released checkpoints (normalized to the outermost cells, sampled as if to
             the outermost edges, zeros outside; full grids only).
         bias: ``"exact"`` evaluates the network of the position bias for every query and key; ``"table"`` interpolates
             it between 129 x 129 displacements, many times faster, and off by at most
@@ -73,7 +73,7 @@ class DeformableCrossAttention(nn.Module):
 
     Source: eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
     Differs from the source: any rectangle with holes, unequal bags, rectangles of one cell; positions measured
-    from cell centres and kept inside of the bag's rectangle.
+    from cell centers and kept inside of the bag's rectangle.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ class DeformableCrossAttention(nn.Module):
         kernel_size: int | None = None,
         offset_scale: float = 4.0,
         dropout: float = 0.1,
-        positions: str = "centred",
+        positions: str = "centered",
         bias: str = "exact",
         keep_weights: bool = False,
         backend: str = "auto",
@@ -116,7 +116,7 @@ class DeformableCrossAttention(nn.Module):
                 raise ValueError(f"{name} must be a multiple of groups = {groups}, got {value}")
         check_interval("offset_scale", offset_scale, 0, float("inf"))
         check_interval("dropout", dropout, 0, 1)
-        check_choice("positions", positions, ("centred", "released"))
+        check_choice("positions", positions, ("centered", "released"))
         check_choice("bias", bias, ("exact", "table"))
         if bias == "table" and positions == "released":
             raise ValueError("bias='table' spans positions inside of the map: positions='released' needs bias='exact'")
@@ -175,8 +175,8 @@ class DeformableCrossAttention(nn.Module):
 
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
         q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
-        centred = self.positions == "centred"
-        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centred=centred)
+        centered = self.positions == "centered"
+        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centered=centered)
         offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
         coarse_positions = coarse.position[:, None] + offset
         key_position, sampling_positions = self._place(coarse_positions, coarse, context_grid)
@@ -185,7 +185,7 @@ class DeformableCrossAttention(nn.Module):
         k, v = self._project(self.to_k, sampled), self._project(self.to_v, sampled)
         # [B, H, N, D]
         q, k, v = (torch.unflatten(x, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
-        query_position = self._normalise(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
+        query_position = self._normalize(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
         # Copies, so that an attention map is still its own after the optimizer's next step.
         bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
         scores = AttentionScores(q, k, query_position, key_position, bias, key_logit, query_grid.mask)
@@ -217,21 +217,21 @@ class DeformableCrossAttention(nn.Module):
         wide: Tensor = widened(offset)
         return wide.tanh() * self.offset_scale
 
-    def _normalise(self, position: Tensor, size: Tensor) -> Tensor:
+    def _normalize(self, position: Tensor, size: Tensor) -> Tensor:
         """Positions in cells of a grid -> [-1, 1] over its rectangle."""
         if self.positions == "released":
             return 2 * position / (size - 1).clamp(min=1) - 1
         return (2 * position + 1) / size - 1
 
     def _place(self, position: Tensor, coarse: "CoarseGrid", context: Grid) -> tuple[Tensor, Tensor]:
-        """Positions in coarse cells -> normalised, and in cells of the context grid."""
+        """Positions in coarse cells -> normalized, and in cells of the context grid."""
         size = context.sizes[:, None, None]
-        normalised = self._normalise(position, coarse.size[:, None, None])
-        cells = ((normalised + 1) * size - 1) / 2
+        normalized = self._normalize(position, coarse.size[:, None, None])
+        cells = ((normalized + 1) * size - 1) / 2
         if self.positions == "released":
-            return normalised, cells
+            return normalized, cells
         cells = torch.minimum(cells.clamp(min=0), size - 1)
-        return self._normalise(cells, size), cells
+        return self._normalize(cells, size), cells
 
     def _sample(self, context: Tensor, grid: Grid, positions: Tensor, coarse: "CoarseGrid") -> tuple[Tensor, Tensor]:
         """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
@@ -316,14 +316,14 @@ class CoarseGrid(NamedTuple):
     size: Tensor
 
     @classmethod
-    def over(cls, grid: Grid, downsample: int, kernel_size: int, *, centred: bool) -> "CoarseGrid":
+    def over(cls, grid: Grid, downsample: int, kernel_size: int, *, centered: bool) -> "CoarseGrid":
         """One reference point per ``downsample`` cells; per cell along axes too short for the kernel.
 
-        With ``centred``, the points and their windows are spread evenly over a rectangle whose sides are no
+        With ``centered``, the points and their windows are spread evenly over a rectangle whose sides are no
         multiples of ``downsample``; without, they are a convolution's, which leaves out the last cells.
         """
         # A convolution pads, so that a side of ``downsample`` is enough for one window.
-        least = kernel_size if centred else downsample
+        least = kernel_size if centered else downsample
         stride = torch.where(grid.sizes >= least, downsample, 1)
         size = torch.div(grid.sizes, stride, rounding_mode="floor")
         sides = zip(*grid.shapes, strict=True)
@@ -334,10 +334,10 @@ class CoarseGrid(NamedTuple):
         index = torch.arange(columns * rows, device=size.device)
         position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
         mask = (position < size[:, None]).all(-1)
-        # A window is centred on the cells that its point stands for.
-        pitch = grid.sizes[:, None] / size[:, None] if centred else stride[:, None]
-        centre = (position + 0.5) * pitch - 0.5
-        start = (centre - (kernel_size - 1) / 2 + 0.5).floor().long()  # [B, J, 2]
+        # A window is centered on the cells that its point stands for.
+        pitch = grid.sizes[:, None] / size[:, None] if centered else stride[:, None]
+        center = (position + 0.5) * pitch - 0.5
+        start = (center - (kernel_size - 1) / 2 + 0.5).floor().long()  # [B, J, 2]
         span = torch.arange(kernel_size, device=size.device)
         x, y = start[..., 0, None] + span, start[..., 1, None] + span  # [B, J, K]
         inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))

@@ -1,4 +1,4 @@
-"""One self-normalising network per subspace: from expression values to gene tokens."""
+"""One self-normalizing network per subspace: from expression values to gene tokens."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -21,7 +21,7 @@ from .._precision import weight_dtype
 
 
 class SNNEncoder(nn.Module):
-    r"""Encode every subspace's genes into tokens with a self-normalising network of its own.
+    r"""Encode every subspace's genes into tokens with a self-normalizing network of its own.
 
     .. math:: h_0 = x_s, \quad h_l = \mathrm{AlphaDropout}(\phi(W_l h_{l-1} + b_l)), \quad
         [t_1; \dots; t_T] = h_L
@@ -53,7 +53,7 @@ class SNNEncoder(nn.Module):
         The paper's gene encoder; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
 
     Differs from the source:
-        The released encoder uses ELU, for which neither the initialisation nor alpha dropout normalises, and
+        The released encoder uses ELU, for which neither the initialization nor alpha dropout normalizes, and
         clips its single token by a ReLU. ``activation="elu"`` reproduces it.
 
     Example:
@@ -115,7 +115,7 @@ class SNNEncoder(nn.Module):
 
 
 def _network(widths: Sequence[int], dropout: float, activation: str) -> nn.Sequential:
-    """Linear -> activation -> alpha dropout for every pair of neighbouring widths."""
+    """Linear -> activation -> alpha dropout for every pair of neighboring widths."""
     layers: list[nn.Module] = []
     for fan_in, width in pairwise(widths):
         linear = nn.Linear(fan_in, width)

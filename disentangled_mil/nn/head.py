@@ -52,7 +52,7 @@ class SubspaceHead(nn.Module):
         check_count("dim", dim)
         check_count("outputs", outputs)
         self.dim, self.outputs, self.subspaces = dim, outputs, check_subspaces(subspaces)
-        # Initialised as the one Linear(S C, K) that the blocks are cut from.
+        # Initialized as the one Linear(S C, K) that the blocks are cut from.
         whole = nn.Linear(dim * len(self.subspaces), outputs)
         blocks = whole.weight.detach().chunk(len(self.subspaces), dim=1)
         self.blocks = nn.ParameterDict()

@@ -28,7 +28,7 @@ class ITAOutput(NamedTuple):
     prototypes: Tensor  # [B, K, C]
     assignment: Tensor  # [B, N]
     weights: Tensor  # [B, N]
-    centres: Tensor  # [B, K]
+    centers: Tensor  # [B, K]
 
 
 class ITA(nn.Module):
@@ -51,11 +51,11 @@ class ITA(nn.Module):
     Args:
         dim: Width C of a token.
         prototypes: Number of prototypes K.
-        neighbours: How many nearest tokens make the density of `density_peaks`.
+        neighbors: How many nearest tokens make the density of `density_peaks`.
         momentum: What an anchor keeps of itself in one step, in [0, 1]; with 1 the anchors never move.
         order: ``"anchor"``, or ``"peak"`` for the order of falling peak score, as released; then without
             anchors.
-        guard: added to the sum of a prototype's weights exp(Linear(z)); the released code has 1e-6.
+        eps: added to the sum of a prototype's weights exp(Linear(z)); the released code has 1e-6.
         self_following: Whether forward in training mode moves the anchors; False leaves them to `follow`.
 
     Shape:
@@ -63,8 +63,8 @@ class ITA(nn.Module):
 
     Returns:
         ``prototypes`` [B, K, C], by slot; ``assignment`` [B, N], the slot of each token, -1 for padding;
-        ``weights`` [B, N], which sum to one in every prototype that has tokens, zero for padding; ``centres``
-        [B, K], the token at the centre of each prototype, -1 where there is none. A bag with fewer than K
+        ``weights`` [B, N], which sum to one in every prototype that has tokens, zero for padding; ``centers``
+        [B, K], the token at the center of each prototype, -1 where there is none. A bag with fewer than K
         real tokens fills the slots left over with the weighted mean of all its tokens; a bag without real
         tokens has zero prototypes.
 
@@ -77,7 +77,7 @@ class ITA(nn.Module):
 
     Differs from the source:
         The order of the prototypes, which the paper leaves open, is the anchors'; K is a number, not a share
-        of the tokens; weights are divided by their sum alone (``guard``).
+        of the tokens; weights are divided by their sum alone (``eps``).
 
     Example:
         >>> import torch
@@ -95,25 +95,25 @@ class ITA(nn.Module):
         dim: int,
         prototypes: int = 2,
         *,
-        neighbours: int = 5,
+        neighbors: int = 5,
         momentum: float = 0.99,
         order: str = "anchor",
-        guard: float = 0.0,
+        eps: float = 0.0,
         self_following: bool = True,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
         check_count("prototypes", prototypes)
-        check_count("neighbours", neighbours)
+        check_count("neighbors", neighbors)
         check_interval("momentum", momentum, 0, 1)
         check_choice("order", order, ("anchor", "peak"))
-        check_interval("guard", guard, 0, float("inf"))
+        check_interval("eps", eps, 0, float("inf"))
         self.dim = dim
         self.prototypes = prototypes
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.momentum = momentum
         self.order = order
-        self.guard = guard
+        self.eps = eps
         self.self_following = self_following
         self.norm = nn.LayerNorm(dim)
         self.significance = nn.Linear(dim, 1)
@@ -130,30 +130,30 @@ class ITA(nn.Module):
 
         normed = self.norm(tokens.where(mask[..., None], 0).to(self.norm.weight.dtype))  # [B, N, C]
         significance = self.significance(normed).squeeze(2).to(normed)  # [B, N]
-        assignment, centres, _ = density_peaks(normed, self.prototypes, neighbours=self.neighbours, mask=mask)
+        assignment, centers, _ = density_peaks(normed, self.prototypes, neighbors=self.neighbors, mask=mask)
         weights = segment_softmax(significance, assignment, self.prototypes)
-        # Without a guard only the ratios of the weights matter, and the softmax's cannot overflow.
-        merging = significance.exp() if self.guard else weights
-        prototypes = segment_mean(normed, assignment, self.prototypes, weight=merging, guard=self.guard)
+        # Without eps only the ratios of the weights matter, and the softmax's cannot overflow.
+        merging = significance.exp() if self.eps else weights
+        prototypes = segment_mean(normed, assignment, self.prototypes, weight=merging, eps=self.eps)
 
         whole = mask.long() - 1  # one segment of all real tokens
         weight = segment_softmax(significance, whole, 1)  # [B, N]
         everything = segment_mean(normed, whole, 1, weight=weight)  # [B, 1, C]
-        prototypes = prototypes.where(centres[..., None] >= 0, everything)
+        prototypes = prototypes.where(centers[..., None] >= 0, everything)
 
         if self.anchors is not None:
-            slot = _match(prototypes.detach(), self.anchors, centres >= 0)  # [B, K], by cluster
+            slot = _match(prototypes.detach(), self.anchors, centers >= 0)  # [B, K], by cluster
             cluster = slot.argsort(1)  # [B, K], by slot
             assignment = slot.gather(1, assignment.clamp(min=0)).where(mask, -1)
-            centres = centres.gather(1, cluster)
+            centers = centers.gather(1, cluster)
             prototypes = prototypes.gather(1, cluster[..., None].expand_as(prototypes))
             if self.training and self.self_following:
-                self.follow(prototypes, centres >= 0)
-        return ITAOutput(prototypes, assignment, weights, centres)
+                self.follow(prototypes, centers >= 0)
+        return ITAOutput(prototypes, assignment, weights, centers)
 
     @torch.no_grad()
     def follow(self, prototypes: Tensor, present: Tensor | None = None) -> None:
-        """Move the anchors towards prototypes whose slots are known.
+        """Move the anchors toward prototypes whose slots are known.
 
         Prototypes that are not finite, as mixed precision makes them in a step it then skips, are left out.
         Every process of a distributed run follows its own bags; ``DistributedDataParallel`` keeps those of rank 0.
@@ -191,16 +191,16 @@ class ITA(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.dim}, prototypes={self.prototypes}, neighbours={self.neighbours}, "
-            f"momentum={self.momentum}, order={self.order!r}, guard={self.guard}, self_following={self.self_following}"
+            f"{self.dim}, prototypes={self.prototypes}, neighbors={self.neighbors}, "
+            f"momentum={self.momentum}, order={self.order!r}, eps={self.eps}, self_following={self.self_following}"
         )
 
 
 @operator("match")
 def _match(prototypes: Tensor, anchors: Tensor, present: Tensor) -> Tensor:
     """The slot of each prototype [B, K]; those not present take the slots left over."""
-    towards = F.normalize(prototypes.double(), dim=2) @ F.normalize(anchors.double(), dim=1).T  # [B, K, K]
-    similarity = towards.nan_to_num().where(present[..., None], 0).cpu().numpy()
+    toward = F.normalize(prototypes.double(), dim=2) @ F.normalize(anchors.double(), dim=1).T  # [B, K, K]
+    similarity = toward.nan_to_num().where(present[..., None], 0).cpu().numpy()
     slots = [linear_sum_assignment(bag, maximize=True)[1].tolist() for bag in similarity]
     return torch.tensor(slots, dtype=torch.int64, device=prototypes.device).reshape(present.shape)
 

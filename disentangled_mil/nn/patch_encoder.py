@@ -10,7 +10,7 @@ from .._precision import weight_dtype
 
 
 class PatchEncoder(nn.Module):
-    """Standardise patch features and project them: Dropout(ReLU(Linear((x - mean) / std))).
+    """Standardize patch features and project them: Dropout(ReLU(Linear((x - mean) / std))).
 
     Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
     are stored with the weights and come back with them.
@@ -29,7 +29,7 @@ class PatchEncoder(nn.Module):
         ValueError: the feature width differs, or the mask has another shape.
 
     Source: the paper's first layer: Linear and ReLU.
-    Differs from the source: standardisation (off until fitted) and dropout.
+    Differs from the source: standardization (off until fitted) and dropout.
 
     Example:
         >>> import torch

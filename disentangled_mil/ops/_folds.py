@@ -56,7 +56,7 @@ class Folds:
         self._place = [
             ((cell + own) / half - 1).view(-1) for cell, own, half in zip(origin, at, self._half, strict=True)
         ]
-        self._towards = [
+        self._toward = [
             ((1 - 2 * own) * (1 - 2 * edges.gather(0, edge).long())).to(torch.int8).view(-1)
             for own, edge in zip(at, (at[1], 2 + at[0]), strict=True)
         ]
@@ -88,8 +88,8 @@ class Folds:
         flat = values.flatten(1)
         start = node = flat[:, self._node]
         factors = []
-        for place, neighbour, per_step in self._axes():
-            factors.append((flat[:, neighbour] - node) * per_step)
+        for place, neighbor, per_step in self._axes():
+            factors.append((flat[:, neighbor] - node) * per_step)
             start = start - factors[-1] * place
         return torch.cat([start, *factors])
 
@@ -98,16 +98,16 @@ class Folds:
         flat = into.view(len(into), -1)
         start, *factors = gradient.chunk(3)
         at_node = start
-        for factor, (place, neighbour, per_step) in zip(factors, self._axes(), strict=True):
+        for factor, (place, neighbor, per_step) in zip(factors, self._axes(), strict=True):
             change = (factor - start * place) * per_step
             at_node = at_node - change
-            flat.scatter_add_(1, neighbour.expand_as(change), change)
+            flat.scatter_add_(1, neighbor.expand_as(change), change)
         flat.scatter_add_(1, self._node.expand_as(at_node), at_node)
 
     def _axes(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Along each axis the nodes' places, their neighbours, and steps in a unit of the places [2 M] each."""
-        for place, towards, stride, half in zip(self._place, self._towards, self._strides, self._half, strict=True):
-            yield place, self._node + stride * towards.long(), half * towards.to(place.dtype)
+        """Along each axis the nodes' places, their neighbors, and steps in a unit of the places [2 M] each."""
+        for place, toward, stride, half in zip(self._place, self._toward, self._strides, self._half, strict=True):
+            yield place, self._node + stride * toward.long(), half * toward.to(place.dtype)
 
 
 class FoldRows:

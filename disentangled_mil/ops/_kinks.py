@@ -17,7 +17,7 @@ MANY = 3  # kinks across one step, which then are not told apart
 
 
 class Crossings(NamedTuple):
-    """Where kinks cross the steps between neighbouring nodes, all along one axis of a lattice [R, S].
+    """Where kinks cross the steps between neighboring nodes, all along one axis of a lattice [R, S].
 
     Attributes:
         kinks: 0, 1 or ``MANY`` that may cross a step, as bytes.

@@ -44,11 +44,11 @@ class MLPBias(NamedTuple):
         bias: Tensor = linear(relu(linear(hidden, self.w2, self.b2)), self.w3, self.b3)
         return bias
 
-    def steepness(self) -> Tensor:
+    def lipschitz_constant(self) -> Tensor:
         """How fast each head's bias can change at most, per unit of displacement [I]: a Lipschitz constant."""
         first, second = (torch.linalg.matrix_norm(w.detach().double(), ord=2) for w in (self.w1, self.w2))
-        steepness: Tensor = torch.linalg.vector_norm(self.w3.detach().double(), dim=1) * first * second
-        return steepness
+        lipschitz_constant: Tensor = torch.linalg.vector_norm(self.w3.detach().double(), dim=1) * first * second
+        return lipschitz_constant
 
 
 class BiasTable(NamedTuple):
@@ -111,17 +111,17 @@ class BiasTable(NamedTuple):
         bias: Tensor = read[0, :, 0].T.reshape(*displacement.shape[:-1], len(self.values))
         return bias
 
-    def error_bound(self, steepness: Tensor) -> Tensor:
-        """How far the table can be from the function it was made of, within its reach: steepness x pitch / sqrt(2).
+    def error_bound(self, lipschitz_constant: Tensor) -> Tensor:
+        """Largest error of the table within its reach: Lipschitz constant x pitch / sqrt(2).
 
         A read value is a mean of four corners, and no corner differs from the function by more than its distance
-        times the steepness. For a smooth function or a network the error is usually far smaller.
+        times the Lipschitz constant. For a smooth function or a network the error is usually far smaller.
 
         Args:
-            steepness: a Lipschitz constant of the function, such as :meth:`MLPBias.steepness`.
+            lipschitz_constant: a Lipschitz constant of the function, such as :meth:`MLPBias.lipschitz_constant`.
         """
         pitch = 2 * self.reach / (self.values.shape[-1] - 1)
-        return steepness * pitch * 2**-0.5
+        return lipschitz_constant * pitch * 2**-0.5
 
 
 Bias: TypeAlias = MLPBias | BiasTable | Callable[[Tensor], Tensor] | None

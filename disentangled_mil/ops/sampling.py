@@ -18,7 +18,7 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
     """The four cells around each position (x, y) in cells of a map; cells outside of the map weigh nothing.
 
     Args:
-        position: (x, y), with whole numbers at the cell centres.
+        position: (x, y), with whole numbers at the cell centers.
         width: columns of the map.
         height: rows of the map.
 

@@ -10,7 +10,7 @@ __all__ = ["segment_mean", "segment_softmax"]
 
 
 def segment_mean(
-    tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None, guard: float = 0.0
+    tokens: Tensor, assignment: Tensor, segments: int, *, weight: Tensor | None = None, eps: float = 0.0
 ) -> Tensor:
     r"""Average the tokens of every segment.
 
@@ -24,7 +24,7 @@ def segment_mean(
         assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
         segments: Number of segments K.
         weight: Non-negative weights; equal without it. Only their ratios within a segment matter.
-        guard: added to a segment's sum of weights. The released code has 1e-6, which draws means a little towards
+        eps: added to a segment's sum of weights. The released code has 1e-6, which draws means a little toward
             zero; 0 gives true means.
 
     Shape:
@@ -36,7 +36,7 @@ def segment_mean(
     Raises:
         TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` not int64, ``segments`` no
             integer.
-        ValueError: a shape is not as described, ``segments`` is less than 1, or ``guard`` is negative.
+        ValueError: a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
 
     Source:
         Equation 12 of the paper.
@@ -50,7 +50,7 @@ def segment_mean(
     """
     sizes = check_shape("tokens", tokens, "B N C")
     check_floating("tokens", tokens)
-    check_interval("guard", guard, 0, float("inf"))
+    check_interval("eps", eps, 0, float("inf"))
     if weight is not None:
         check_shape("weight", weight, "B N", sizes)
         check_floating("weight", weight)
@@ -61,7 +61,7 @@ def segment_mean(
         if weight is not None:
             share = weight.to(dtype)[:, None].where(member, 0)  # [B, K, N]
         kept = tokens.to(dtype).where(member.any(1)[..., None], 0)  # [B, N, C]
-        total = share.sum(2, keepdim=True) + guard  # [B, K, 1]
+        total = share.sum(2, keepdim=True) + eps  # [B, K, 1]
         return (share @ kept / total.where(total != 0, 1)).to(tokens.dtype)
 
 
@@ -88,7 +88,7 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
         ValueError: a shape is not as described, or ``segments`` is less than 1.
 
     Source:
-        The merge weights exp(Linear(z)) of equation 12 of the paper, normalised.
+        The merge weights exp(Linear(z)) of equation 12 of the paper, normalized.
 
     Example:
         >>> import torch

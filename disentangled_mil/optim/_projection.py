@@ -1,4 +1,4 @@
-"""Projection of conflicting gradients: pure mathematics on rows of numbers, free of GPU synchronisation."""
+"""Projection of conflicting gradients: pure mathematics on rows of numbers, free of GPU synchronization."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations

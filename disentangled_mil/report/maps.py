@@ -1,4 +1,4 @@
-"""Maps over a slide: where the tumour is, and where a student's prototypes are."""
+"""Maps over a slide: where the tumor is, and where a student's prototypes are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from ..bags import Grid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colour-blind safe (Okabe and Ito): vermilion, blue, green, orange, purple, sky.
-_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
+# Color-blind safe (Okabe and Ito): vermilion, blue, green, orange, purple, sky.
+_COLORS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 
 
 def prototype_map(
@@ -37,19 +37,19 @@ def prototype_map(
         ``truth`` [N], ``assignment`` [N].
 
     Raises:
-        ValueError: the grid is of several bags, shapes disagree, or there are more subspaces than colours.
+        ValueError: the grid is of several bags, shapes disagree, or there are more subspaces than colors.
     """
     sizes = check_shape("grid.mask", grid.mask, "1 N")
     check_shape("truth", truth, "N", sizes)
     check_shape("assignment", assignment, "N", sizes)
-    if len(subspaces) > len(_COLOURS):
-        raise ValueError(f"subspaces must be at most {len(_COLOURS)}, got {len(subspaces)}")
+    if len(subspaces) > len(_COLORS):
+        raise ValueError(f"subspaces must be at most {len(_COLORS)}, got {len(subspaces)}")
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     agreement = float((truth == assignment)[grid.mask[0].cpu()].float().mean())
     _draw(panels[0], grid, truth, "true regions")
     _draw(panels[1], grid, assignment, f"student's prototypes ({agreement:.0%} of patches agree)")
-    handles = [Patch(color=colour, label=name) for colour, name in zip(_COLOURS, subspaces, strict=False)]
+    handles = [Patch(color=color, label=name) for color, name in zip(_COLORS, subspaces, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(subspaces), frameon=False)
     figure.suptitle(title)
     with replacing(path) as temporary:
@@ -57,9 +57,9 @@ def prototype_map(
 
 
 def _draw(axes: "Axes", grid: Grid, labels: Tensor, title: str) -> None:
-    """One panel: a coloured cell per patch on white."""
+    """One panel: a colored cell per patch on white."""
     picture = np.ones((grid.height, grid.width, 3))
-    palette = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in _COLOURS])
+    palette = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in _COLORS])
     real = grid.mask[0].cpu() & (labels.cpu() >= 0)
     x, y = grid.cells[0].cpu()[real].numpy().T
     picture[y, x] = palette[labels.cpu()[real].numpy()]

@@ -20,7 +20,7 @@ from .targets import SurvivalTarget, Target
 class DiscreteSurvival:
     """Survival in K intervals of time, by the hazard of dying in each.
 
-    Interval k holds the times in ``[edges[k - 1], edges[k])``; the first is open towards 0, the last has no
+    Interval k holds the times in ``[edges[k - 1], edges[k])``; the first is open toward 0, the last has no
     end. ``hazard(k) = sigmoid(logits[k])``.
 
     Args:

@@ -108,7 +108,7 @@ def run_split(
         targets = teacher.targets(everyone) if name == "distilled" and isinstance(teacher, TeacherStage) else None
         stage = _stage(name, arguments, task, options, targets)
         if isinstance(stage, (TeacherStage, StudentStage)):
-            _standardise(stage.model, paired if name == "teacher" else everyone, options.batch_size)
+            _standardize(stage.model, paired if name == "teacher" else everyone, options.batch_size)
         sees_genes = name in ("genes", "teacher")
         train_stage(
             name,
@@ -215,7 +215,7 @@ def _stage(
     return StudentStage(Student(**arguments).to(options.device), on_device, options, targets)
 
 
-def _standardise(model: Teacher | Student, examples: Examples, batch_size: int) -> None:
+def _standardize(model: Teacher | Student, examples: Examples, batch_size: int) -> None:
     """Fit the patch encoders' mean and standard deviation on the training patches, a batch at a time."""
     for name in model.magnifications:
         bags = (batch.bags[name] for batch in examples.batches(batch_size))

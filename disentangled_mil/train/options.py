@@ -33,7 +33,7 @@ class TrainingOptions:
         cgc: coordinate the gradients of the subspaces.
         gate: how magnifications are combined; the paper's is ``"max_confidence"``.
         bins: intervals of discrete-time survival.
-        seed: of initialisation, order of samples, dropout and inner split, less than 2^32.
+        seed: of initialization, order of samples, dropout and inner split, less than 2^32.
         device: where to train.
 
     Raises:

@@ -238,7 +238,7 @@ def _saved(options: TrainingOptions) -> dict[str, Any]:
 
 
 def _digest(cohort: Cohort) -> str:
-    """Recognises a cohort wherever it lies: patients, labels, slides, expression and its options.
+    """Recognizes a cohort wherever it lies: patients, labels, slides, expression and its options.
 
     Of a slide it knows the name, the size, and the first and the last megabyte.
     """
@@ -278,11 +278,11 @@ def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str])
     with torch.no_grad():
         branches = student(bags).branches
     magnification = list(bags)[-1]
-    tumour = planted.regions[sample.name][magnification]
+    tumor = planted.regions[sample.name][magnification]
     prototype_map(
         out / "prototypes.png",
         bags[magnification].grid,
-        (~tumour).long(),
+        (~tumor).long(),
         branches[magnification].assignment[0],
         subspaces=student.subspaces,
         title=f"{sample.name}, {magnification}, held-out patient",

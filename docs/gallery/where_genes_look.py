@@ -69,32 +69,30 @@ def _points_and_mass(attention: DeformableAttention) -> tuple[Tensor, Tensor]:
     return attention.sampling_positions[0].flatten(0, 1), attention.mass()[0]
 
 
-def _figure(path: Path, grid: Grid, tumour: Tensor, panels: dict[str, tuple[Tensor, Tensor]]) -> None:
+def _figure(path: Path, grid: Grid, tumor: Tensor, panels: dict[str, tuple[Tensor, Tensor]]) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(1, 1 + len(panels))
-    _map(axes[0], grid, tumour.float(), "Oranges", (-0.3, 1.3))
-    axes[0].set_title("truth: tumour nests, stroma", fontsize=10)
+    _map(axes[0], grid, tumor.float(), "Oranges", (-0.3, 1.3))
+    axes[0].set_title("truth: tumor nests, stroma", fontsize=10)
     for panel, (name, (points, mass)) in zip(axes[1:], panels.items(), strict=True):
         share = len(mass) * mass  # 1 = as much as every patch would get of an even attention
         picture = _map(panel, grid, share, "viridis", (0, float(share.quantile(0.98))))
         panel.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=2.5, markeredgewidth=0.4)
-        on_tumour = float(mass[tumour].sum())
-        panel.set_title(f"{TITLES[name]}: {on_tumour:.0%} of the attention on tumour", fontsize=10)
+        on_tumor = float(mass[tumor].sum())
+        panel.set_title(f"{TITLES[name]}: {on_tumor:.0%} of the attention on tumor", fontsize=10)
         figure.colorbar(picture, ax=panel, shrink=0.8)
-    figure.supxlabel(
-        f"tumour is {float(tumour.float().mean()):.0%} of the tissue; dots: sampling positions", fontsize=9
-    )
+    figure.supxlabel(f"tumor is {float(tumor.float().mean()):.0%} of the tissue; dots: sampling positions", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def _map(axes: Axes, grid: Grid, values: Tensor, colours: str, limits: tuple[float, float]):
+def _map(axes: Axes, grid: Grid, values: Tensor, colors: str, limits: tuple[float, float]):
     """One value per patch, laid out on the slide; no tissue stays white."""
     picture = torch.full((grid.height, grid.width), torch.nan)
     x, y = grid.cells[0].T
     picture[y, x] = values
     axes.set_axis_off()
-    return axes.imshow(picture, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    return axes.imshow(picture, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def _patches(planted: PlantedCohort, magnification: str = "10x") -> list[torch.T
 def _assert_same_but_features(left: PlantedCohort, right: PlantedCohort) -> None:
     pd.testing.assert_frame_equal(left.cohort.clinical, right.cohort.clinical)
     pd.testing.assert_frame_equal(left.cohort.expression, right.cohort.expression)
-    pd.testing.assert_frame_equal(left.programmes, right.programmes)
+    pd.testing.assert_frame_equal(left.programs, right.programs)
     assert left.gene_sets == right.gene_sets
     assert [(s.name, s.patient) for s in left.cohort.samples] == [(s.name, s.patient) for s in right.cohort.samples]
     for mine, theirs in zip(left.cohort.samples, right.cohort.samples, strict=True):
@@ -33,19 +33,19 @@ def _assert_same_but_features(left: PlantedCohort, right: PlantedCohort) -> None
 
 
 def _region_means(planted: PlantedCohort, magnification: str) -> np.ndarray:
-    """Mean patch of tumour and of stroma per patient [P, 2, C]."""
+    """Mean patch of tumor and of stroma per patient [P, 2, C]."""
     per_patient: dict[str, list[torch.Tensor]] = {}
     for sample, patches in zip(planted.cohort.samples, _patches(planted, magnification), strict=True):
-        tumour = planted.regions[sample.name][magnification]
-        means = torch.stack([patches[tumour].mean(0), patches[~tumour].mean(0)])
+        tumor = planted.regions[sample.name][magnification]
+        means = torch.stack([patches[tumor].mean(0), patches[~tumor].mean(0)])
         per_patient.setdefault(sample.patient, []).append(means)
     return np.stack([torch.stack(per_patient[p]).mean(0).numpy() for p in planted.cohort.patients])
 
 
-def _correlation_of_fit(values: np.ndarray, programme: pd.Series) -> float:
-    """How well a linear fit on the even patients reads a programme of the odd ones."""
+def _correlation_of_fit(values: np.ndarray, program: pd.Series) -> float:
+    """How well a linear fit on the even patients reads a program of the odd ones."""
     values = np.column_stack([values, np.ones(len(values))])
-    truth = programme.to_numpy()
+    truth = program.to_numpy()
     ridge = values[::2].T @ values[::2] + np.eye(values.shape[1])
     weights = np.linalg.solve(ridge, values[::2].T @ truth[::2])
     return float(np.corrcoef(values[1::2] @ weights, truth[1::2])[0, 1])
@@ -63,7 +63,7 @@ def _correlation_of_fit(values: np.ndarray, programme: pd.Series) -> float:
 )
 def test_any_size_gives_a_whole_cohort(patients, seed, width, grid, genes, shift, censoring):
     tumor, tme, other = genes
-    cohort, regions, programmes, gene_sets = planted_cohort(
+    cohort, regions, programs, gene_sets = planted_cohort(
         patients,
         seed=seed,
         width=width,
@@ -74,7 +74,7 @@ def test_any_size_gives_a_whole_cohort(patients, seed, width, grid, genes, shift
         other_genes=other,
         censoring=censoring,
     )
-    assert len(cohort.clinical) == len(cohort.expression) == len(programmes) == patients
+    assert len(cohort.clinical) == len(cohort.expression) == len(programs) == patients
     assert patients <= len(cohort.samples) <= 2 * patients
     assert cohort.magnifications == ("10x", "20x")
     assert cohort.width == width
@@ -112,12 +112,12 @@ def test_the_same_seed_gives_the_same_cohort():
 def test_another_seed_gives_other_patients_of_the_same_world():
     left, right = (planted_cohort(120, seed=seed) for seed in (3, 4))
     assert not set(left.cohort.patients) & set(right.cohort.patients)
-    assert not np.allclose(left.programmes, right.programmes)
+    assert not np.allclose(left.programs, right.programs)
     loadings = []
     for planted in (left, right):
         genes = list(planted.gene_sets["tumor"])
         logs = np.log(planted.cohort.expression[genes].to_numpy())
-        loadings.append(np.cov(logs.T, planted.programmes["tumor"])[-1, :-1])
+        loadings.append(np.cov(logs.T, planted.programs["tumor"])[-1, :-1])
     assert np.corrcoef(loadings)[0, 1] > 0.8
 
 
@@ -131,7 +131,7 @@ def test_another_world_has_other_genes_and_features_but_the_same_labels():
 def test_the_first_patients_of_a_larger_cohort_are_the_smaller_cohort():
     small, large = (planted_cohort(patients, seed=5, shift=1.0, **SMALL) for patients in (3, 6))
     assert large.cohort.patients[:3] == small.cohort.patients
-    pd.testing.assert_frame_equal(large.programmes[:3], small.programmes)
+    pd.testing.assert_frame_equal(large.programs[:3], small.programs)
     pd.testing.assert_frame_equal(large.cohort.expression[:3], small.cohort.expression)
     labels = ["diagnosis", "grade"]
     pd.testing.assert_frame_equal(large.cohort.clinical[labels][:3], small.cohort.clinical[labels])
@@ -153,22 +153,22 @@ def test_regions_and_cells_are_those_of_the_same_tissue_at_both_magnifications(p
     for sample in planted.cohort.samples:
         coarse, fine = sample.bags["10x"].grid.cells[0], sample.bags["20x"].grid.cells[0]
         assert torch.equal(fine // 2, coarse.repeat_interleave(4, dim=0))
-        tumour = planted.regions[sample.name]
-        share = tumour["20x"].reshape(-1, 4).float().mean(dim=1)
-        assert torch.equal(tumour["10x"], share >= 0.5)
+        tumor = planted.regions[sample.name]
+        share = tumor["20x"].reshape(-1, 4).float().mean(dim=1)
+        assert torch.equal(tumor["10x"], share >= 0.5)
 
 
 def test_outlines_are_irregular_and_hold_nests_and_stroma(planted):
     for sample in planted.cohort.samples:
-        grid, tumour = sample.bags["10x"].grid, planted.regions[sample.name]["20x"]
+        grid, tumor = sample.bags["10x"].grid, planted.regions[sample.name]["20x"]
         assert not grid.full
         assert 60 <= grid.mask.sum() <= 150
-        assert 0.2 < tumour.float().mean() < 0.7
+        assert 0.2 < tumor.float().mean() < 0.7
     slides = pd.Series([sample.patient for sample in planted.cohort.samples]).value_counts()
     assert set(slides) == {1, 2}
 
 
-def test_neighbouring_patches_are_mostly_of_one_tissue(planted):
+def test_neighboring_patches_are_mostly_of_one_tissue(planted):
     sample = planted.cohort.samples[0]
     cells = sample.bags["20x"].grid.cells[0]
     where = {
@@ -185,55 +185,55 @@ def test_the_wanted_share_of_patients_is_censored(censoring):
     assert (1 - events).mean() == pytest.approx(censoring, abs=0.011)
 
 
-def test_genes_load_on_their_own_programme_only(planted):
+def test_genes_load_on_their_own_program_only(planted):
     logs = np.log(planted.cohort.expression)
     limit = 4.5 / len(logs) ** 0.5
     for own, other in (("tumor", "tme"), ("tme", "tumor")):
         genes = list(planted.gene_sets[own])
-        assert logs[genes].corrwith(planted.programmes[own]).abs().max() > 0.5
-        assert logs[genes].corrwith(planted.programmes[other]).abs().max() < limit
+        assert logs[genes].corrwith(planted.programs[own]).abs().max() > 0.5
+        assert logs[genes].corrwith(planted.programs[other]).abs().max() < limit
     rest = logs.drop(columns=[gene for genes in planted.gene_sets.values() for gene in genes])
-    for programme in ("tumor", "tme"):
-        assert rest.corrwith(planted.programmes[programme]).abs().max() < limit
+    for program in ("tumor", "tme"):
+        assert rest.corrwith(planted.programs[program]).abs().max() < limit
 
 
 @pytest.mark.parametrize("magnification", ["10x", "20x"])
-def test_each_programme_shows_in_its_own_tissue_only(planted, magnification):
-    tumour, stroma = _region_means(planted, magnification).transpose(1, 0, 2)
-    assert _correlation_of_fit(tumour, planted.programmes["tumor"]) > 0.35
-    assert _correlation_of_fit(stroma, planted.programmes["tme"]) > 0.35
+def test_each_program_shows_in_its_own_tissue_only(planted, magnification):
+    tumor, stroma = _region_means(planted, magnification).transpose(1, 0, 2)
+    assert _correlation_of_fit(tumor, planted.programs["tumor"]) > 0.35
+    assert _correlation_of_fit(stroma, planted.programs["tme"]) > 0.35
     if magnification == "20x":  # at 10x border patches hold both tissues
-        assert abs(_correlation_of_fit(stroma, planted.programmes["tumor"])) < 0.35
-        assert abs(_correlation_of_fit(tumour, planted.programmes["tme"])) < 0.35
+        assert abs(_correlation_of_fit(stroma, planted.programs["tumor"])) < 0.35
+        assert abs(_correlation_of_fit(tumor, planted.programs["tme"])) < 0.35
 
 
 def test_rna_and_histology_each_tell_something_and_neither_tells_all(planted):
     logs = np.log1p(planted.cohort.expression)
     regions = _region_means(planted, "10x")
-    for column, (programme, genes) in enumerate(planted.gene_sets.items()):
+    for column, (program, genes) in enumerate(planted.gene_sets.items()):
         for values in (logs[list(genes)].to_numpy(), regions[:, column]):
-            assert 0.35 < _correlation_of_fit(values, planted.programmes[programme]) < 0.85
+            assert 0.35 < _correlation_of_fit(values, planted.programs[program]) < 0.85
 
 
-def test_every_label_depends_on_both_programmes(planted):
-    clinical, truth = planted.cohort.clinical, planted.programmes
+def test_every_label_depends_on_both_programs(planted):
+    clinical, truth = planted.cohort.clinical, planted.programs
     by_diagnosis = truth.groupby(clinical["diagnosis"]).mean()
     assert (by_diagnosis.loc[["C", "D"], "tumor"] > 0.3).all()
     assert (by_diagnosis.loc[["A", "B"], "tumor"] < -0.3).all()
     assert (by_diagnosis.loc[["B", "D"], "tme"] > 0.3).all()
     assert (by_diagnosis.loc[["A", "C"], "tme"] < -0.3).all()
     by_grade = truth.groupby(clinical["grade"]).mean()
-    for programme in truth:
-        assert by_grade[programme].is_monotonic_increasing
+    for program in truth:
+        assert by_grade[program].is_monotonic_increasing
     dead = clinical["event"] == 1
     correlations = truth[dead].corrwith(np.log(clinical.loc[dead, "time"]))
     assert correlations["tumor"] < -0.2
     assert correlations["tme"] > 0.2
 
 
-def test_without_noise_the_labels_follow_from_the_programmes():
+def test_without_noise_the_labels_follow_from_the_programs():
     planted = planted_cohort(50, seed=2, label_noise=0.0, **SMALL)
-    high = planted.programmes > 0
+    high = planted.programs > 0
     expected = np.array(list("ABCD"))[2 * high["tumor"].astype(int) + high["tme"].astype(int)]
     assert planted.cohort.clinical["diagnosis"].tolist() == expected.tolist()
 

@@ -41,7 +41,7 @@ def test_released_loss_and_gradients_are_reproduced(golden):
     case = golden("inter_magnification_consistency")
     a = {name: case[f"{name}_10x"].requires_grad_() for name in ("tumor", "tme")}
     b = {name: case[f"{name}_20x"].requires_grad_() for name in ("tme", "tumor")}
-    loss = inter_magnification_consistency(a, b, weight=1e4, normalise="rows", unbiased=True)
+    loss = inter_magnification_consistency(a, b, weight=1e4, normalize="rows", unbiased=True)
     loss.backward()
     torch.testing.assert_close(loss, case["loss"], rtol=0, atol=1e-9)
     for name in a:
@@ -50,14 +50,14 @@ def test_released_loss_and_gradients_are_reproduced(golden):
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-@pytest.mark.parametrize("normalise", ["rows", "none"])
-def test_loss_equals_a_numpy_formulation(normalise, unbiased, generator):
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_loss_equals_a_numpy_formulation(normalize, unbiased, generator):
     a, b = maps(generator, 4, 2, 3, 5), maps(generator, 4, 2, 3, 5)
     overlap = np.einsum("ahnj,bhnj->ab", a.numpy(), b.numpy())
-    if normalise == "rows":
+    if normalize == "rows":
         overlap = overlap / np.sqrt((overlap**2).sum(1, keepdims=True))
     expected = 3 * np.var(np.diag(overlap), ddof=int(unbiased))
-    loss = inter_magnification_consistency(a, b, weight=3.0, normalise=normalise, unbiased=unbiased)
+    loss = inter_magnification_consistency(a, b, weight=3.0, normalize=normalize, unbiased=unbiased)
     assert loss.item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -85,32 +85,32 @@ def test_loss_ignores_the_order_of_the_batch_and_the_scale_of_the_maps(batch, le
     torch.testing.assert_close(inter_magnification_consistency(a[order], b[order], alignment=0.5), loss)
     per_sample = scale * torch.rand(batch, 1, generator=generator, dtype=torch.float64) + 1e-3
     torch.testing.assert_close(inter_magnification_consistency(per_sample * a, scale * b, alignment=0.5), loss)
-    raw = inter_magnification_consistency(a, b, normalise="none", alignment=0.5)
-    torch.testing.assert_close(inter_magnification_consistency(b, a, normalise="none", alignment=0.5), raw)
+    raw = inter_magnification_consistency(a, b, normalize="none", alignment=0.5)
+    torch.testing.assert_close(inter_magnification_consistency(b, a, normalize="none", alignment=0.5), raw)
 
 
-@pytest.mark.parametrize("normalise", ["rows", "none"])
-def test_gradients_are_exact(normalise, generator):
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_gradients_are_exact(normalize, generator):
     a, b = (maps(generator, 3, 2, 2).requires_grad_() for _ in "ab")
-    assert gradcheck(lambda x, y: inter_magnification_consistency(x, y, normalise=normalise, alignment=0.3), (a, b))
+    assert gradcheck(lambda x, y: inter_magnification_consistency(x, y, normalize=normalize, alignment=0.3), (a, b))
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-@pytest.mark.parametrize("normalise", ["rows", "none"])
-def test_a_batch_of_one_gives_zero_with_a_gradient_of_zero(normalise, unbiased, generator):
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_a_batch_of_one_gives_zero_with_a_gradient_of_zero(normalize, unbiased, generator):
     a = maps(generator, 1, 2, 3).requires_grad_()
-    loss = inter_magnification_consistency(a, a.detach() + 1, normalise=normalise, unbiased=unbiased)
+    loss = inter_magnification_consistency(a, a.detach() + 1, normalize=normalize, unbiased=unbiased)
     loss.backward()
     assert loss == 0
     assert (a.grad == 0).all()
 
 
-@pytest.mark.parametrize("normalise", ["rows", "none"])
-def test_maps_of_zeros_give_finite_loss_and_gradient(normalise, generator):
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_maps_of_zeros_give_finite_loss_and_gradient(normalize, generator):
     a, b = maps(generator, 3, 4), maps(generator, 3, 4)
     a[1], b[2] = 0, 0
     a.requires_grad_(), b.requires_grad_()
-    loss = inter_magnification_consistency(a, b, normalise=normalise, alignment=1.0)
+    loss = inter_magnification_consistency(a, b, normalize=normalize, alignment=1.0)
     loss.backward()
     assert loss.isfinite()
     assert a.grad.isfinite().all()
@@ -143,8 +143,8 @@ def test_lazy_maps_of_different_size_are_theirs_to_compare(generator):
 
 
 @pytest.mark.parametrize("keep_weights", [True, False])
-@pytest.mark.parametrize("normalise", ["rows", "none"])
-def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normalise, keep_weights, generator):
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normalize, keep_weights, generator):
     torch.manual_seed(0)
     layer = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2, keep_weights=keep_weights).double()
     low, high = (torch.randn(3, 25, 8, generator=generator, dtype=torch.float64) for _ in "ab")
@@ -153,7 +153,7 @@ def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normal
         a, b = (layer(x, x).attention for x in (low, high))
         if dense:
             a, b = a.weights(), b.weights()
-        loss = inter_magnification_consistency(a, b, normalise=normalise, alignment=0.5)
+        loss = inter_magnification_consistency(a, b, normalize=normalize, alignment=0.5)
         trained = [parameter for name, parameter in layer.named_parameters() if not name.startswith(("to_v", "to_out"))]
         results.append([loss, *torch.autograd.grad(loss, trained)])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
@@ -178,8 +178,8 @@ def test_alignment_compares_maps_and_each_with_itself_in_one_space(tokens, gener
 def test_errors_name_the_argument():
     a = torch.ones(2, 3)
     lazy = Lazy(torch.ones(2, 1, 3, 4))
-    with pytest.raises(ValueError, match=r"normalise must be one of 'rows', 'none', got 'columns'"):
-        inter_magnification_consistency(a, a, normalise="columns")
+    with pytest.raises(ValueError, match=r"normalize must be one of 'rows', 'none', got 'columns'"):
+        inter_magnification_consistency(a, a, normalize="columns")
     with pytest.raises(ValueError, match=r"weight must lie in \[0\.0, inf\], got -1"):
         inter_magnification_consistency(a, a, weight=-1)
     with pytest.raises(ValueError, match=r"alignment must lie in \[0\.0, inf\], got -1"):

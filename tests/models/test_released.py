@@ -294,5 +294,5 @@ def test_offsets_reach_as_far_as_the_cells_of_the_coarse_grid_are_wide(downsampl
 
 
 def test_other_positions_than_the_released_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^positions must be 'released' in a released model, got 'centred'$"):
-        ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, positions="centred")
+    with pytest.raises(ValueError, match=r"^positions must be 'released' in a released model, got 'centered'$"):
+        ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, positions="centered")

@@ -21,7 +21,7 @@ FEATURES = 6
 
 def small_student(magnifications: int = 2, subspaces: int = 2, **options: Any) -> Student:
     """A float64 student in evaluation mode: C = 8, K = 3."""
-    sizes = {"dim": 8, "heads": 2, "dim_head": 4, "groups": 2, "downsample": 2, "neighbours": 3}
+    sizes = {"dim": 8, "heads": 2, "dim_head": 4, "groups": 2, "downsample": 2, "neighbors": 3}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = Student(
@@ -191,7 +191,7 @@ def test_a_slide_of_equal_patches_and_an_empty_one_are_defined() -> None:
             ValueError,
             "subspaces must hold at least one name, each once, got ()",
         ),
-        (lambda: small_student(neighbours=0), ValueError, "neighbours must be at least 1, got 0"),
+        (lambda: small_student(neighbors=0), ValueError, "neighbors must be at least 1, got 0"),
         (lambda: small_student(dropout=-1), ValueError, "dropout must lie in [0, 1], got -1"),
         (
             lambda: small_student()({"20x": Bag.from_slide(torch.zeros(2, FEATURES))}),

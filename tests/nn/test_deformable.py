@@ -79,7 +79,7 @@ def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: 
     """The released convention by convolution and grid sampling of torch."""
     batch, groups = len(query), layer.groups
 
-    def normalise(x: Tensor, y: Tensor, size: int) -> Tensor:
+    def normalize(x: Tensor, y: Tensor, size: int) -> Tensor:
         return 2 * torch.stack([x, y], dim=-1) / max(size - 1, 1) - 1
 
     def heads(tokens: Tensor) -> Tensor:
@@ -92,12 +92,12 @@ def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: 
     offset = layer.to_offsets.pointwise(F.gelu(hidden).movedim(1, -1)).tanh() * layer.offset_scale  # [BG, h, w, 2]
     coarse = offset.shape[1]
     rows, columns = torch.meshgrid(torch.arange(coarse), torch.arange(coarse), indexing="ij")
-    places = normalise(columns + offset[..., 0], rows + offset[..., 1], coarse)
+    places = normalize(columns + offset[..., 0], rows + offset[..., 1], coarse)
     maps = context.mT.reshape(batch * groups, -1, side, side)
     sampled = F.grid_sample(maps, places, align_corners=False).reshape(batch, -1, coarse**2)
     k, v = layer.to_k(sampled), layer.to_v(sampled)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    cells = normalise(columns.double(), rows.double(), side).reshape(1, -1, 1, 2)
+    cells = normalize(columns.double(), rows.double(), side).reshape(1, -1, 1, 2)
     bias = layer.bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
     logits = heads(q) @ heads(k).mT * layer.dim_head**-0.5 + bias.reshape(batch, layer.heads, side**2, -1)
     return layer.to_out((logits.softmax(-1) @ heads(v)).mT.flatten(1, 2).mT)
@@ -120,7 +120,7 @@ def small_layer(seed: int = 0, **options: Any) -> DeformableCrossAttention:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         layer = DeformableCrossAttention(8, **(sizes | options)).double().eval()
-        for parameter in layer.parameters():  # larger than at initialisation, so that everything counts
+        for parameter in layer.parameters():  # larger than at initialization, so that everything counts
             torch.nn.init.normal_(parameter, std=0.5)
     return layer
 
@@ -502,7 +502,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_options_weights_and_copies_come_back() -> None:
-    layer = small_layer(3, dropout=0.25, positions="centred", offset_scale=1.5, backend="reference")
+    layer = small_layer(3, dropout=0.25, positions="centered", offset_scale=1.5, backend="reference")
     bag = draw_bag(4, 14, 5, 5)
     expected = layer(bag.patches, bag.patches, bag.grid).tokens
     rebuilt: DeformableCrossAttention = eval(f"DeformableCrossAttention({layer.extra_repr()})")
@@ -528,7 +528,7 @@ def test_options_weights_and_copies_come_back() -> None:
         ),
         ({"offset_scale": -1}, ValueError, "offset_scale must lie in [0, inf], got -1"),
         ({"dropout": 2}, ValueError, "dropout must lie in [0, 1], got 2"),
-        ({"positions": "square"}, ValueError, "positions must be one of 'centred', 'released', got 'square'"),
+        ({"positions": "square"}, ValueError, "positions must be one of 'centered', 'released', got 'square'"),
         (
             {"backend": "cuda"},
             ValueError,

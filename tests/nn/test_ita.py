@@ -31,9 +31,9 @@ def two_tissues(seed: int, bags: int, size: int, width: int = 8) -> tuple[Tensor
     generator = torch.Generator().manual_seed(seed)
     share = 0.2 + 0.6 * torch.rand(bags, 1, generator=generator, dtype=torch.float64)
     tissue = (torch.rand(bags, size, generator=generator, dtype=torch.float64) < share).long()
-    centre = 2 * torch.randn(2, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    center = 2 * torch.randn(2, width, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     noise = torch.randn(bags, size, width, generator=generator, dtype=torch.float64)
-    return centre[tissue] + 0.3 * noise, tissue
+    return center[tissue] + 0.3 * noise, tissue
 
 
 def test_prototypes_are_the_released_ones_with_their_guard(
@@ -41,7 +41,7 @@ def test_prototypes_are_the_released_ones_with_their_guard(
 ) -> None:
     stored = golden("cluster_merge_block")
     count = stored["merged"].shape[1]
-    ita = make(16, count, order="peak", guard=1e-6)
+    ita = make(16, count, order="peak", eps=1e-6)
     ita.norm.load_state_dict({name: stored[f"param/norm.{name}"] for name in ("weight", "bias")})
     ita.significance.load_state_dict({name: stored[f"param/score.{name}"] for name in ("weight", "bias")})
     found = ita(stored["tokens"])
@@ -60,10 +60,10 @@ def test_prototypes_are_the_weighted_means_of_their_members(seed: int, size: int
         for slot in range(prototypes):
             member = found.assignment[bag] == slot
             if not member.any():
-                assert found.centres[bag, slot] == -1
+                assert found.centers[bag, slot] == -1
                 member = torch.ones_like(member)  # a slot left over holds the mean of the whole bag
             else:
-                assert member[found.centres[bag, slot]]
+                assert member[found.centers[bag, slot]]
                 torch.testing.assert_close(found.weights[bag, member], significance[bag, member].softmax(0))
             own = normed[bag, member]
             prototype = found.prototypes[bag, slot]
@@ -82,8 +82,8 @@ def test_slots_go_to_the_best_anchors_of_all_permutations() -> None:
             for order in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
         ]
         assert by_order[0] == max(by_order)
-        cluster = peaks.assignment[bag, found.centres[bag]]
-        assert torch.equal(peaks.centres[bag, cluster], found.centres[bag])
+        cluster = peaks.assignment[bag, found.centers[bag]]
+        assert torch.equal(peaks.centers[bag, cluster], found.centers[bag])
         slot = cluster.argsort()
         assert torch.equal(slot[peaks.assignment[bag]], found.assignment[bag])
 
@@ -92,7 +92,7 @@ def test_peak_order_is_that_of_the_clusters_and_has_no_anchors() -> None:
     ita, tokens = make(prototypes=3, order="peak"), random_bags(0, 2, 20)
     found, peaks = ita(tokens), density_peaks(ita.norm(tokens), 3)
     assert torch.equal(found.assignment, peaks.assignment)
-    assert torch.equal(found.centres, peaks.centres)
+    assert torch.equal(found.centers, peaks.centers)
     assert "anchors" not in ita.state_dict()
 
 
@@ -145,7 +145,7 @@ def test_a_followed_order_is_taken_over() -> None:
     swapped = ita(tokens)
     assert torch.equal(swapped.prototypes, found.prototypes.flip(1))
     assert torch.equal(swapped.assignment, 1 - found.assignment)
-    assert torch.equal(swapped.centres, found.centres.flip(1))
+    assert torch.equal(swapped.centers, found.centers.flip(1))
 
 
 def test_absent_and_overflowed_prototypes_are_not_followed() -> None:
@@ -192,7 +192,7 @@ def test_a_bag_alone_equals_itself_in_a_padded_batch(
         torch.testing.assert_close(found.prototypes[bag], alone.prototypes[0])
         torch.testing.assert_close(found.weights[bag, mask[bag]], alone.weights[0])
         assert torch.equal(found.assignment[bag, mask[bag]], alone.assignment[0])
-        assert torch.equal(found.centres[bag], alone.centres[0])
+        assert torch.equal(found.centers[bag], alone.centers[0])
 
 
 def test_padding_leaks_into_no_gradient_and_an_empty_bag_gives_zeros() -> None:
@@ -208,7 +208,7 @@ def test_padding_leaks_into_no_gradient_and_an_empty_bag_gives_zeros() -> None:
         (found.prototypes.square().sum() + found.weights.square().sum()).backward()
         gradients.append([x.grad, *(p.grad.clone() for p in ita.parameters())])
     assert (found.prototypes[1] == 0).all()
-    assert (found.centres[1] == -1).all()
+    assert (found.centers[1] == -1).all()
     for leaked, clean in zip(*gradients, strict=True):
         assert clean.isfinite().all()
         assert torch.equal(leaked, clean)
@@ -237,7 +237,7 @@ def test_repeated_tokens_are_clustered_and_differentiated() -> None:
     found = ita(tokens)
     found.prototypes.square().sum().backward()
     assert found.prototypes.isfinite().all()
-    assert found.centres.sort().values.tolist() == [[0, 1, 2]]
+    assert found.centers.sort().values.tolist() == [[0, 1, 2]]
     assert tokens.grad.isfinite().all()
 
 
@@ -284,7 +284,7 @@ def test_the_matching_operator_is_well_registered() -> None:
 
 
 def test_state_and_representation_come_back() -> None:
-    ita, tokens = make(prototypes=3, neighbours=4, momentum=0.5).train(), random_bags(0, 2, 20)
+    ita, tokens = make(prototypes=3, neighbors=4, momentum=0.5).train(), random_bags(0, 2, 20)
     ita(tokens)
     ita.eval()
     other = eval(f"ITA({ita.extra_repr()})").double().eval()
@@ -311,7 +311,7 @@ def test_an_empty_batch_has_a_result() -> None:
     [
         ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
         ({"prototypes": 0}, ValueError, "prototypes must be at least 1, got 0"),
-        ({"neighbours": 0}, ValueError, "neighbours must be at least 1, got 0"),
+        ({"neighbors": 0}, ValueError, "neighbors must be at least 1, got 0"),
         ({"momentum": 1.5}, ValueError, r"momentum must lie in \[0, 1\], got 1.5"),
         ({"order": "size"}, ValueError, "order must be one of 'anchor', 'peak', got 'size'"),
     ],

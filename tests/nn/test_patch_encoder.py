@@ -1,4 +1,4 @@
-"""Patch encoder: standardise, project, and remember what was fitted."""
+"""Patch encoder: standardize, project, and remember what was fitted."""
 
 import copy
 import re
@@ -14,7 +14,7 @@ from disentangled_mil.nn.patch_encoder import PatchEncoder
 
 @given(batch=st.integers(1, 3), tokens=st.integers(0, 4), features=st.integers(1, 5), seed=st.integers(0, 10**6))
 @settings(max_examples=25)
-def test_it_is_standardise_linear_relu(batch: int, tokens: int, features: int, seed: int) -> None:
+def test_it_is_standardize_linear_relu(batch: int, tokens: int, features: int, seed: int) -> None:
     encode = PatchEncoder(features, 3).double()
     source = torch.Generator().manual_seed(seed)
     patches = torch.randn(batch, tokens, features, dtype=torch.float64, generator=source)
@@ -61,7 +61,7 @@ def test_parts_are_fitted_like_the_whole(sizes: list[int], offset: float, seed: 
     torch.testing.assert_close(streamed.std, whole.std)
 
 
-def test_features_of_any_scale_are_standardised() -> None:
+def test_features_of_any_scale_are_standardized() -> None:
     patches = 1e-9 * torch.randn(1000, 1)
     encode = PatchEncoder(1, 2)
     encode.fit(patches)

@@ -64,7 +64,7 @@ def test_refusals(sizes: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 2, 4])
-def test_its_layers_may_be_parametrised(layer: int) -> None:
+def test_its_layers_may_be_parametrized(layer: int) -> None:
     bias = ContinuousPositionBias(4, 2)
     displacement = torch.randn(5, 2)
     expected = bias(displacement)

@@ -57,11 +57,11 @@ def equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tuple[list[int], list[int]]:
+def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple[list[int], list[int]]:
     """The definition, token by token."""
     n, width = tokens.shape
     distance = [[math.dist(a, b) / math.sqrt(width) for b in tokens] for a in tokens]
-    k = min(neighbours, n)
+    k = min(neighbors, n)
     log_density = [-sum(d * d for d in sorted(row)[:k]) / k for row in distance]
     score = []
     for i in range(n):
@@ -72,12 +72,12 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tupl
         ]
         gap = min(denser) if denser else max(map(max, distance))
         score.append(log_density[i] + (math.log(gap) if gap > 0 else -math.inf))
-    centres = sorted(range(n), key=lambda i: (-score[i], i))[:clusters]
+    centers = sorted(range(n), key=lambda i: (-score[i], i))[:clusters]
     assignment = [
-        centres.index(i) if i in centres else min(range(len(centres)), key=lambda c: (distance[i][centres[c]], c))
+        centers.index(i) if i in centers else min(range(len(centers)), key=lambda c: (distance[i][centers[c]], c))
         for i in range(n)
     ]
-    return assignment, centres
+    return assignment, centers
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -85,7 +85,7 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbours: int) -> tupl
 def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor]], case: str, backend: str) -> None:
     stored = golden(case)
     mask = stored["mask"].bool()
-    found = find(stored["tokens"], int(stored["num_clusters"]), neighbours=int(stored["k"]), mask=mask, backend=backend)
+    found = find(stored["tokens"], int(stored["num_clusters"]), neighbors=int(stored["k"]), mask=mask, backend=backend)
     assert torch.equal(found.assignment[mask], stored["assignment"][mask])
     assert (found.assignment[~mask] == -1).all()
 
@@ -93,9 +93,9 @@ def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bag_worked_out_by_hand(backend: str) -> None:
     tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]], dtype=torch.float64)
-    found = find(tokens, 2, neighbours=2, backend=backend)
+    found = find(tokens, 2, neighbors=2, backend=backend)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
-    assert found.centres.tolist() == [[0, 3]]
+    assert found.centers.tolist() == [[0, 3]]
     log_density = torch.tensor([[-0.5, -0.5, -0.5, -2.0, -2.0]], dtype=torch.float64)
     gap = torch.tensor([[12.0, 1.0, 1.0, 8.0, 2.0]], dtype=torch.float64)  # equally dense: the lower index is denser
     torch.testing.assert_close(found.score, log_density + gap.log())
@@ -103,15 +103,15 @@ def test_a_bag_worked_out_by_hand(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25)
-@given(seed=seeds, size=st.integers(1, 40), clusters=st.integers(1, 6), neighbours=st.integers(1, 8))
+@given(seed=seeds, size=st.integers(1, 40), clusters=st.integers(1, 6), neighbors=st.integers(1, 8))
 def test_clusters_are_those_of_the_definition(
-    backend: str, seed: int, size: int, clusters: int, neighbours: int
+    backend: str, seed: int, size: int, clusters: int, neighbors: int
 ) -> None:
     tokens = random_bags(seed, 1, size, 4)
-    found = find(tokens, clusters, neighbours=neighbours, backend=backend)
-    assignment, centres = cluster_by_loops(tokens[0].numpy(), clusters, neighbours)
+    found = find(tokens, clusters, neighbors=neighbors, backend=backend)
+    assignment, centers = cluster_by_loops(tokens[0].numpy(), clusters, neighbors)
     assert found.assignment[0].tolist() == assignment
-    assert found.centres[0].tolist() == centres + [-1] * (clusters - size)
+    assert found.centers[0].tolist() == centers + [-1] * (clusters - size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -119,10 +119,10 @@ def test_ties_follow_the_definition_too(backend: str) -> None:
     for seed in range(20):
         # One coordinate of whole numbers: every distance, square and sum is exact, and most are tied.
         tokens = random_bags(seed, 1, 24, 1).mul(3).round()
-        found = find(tokens, 5, neighbours=4, backend=backend)
-        assignment, centres = cluster_by_loops(tokens[0].numpy(), 5, 4)
+        found = find(tokens, 5, neighbors=4, backend=backend)
+        assignment, centers = cluster_by_loops(tokens[0].numpy(), 5, 4)
         assert found.assignment[0].tolist() == assignment
-        assert found.centres[0].tolist() == centres
+        assert found.centers[0].tolist() == centers
 
 
 @pytest.mark.parametrize("size", [1, 2, 63, 1000])
@@ -183,16 +183,16 @@ ADVERSARIAL = [
 ]
 
 
-@pytest.mark.parametrize(("neighbours", "clusters"), [(1, 300), (5, 3), (8, 1)])
+@pytest.mark.parametrize(("neighbors", "clusters"), [(1, 300), (5, 3), (8, 1)])
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_streaming_equals_the_reference_where_a_matrix_product_says_little(
-    name: str, neighbours: int, clusters: int
+    name: str, neighbors: int, clusters: int
 ) -> None:
     for dtype in (torch.float32, torch.float64):
         for size, width in [(1, 1), (3, 2), (64, 17), (200, 1), (200, 3)]:
             tokens = adversarial_bag(name, size, width).to(dtype)
             dense, streamed = (
-                find(tokens, clusters, neighbours=neighbours, backend=backend) for backend in ("reference", "streaming")
+                find(tokens, clusters, neighbors=neighbors, backend=backend) for backend in ("reference", "streaming")
             )
             assert equal(streamed, dense)
             assert not dense.score.isnan().any()
@@ -204,23 +204,23 @@ def test_streaming_equals_the_reference_where_a_matrix_product_says_little(
 @pytest.mark.parametrize("size", [1, 63, 130])
 def test_kernels_find_the_clusters_of_the_reference(size: int, distinct: int, dtype: torch.dtype) -> None:
     tokens = repeated_bag(size, size, 17, min(distinct, size), dtype)
-    # Three neighbours of random tokens: with two, tokens that are each other's nearest have densities that are equal
+    # Three neighbors of random tokens: with two, tokens that are each other's nearest have densities that are equal
     # but for rounding.
-    dense, found = (find(tokens, 4, neighbours=3, backend=backend) for backend in ("reference", "triton"))
+    dense, found = (find(tokens, 4, neighbors=3, backend=backend) for backend in ("reference", "triton"))
     assert equal(found[:2], dense[:2])
     torch.testing.assert_close(found.score, dense.score)
 
 
 @needs_triton
-@pytest.mark.parametrize("neighbours", range(1, 9))
-def test_kernels_equal_the_reference_bit_for_bit_where_distances_are_exact(neighbours: int) -> None:
+@pytest.mark.parametrize("neighbors", range(1, 9))
+def test_kernels_equal_the_reference_bit_for_bit_where_distances_are_exact(neighbors: int) -> None:
     # Whole numbers along a diagonal have distances without rounding, most of them tied. Sizes of one tile and of
-    # several, in one segment and in more; fewer tokens than neighbours; a cluster for every token.
+    # several, in one segment and in more; fewer tokens than neighbors; a cluster for every token.
     for size, width, clusters in [(1, 1, 1), (3, 4, 5), (63, 1, 4), (64, 16, 64), (130, 4, 3), (300, 1, 7)]:
         for dtype in (torch.float32, torch.float64):
             tokens = random_bags(size, 1, size, 1, dtype=dtype).mul(size / 4).round().expand(-1, -1, width)
             dense, found = (
-                find(tokens, clusters, neighbours=neighbours, backend=backend) for backend in ("reference", "triton")
+                find(tokens, clusters, neighbors=neighbors, backend=backend) for backend in ("reference", "triton")
             )
             assert equal(found, dense)
 
@@ -250,7 +250,7 @@ def test_streaming_redoes_only_few_rows_of_ordinary_bags(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None:
     found = find(torch.full((1, 6, 3), 0.1), 2, backend=backend)
-    assert found.centres.tolist() == [[0, 1]]
+    assert found.centers.tolist() == [[0, 1]]
     assert found.assignment.tolist() == [[0, 1, 0, 0, 0, 0]]
     assert (found.score == -math.inf).all()
 
@@ -258,7 +258,7 @@ def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_densities_that_would_underflow_are_told_apart(backend: str) -> None:
     tokens = 100 * torch.tensor([[[0.0], [1.0], [2.5], [20.0], [21.0], [23.5]]])
-    found = find(tokens, 2, neighbours=3, backend=backend)
+    found = find(tokens, 2, neighbors=3, backend=backend)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1]]
     assert found.score.isfinite().all()
 
@@ -291,8 +291,8 @@ def test_a_bag_alone_equals_itself_in_a_padded_batch(
         assert torch.equal(found.assignment[bag, place], alone.assignment[0])
         assert torch.equal(found.score[bag, place], alone.score[0])
         kept = min(size, clusters)
-        assert torch.equal(found.centres[bag, :kept], place[alone.centres[0, :kept]])
-        assert (found.centres[bag, kept:] == -1).all()
+        assert torch.equal(found.centers[bag, :kept], place[alone.centers[0, :kept]])
+        assert (found.centers[bag, kept:] == -1).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -302,20 +302,20 @@ def test_permuting_tokens_permutes_the_assignment(backend: str, seed: int, size:
     # Two tokens that are each other's nearest have the same mean of two distances; means of three do not tie.
     tokens = random_bags(seed, 1, size + 6, 6)
     order = torch.randperm(size + 6, generator=torch.Generator().manual_seed(seed))
-    plain = find(tokens, clusters, neighbours=3, backend=backend)
-    permuted = find(tokens[:, order], clusters, neighbours=3, backend=backend)
+    plain = find(tokens, clusters, neighbors=3, backend=backend)
+    permuted = find(tokens[:, order], clusters, neighbors=3, backend=backend)
     assert torch.equal(permuted.assignment, plain.assignment[:, order])
-    assert torch.equal(order[permuted.centres], plain.centres)
+    assert torch.equal(order[permuted.centers], plain.centers)
 
 
 @settings(max_examples=25)
 @given(seed=seeds, size=st.integers(1, 60), distinct=st.integers(1, 60), clusters=st.integers(1, 70))
-def test_every_centre_is_in_its_own_cluster(seed: int, size: int, distinct: int, clusters: int) -> None:
+def test_every_center_is_in_its_own_cluster(seed: int, size: int, distinct: int, clusters: int) -> None:
     found = density_peaks(repeated_bag(seed, size, 3, distinct), clusters)
     kept = min(size, clusters)
-    assert torch.equal(found.assignment[0, found.centres[0, :kept]], torch.arange(kept))
-    assert found.centres[0, :kept].unique().numel() == kept
-    score = found.score[0, found.centres[0, :kept]]
+    assert torch.equal(found.assignment[0, found.centers[0, :kept]], torch.arange(kept))
+    assert found.centers[0, :kept].unique().numel() == kept
+    score = found.score[0, found.centers[0, :kept]]
     assert (score[1:] <= score[:-1]).all()
 
 
@@ -392,7 +392,7 @@ def test_kernels_without_triton_are_refused_with_advice(monkeypatch: pytest.Monk
     message = 'backend="triton" needs the package triton, which is not installed: pip install triton'
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
         find(torch.randn(1, 9, 4), 2, backend="triton")
-    assert (find(torch.randn(1, 200, 4), 2, backend="auto").centres >= 0).all()
+    assert (find(torch.randn(1, 200, 4), 2, backend="auto").centers >= 0).all()
 
 
 def test_the_same_tokens_always_give_the_same_clusters() -> None:
@@ -404,7 +404,7 @@ def test_the_same_tokens_always_give_the_same_clusters() -> None:
 def test_empty_batches_and_bags_have_a_result(shape: tuple[int, int, int]) -> None:
     found = density_peaks(torch.zeros(shape), 2)
     assert found.assignment.shape == found.score.shape == shape[:2]
-    assert (found.centres == -1).all()
+    assert (found.centers == -1).all()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which has an opinion on NaN
@@ -445,13 +445,13 @@ def test_only_what_is_kept_of_candidates_is_held_for_all_rows_at_once(
     allocations: Callable[[Callable[[], object]], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ones = torch.eye(60)
-    tokens = torch.cat([ones[i] + ones[i + 1 :] for i in range(59)])[None]  # all have neighbours at equal distances
+    tokens = torch.cat([ones[i] + ones[i + 1 :] for i in range(59)])[None]  # all have neighbors at equal distances
     sizes = {"_CANDIDATES": 5000, "_TILE_BYTES": 1 << 16, "_TILE_ROWS": 16, "_RECHECKED_BYTES": 1 << 16}
     for name, size in sizes.items():
         monkeypatch.setattr(streaming, name, size)
     distances = 4 * 128 * tokens.shape[1]  # of the candidates of a last search
     found = allocations(lambda: find(tokens, 5, backend="streaming"))
-    # Columns and distances of the neighbours' candidates, and of those of lower rank.
+    # Columns and distances of the neighbors' candidates, and of those of lower rank.
     assert sum(nbytes >= distances for nbytes in found) <= 4
 
 
@@ -485,7 +485,7 @@ def test_it_compiles_without_a_graph_break(backend: str) -> None:
         ),
         ({"clusters": 0}, ValueError, "clusters must be at least 1, got 0"),
         ({"clusters": 2.0}, TypeError, "clusters must be an integer, got float"),
-        ({"neighbours": 0}, ValueError, "neighbours must be at least 1, got 0"),
+        ({"neighbors": 0}, ValueError, "neighbors must be at least 1, got 0"),
         (
             {"mask": torch.ones(2, 5, dtype=torch.bool)},
             ValueError,

@@ -84,12 +84,12 @@ def test_no_network_is_steeper_than_its_steepness(
     seed: int, hidden: int, outputs: int, size: float, reach: float
 ) -> None:
     network = random_network(seed, hidden, outputs, size)
-    steepness = network.steepness()
-    assert steepness.shape == (outputs,)
+    lipschitz_constant = network.lipschitz_constant()
+    assert lipschitz_constant.shape == (outputs,)
     places = displacements(seed, 100, reach)
     for others in (places.roll(1, 0), places + reach * 1e-4):
         distance = torch.linalg.vector_norm(places - others, dim=-1, keepdim=True)
-        assert ((network(places) - network(others)).abs() <= steepness * distance * (1 + 1e-9) + 1e-9).all()
+        assert ((network(places) - network(others)).abs() <= lipschitz_constant * distance * (1 + 1e-9) + 1e-9).all()
 
 
 def test_steepness_is_met_by_a_network_without_a_bend() -> None:
@@ -97,17 +97,17 @@ def test_steepness_is_met_by_a_network_without_a_bend() -> None:
     hidden = torch.full((2,), 100.0)
     weights = torch.tensor([[3.0, 4.0], [2.0, 0.0]])
     network = MLPBias(torch.eye(2), hidden, torch.eye(2), hidden, weights, torch.zeros(2))
-    torch.testing.assert_close(network.steepness(), torch.tensor([5.0, 2.0], **wide))
+    torch.testing.assert_close(network.lipschitz_constant(), torch.tensor([5.0, 2.0], **wide))
     slope = torch.autograd.functional.jacobian(network, torch.zeros(2)).norm(dim=1)
     torch.testing.assert_close(slope, torch.tensor([5.0, 2.0]))
 
 
 def test_steepness_holds_for_low_precision_and_has_no_graph() -> None:
     network = ContinuousPositionBias(8, 2).bfloat16().weights()
-    steepness = network.steepness()
-    assert steepness.dtype == torch.float64
-    assert not steepness.requires_grad
-    torch.testing.assert_close(steepness, MLPBias(*(part.double() for part in network)).steepness())
+    lipschitz_constant = network.lipschitz_constant()
+    assert lipschitz_constant.dtype == torch.float64
+    assert not lipschitz_constant.requires_grad
+    torch.testing.assert_close(lipschitz_constant, MLPBias(*(part.double() for part in network)).lipschitz_constant())
 
 
 @given(
@@ -124,13 +124,13 @@ def test_a_table_is_nowhere_further_from_its_network_than_its_error_bound(
 ) -> None:
     network = random_network(seed, hidden, outputs, size)
     table = BiasTable.of(network, resolution=resolution, reach=reach, **wide)
-    bound = table.error_bound(network.steepness())
+    bound = table.error_bound(network.lipschitz_constant())
     places = displacements(seed, 300, reach)
     error = (table(places) - network(places)).abs().amax(0)
     assert bound.shape == error.shape == (outputs,)
     assert (error <= bound * (1 + 1e-9) + 1e-9).all()
     finer = BiasTable.of(network, resolution=2 * resolution - 1, reach=reach, **wide)
-    torch.testing.assert_close(finer.error_bound(network.steepness()), bound / 2)
+    torch.testing.assert_close(finer.error_bound(network.lipschitz_constant()), bound / 2)
 
 
 def test_the_error_bound_by_hand() -> None:
@@ -227,7 +227,7 @@ def test_the_layers_table_is_within_its_bound() -> None:
     table = layer.table()
     assert table.values.shape == (2, 129, 129)
     error = (table(places) - layer(places)).abs().amax(0)
-    assert (error <= table.error_bound(layer.weights().steepness())).all()
+    assert (error <= table.error_bound(layer.weights().lipschitz_constant())).all()
 
 
 def test_a_table_is_made_in_the_type_that_was_asked_for() -> None:

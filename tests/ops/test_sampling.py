@@ -1,4 +1,4 @@
-"""Bilinear reading and spreading: cell centres, hand-computed values, an outside oracle, transposes, gradients."""
+"""Bilinear reading and spreading: cell centers, hand-computed values, an outside oracle, transposes, gradients."""
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ def sample(maps: Tensor, position: Tensor, width: int, height: int) -> Tensor:
 
 @given(width=sides, height=sides, seed=seeds)
 @few
-def test_sampling_at_cell_centres_returns_the_cells(width: int, height: int, seed: int) -> None:
+def test_sampling_at_cell_centers_returns_the_cells(width: int, height: int, seed: int) -> None:
     maps = torch.randn(2, width * height, 3, dtype=torch.float64, generator=seeded(seed))
     index = torch.arange(width * height)
-    centres = torch.stack([index % width, index // width], dim=-1).double().expand(2, -1, -1)
-    assert torch.equal(sample(maps, centres, width, height), maps)
+    centers = torch.stack([index % width, index // width], dim=-1).double().expand(2, -1, -1)
+    assert torch.equal(sample(maps, centers, width, height), maps)
 
 
 @given(width=sides, height=sides, points=st.integers(1, 9), seed=seeds)
@@ -37,9 +37,9 @@ def test_sampling_agrees_with_torch_inside_and_outside(width: int, height: int, 
     maps = torch.randn(2, width * height, 3, dtype=torch.float64, generator=source)
     size = torch.tensor([width, height])
     position = torch.rand(2, points, 2, dtype=torch.float64, generator=source) * (size + 3) - 2
-    normalised = (2 * position + 1) / size - 1
+    normalized = (2 * position + 1) / size - 1
     images = maps.transpose(1, 2).unflatten(2, (height, width))
-    oracle = torch.nn.functional.grid_sample(images, normalised[:, None], align_corners=False)[:, :, 0]
+    oracle = torch.nn.functional.grid_sample(images, normalized[:, None], align_corners=False)[:, :, 0]
     torch.testing.assert_close(sample(maps, position, width, height), oracle.transpose(1, 2))
 
 

@@ -27,13 +27,13 @@ def test_merging_is_the_released_one_with_its_guard(golden: Callable[[str], dict
     stored = golden(case)
     clusters, assignment = int(stored["num_clusters"]), stored["assignment"]
     weight = stored["token_weight"].squeeze(2)
-    merged = segment_mean(stored["tokens"], assignment, clusters, weight=weight, guard=1e-6)
+    merged = segment_mean(stored["tokens"], assignment, clusters, weight=weight, eps=1e-6)
     share = segment_softmax(weight.log(), assignment, clusters)
     # The released weights are divided by their sum + 1e-6; ours sum to one.
     total = torch.zeros(merged.shape[:2], dtype=torch.float64).scatter_add(1, assignment, weight)  # [B, K]
-    guard = total / (total + 1e-6)
+    eps = total / (total + 1e-6)
     torch.testing.assert_close(merged, stored["merged"], rtol=0, atol=1e-9)
-    torch.testing.assert_close(share * guard.gather(1, assignment), stored["agg_weight"].squeeze(2), rtol=0, atol=1e-9)
+    torch.testing.assert_close(share * eps.gather(1, assignment), stored["agg_weight"].squeeze(2), rtol=0, atol=1e-9)
 
 
 def test_means_worked_out_by_hand() -> None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from disentangled_mil import Grid
-from disentangled_mil.report.maps import _COLOURS, prototype_map
+from disentangled_mil.report.maps import _COLORS, prototype_map
 
 NAMES = ("tumor", "tme")
 
@@ -42,21 +42,21 @@ def drawn(monkeypatch):
     return seen
 
 
-def colour(number: int) -> list[float]:
-    return [int(_COLOURS[number][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def color(number: int) -> list[float]:
+    return [int(_COLORS[number][i : i + 2], 16) / 255 for i in (1, 3, 5)]
 
 
-def test_patches_are_drawn_where_they_lie_in_the_colours_of_the_legend(grid, drawn, tmp_path):
+def test_patches_are_drawn_where_they_lie_in_the_colors_of_the_legend(grid, drawn, tmp_path):
     truth, assignment = torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, -1])
     prototype_map(tmp_path / "map.png", grid, truth, assignment, subspaces=NAMES, title="slide")
     white = [1.0, 1.0, 1.0]
     left, right = drawn["pictures"]
-    np.testing.assert_allclose(left, [[colour(0), colour(1)], [white, colour(1)]])
-    np.testing.assert_allclose(right, [[colour(0), colour(0)], [white, colour(1)]])
+    np.testing.assert_allclose(left, [[color(0), color(1)], [white, color(1)]])
+    np.testing.assert_allclose(right, [[color(0), color(0)], [white, color(1)]])
     assert drawn["titles"] == ["true regions", "student's prototypes (67% of patches agree)"]
     assert [name for name, _ in drawn["legend"]] == ["tumor", "tme"]
     for number, (_, shown) in enumerate(drawn["legend"]):
-        np.testing.assert_allclose(shown, colour(number))
+        np.testing.assert_allclose(shown, color(number))
 
 
 @pytest.mark.parametrize("name", ["map.png", "map", "map.svg"])

@@ -115,7 +115,7 @@ def test_stages_train_on_training_patients_only_and_genes_on_those_with_expressi
             assert chosen - paired
 
 
-def test_patch_encoders_are_standardised_on_what_they_train_on(split, options, recorded, tmp_path):
+def test_patch_encoders_are_standardized_on_what_they_train_on(split, options, recorded, tmp_path):
     run_split(split, "grading", options, tmp_path, quiet=True)
     for name in ("teacher", "student", "distilled"):
         stage, train, _ = recorded[name]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUBSPACES = ("tumor", "tme")
 # Not stored, and only felt in training.
 _GENE_DROPOUT = 0.25
-_RELEASED_GUARD = 1e-6
+_RELEASED_EPS = 1e-6
 
 
 class ReleasedTeacher(nn.Module):
@@ -219,7 +219,7 @@ class ReleasedStudent(nn.Module):
                 name: StudentBranch(
                     PatchEncoder(features, dim),
                     _deformable(dim, **options),
-                    ITA(dim, len(SUBSPACES), order="peak", guard=_RELEASED_GUARD),
+                    ITA(dim, len(SUBSPACES), order="peak", eps=_RELEASED_EPS),
                     SubspaceHead(dim, outputs, SUBSPACES),
                 )
                 for name in self.magnifications

@@ -153,7 +153,7 @@ def biased_attention(
         query: queries.
         key: keys.
         value: values.
-        query_position: (x, y) of every query, normalised coordinates.
+        query_position: (x, y) of every query, normalized coordinates.
         key_position: (x, y) of every key, per group.
         bias: a network (:class:`MLPBias`, exact), a table (:class:`BiasTable`, interpolated), or None. Any other
             function of displacements [..., 2] -> [..., H / G] is taken by the reference alone; make a table of it.

@@ -45,7 +45,7 @@ def biases_of(
 ):
     """Biases of a tile [QUERIES, KEYS]; of a network, only for keys that are not taken out."""
     if KIND == "table":
-        # Neighbouring lanes take neighbouring queries, which read neighbouring nodes.
+        # Neighboring lanes take neighboring queries, which read neighboring nodes.
         from_x, from_y = load_points(key_position, base, column, column < keys)
         low_x, share_x = _cell(x[None, :] - from_x[:, None], reach, SIZE)
         low_y, share_y = _cell(y[None, :] - from_y[:, None], reach, SIZE)

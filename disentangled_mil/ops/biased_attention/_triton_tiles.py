@@ -61,7 +61,7 @@ def store_entries(matrix, base, row, real, column, entries, columns):
 
 @triton.jit
 def load_points(position, base, row, real):
-    """x and y of positions."""
+    """X and y of positions."""
     place = position + 2 * (base + row)
     return tl.load(place, real, 0.0), tl.load(place + 1, real, 0.0)
 

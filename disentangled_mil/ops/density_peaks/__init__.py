@@ -24,16 +24,16 @@ class DensityPeaks(NamedTuple):
     """What `density_peaks` found."""
 
     assignment: Tensor  # [B, N]
-    centres: Tensor  # [B, K]
+    centers: Tensor  # [B, K]
     score: Tensor  # [B, N]
 
 
 def density_peaks(
-    tokens: Tensor, clusters: int, *, neighbours: int = 5, mask: Tensor | None = None, backend: str = "auto"
+    tokens: Tensor, clusters: int, *, neighbors: int = 5, mask: Tensor | None = None, backend: str = "auto"
 ) -> DensityPeaks:
     r"""Cluster every bag's tokens around its density peaks.
 
-    With :math:`D_{ij} = \lVert z_i - z_j \rVert / \sqrt{C}`, a token is a centre when it is dense and far
+    With :math:`D_{ij} = \lVert z_i - z_j \rVert / \sqrt{C}`, a token is a center when it is dense and far
     from any denser token:
 
     .. math::
@@ -41,15 +41,15 @@ def density_peaks(
         \xi_i = \min_{j : \rho_j > \rho_i} D_{ij}, \qquad
         \mathrm{score}_i = \log \rho_i + \log \xi_i
 
-    The nearest neighbours include the token itself; the densest token has the largest distance of the bag as
-    its :math:`\xi`. The best scores are the centres, every token joins its nearest centre and a centre joins
+    The nearest neighbors include the token itself; the densest token has the largest distance of the bag as
+    its :math:`\xi`. The best scores are the centers, every token joins its nearest center and a center joins
     itself. Ties go to the lower index, so the same tokens always give the same clusters, repeated tokens
     included. Nothing is differentiable. Padding is taken out first: it may hold anything, NaN too.
 
     Args:
         tokens: Finite tokens. Half precisions are computed in float32.
         clusters: How many clusters K each bag is divided into.
-        neighbours: How many nearest tokens make the density; fewer in a bag with fewer tokens.
+        neighbors: How many nearest tokens make the density; fewer in a bag with fewer tokens.
         mask: True = real token. All tokens are real without it.
         backend: ``"reference"`` holds all pairwise distances; ``"streaming"`` finds the same clusters, bit
             for bit, tile by tile; ``"triton"`` does so in kernels on a CUDA device, but for the rounding of
@@ -61,7 +61,7 @@ def density_peaks(
 
     Returns:
         ``assignment`` [B, N], the cluster of each token, numbered by falling score, -1 for padding;
-        ``centres`` [B, K], the token at the centre of each cluster, -1 where a bag has fewer than K tokens;
+        ``centers`` [B, K], the token at the center of each cluster, -1 where a bag has fewer than K tokens;
         ``score`` [B, N], log density + log distance, -inf for padding and for repeats of a denser token.
 
     Raises:
@@ -81,47 +81,47 @@ def density_peaks(
         >>> import torch
         >>> from disentangled_mil.ops import density_peaks
         >>> tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]])
-        >>> found = density_peaks(tokens, 2, neighbours=2)
-        >>> found.assignment.tolist(), found.centres.tolist()
+        >>> found = density_peaks(tokens, 2, neighbors=2)
+        >>> found.assignment.tolist(), found.centers.tolist()
         ([[0, 0, 0, 1, 1]], [[0, 3]])
     """
     sizes = check_shape("tokens", tokens, "B N C")
     check_floating("tokens", tokens)
     check_count("clusters", clusters)
-    check_count("neighbours", neighbours)
+    check_count("neighbors", neighbors)
     check_choice("backend", backend, BACKENDS)
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     check_mask("mask", mask, "B N", sizes)
-    return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbours, backend))
+    return DensityPeaks(*_density_peaks(tokens.detach(), mask, clusters, neighbors, backend))
 
 
 @operator("density_peaks")
 def _density_peaks(
-    tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str
+    tokens: Tensor, mask: Tensor, clusters: int, neighbors: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "auto":  # chosen here, so that a graph does not depend on the number of tokens
         backend = _fastest(tokens)
-    assignment, centres, score = _empty(tokens, mask, clusters, neighbours, backend)
+    assignment, centers, score = _empty(tokens, mask, clusters, neighbors, backend)
     with torch.autocast(tokens.device.type, enabled=False):
         for bag in range(len(tokens)):
             real = mask[bag].nonzero().squeeze(1)  # [n]
             if len(real):
-                cluster, centre, peak = _cluster(tokens[bag, real].to(score.dtype), clusters, neighbours, backend)
+                cluster, center, peak = _cluster(tokens[bag, real].to(score.dtype), clusters, neighbors, backend)
                 assignment[bag, real] = cluster
-                centres[bag, : len(centre)] = real[centre]
+                centers[bag, : len(center)] = real[center]
                 score[bag, real] = peak
-    return assignment, centres, score
+    return assignment, centers, score
 
 
 @_density_peaks.register_fake
-def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbors: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """The result for bags without real tokens."""
     dtype = wide_dtype(tokens)
     assignment = torch.full(tokens.shape[:2], -1, device=tokens.device)  # [B, N]
-    centres = torch.full((tokens.shape[0], clusters), -1, device=tokens.device)  # [B, K]
+    centers = torch.full((tokens.shape[0], clusters), -1, device=tokens.device)  # [B, K]
     score = torch.full(tokens.shape[:2], -math.inf, dtype=dtype, device=tokens.device)  # [B, N]
-    return assignment, centres, score
+    return assignment, centers, score
 
 
 def _fastest(tokens: Tensor) -> str:
@@ -138,19 +138,19 @@ def _implementation(backend: str) -> ModuleType:
     return _reference if backend == "reference" else _streaming
 
 
-def _cluster(tokens: Tensor, clusters: int, neighbours: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+def _cluster(tokens: Tensor, clusters: int, neighbors: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster one bag of real tokens [n, C], n >= 1."""
     distances = _implementation(backend).Distances(tokens)
     unit = math.sqrt(tokens.shape[1])
 
-    nearest = distances.nearest(min(neighbours, len(tokens))) / unit  # [n, k]
+    nearest = distances.nearest(min(neighbors, len(tokens))) / unit  # [n, k]
     log_density = -nearest.square().mean(1)  # [n]
     falling = log_density.argsort(descending=True, stable=True)  # [n]
     rank = torch.empty_like(falling).scatter_(0, falling, torch.arange(len(tokens), device=tokens.device))  # [n]
     score = log_density + (distances.gap(rank) / unit).log()  # [n]
 
-    centres = score.argsort(descending=True, stable=True)[:clusters]  # [K]
-    parts = torch.split(tokens, max(1, _TILE_PAIRS // len(centres)))
-    assignment = torch.cat([_reference.distances(part, tokens[centres]).argmin(1) for part in parts])  # [n]
-    assignment[centres] = torch.arange(len(centres), device=tokens.device)
-    return assignment, centres, score
+    centers = score.argsort(descending=True, stable=True)[:clusters]  # [K]
+    parts = torch.split(tokens, max(1, _TILE_PAIRS // len(centers)))
+    assignment = torch.cat([_reference.distances(part, tokens[centers]).argmin(1) for part in parts])  # [n]
+    assignment[centers] = torch.arange(len(centers), device=tokens.device)
+    return assignment, centers, score

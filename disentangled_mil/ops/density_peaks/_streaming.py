@@ -91,9 +91,9 @@ class _Screen:
     def __init__(self, tokens: Tensor, dtype: torch.dtype) -> None:
         width, exact, product = tokens.shape[1] + 8, torch.finfo(tokens.dtype), torch.finfo(dtype)
         self.tokens = tokens
-        centre = tokens.mean(0, dtype=dtype)  # [C], tokens around it are short, and make small errors
-        self.centred = tokens.to(dtype, copy=True).sub_(centre)  # [N, C]
-        self.norms = torch.linalg.vector_norm(self.centred, dim=1).square()  # [N]
+        center = tokens.mean(0, dtype=dtype)  # [C], tokens around it are short, and make small errors
+        self.centered = tokens.to(dtype, copy=True).sub_(center)  # [N, C]
+        self.norms = torch.linalg.vector_norm(self.centered, dim=1).square()  # [N]
         # Of the product, relative to the sum of both norms: three sums of C terms, and a few single roundings.
         self.error = 2 * width * product.eps
         self.shrunk = (1 - self.error) * self.norms
@@ -116,18 +116,18 @@ class _Screen:
         # As many minima as members of the groups that are looked through, and rows that begin a cache line.
         grouped = math.isqrt(size // count)
         width = -(-size // (grouped * _CACHE_LINE)) * _CACHE_LINE * grouped
-        pieces = _split(rows, _tile_rows(self.centred))
-        tile = self.centred.new_empty(len(self.norms[pieces[0]]), width)
+        pieces = _split(rows, _tile_rows(self.centered))
+        tile = self.centered.new_empty(len(self.norms[pieces[0]]), width)
         tile[:, size:] = math.inf
         found = []
         for some in pieces:
-            centred = self.centred[some]
-            bounds = tile[: len(centred), :size]
-            torch.addmm(self.shrunk, centred, self.centred.T, alpha=-2, out=bounds)
+            centered = self.centered[some]
+            bounds = tile[: len(centered), :size]
+            torch.addmm(self.shrunk, centered, self.centered.T, alpha=-2, out=bounds)
             longest = bounds.amax(1)
             if rank is not None:
                 bounds.masked_fill_(rank >= rank[some, None], math.inf)
-            shortest, columns = _smallest(tile[: len(centred)], count, grouped)
+            shortest, columns = _smallest(tile[: len(centered)], count, grouped)
             found.append((columns.clamp(max=size - 1), shortest, longest))
         return self._recheck(rows, *map(torch.cat, zip(*found, strict=True)))
 
