@@ -145,7 +145,7 @@ def test_kernels_of_density_peaks_fit_and_spill_nothing(
 ) -> None:
     operator = "disentangled_mil.ops.density_peaks"
     launcher, launches = record(operator)
-    distances = launcher.Distances(torch.zeros(300, 128))
+    distances = launcher.KernelDistances(torch.zeros(300, 128))
     distances.nearest(5)
     distances.gap(torch.arange(300))
     compiled = compile_all(operator, launches, 90)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-class Distances:
-    """All distances of a bag's tokens [N, C]."""
+class DenseDistances:
+    """Distances of the tokens [N, C] of a bag, all held at once."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.pairs = distances(tokens, tokens)  # [N, N]
 
     def nearest(self, count: int) -> Tensor:
-        """The smallest distances of every token to any token, itself included, rising [N, count]."""
+        """The smallest distances of every token to any token, itself included, ascending [N, count]."""
         return self.pairs.topk(count, largest=False).values
 
     def gap(self, rank: Tensor) -> Tensor:
@@ -23,5 +23,5 @@ class Distances:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances [..., N, M], summed over differences: zero between equal tokens, and alike in any tile."""
+    """Distances [..., N, M] as sums over differences. Equal tokens are at distance zero, and tiles change nothing."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,16 +1,22 @@
-"""The same distances, bit for bit, from a matrix product and in O(N) memory.
+r"""Exact distances in O(N) memory: a matrix product excludes most pairs, and the others are computed exactly.
 
-A matrix product bounds the squared distances of all pairs from below, a tile of rows at a time. The pairs of a row
-with the smallest bounds are its *candidates*; their distances are summed over differences, as in the reference. Any
-other pair is at least as far apart as the last candidate's bound says, which settles nearly every row. The others, if
-they are many, are searched again in float64 with more candidates; what is left then (ties, mostly) is done dense.
+*What is computed.* The results equal those of the dense reference bit for bit. Exact distances are sums over
+differences, which are slow. A matrix product is fast, but it rounds, so it gives bounds only. Let :math:`x` be the
+tokens around their mean and :math:`n = \lVert x \rVert^2`. A squared distance is
+:math:`n_i + n_j - 2 x_i \cdot x_j`, and rounding changes it by less than :math:`e\,(n_i + n_j)`. Hence
+:math:`(1 - e)(n_i + n_j) - 2 x_i \cdot x_j` is a lower bound of it.
 
-The first candidates also hold the nearest token of lower rank of most tokens, and the bounds leave few tokens that
-could belong to the farthest pair.
+*How it is tiled.* A tile holds the lower bounds of some rows to all columns. The columns with the smallest bounds of a
+row are its candidates, a few more than are needed. Only their distances are computed exactly. No other column is nearer
+than the bound of the last candidate. A row is settled if its result is at most that bound. The candidates of the first
+search settle most rows of `gap` too. The other rows are searched once more among the columns of lower rank. Rows that
+stay open, because many distances are equal but for rounding, are computed densely.
+
+*What it costs.* One to two matrix products N x N x C, two passes over their tiles, and a few exact distances per token.
+If no row settles, the time of the dense reference is added, still in O(N) memory.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,168 +24,106 @@ from torch import Tensor
 
 from ._reference import distances
 
-_TILE_BYTES = 4 * 2**20  # tiles are read several times: best from a cache
-_CANDIDATES = 2**20  # are held at once beside what is kept of them
-_RECHECKED_BYTES = 2**20  # of candidates' tokens at once, for which the allocator need not ask the system every time
-_CACHE_LINE = 16  # numbers in float32; rows and groups begin at multiples of it
-_TILE_ROWS = 128  # with fewer rows a matrix product spends its time on packing
-_FEW_ROWS = 8  # done dense sooner than searched
-_SPARE = 3, 11, 123  # candidates beyond the wanted ones, search by search
-
-
-class Distances:
-    """Searches among the tokens of a bag [N, C]."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens, self.screen = tokens, _Screen(tokens, tokens.dtype)
-        self.searches = tuple(zip((tokens.dtype, torch.float64, torch.float64), _SPARE, strict=True))
-
-    def nearest(self, count: int) -> Tensor:
-        """The smallest distances of every token to any token, itself included, rising [N, count]."""
-        (_, spare), *again = self.searches
-        self.first = self.screen.search(slice(0, len(self.tokens)), count + spare)
-        nearest = self.first.distances.topk(count, largest=False).values
-        return self._settle(nearest, self.first.beyond, again)
-
-    def gap(self, rank: Tensor) -> Tensor:
-        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
-        no_lower = rank[self.first.columns] >= rank[:, None]
-        nearest = self.first.distances.masked_fill(no_lower, math.inf).amin(1, keepdim=True)
-        gap = self._settle(nearest, self.first.beyond, self.searches, rank).squeeze(1)
-        return torch.where(rank == 0, self._largest(), gap)
-
-    def _settle(
-        self, nearest: Tensor, beyond: Tensor, searches: Sequence[tuple[torch.dtype, int]], rank: Tensor | None = None
-    ) -> Tensor:
-        """Search again wherever a token that was no candidate could come before the last of ``nearest`` [N, count]."""
-        count = nearest.shape[1]
-        rows = _unsure(nearest, beyond)
-        for dtype, spare in searches:
-            if len(rows) > _FEW_ROWS:
-                screen = self.screen if dtype == self.tokens.dtype else _Screen(self.tokens, dtype)
-                found = screen.search(rows, count + spare, rank)
-                nearest[rows] = found.distances.topk(count, largest=False).values
-                rows = rows[_unsure(nearest[rows], found.beyond)]
-        for some in torch.split(rows, _tile_rows(self.tokens)):
-            dense = distances(self.tokens[some], self.tokens)
-            if rank is not None:
-                dense.masked_fill_(rank >= rank[some, None], math.inf)
-            nearest[some] = dense.topk(count, largest=False).values
-        return nearest
-
-    def _largest(self) -> Tensor:
-        """The largest distance of all pairs."""
-        one = self.first.farthest.argmax()
-        largest = distances(self.tokens[one, None], self.tokens).max()
-        # The token itself is always among them, NaN and inf included.
-        far = torch.unique(self.tokens[~(self.first.farthest < largest.double().square())], dim=0)
-        return torch.stack([largest, *(distances(some, far).max() for some in torch.split(far, _tile_rows(far)))]).max()
+_TILE_BYTES = 4 * 2**20  # A tile stays in the cache, because it is read several times.
+_TILE_ROWS = 128  # Products of fewer rows are slow.
+_SPARE = 3  # Candidates of a row beyond those needed.
+_GROUP = 32  # Columns that are represented by their minimum while candidates are chosen.
 
 
 class _Candidates(NamedTuple):
-    """What a search finds out about each of its rows."""
+    """The candidates of some rows, and what holds for all other columns."""
 
     columns: Tensor  # [R, M]
-    distances: Tensor  # [R, M], infinite where the rank is not lower
-    beyond: Tensor  # [R], no other token has a smaller squared distance
-    farthest: Tensor  # [R], no token at all has a larger one
+    distances: Tensor  # [R, M], exact; infinite where a column is excluded
+    beyond: Tensor  # [R], lower bound of the squared distance to any column that is no candidate
+    farthest: Tensor  # [R], upper bound of the squared distance to any column
 
 
-class _Screen:
-    """Squared distances by a matrix product in some precision, and how wrong they can be."""
+class StreamedDistances:
+    """Distances of the tokens [N, C] of a bag, found tile by tile."""
 
-    def __init__(self, tokens: Tensor, dtype: torch.dtype) -> None:
-        width, exact, product = tokens.shape[1] + 8, torch.finfo(tokens.dtype), torch.finfo(dtype)
+    def __init__(self, tokens: Tensor) -> None:
+        terms, precision = tokens.shape[1] + 8, torch.finfo(tokens.dtype)
         self.tokens = tokens
-        center = tokens.mean(0, dtype=dtype)  # [C], tokens around it are short, and make small errors
-        self.centered = tokens.to(dtype, copy=True).sub_(center)  # [N, C]
+        self.centered = tokens - tokens.mean(0)  # [N, C]
         self.norms = torch.linalg.vector_norm(self.centered, dim=1).square()  # [N]
-        # Of the product, relative to the sum of both norms: three sums of C terms, and a few single roundings.
-        self.error = 2 * width * product.eps
-        self.shrunk = (1 - self.error) * self.norms
-        # Of the distances summed over differences: one sum of C terms, and underflow.
-        self.relative, self.absolute = width * exact.eps, 8 * width * exact.tiny
-        self.broken = not self.norms.max() < product.max / 8
+        self.error = 2 * terms * precision.eps  # of the product, relative to the sum of both norms
+        self.relative, self.absolute = terms * precision.eps, 8 * terms * precision.tiny  # of an exact distance
+        self.shrunk = (1 - self.error) * self.norms  # [N]
+        self.reliable = bool(self.norms.max() < precision.max / 8)
 
-    def search(self, rows: Tensor | slice, count: int, rank: Tensor | None = None) -> _Candidates:
-        """Find ``count`` candidates for each of some rows."""
-        blocks = _split(rows, max(1, _CANDIDATES // count))
-        found = _Candidates(*map(torch.cat, zip(*(self._search(some, count, rank) for some in blocks), strict=True)))
-        if self.broken:
-            found.beyond.fill_(-math.inf)
+    def nearest(self, count: int) -> Tensor:
+        """The smallest distances of every token to any token, itself included, ascending [N, count]."""
+        self.found = self._search(torch.arange(len(self.tokens), device=self.tokens.device), count)
+        return self.found.distances.topk(count, largest=False).values
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        higher = rank[self.found.columns] >= rank[:, None]
+        gap = self.found.distances.masked_fill(higher, math.inf).amin(1)
+        rows = (~(gap.double().square() <= self.found.beyond)).nonzero().squeeze(1)
+        if len(rows):
+            gap[rows] = self._search(rows, 1, rank).distances.amin(1)
+        return torch.where(rank == 0, self._largest(), gap)
+
+    def _search(self, rows: Tensor, count: int, rank: Tensor | None = None) -> _Candidates:
+        """Candidates of some rows that hold the ``count`` nearest tokens, of lower rank if there is a ``rank``."""
+        candidates = min(count + _SPARE, len(self.tokens))
+        row_bytes = (len(self.tokens) + candidates * self.tokens.shape[1]) * self.tokens.itemsize
+        tiles = torch.split(rows, max(_TILE_ROWS, _TILE_BYTES // row_bytes))
+        parts = zip(*(self._screen(tile, candidates, rank) for tile in tiles), strict=True)
+        found = _Candidates(*map(torch.cat, parts))
+        last = found.distances.topk(count, largest=False).values[:, -1]
+        settled = last.double().square() <= found.beyond
+        if not self.reliable:
+            settled.fill_(False)
             found.farthest.fill_(math.inf)
+        for unsettled in torch.split((~settled).nonzero().squeeze(1), _TILE_ROWS):
+            dense = distances(self.tokens[rows[unsettled]], self.tokens)
+            if rank is not None:
+                dense.masked_fill_(rank >= rank[rows[unsettled], None], math.inf)
+            nearest, columns = dense.topk(candidates, largest=False)
+            found.distances[unsettled], found.columns[unsettled] = nearest, columns
+            found.beyond[unsettled] = nearest[:, -1].double().square()
         return found
 
-    def _search(self, rows: Tensor | slice, count: int, rank: Tensor | None) -> _Candidates:
+    def _screen(self, rows: Tensor, count: int, rank: Tensor | None) -> _Candidates:
+        """Candidates of the rows of a tile, before it is known whether the product is reliable."""
         size = len(self.tokens)
-        count = min(count, size)
-        # As many minima as members of the groups that are looked through, and rows that begin a cache line.
-        grouped = math.isqrt(size // count)
-        width = -(-size // (grouped * _CACHE_LINE)) * _CACHE_LINE * grouped
-        pieces = _split(rows, _tile_rows(self.centered))
-        tile = self.centered.new_empty(len(self.norms[pieces[0]]), width)
+        tile = self.centered.new_empty(len(rows), -(-size // _GROUP) * _GROUP)
         tile[:, size:] = math.inf
-        found = []
-        for some in pieces:
-            centered = self.centered[some]
-            bounds = tile[: len(centered), :size]
-            torch.addmm(self.shrunk, centered, self.centered.T, alpha=-2, out=bounds)
-            longest = bounds.amax(1)
-            if rank is not None:
-                bounds.masked_fill_(rank >= rank[some, None], math.inf)
-            shortest, columns = _smallest(tile[: len(centered)], count, grouped)
-            found.append((columns.clamp(max=size - 1), shortest, longest))
-        return self._recheck(rows, *map(torch.cat, zip(*found, strict=True)))
+        bounds = tile[:, :size]
+        torch.addmm(self.shrunk, self.centered[rows], self.centered.T, alpha=-2, out=bounds)
+        longest = bounds.amax(1) + self.shrunk[rows] + 2 * self.error * (self.norms[rows] + self.norms.max())
+        if rank is not None:
+            bounds.masked_fill_(rank >= rank[rows, None], math.inf)
+        bound, columns = _smallest(tile, count)
+        columns.clamp_(max=size - 1)
 
-    def _recheck(self, rows: Tensor | slice, columns: Tensor, shortest: Tensor, longest: Tensor) -> _Candidates:
-        """Sum the candidates' distances over differences, and turn what the product says into bounds on such sums."""
-        exact = self._distances(rows, columns).masked_fill_(shortest.isinf(), math.inf)
-        norms, shrunk = self.norms[rows], self.shrunk[rows]
-        shortest = (1 - self.relative) * (shortest + shrunk[:, None]).double() - self.absolute
-        longest = (longest + shrunk + 2 * self.error * (norms + self.norms.max())).double()
-        # A device may multiply with less than the precision asked for; then candidates come out too far.
-        self.broken = self.broken or bool((shortest > exact.double().square()).any())
-        beyond = shortest[:, -1].clamp(min=0 if columns.shape[1] < len(self.tokens) else math.inf)
-        return _Candidates(columns, exact, beyond, (1 + self.relative) * longest + self.absolute)
+        exact = distances(self.tokens[rows, None], self.tokens[columns]).squeeze(1)
+        exact.masked_fill_(bound.isinf(), math.inf)
+        lower = (1 - self.relative) * (bound + self.shrunk[rows, None]).double() - self.absolute
+        # A device may multiply in a lower precision than requested. Lower bounds that are too large reveal it.
+        self.reliable = self.reliable and not bool((lower > exact.double().square()).any())
+        beyond = lower[:, -1].clamp(min=0 if count < size else math.inf)
+        return _Candidates(columns, exact, beyond, (1 + self.relative) * longest.double() + self.absolute)
 
-    def _distances(self, rows: Tensor | slice, columns: Tensor) -> Tensor:
-        """The distance of each row to each of its columns [R, M]."""
-        step = max(1, _RECHECKED_BYTES // (columns.shape[1] * self.tokens[0].nbytes))
-        room = self.tokens.new_empty(columns[:step].numel(), self.tokens.shape[1])
-        found = []
-        for some, candidates in zip(_split(rows, step), torch.split(columns, step), strict=True):
-            others = torch.index_select(self.tokens, 0, candidates.flatten(), out=room[: candidates.numel()])
-            found.append(distances(self.tokens[some, None], others.view(*candidates.shape, -1)).squeeze(1))
-        return torch.cat(found)
+    def _largest(self) -> Tensor:
+        """The largest distance of all pairs, among the tokens whose upper bound reaches it."""
+        largest = distances(self.tokens[self.found.farthest.argmax(), None], self.tokens).max()
+        possible = ~(self.found.farthest < largest.double().square())
+        far = torch.unique(self.tokens[possible], dim=0)
+        return torch.stack([largest, *(distances(some, far).max() for some in torch.split(far, _TILE_ROWS))]).max()
 
 
-def _unsure(nearest: Tensor, beyond: Tensor) -> Tensor:
-    """Rows in which a token beyond the candidates may be nearer than the last of ``nearest``; NaN may be anything."""
-    return (~(nearest[:, -1].double().square() <= beyond)).nonzero().squeeze(1)
-
-
-def _smallest(tile: Tensor, count: int, grouped: int) -> tuple[Tensor, Tensor]:
-    """The smallest numbers of each row, rising, and their columns [R, count].
-
-    They are in the ``count`` groups of the smallest minima, and minima are cheap.
-    """
-    if grouped == 1:
+def _smallest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The smallest numbers of each row, ascending, and their columns [R, count]."""
+    # They lie in the ``count`` groups of columns with the smallest minima. Minima are faster than a selection.
+    groups = tile.view(len(tile), _GROUP, -1)  # [R, _GROUP, groups]
+    if groups.shape[2] <= count:
         return tile.topk(count, largest=False)
-    groups = tile.view(len(tile), grouped, -1)  # [R, grouped, G]
-    chosen = groups.amin(1).topk(count, largest=False, sorted=False).indices  # [R, count]
-    starts = torch.arange(0, tile.shape[1], groups.shape[2], device=tile.device)  # [grouped]
-    members = (starts[:, None] + chosen[:, None]).flatten(1)  # [R, grouped * count]
-    smallest, place = tile.gather(1, members).topk(count, largest=False)
-    return smallest, members.gather(1, place)
-
-
-def _split(rows: Tensor | slice, step: int) -> Sequence[Tensor | slice]:
-    """Rows in pieces; a slice of all of them copies nothing."""
-    if isinstance(rows, Tensor):
-        return torch.split(rows, step)
-    return [slice(start, min(start + step, rows.stop)) for start in range(rows.start, rows.stop, step)]
-
-
-def _tile_rows(tokens: Tensor) -> int:
-    """How many rows of the distance matrix are held at once."""
-    return max(_TILE_ROWS, _TILE_BYTES // (len(tokens) * tokens.itemsize))
+    chosen = groups.amin(1).topk(count, largest=False).indices  # [R, count]
+    starts = torch.arange(0, tile.shape[1], groups.shape[2], device=tile.device)  # [_GROUP]
+    columns = (starts[:, None] + chosen[:, None]).flatten(1)  # [R, _GROUP * count]
+    smallest, place = tile.gather(1, columns).topk(count, largest=False)
+    return smallest, columns.gather(1, place)

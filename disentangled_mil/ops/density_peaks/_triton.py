@@ -1,6 +1,10 @@
-"""The same distances on CUDA, summed over differences by Triton kernels. Nothing of size N x N is kept.
+"""Distances on CUDA, as sums over differences in Triton kernels, in O(N) memory.
 
-Triton is imported here, so this module is imported at the first call.
+*How it is tiled.* A program holds 64 rows and goes through the columns, 128 at a time. It keeps the smallest squared
+distances of its rows. With too few blocks of rows for the device, the columns are cut into segments as well, whose
+results are combined here. For `gap`, tokens are sorted by rank, so that a row needs only the columns before it.
+
+This module imports Triton, so it is itself imported at the first call.
 """
 
 import torch
@@ -11,14 +15,14 @@ from . import _triton_kernels as kernels
 
 _ROWS, _COLUMNS, _CHANNELS = 64, 128, 4
 _OPTIONS = {"ROWS": _ROWS, "COLUMNS": _COLUMNS, "CHANNELS": _CHANNELS, "num_warps": 4, "enable_fp_fusion": True}
-_PROGRAMS = 4  # per multiprocessor; where there are fewer blocks of rows than that, the columns are cut as well
+_PROGRAMS = 4  # per multiprocessor; with fewer blocks of rows the columns are cut into segments
 
 
-class Distances:
-    """Searches among the tokens of a bag [N, C].
+class KernelDistances:
+    """Distances of the tokens [N, C] of a bag, found by kernels.
 
     Raises:
-        ValueError: the tokens are not on a CUDA device, and Triton does not interpret.
+        ValueError: If the tokens are not on a CUDA device and Triton does not interpret kernels.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -30,7 +34,7 @@ class Distances:
         self.tokens = tokens
 
     def nearest(self, count: int) -> Tensor:
-        """The smallest distances of every token to any token, itself included, rising [N, count]."""
+        """The smallest distances of every token to any token, itself included, ascending [N, count]."""
         size, slots = len(self.tokens), 1 << (count - 1).bit_length()
         tokens, segments, span = _cut(self.tokens)
         found = tokens.new_empty(segments, size, slots)
@@ -53,7 +57,7 @@ class Distances:
 
 
 def _cut(tokens: Tensor) -> tuple[Tensor, int, int]:
-    """The tokens as the kernels take them, into how many segments their columns are cut, and of which length."""
+    """Tokens in the layout of the kernels, the number of segments of columns, and the length of a segment."""
     size, width = tokens.shape
     multiprocessors = torch.cuda.get_device_properties(tokens.device).multi_processor_count if tokens.is_cuda else 1
     tiles = -(-size // _COLUMNS)

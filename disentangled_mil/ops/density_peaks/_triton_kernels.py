@@ -1,12 +1,12 @@
 # mypy: ignore-errors
-"""Kernels of density peaks: squared distances, summed over differences a tile at a time, and what is wanted of them.
+"""Kernels of density peaks: the smallest squared distances of every token.
 
-What both share:
+Both kernels share this layout:
 
-* Tokens come transposed, [channels, stride], padded with zeros to whole tiles and to a multiple of ``CHANNELS``.
-* A program has ``ROWS`` tokens and goes through the columns of one segment, ``span`` of them; programs of later
-  segments have the same rows and results of their own.
-* The channels of a pair are always added up in the same order: equal tokens have equal distances.
+* Tokens are transposed, [channels, stride]. Zeros pad them to whole tiles and to a multiple of ``CHANNELS``.
+* A program holds ``ROWS`` tokens and goes through the ``span`` columns of one segment. Every segment has results of its
+  own.
+* The channels of a pair are always added in the same order, so equal tokens have equal distances.
 """
 
 import triton
@@ -29,7 +29,7 @@ def nearest(
 ):
     """The smallest squared distances of each row within a segment, in no order [segments, size, SLOTS]."""
     row, slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, SLOTS)
-    # As many slots as a power of two needs; those that nobody asked for are never the largest.
+    # Triton needs a power of two. The slots beyond COUNT hold -inf, so they are never the largest.
     best = tl.full([ROWS, SLOTS], float("inf"), tokens.dtype.element_ty)
     best = tl.where(slot[None, :] < COUNT, best, -float("inf"))
     first = tl.program_id(1) * span
@@ -61,11 +61,11 @@ def nearest_earlier(
     COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The smallest squared distance of each row to earlier columns of a segment, and the largest [segments, size].
+    """The smallest squared distance of each row to the columns before it in a segment, and the largest one.
 
-    No column after the tile of the last row is looked at: as a row it has the same distances.
+    Both results are [segments, size]. Later columns are skipped, because each pair is seen from its later token.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # long rows first
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows start first
     row = block * ROWS + tl.arange(0, ROWS)
     least = tl.full([ROWS], float("inf"), tokens.dtype.element_ty)
     most = tl.full([ROWS], 0.0, tokens.dtype.element_ty)

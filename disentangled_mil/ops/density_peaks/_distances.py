@@ -1,0 +1,19 @@
+"""What the clustering needs to know about the distances of a bag's tokens."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Distances(Protocol):
+    """Distances of the tokens [N, C] of a bag. `nearest` is called once, and then `gap`."""
+
+    def __init__(self, tokens: Tensor) -> None: ...
+
+    def nearest(self, count: int) -> Tensor:
+        """The smallest distances of every token to any token, itself included, ascending [N, count]."""
+        ...
+
+    def gap(self, rank: Tensor) -> Tensor:
+        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        ...
