@@ -1,5 +1,8 @@
 """From coordinates to cells."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,9 +162,59 @@ def test_a_step_of_several_patches_makes_coarser_cells(step: float, cells: int) 
 
 def test_a_step_in_another_unit_is_refused() -> None:
     coords = rectangle(50, 40)  # numbers of cells, not pixels
-    message = r"^step must be .* 2000 different coordinates would share 1 x 1 cells of side 4096$"
+    message = r"^step must be .*, got 4096: 2000 different coordinates would share 1 x 1 cells$"
     with pytest.raises(ValueError, match=message):
         Grid.from_coords(coords, step=4096)
     assert Grid.from_coords(coords[:128], step=4096).shapes == ((1, 1),)
     repeated = coords[:1].expand(2000, 2)
     assert Grid.from_coords(repeated, step=4096).shapes == ((1, 1),)
+
+
+@given(
+    size=st.tuples(st.integers(4, 20), st.integers(4, 20)),
+    share=st.floats(0.3, 1),
+    pitch=st.sampled_from([1.0, 112.0, 224.63, 454.36]),
+    origin=st.integers(-(10**5), 10**5),
+    seed=st.integers(0, 10**6),
+)
+@few
+def test_a_lattice_with_holes_and_rounded_coordinates_is_found_again(
+    size: tuple[int, int], share: float, pitch: float, origin: int, seed: int
+) -> None:
+    cells = rectangle(*size)
+    cells = cells[torch.rand(len(cells), generator=torch.Generator().manual_seed(seed)) < share]
+    if len(cells) >= 8:
+        grid = Grid.from_coords((cells * pitch).floor() + origin)
+        assert torch.equal(grid.cells[0], cells - cells.amin(0))
+
+
+@given(pieces=st.integers(2, 6), share=st.floats(0.6, 1), seed=st.integers(0, 10**6))
+@few
+def test_pieces_with_holes_and_offsets_of_their_own_keep_their_shape(pieces: int, share: float, seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    shapes, coords = [], []
+    for piece in range(pieces):
+        cells = rectangle(9, 6)[torch.rand(54, generator=source) < share]
+        corner = torch.randint(0, 10**3, (2,), generator=source) + torch.tensor([4000 * piece, 0])
+        shapes.append(cells - cells.amin(0))
+        coords.append(256 * cells + corner)
+    placed = Grid.from_coords(torch.cat(coords)).cells[0].split([len(cells) for cells in shapes])
+    assert all(torch.equal(cells - cells.amin(0), shape) for cells, shape in zip(placed, shapes, strict=True))
+
+
+@pytest.mark.parametrize(("slide", "pitch"), [("TCGA-AD-6964", 512), ("TCGA-DC-5869", 224), ("TCGA-QG-A5YV", 224)])
+def test_every_patch_of_a_real_slide_has_a_cell_of_its_own(shared: Path, slide: str, pitch: int) -> None:
+    h5py = pytest.importorskip("h5py")
+    (path,) = (shared / "data" / "wsi_features").glob(f"{slide}*.h5")
+    with h5py.File(path) as file:
+        coords = torch.from_numpy(file["coords"][:])
+    assert torch.equal(Grid.from_coords(coords).cells[0], (coords - coords.amin(0)) // pitch)
+    assert len(torch.unique(coords // pitch, dim=0)) == len(coords)
+
+
+def test_maps_of_real_kidney_cancers_are_laid_out_tile_by_tile(shared: Path) -> None:
+    with np.load(shared / "data" / "tcga_kirc" / "tilemaps.npz") as maps:
+        for name in maps.files[::20]:
+            rows, columns = np.nonzero(maps[name] >= 0)
+            tiles = torch.from_numpy(np.stack([columns, rows], axis=1))
+            assert torch.equal(Grid.from_coords(448 * tiles).cells[0], tiles - tiles.amin(0)), name
