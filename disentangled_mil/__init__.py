@@ -8,7 +8,6 @@ from .losses import (
     batch_similarity_consistency,
     discrete_time_nll,
     inter_magnification_consistency,
-    match_prototypes,
     prediction_distillation,
     representation_distillation,
 )
@@ -25,6 +24,7 @@ from .nn import (
     SNNEncoder,
     SubspaceHead,
 )
+from .ops import match_prototypes
 from .optim import CGCOptimizer, CGCReport
 from .tasks import Classification, DiscreteSurvival, SurvivalTarget, task_from_state
 

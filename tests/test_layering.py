@@ -26,7 +26,7 @@ LAYERS = {
     "report": {"ops", "bags", "nn", "losses", "tasks", "models", "data"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "tasks", "optim", "models", "data", "report"},
-    "": {"bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
+    "": {"ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
     "cli": {"", "ops", "bags", "nn", "losses", "tasks", "optim", "models", "data", "report", "train"},
     "__main__": {"cli"},
 }

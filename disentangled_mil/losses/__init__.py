@@ -9,7 +9,6 @@ from .distillation import (
     DistillationLoss,
     DistillationTargets,
     SubspaceDistillation,
-    match_prototypes,
     prediction_distillation,
     representation_distillation,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "batch_similarity_consistency",
     "discrete_time_nll",
     "inter_magnification_consistency",
-    "match_prototypes",
     "prediction_distillation",
     "representation_distillation",
 ]

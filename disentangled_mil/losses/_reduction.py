@@ -1,4 +1,4 @@
-"""What the losses share about the batch dimension."""
+"""What the losses share about the samples of a batch."""
 
 from torch import Tensor
 
@@ -6,16 +6,16 @@ from .._checks import check_shape
 
 
 def check_batch(name: str, tensor: Tensor) -> None:
-    """Check that there is a sample to take the mean over."""
+    """Check that there is a sample for the mean."""
     if tensor.shape[0] == 0:
         raise ValueError(f"{name} must hold at least one sample, got shape {list(tensor.shape)}")
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """``sum_i w_i v_i / sum_i w_i``; the plain mean without weights; 0 with a gradient path if all are 0.
+    """The mean ``sum_i w_i v_i / sum_i w_i`` of values [B] with weights [B], if there are any.
 
-    Shape:
-        ``values``, ``weight`` [B].
+    Returns:
+        A scalar. It is 0 with a gradient of 0 if all weights are 0.
     """
     if weight is None:
         return values.mean()
@@ -25,10 +25,10 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def without_absent(rows: Tensor, weight: Tensor | None) -> Tensor:
-    """Rows of weight 0 as zeros, so that whatever they hold (NaN even) reaches neither loss nor gradient.
+    """Rows [B, ...] with zeros where the weight [B] is 0.
 
-    Shape:
-        ``rows`` [B, ...]; ``weight`` [B].
+    Returns:
+        The rows. What a row of weight 0 holds, even NaN, reaches neither the loss nor a gradient.
     """
     if weight is None:
         return rows

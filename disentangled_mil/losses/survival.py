@@ -13,37 +13,42 @@ from ._reduction import check_batch
 def discrete_time_nll(
     logits: Tensor, interval: Tensor, *, event: Tensor, alpha: float = 0.0, reduction: str = "mean"
 ) -> Tensor:
-    """Negative log-likelihood of discrete survival times that may be censored.
+    r"""Negative log-likelihood of discrete survival times that may be censored.
 
-    A death in interval k contributes ``-log h(k) - log S(k - 1)``, a patient lost to follow-up in interval k
-    ``-(1 - alpha) log S(k)``, with ``h = sigmoid(logits)`` and ``S(k) = prod_{j <= k} (1 - h(j))``.
+    With hazards :math:`h = \mathrm{sigmoid}(\mathrm{logits})` and survival :math:`S(k) = \prod_{j \le k} (1 - h(j))`:
+
+    .. math::
+        \mathrm{loss} = \begin{cases}
+            -\log h(k) - \log S(k - 1) & \text{if the death was observed in interval } k \\
+            -(1 - \alpha) \log S(k) & \text{if the time is censored in interval } k
+        \end{cases}
 
     Args:
-        logits: hazard logits.
-        interval: interval of the last observation, from 0 to K - 1.
-        event: 1 or True where the death was observed, 0 or False where the time is censored, of any type.
-        alpha: share by which censored terms are down-weighted, from 0 to 1.
-        reduction: ``"mean"`` or ``"sum"`` over the batch, or ``"none"``.
+        logits: Hazard logits.
+        interval: Interval of the last observation, from 0 to K - 1.
+        event: 1 or True = the death was observed, 0 or False = the time is censored, in any type.
+        alpha: Share by which censored terms are reduced, from 0 to 1.
+        reduction: Reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
-        ``logits`` [B, K]; ``interval``, ``event`` [B].
+        logits [B, K], interval [B], event [B].
 
     Returns:
-        A scalar, or [B] for ``"none"``, in float32 or, for float64 input, float64.
+        A scalar, or [B] for ``"none"``, in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor or ``interval`` not an integer one.
-        ValueError: a shape, ``alpha`` or ``reduction`` is none of the above, or the batch is empty; on the CPU, an
-            interval or an event is none of the above. On a GPU, where values are not read, the interval then fails
-            the kernel and the event makes the loss NaN.
+        TypeError: If ``logits`` is not a floating-point tensor or ``interval`` not an integer one.
+        ValueError: If a shape differs, an option is out of range, or the batch is empty. On the CPU, also if an
+            interval or an event is out of range. On a GPU values are not read: the interval then fails the kernel, and
+            the event makes the loss NaN.
 
     Source:
-        The survival loss of the paper, over hazards in quartile bins; the likelihood is that of Zadeh and
-        Schmid, "Bias in Cross-Entropy-Based Training of Deep Survival Networks", IEEE TPAMI 2021.
+        The survival loss of the paper, over hazards in quartile bins. The likelihood is that of Zadeh and Schmid, "Bias
+        in Cross-Entropy-Based Training of Deep Survival Networks", IEEE TPAMI 2021.
 
     Differs from the source:
-        Works on logits in the logarithm where the usual code clamps probabilities, so the gradient never
-        vanishes for a wrong prediction, however sure; takes ``event`` where it takes ``1 - event``.
+        The loss starts from logits and stays in the logarithm, where the usual code clamps probabilities. Its gradient
+        therefore never vanishes, however confident a wrong prediction is. ``event`` replaces ``1 - event``.
 
     Example:
         >>> import torch

@@ -1,83 +1,76 @@
-"""Intra-modal token aggregation: a bag's tokens gathered into a few prototypes."""
+"""Intra-modal token aggregation (ITA): the tokens of a bag become a few prototypes."""
 
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .._checks import (
-    check_choice,
-    check_count,
-    check_floating,
-    check_interval,
-    check_mask,
-    check_shape,
-)
-from .._operators import operator
-from ..ops.density_peaks import density_peaks
-from ..ops.segment_mean import segment_mean, segment_softmax
+from .._checks import check_choice, check_count, check_floating, check_interval, check_mask, check_shape
+from ..ops import density_peaks, match_prototypes, segment_mean, segment_softmax
 
 __all__ = ["ITA", "ITAOutput"]
 
 
 class ITAOutput(NamedTuple):
-    """Prototypes, and which tokens they were made of."""
+    """The result of `ITA`.
 
-    prototypes: Tensor  # [B, K, C]
-    assignment: Tensor  # [B, N]
-    weights: Tensor  # [B, N]
-    centers: Tensor  # [B, K]
+    Attributes:
+        prototypes: Prototypes by slot [B, K, C].
+        assignment: The slot of each token [B, N]; -1 for padding.
+        weights: The share of each token in its prototype [B, N]; zero for padding.
+        centers: The token at the center of each prototype [B, K]; -1 where there is none.
+    """
+
+    prototypes: Tensor
+    assignment: Tensor
+    weights: Tensor
+    centers: Tensor
 
 
 class ITA(nn.Module):
-    r"""Gather a bag's tokens into prototypes: density peaks, then means weighted by learned significance.
+    r"""Aggregate the tokens of a bag into prototypes: density-peak clusters, then weighted means.
 
     .. math::
         z = \mathrm{LayerNorm}(x), \qquad
         p_k = \sum_{i : a_i = k} w_i z_i, \qquad
         w_i = \frac{e^{\mathrm{Linear}(z_i)}}{\sum_{j : a_j = a_i} e^{\mathrm{Linear}(z_j)}}
 
-    with the clusters :math:`a` of `density_peaks`. The peaks of a bag have no names. So that prototype k
-    means the same in every bag, the layer keeps one *anchor* per slot: each bag's prototypes are matched to
-    the anchors (Hungarian method on cosine distance), one to one, in training and evaluation alike. In
-    training every anchor follows the prototypes of its slot,
+    The clusters :math:`a` are those of `density_peaks`, and their order differs from bag to bag. The layer therefore
+    keeps one *anchor* per slot. `match_prototypes` matches the prototypes of each bag to the anchors by their cosine, in
+    training and in evaluation, so prototype k means the same in every bag. In training, every anchor follows the
+    prototypes of its slot:
 
     .. math:: \mathrm{anchor}_k \leftarrow m\,\mathrm{anchor}_k + (1 - m)\,\operatorname{mean}_b p_{bk}
 
-    or, where a teacher decides which prototype is which, the prototypes given to `follow`.
+    If a teacher decides the order of the prototypes, the anchors follow those given to `follow` instead.
 
     Args:
         dim: Width C of a token.
         prototypes: Number of prototypes K.
-        neighbors: How many nearest tokens make the density of `density_peaks`.
-        momentum: What an anchor keeps of itself in one step, in [0, 1]; with 1 the anchors never move.
-        order: ``"anchor"``, or ``"peak"`` for the order of falling peak score, as released; then without
-            anchors.
-        eps: added to the sum of a prototype's weights exp(Linear(z)); the released code has 1e-6.
-        self_following: Whether forward in training mode moves the anchors; False leaves them to `follow`.
+        neighbors: Number of nearest tokens that define the density of `density_peaks`.
+        momentum: Share m of itself that an anchor keeps in one step, in [0, 1]. With 1 the anchors never move.
+        order: Order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
+            released code, without anchors.
+        eps: Number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
+        self_following: Whether a forward pass in training mode moves the anchors. False leaves them to `follow`.
 
     Shape:
         tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
 
     Returns:
-        ``prototypes`` [B, K, C], by slot; ``assignment`` [B, N], the slot of each token, -1 for padding;
-        ``weights`` [B, N], which sum to one in every prototype that has tokens, zero for padding; ``centers``
-        [B, K], the token at the center of each prototype, -1 where there is none. A bag with fewer than K
-        real tokens fills the slots left over with the weighted mean of all its tokens; a bag without real
-        tokens has zero prototypes.
+        An `ITAOutput`. The weights sum to one in every prototype that has tokens. A bag with fewer than K real tokens
+        fills the other slots with the weighted mean of all its tokens. A bag without real tokens has zero prototypes.
 
     Raises:
-        TypeError: ``tokens`` is not floating-point, ``mask`` not bool, or an option has the wrong type.
-        ValueError: a shape or an option is not as described.
+        TypeError: If ``tokens`` is not floating-point, ``mask`` is not bool, or an option has the wrong type.
+        ValueError: If a shape or an option is not as described.
 
     Source:
         Equations 8-12 of the paper.
 
     Differs from the source:
-        The order of the prototypes, which the paper leaves open, is the anchors'; K is a number, not a share
-        of the tokens; weights are divided by their sum alone (``eps``).
+        The paper leaves the order of the prototypes open; here it is the order of the anchors. K is a number, not a
+        share of the tokens. Weights are divided by their sum alone, without ``eps``.
 
     Example:
         >>> import torch
@@ -118,7 +111,7 @@ class ITA(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.significance = nn.Linear(dim, 1)
         default = torch.get_default_dtype()
-        anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))  # half has no QR
+        anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))  # QR needs float32
         self.register_buffer("anchors", nn.init.orthogonal_(anchors).to(default) if order == "anchor" else None)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> ITAOutput:
@@ -132,18 +125,19 @@ class ITA(nn.Module):
         significance = self.significance(normed).squeeze(2).to(normed)  # [B, N]
         assignment, centers, _ = density_peaks(normed, self.prototypes, neighbors=self.neighbors, mask=mask)
         weights = segment_softmax(significance, assignment, self.prototypes)
-        # Without eps only the ratios of the weights matter, and the softmax's cannot overflow.
+        # Without eps only the ratios of the weights matter, and those of the softmax cannot overflow.
         merging = significance.exp() if self.eps else weights
         prototypes = segment_mean(normed, assignment, self.prototypes, weight=merging, eps=self.eps)
 
-        whole = mask.long() - 1  # one segment of all real tokens
+        whole = mask.long() - 1  # all real tokens are one segment
         weight = segment_softmax(significance, whole, 1)  # [B, N]
         everything = segment_mean(normed, whole, 1, weight=weight)  # [B, 1, C]
         prototypes = prototypes.where(centers[..., None] >= 0, everything)
 
         if self.anchors is not None:
-            slot = _match(prototypes.detach(), self.anchors, centers >= 0)  # [B, K], by cluster
-            cluster = slot.argsort(1)  # [B, K], by slot
+            anchors = self.anchors.expand_as(prototypes)
+            cluster = match_prototypes(prototypes, anchors, present=centers >= 0, metric="cosine")  # [B, K], by slot
+            slot = cluster.argsort(1)  # [B, K], by cluster
             assignment = slot.gather(1, assignment.clamp(min=0)).where(mask, -1)
             centers = centers.gather(1, cluster)
             prototypes = prototypes.gather(1, cluster[..., None].expand_as(prototypes))
@@ -155,20 +149,21 @@ class ITA(nn.Module):
     def follow(self, prototypes: Tensor, present: Tensor | None = None) -> None:
         """Move the anchors toward prototypes whose slots are known.
 
-        Prototypes that are not finite, as mixed precision makes them in a step it then skips, are left out.
-        Every process of a distributed run follows its own bags; ``DistributedDataParallel`` keeps those of rank 0.
+        Prototypes that are not finite are left out. Mixed precision makes such values in a step that it then skips. In
+        a distributed run every process follows its own bags, and ``DistributedDataParallel`` keeps the anchors of
+        rank 0.
 
         Args:
-            prototypes: Prototypes by slot, detached here.
-            present: True = the bag has this prototype. All are there without it.
+            prototypes: Prototypes by slot. They are detached here.
+            present: True = the bag has this prototype. Without it all are present.
 
         Shape:
             prototypes [B, K, C], present [B, K].
 
         Raises:
-            TypeError: ``present`` is not bool.
-            ValueError: a shape is not as described.
-            RuntimeError: the layer has no anchors.
+            TypeError: If ``present`` is not bool.
+            ValueError: If a shape is not as described.
+            RuntimeError: If the layer has no anchors.
 
         Example:
             >>> import torch
@@ -194,17 +189,3 @@ class ITA(nn.Module):
             f"{self.dim}, prototypes={self.prototypes}, neighbors={self.neighbors}, "
             f"momentum={self.momentum}, order={self.order!r}, eps={self.eps}, self_following={self.self_following}"
         )
-
-
-@operator("match")
-def _match(prototypes: Tensor, anchors: Tensor, present: Tensor) -> Tensor:
-    """The slot of each prototype [B, K]; those not present take the slots left over."""
-    toward = F.normalize(prototypes.double(), dim=2) @ F.normalize(anchors.double(), dim=1).T  # [B, K, K]
-    similarity = toward.nan_to_num().where(present[..., None], 0).cpu().numpy()
-    slots = [linear_sum_assignment(bag, maximize=True)[1].tolist() for bag in similarity]
-    return torch.tensor(slots, dtype=torch.int64, device=prototypes.device).reshape(present.shape)
-
-
-@_match.register_fake
-def _(prototypes: Tensor, anchors: Tensor, present: Tensor) -> Tensor:
-    return torch.empty_like(present, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Projection of conflicting gradients: pure mathematics on rows of numbers, free of GPU synchronization."""
+"""Projection of conflicting gradients: pure functions of rows of numbers, without waiting for a device."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
@@ -11,7 +11,14 @@ from .._precision import widened
 
 
 class Coordinated(NamedTuple):
-    """Coordinated gradients, and what was found and done."""
+    """The result of `coordinate`.
+
+    Attributes:
+        gradients: Coordinated gradients [S, R, P]. Rows without conflict are bit for bit those given.
+        cosine: Cosines of the gradients given [pairs, R], in the order of ``itertools.combinations(range(S), 2)``; 0 if
+            a gradient has no direction.
+        projected: Whether a row was changed [S, R].
+    """
 
     gradients: Tensor
     cosine: Tensor
@@ -21,42 +28,37 @@ class Coordinated(NamedTuple):
 def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
     r"""Remove from every gradient what conflicts with the gradients of more confident subspaces.
 
-    In falling confidence, row by row,
+    In descending confidence, row by row,
 
     .. math:: g'_s = \arg\min_x \|x - g_s\| \quad\text{such that}\quad \langle x, g'_t \rangle \ge 0
               \text{ for all } t \text{ with confidence}_t > \text{confidence}_s,
 
-    the nearest point of a cone. For two subspaces in conflict this is the projection of :math:`g_s` onto the
-    orthogonal complement of :math:`g_t`. For more it is the projection onto the complement of some of the
-    :math:`g'_t`: of all :math:`2^n` choices among :math:`n` more confident subspaces, the longest projection
-    that conflicts with none of them. Projecting on one after the other instead would change more than needed
-    and depend on the order of equally confident rivals. The price doubles with every subspace, which is
-    nothing for the handful this is made for.
+    which is the nearest point of a cone. For two subspaces in conflict it is the projection of :math:`g_s` onto the
+    orthogonal complement of :math:`g_t`. For more subspaces it is the projection onto the complement of a subset of the
+    :math:`g'_t`: of all :math:`2^n` subsets of the :math:`n` more confident subspaces, the longest projection that
+    conflicts with none of them. Projecting on one after the other would change more than needed, and its result would
+    depend on the order of equally confident subspaces. The cost doubles with every subspace, which is small for a few.
 
-    Equal confidences decide nothing: neither subspace is changed for the other's sake, nor for or by one
-    whose confidence is NaN. A gradient that is zero or not finite in a row is left as it is there and is
-    nobody's rival. A conflict smaller than rounding, :math:`|\cos| \le 32\,\epsilon`, is none; a rest
-    smaller than that is zero.
+    Subspaces of equal confidence do not change each other, and a confidence of NaN changes nothing. A row that is zero
+    or not finite is left as it is and conflicts with nothing. Two gradients do not conflict within rounding,
+    :math:`|\cos| \le 32\,\epsilon`. A projection that is shorter than rounding is zero.
 
     Args:
-        gradients: gradients of corresponding parameters, any floating-point type; the arithmetic is done in
-            float32 or, if that is wider, in their own type.
-        confidence: how confident each subspace is; only the order counts.
+        gradients: Gradients of corresponding parameters, in any floating-point type. The arithmetic has at least
+            float32.
+        confidence: Confidence of each subspace. Only the order counts.
 
     Shape:
-        gradients: [S, R, P], R rows of P numbers that are treated independently; confidence: [S].
+        gradients [S, R, P], R rows of P numbers that are independent of each other; confidence [S].
 
     Returns:
-        ``gradients`` [S, R, P], rows without conflict bit for bit as they came; ``cosine`` [pairs, R]
-        before the projection, pairs as ``itertools.combinations(range(S), 2)``, 0 where there is no
-        direction; ``projected`` [S, R], whether the row was changed.
+        A `Coordinated`.
 
     Source:
-        *Disentangled Multi-modal Learning of Histology and Transcriptomics for Cancer Characterization*,
-        eq. 6.
+        *Disentangled Multi-modal Learning of Histology and Transcriptomics for Cancer Characterization*, equation 6.
 
     Differs from the source:
-        The paper has two subspaces; the cone extends its rule to any number.
+        The paper has two subspaces. The cone extends its rule to any number.
 
     Example:
         >>> gradients = torch.tensor([[[1.0, 1.0]], [[-2.0, 1.0]]])  # [S, R, P]
@@ -65,7 +67,7 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
     """
     exact = widened(gradients)
     size = exact.abs().amax(-1, keepdim=True)  # [S, R, 1]
-    # Scaled, so that squares neither vanish nor overflow.
+    # Scaling keeps squares from underflow and overflow.
     scaled = torch.where(size.isfinite() & (size > 0), exact / size, 0.0)  # [S, R, P]
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)  # [S, R, 1]
     unit = _unit(scaled)
@@ -76,9 +78,9 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
     first, *others = unit.index_select(0, order)
     directions, nearest, projected = [first], [first], [torch.zeros_like(first[:, 0], dtype=torch.bool)]
     for rank, gradient in enumerate(others, start=1):
-        rivals = [torch.where(ranked[t] > ranked[rank], directions[t], 0.0) for t in range(rank)]
-        projected.append(_conflicts(gradient, rivals).squeeze(-1))
-        nearest.append(_nearest(gradient, rivals))
+        above = [torch.where(ranked[t] > ranked[rank], directions[t], 0.0) for t in range(rank)]
+        projected.append(_conflicts(gradient, above).squeeze(-1))
+        nearest.append(_nearest(gradient, above))
         directions.append(_unit(nearest[-1]))
 
     back = order.argsort()
@@ -88,48 +90,54 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
     return Coordinated(result, cosine, changed)
 
 
-def _nearest(gradient: Tensor, rivals: Sequence[Tensor]) -> Tensor:
-    """Return the longest of the projections that conflicts with no rival, which is the nearest; else zero."""
+def _nearest(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """The longest projection that conflicts with none of the others, which is also the nearest; else zero [R, P]."""
     best = torch.zeros_like(gradient)  # [R, P]
     length = torch.full_like(gradient[:, :1], _rounding(gradient))  # [R, 1]
-    for candidate in _projections(gradient, rivals, basis=[]):
+    for candidate in _projections(gradient, others, basis=[]):
         norm = torch.linalg.vector_norm(candidate, dim=-1, keepdim=True)
-        better = (norm > length) & ~_conflicts(candidate, rivals)
+        better = (norm > length) & ~_conflicts(candidate, others)
         best, length = torch.where(better, candidate, best), torch.where(better, norm, length)
     return best
 
 
-def _projections(gradient: Tensor, rivals: Sequence[Tensor], basis: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the projections onto the orthogonal complements of all choices of rivals, each choice once.
+def _projections(gradient: Tensor, others: Sequence[Tensor], basis: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the projections onto the orthogonal complements of all subsets of ``others``, each subset once.
 
-    ``basis`` is an orthonormal basis of the rivals already chosen, to which ``gradient`` is orthogonal.
+    Args:
+        gradient: Gradient that is orthogonal to the basis.
+        others: Directions that may still be chosen.
+        basis: Orthonormal basis of the directions that are chosen already.
+
+    Yields:
+        Projections [R, P].
     """
     yield gradient
-    for chosen, axis in enumerate(rivals):
-        for _ in range(2):  # once leaves rounding along the basis when the axis is nearly within it
+    for chosen, axis in enumerate(others):
+        for _ in range(2):  # One pass leaves rounding errors if the axis nearly lies in the span of the basis.
             for known in basis:
                 axis = axis - _dot(axis, known) * known
             axis = _unit(axis)
         rest = gradient - _dot(gradient, axis) * axis
-        yield from _projections(rest, rivals[chosen + 1 :], [*basis, axis])
+        yield from _projections(rest, others[chosen + 1 :], [*basis, axis])
 
 
-def _conflicts(gradient: Tensor, rivals: Sequence[Tensor]) -> Tensor:
-    """Return [R, 1], whether a row points against any rival by more than rounding."""
-    return torch.stack([_dot(gradient, rival) for rival in rivals]).amin(0) < -_rounding(gradient)
+def _conflicts(gradient: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Whether a row points against any of the others by more than rounding [R, 1]."""
+    return torch.stack([_dot(gradient, other) for other in others]).amin(0) < -_rounding(gradient)
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Return rows of length one; those no longer than rounding become zero."""
+    """Rows of length one. Rows that are shorter than rounding become zero."""
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.where(norm > _rounding(rows), rows / norm, 0.0)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return row-wise inner products [..., 1]; products and sums, because matrix products may run in TF32."""
+    """Row-wise inner products [..., 1], without a matrix product, which may run in TF32."""
     return (a * b).sum(-1, keepdim=True)
 
 
 def _rounding(rows: Tensor) -> float:
-    """Return how far inner products of vectors of length one may be off."""
+    """The rounding error of an inner product of two vectors of length one."""
     return 32 * torch.finfo(rows.dtype).eps

@@ -1,4 +1,4 @@
-"""Confidence-guided gradient coordination (CGC) around any optimizer."""
+"""Confidence-guided coordination (CGC) of gradients, around any optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
@@ -8,23 +8,24 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from .._checks import check_choice, check_floating, check_mapping, check_names, check_shape
+from .._checks import check_choice, check_names, check_shape
+from ._parameters import corresponding_parameters
 from ._projection import coordinate
+from ._wrapper import OptimizerWrapper
 
 Granularity = Literal["row", "tensor", "subspace"]
 
 
 class CGCReport(NamedTuple):
-    """What the last step did; tensors stay on their device until they are read.
+    """The result of the last step. Tensors stay on their device until they are read.
 
     Attributes:
-        cosine: [rows], per pair of subspaces, between their gradients before the coordination; 0 where one of
-            them is zero or not finite.
-        projected: how many rows of each subspace were changed, a scalar tensor.
-        rows: how many rows were compared.
-        confidence: the sums by which was decided, scalar tensors.
+        cosine: Cosine of the gradients of each pair of subspaces before the coordination [rows]; 0 if a gradient is
+            zero or not finite.
+        projected: Number of rows of each subspace whose gradient was projected, a scalar tensor.
+        rows: Number of rows that were compared.
+        confidence: Confidence of each subspace, summed since the last step, a scalar tensor.
     """
 
     cosine: dict[tuple[str, str], Tensor]
@@ -33,72 +34,75 @@ class CGCReport(NamedTuple):
     confidence: dict[str, Tensor]
 
 
-class CGCOptimizer(torch.optim.Optimizer):
-    r"""Let the less confident subspace give way where the gradients of two subspaces conflict.
+class CGCOptimizer(OptimizerWrapper):
+    r"""Project the gradient of a less confident subspace where it conflicts with that of a more confident one.
 
-    Before the wrapped optimizer steps, row by row of the corresponding parameters,
+    Before each step of the wrapped optimizer, row by row of the corresponding parameters,
 
     .. math:: g_s \leftarrow g_s - \frac{\langle g_s, g_t \rangle}{\|g_t\|^2}\, g_t
               \quad\text{if } \cos(g_s, g_t) < 0 \text{ and confidence}_s < \text{confidence}_t .
 
-    With more than two subspaces, in falling confidence, each gradient becomes the nearest one that
-    conflicts with no more confident one. Equal confidences change nothing. A subspace whose parameter
-    has no gradient takes no part there, nor do the parameters of the wrapped optimizer that belong to no
-    subspace.
+    More than two subspaces are taken in descending confidence. Each gradient becomes the nearest one that conflicts
+    with no more confident subspace. Equal confidences change nothing. A parameter without a gradient takes no part, nor
+    do parameters of the wrapped optimizer that belong to no subspace.
 
-    To everything that asks this is a ``torch.optim.Optimizer``: parameter groups, state, ``state_dict``,
-    ``zero_grad`` and hooks are the wrapped optimizer's (hooks are called with that one), and nothing is
-    added to the state. Schedulers are built on either; ``torch.amp.GradScaler`` works as usual, also
-    through ``scaler.step(optimizer, confidence=...)``, because a common scale of the gradients changes no
-    decision.
+    The class is a ``torch.optim.Optimizer``. Parameter groups, ``state_dict``, ``zero_grad`` and hooks are those of the
+    wrapped optimizer, and nothing is added to its state. A scheduler takes either of the two. ``torch.amp.GradScaler``
+    works as usual, also by ``scaler.step(optimizer, confidence=...)``, because a common scale of the gradients changes
+    no decision.
 
-    With several processes, confidences are summed over them in one collective per step, so that all take
-    the same decision. The gradients must already be the same everywhere, as ``DistributedDataParallel``
-    leaves them, and whole: parameters sharded over processes are not supported.
+    With several processes, confidences are summed over them in one collective per step, so all decide alike. The
+    gradients must already be equal in all processes, as ``DistributedDataParallel`` leaves them. Parameters that are
+    sharded over processes are not supported.
 
     Args:
-        optimizer: the optimizer that takes the steps; kept as ``wrapped``.
-        subspace_parameters: per subspace its parameters, e.g. those of its block of a head. They correspond
-            position by position, must have equal shapes there, and must belong to ``optimizer``.
-        granularity: what is compared as one vector: ``"row"``, each row of a parameter along its first
-            dimension, such as a class of the head (parameters with fewer than two dimensions are one row);
-            ``"tensor"``, each parameter; ``"subspace"``, all parameters of a subspace at once.
-        process_group: the processes that train together; all by default.
+        optimizer: Optimizer that takes the steps, kept as ``wrapped``.
+        subspace_parameters: Parameters of each subspace, for example those of its block of a head. They correspond by
+            position, have equal shapes there, and belong to ``optimizer``.
+        granularity: Unit of comparison. ``"row"`` is a row of a parameter along its first dimension, such as a class of
+            the head; a parameter of fewer than two dimensions is one row. ``"tensor"`` is a whole parameter.
+            ``"subspace"`` is all parameters of a subspace together.
+        process_group: Processes that train together; all by default.
 
     Raises:
-        TypeError: ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
+        TypeError: If ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
             floating-point tensor or sharded over processes (a DTensor).
-        ValueError: fewer than two subspaces, parameters that do not correspond, a parameter that
-            ``optimizer`` does not have or that is given twice, or an unknown ``granularity``.
+        ValueError: If there are fewer than two subspaces, parameters do not correspond, ``optimizer`` does not have
+            one, one is given twice, or ``granularity`` is unknown.
 
     Source:
         *Disentangled Multi-modal Learning of Histology and Transcriptomics for Cancer Characterization*,
-        IEEE TMI 2026, section CGC, eq. 6. Projection of conflicting gradients: Yu et al., *Gradient Surgery
+        IEEE TMI 2026, section CGC, equation 6. Projection of conflicting gradients: Yu et al., *Gradient Surgery
         for Multi-Task Learning* (PCGrad), NeurIPS 2020.
 
     Differs from the source:
-        * The projection is the paper's, onto the orthogonal complement. The released code subtracts it twice,
-          which reflects the gradient instead.
-        * The confidence is the caller's. For censored survival, use the likelihood of what was observed
-          (:meth:`disentangled_mil.DiscreteSurvival.confidence`); the released code takes a softmax over
-          hazard logits.
-        * With several processes there is one decision, on summed confidences and reduced gradients; the
-          released code decides in each process and reduces again.
-        * Any number of subspaces, and blocks other than class rows.
+        * The projection is that of the paper, onto the orthogonal complement. The released code subtracts it twice,
+          which reflects the gradient.
+        * The caller gives the confidence. For censored survival, use the likelihood of the observation
+          (:meth:`disentangled_mil.DiscreteSurvival.confidence`). The released code takes a softmax over hazard logits.
+        * Several processes make one decision, on summed confidences and reduced gradients. The released code decides
+          in each process and reduces again.
+        * Any number of subspaces and any unit of comparison are possible.
 
     Example:
+        One head sees tumor patches and the other their surroundings. Lymphocytes (channel 0) lie inside the tumor in
+        class 1 and around it in class 0, so the gradients of the two heads conflict in both class rows.
+
         >>> import torch
         >>> from disentangled_mil import CGCOptimizer
-        >>> names, bag, label = ("tumor", "tme"), torch.randn(500, 16), torch.tensor([2])
-        >>> attend = torch.nn.ModuleDict({s: torch.nn.Linear(16, 1) for s in names})
-        >>> head = torch.nn.ModuleDict({s: torch.nn.Linear(16, 3, bias=False) for s in names})
-        >>> adam = torch.optim.AdamW([*attend.parameters(), *head.parameters()], lr=2e-4)
-        >>> optimizer = CGCOptimizer(adam, {s: head[s].parameters() for s in names})
-        >>> logits = {s: head[s](attend[s](bag).softmax(0).mT @ bag) for s in names}  # [1, 3] each
-        >>> torch.nn.functional.cross_entropy(sum(logits.values()), label).backward()
-        >>> optimizer.step(confidence={s: logits[s].softmax(-1)[0, label].sum() for s in names})
-        >>> optimizer.report.rows
-        3
+        >>> _, labels = torch.manual_seed(0), torch.tensor([0, 1, 0, 1])
+        >>> bags = {s: torch.randn(4, 50, 16) for s in ("tumor", "tme")}
+        >>> bags["tumor"][labels == 1, :, 0] += 2
+        >>> bags["tme"][labels == 0, :, 0] += 2
+        >>> score = torch.nn.ModuleDict({s: torch.nn.Linear(16, 1) for s in bags})
+        >>> head = torch.nn.ModuleDict({s: torch.nn.Linear(16, 2, bias=False) for s in bags})
+        >>> adam = torch.optim.AdamW([*score.parameters(), *head.parameters()], lr=2e-4)
+        >>> optimizer = CGCOptimizer(adam, {s: head[s].parameters() for s in bags})
+        >>> logits = {s: head[s]((score[s](x).softmax(1) * x).sum(1)) for s, x in bags.items()}  # [4, 2] each
+        >>> torch.nn.functional.cross_entropy(sum(logits.values()), labels).backward()
+        >>> optimizer.step(confidence={s: x.softmax(1)[range(4), labels].sum() for s, x in logits.items()})
+        >>> optimizer.report.projected  # rows of the less confident subspace
+        {'tumor': tensor(0), 'tme': tensor(2)}
     """
 
     def __init__(
@@ -109,17 +113,9 @@ class CGCOptimizer(torch.optim.Optimizer):
         granularity: Granularity = "row",
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        # Optimizer.__init__ would build parameter groups and hooks of its own; `optimizer` has them already.
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        super().__init__(optimizer)
         check_choice("granularity", granularity, get_args(Granularity))
-        check_mapping("subspace_parameters", subspace_parameters)
-        for name, given in subspace_parameters.items():
-            if not isinstance(given, Iterable):
-                raise TypeError(f"subspace_parameters[{name!r}] must be several parameters, got {type(given).__name__}")
-        parameters = {name: tuple(given) for name, given in subspace_parameters.items()}
-        _check_parameters(parameters, optimizer)
-        self.wrapped = optimizer
+        parameters = corresponding_parameters(subspace_parameters, optimizer)
         self.subspaces = tuple(parameters)
         self.granularity = granularity
         self.process_group = process_group
@@ -128,17 +124,17 @@ class CGCOptimizer(torch.optim.Optimizer):
         self._last = self._coordinate([], self._zeros(len(self.subspaces)))
 
     def accumulate(self, confidence: Mapping[str, Tensor | float]) -> None:
-        """Add the confidences of a micro-batch to those that the next step decides by.
+        """Add the confidences of a micro-batch to the sums that decide at the next step.
 
-        For gradient accumulation, and for training loops that call ``step()`` without arguments. The sums are
-        cleared by the step, not by ``zero_grad``; a step that a ``GradScaler`` skips leaves them.
+        Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. A step clears
+        the sums, ``zero_grad`` does not, and a step that a ``GradScaler`` skips leaves them.
 
         Args:
-            confidence: one number per subspace, summed over the samples of the micro-batch.
+            confidence: One number per subspace, summed over the samples of the micro-batch.
 
         Raises:
-            TypeError: ``confidence`` is no mapping, or of something else than numbers.
-            ValueError: the names are not those of the subspaces, or a tensor is not a scalar.
+            TypeError: If ``confidence`` is no mapping, or a value is no number.
+            ValueError: If the names are not those of the subspaces, or a tensor is not a scalar.
 
         Example:
             >>> import torch
@@ -148,7 +144,7 @@ class CGCOptimizer(torch.optim.Optimizer):
             >>> for inputs in ([1.0, 0.0], [0.0, 1.0]):  # two micro-batches
             ...     ((a - b) @ torch.tensor(inputs)).backward()
             ...     optimizer.accumulate({"tumor": 0.5, "tme": 0.25})
-            >>> optimizer.step()  # the gradients are opposite, so the less confident one vanishes
+            >>> optimizer.step()  # the gradients are opposite, so that of the less confident subspace becomes zero
             >>> a.tolist(), b.tolist()
             ([-1.0, -1.0], [0.0, 0.0])
         """
@@ -174,23 +170,23 @@ class CGCOptimizer(torch.optim.Optimizer):
         """Coordinate the gradients in place, then step the wrapped optimizer.
 
         Args:
-            closure: computes loss and gradients anew, for optimizers that ask for it; its gradients are
-                coordinated after each evaluation, by the confidences known before and those that this
+            closure: Function that computes loss and gradients again, for optimizers that call it. Its gradients are
+                coordinated after each evaluation, by the confidences from before the step and those that this
                 evaluation accumulated.
-            confidence: one number per subspace, e.g. the sum over the batch of the probability that the
-                subspace alone gives to the truth; added to what was accumulated.
+            confidence: One number per subspace, added to the accumulated ones. An example is the sum over the batch
+                of the probability that the subspace alone gives to the true class.
 
         Returns:
-            What the wrapped optimizer returns: the closure's loss, or None.
+            The result of the wrapped optimizer: the loss of the closure, or None.
 
         Raises:
-            ValueError: no confidence was given or accumulated, or not one number per subspace.
-            TypeError: a gradient is sparse, ``closure`` is not callable, or a confidence no number.
+            ValueError: If no confidence was given or accumulated, or not one number per subspace.
+            TypeError: If a gradient is sparse, ``closure`` is not callable, or a confidence is no number.
         """
         if closure is not None and not callable(closure):
             raise TypeError(
                 f"closure must be callable, got {type(closure).__name__} "
-                "(confidences are given by name: step(confidence=...))"
+                "(give confidences by name: step(confidence=...))"
             )
         if confidence is not None:
             self.accumulate(confidence)
@@ -204,7 +200,7 @@ class CGCOptimizer(torch.optim.Optimizer):
 
     @property
     def report(self) -> CGCReport:
-        """What the last step did; without rows before the first step."""
+        """The result of the last step. Before the first step it has no rows."""
         cosine, projected, confidence = self._last
         pairs = combinations(self.subspaces, 2)
         return CGCReport(
@@ -213,80 +209,6 @@ class CGCOptimizer(torch.optim.Optimizer):
             rows=projected.shape[-1],
             confidence=dict(zip(self.subspaces, confidence, strict=True)),
         )
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The wrapped optimizer's parameter groups."""
-        return self.wrapped.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.wrapped.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The wrapped optimizer's state."""
-        return self.wrapped.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.wrapped.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The wrapped optimizer's default options."""
-        return self.wrapped.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.wrapped.defaults = value
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state, which it can load by itself."""
-        return self.wrapped.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of the wrapped optimizer, saved with or without CGC."""
-        self.wrapped.load_state_dict(state_dict)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients of all parameters of the wrapped optimizer."""
-        self.wrapped.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters to the wrapped optimizer; they belong to no subspace."""
-        self.wrapped.add_param_group(param_group)
-
-    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
-        """Register with the wrapped optimizer; the hook sees coordinated gradients."""
-        return self.wrapped.register_step_pre_hook(hook)
-
-    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
-        """Register with the wrapped optimizer."""
-        return self.wrapped.register_step_post_hook(hook)
-
-    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Register with the wrapped optimizer."""
-        return self.wrapped.register_state_dict_pre_hook(hook, prepend)
-
-    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Register with the wrapped optimizer."""
-        return self.wrapped.register_state_dict_post_hook(hook, prepend)
-
-    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Register with the wrapped optimizer."""
-        return self.wrapped.register_load_state_dict_pre_hook(hook, prepend)
-
-    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Register with the wrapped optimizer."""
-        return self.wrapped.register_load_state_dict_post_hook(hook, prepend)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A scheduler hangs a patched `step` on the instance, bound to this very optimizer.
-        return {name: value for name, value in self.__dict__.items() if name != "step"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
 
     def __repr__(self) -> str:
         options = f"subspaces={self.subspaces}, granularity={self.granularity!r}"
@@ -310,7 +232,7 @@ class CGCOptimizer(torch.optim.Optimizer):
             raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
         confidence = torch.stack([self._sums[name] for name in self.subspaces])  # [S]
         compared = [position for position in self._positions if sum(p.grad is not None for p in position) > 1]
-        # A missing gradient is one of zeros, which is nobody's rival.
+        # A missing gradient is replaced by zeros, which conflict with nothing.
         grads = [tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in position) for position in compared]
         for grad in chain.from_iterable(grads):
             if grad.layout != torch.strided:
@@ -321,21 +243,22 @@ class CGCOptimizer(torch.optim.Optimizer):
 
     def _coordinate(self, positions: list[tuple[Tensor, ...]], confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinate gradients in place; return cosine [pairs, rows], projected [S, rows], confidence [S]."""
-        together = self.granularity == "subspace" and positions
+        # A block is what is compared at once: the gradients of one position, or of all positions together.
+        blocks = [positions] if self.granularity == "subspace" and positions else [[each] for each in positions]
         count = len(self.subspaces)
         cosines = [self._zeros(count * (count - 1) // 2, 0)]
-        changes = [self._zeros(count, 0).bool()]
-        for block in [positions] if together else [[position] for position in positions]:
-            rows = [[self._rows(grad) for grad in position] for position in block]  # [R, P] each
-            stacked = torch.stack([torch.cat(parts, -1) for parts in zip(*rows, strict=True)])  # [S, R, P]
+        projected = [self._zeros(count, 0).bool()]
+        for block in blocks:
+            rows = [torch.stack([self._rows(grad) for grad in position]) for position in block]  # [S, R, P] each
+            stacked = torch.cat(rows, -1)  # [S, R, P of the block]
             result = coordinate(stacked, confidence.to(stacked.device))
-            widths = [parts[0].shape[-1] for parts in rows]
-            for position, pieces in zip(block, torch.split(result.gradients, widths, -1), strict=True):
-                for grad, piece in zip(position, pieces, strict=True):
-                    grad.copy_(piece.reshape(grad.shape))
-            cosines.append(result.cosine.to(cosines[0].device))
-            changes.append(result.projected.to(changes[0].device))
-        return torch.cat(cosines, -1), torch.cat(changes, -1), confidence
+            pieces = torch.split(result.gradients, [each.shape[-1] for each in rows], -1)
+            for position, piece in zip(block, pieces, strict=True):
+                for grad, own in zip(position, piece, strict=True):
+                    grad.copy_(own.reshape(grad.shape))
+            cosines.append(result.cosine.to(confidence.device))
+            projected.append(result.projected.to(confidence.device))
+        return torch.cat(cosines, -1), torch.cat(projected, -1), confidence
 
     def _rows(self, grad: Tensor) -> Tensor:
         count = grad.shape[0] if self.granularity == "row" and grad.dim() > 1 else 1
@@ -343,39 +266,3 @@ class CGCOptimizer(torch.optim.Optimizer):
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self._positions[0][0].device)
-
-
-def _check_parameters(parameters: Mapping[str, tuple[Tensor, ...]], optimizer: torch.optim.Optimizer) -> None:
-    if len(parameters) < 2:
-        raise ValueError(f"subspace_parameters must name at least two subspaces, got {list(parameters)}")
-    first, wanted = next(iter(parameters.items()))
-    if not wanted:
-        raise ValueError(f"subspace_parameters[{first!r}] must have at least one parameter, got none")
-    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    seen: dict[int, str] = {}
-    for name, given in parameters.items():
-        if len(given) != len(wanted):
-            raise ValueError(
-                f"subspace_parameters[{name!r}] must have as many parameters as {first!r}, {len(wanted)}, "
-                f"got {len(given)}"
-            )
-        for index, parameter in enumerate(given):
-            place = f"subspace_parameters[{name!r}][{index}]"
-            if not isinstance(parameter, Tensor):
-                raise TypeError(f"{place} must be a parameter, got {type(parameter).__name__}")
-            check_floating(place, parameter)
-            if hasattr(parameter, "full_tensor"):
-                raise TypeError(
-                    f"{place} must be whole in every process, got a {type(parameter.data).__name__} (leave it out of "
-                    "fully_shard by ignored_params, or train with DistributedDataParallel)"
-                )
-            if parameter.shape != wanted[index].shape:
-                raise ValueError(
-                    f"{place} must have the shape of {first!r}, {list(wanted[index].shape)}, "
-                    f"got {list(parameter.shape)}"
-                )
-            if id(parameter) not in owned:
-                raise ValueError(f"{place} must be a parameter of the optimizer, got one that it does not have")
-            if id(parameter) in seen:
-                raise ValueError(f"{place} must occur once, got the same parameter as {seen[id(parameter)]}")
-            seen[id(parameter)] = place

@@ -13,10 +13,10 @@ from ..losses import (
     DistillationTargets,
     SubspaceDistillation,
     inter_magnification_consistency,
-    match_prototypes,
 )
 from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
 from ..nn.attention import COMMON_RESOLUTION
+from ..ops import match_prototypes
 from ..optim import CGCOptimizer
 from ..tasks import Task
 from .examples import Batch, Examples

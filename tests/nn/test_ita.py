@@ -277,12 +277,6 @@ def test_it_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(tuple(compiled), tuple(eager))
 
 
-def test_the_matching_operator_is_well_registered() -> None:
-    operator = torch.ops.disentangled_mil.match.default
-    present = torch.tensor([[True, True, False], [False, False, False]])
-    torch.library.opcheck(operator, (torch.randn(2, 3, 4), torch.randn(3, 4), present))
-
-
 def test_state_and_representation_come_back() -> None:
     ita, tokens = make(prototypes=3, neighbors=4, momentum=0.5).train(), random_bags(0, 2, 20)
     ita(tokens)

@@ -1,0 +1,93 @@
+"""An optimizer around another one, which stays a ``torch.optim.Optimizer`` for every caller."""
+
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+
+class OptimizerWrapper(torch.optim.Optimizer):
+    """Forward everything but ``step`` to the wrapped optimizer: groups, state, state_dict, zero_grad and hooks.
+
+    Subclasses define ``step``. Hooks are called with the wrapped optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        # Optimizer.__init__ is not called: it would build parameter groups and hooks of its own.
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        self.wrapped = optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the wrapped optimizer."""
+        return self.wrapped.param_groups
+
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.wrapped.param_groups = value
+
+    @property
+    def state(self) -> Any:
+        """State of the wrapped optimizer."""
+        return self.wrapped.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.wrapped.state = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Default options of the wrapped optimizer."""
+        return self.wrapped.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.wrapped.defaults = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state dictionary of the wrapped optimizer, which that one can load by itself."""
+        return self.wrapped.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of the wrapped optimizer, saved with or without this wrapper."""
+        self.wrapped.load_state_dict(state_dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters of the wrapped optimizer."""
+        self.wrapped.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the wrapped optimizer."""
+        self.wrapped.add_param_group(param_group)
+
+    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls before its step."""
+        return self.wrapped.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls after its step."""
+        return self.wrapped.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls before it makes a state dictionary."""
+        return self.wrapped.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls after it made a state dictionary."""
+        return self.wrapped.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls before it loads a state dictionary."""
+        return self.wrapped.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Register a hook that the wrapped optimizer calls after it loaded a state dictionary."""
+        return self.wrapped.register_load_state_dict_post_hook(hook, prepend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A scheduler patches `step` on the instance. A copy must not call the step of the original.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
