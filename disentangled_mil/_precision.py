@@ -1,11 +1,14 @@
-"""Precisions: half precision is for storage, and what is added up has at least float32."""
+"""Precisions: half precision is for storage, and sums have at least float32."""
 
 import torch
 from torch import Tensor, nn
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """The type in which to add up what tensors hold: float32, or float64 if one of them has it.
+    """The type for sums over tensors.
+
+    Returns:
+        float32, or float64 if one of the tensors has it.
 
     Example:
         >>> wide_dtype(torch.ones(2, dtype=torch.float16), torch.ones(2, dtype=torch.bfloat16))
@@ -18,10 +21,11 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """A tensor in at least float32."""
+    """The tensor in at least float32."""
     return tensor.to(wide_dtype(tensor))
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
-    """The type of a network's weights, which need be no parameters: replicas and parametrizations have tensors."""
+    """The type of the weights of a network's first linear layer."""
+    # Its parameters() are no help: replicas and parametrizations hold plain tensors.
     return next(layer.weight.dtype for layer in network.modules() if isinstance(layer, nn.Linear))

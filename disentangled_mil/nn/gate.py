@@ -1,4 +1,4 @@
-"""How the magnifications' predictions become one."""
+"""The gate that combines the predictions of several magnifications."""
 
 from collections.abc import Mapping, Sequence
 from math import log
@@ -15,11 +15,11 @@ RULES = ("max_confidence", "average", "softmax_average", "learned")
 
 
 class GateOutput(NamedTuple):
-    """What :class:`MagnificationGate` returns.
+    """The result of `MagnificationGate`.
 
     Attributes:
-        logits: [B, K].
-        weights: share of each magnification [B, M]; rows sum to one.
+        logits: Combined logits [B, K].
+        weights: Weight of each of the M magnifications [B, M]. Rows sum to one.
     """
 
     logits: Tensor
@@ -27,26 +27,36 @@ class GateOutput(NamedTuple):
 
 
 class MagnificationGate(nn.Module):
-    """Combine the logits of several magnifications.
+    r"""Combine the logits of several magnifications.
+
+    .. math:: \mathrm{logits} = \sum_m w_m\,\mathrm{logits}_m, \qquad \sum_m w_m = 1
+
+    The rule ``"softmax_average"`` averages probabilities instead of logits.
 
     Args:
-        magnifications: names, in order; any number of them.
-        rule: ``"max_confidence"`` takes, per sample, the most confident magnification (the first in a tie);
-            ``"average"`` averages logits; ``"softmax_average"`` averages probabilities; ``"learned"`` averages
-            logits with one learned weight per magnification.
-        kind: ``"softmax"`` for class logits; ``"hazards"`` for discrete-time hazard logits. The confidence is
-            the largest probability among the possible outcomes: the classes, or the intervals in which the
-            event can fall and outliving them all.
+        magnifications: Names of the magnifications, in order.
+        rule: Rule of the weights. ``"max_confidence"`` takes the most confident magnification of each sample, and the
+            first one in a tie. ``"average"`` averages logits. ``"softmax_average"`` averages probabilities.
+            ``"learned"`` averages logits with one learned weight per magnification.
+        kind: Kind of the logits, ``"softmax"`` over classes or ``"hazards"`` of survival intervals. The confidence is
+            the largest probability of an outcome. Outcomes are the classes, or death in each of the intervals and
+            survival of all of them.
 
     Shape:
         {magnification: [B, K]} -> logits [B, K].
 
-    Raises:
-        TypeError: logits are no mapping, or not floating-point.
-        ValueError: names or shapes disagree, or an option is unknown.
+    Returns:
+        A `GateOutput`.
 
-    Source: the paper's "dual-expert gate".
-    Differs from the source: the softmax over hazard logits is no confidence, so hazards have a rule of their own.
+    Raises:
+        TypeError: If logits are no mapping, or not floating-point.
+        ValueError: If names or shapes disagree, or an option is unknown.
+
+    Source:
+        The "dual-expert gate" of the paper.
+
+    Differs from the source:
+        A softmax over hazard logits is no confidence, so hazards have a rule of their own.
 
     Example:
         >>> import torch
@@ -65,7 +75,7 @@ class MagnificationGate(nn.Module):
         self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
 
     def forward(self, logits: Mapping[str, Tensor]) -> GateOutput:
-        """Combined logits, and how much each magnification counted."""
+        """Combine the logits, and return the weight of each magnification."""
         check_names("logits", logits, self.magnifications)
         sizes: dict[str, int] = {}
         for name in self.magnifications:
@@ -76,12 +86,12 @@ class MagnificationGate(nn.Module):
             even = stacked.new_full(stacked.shape[:2], 1 / stacked.shape[1])
             return GateOutput(self._average_probabilities(stacked).to(stacked.dtype), even)
         weights = self._weights(stacked)
-        # A magnification without weight has no say, not even by an infinite logit.
+        # An infinite logit of weight zero must not become NaN.
         shares = torch.where(weights[..., None] > 0, weights[..., None] * stacked, 0)
         return GateOutput(shares.sum(1), weights)
 
     def _weights(self, logits: Tensor) -> Tensor:
-        """Share of each magnification [B, M]."""
+        """The weight of each magnification [B, M]."""
         if self.rule == "max_confidence":
             outcomes = outcome_log_probability(logits) if self.kind == "hazards" else widened(logits)
             confidence = _log_odds_of_largest(outcomes)  # [B, M]
@@ -94,21 +104,21 @@ class MagnificationGate(nn.Module):
         return outcome_log_probability(logits) if self.kind == "hazards" else widened(logits).log_softmax(-1)
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
-        """Logits whose probabilities are the mean of the magnifications' probabilities."""
+        """Logits [B, K] whose probabilities are the mean of those of the magnifications."""
         mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
         if self.kind == "softmax":
             return mean
-        # The odds of an interval's hazard: the event falls in it, over: it falls later or never.
+        # The odds of a hazard are the probability of death in the interval over that of a later death or survival.
         later = mean.flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
         return mean[:, :-1] - later
 
     def extra_repr(self) -> str:
-        """Options as given."""
+        """The options of the constructor."""
         return f"{self.magnifications}, rule={self.rule!r}, kind={self.kind!r}"
 
 
 def _log_odds_of_largest(log_weight: Tensor) -> Tensor:
-    """Log odds of the largest probability [..., K] -> [...], which tell apart what rounds to a probability of one."""
-    # In order, so that the same values in other places are a tie.
+    """Log odds of the largest probability [..., K] -> [...]."""
+    # Log odds differ where probabilities round to one. Sorting makes equal values in other places a tie.
     ordered = log_weight.sort(-1, descending=True).values
     return ordered[..., 0] - ordered[..., 1:].logsumexp(-1)

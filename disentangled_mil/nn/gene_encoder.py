@@ -1,4 +1,4 @@
-"""One self-normalizing network per subspace: from expression values to gene tokens."""
+"""The gene encoder: one self-normalizing network per subspace turns expression into gene tokens."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -21,40 +21,40 @@ from .._precision import weight_dtype
 
 
 class SNNEncoder(nn.Module):
-    r"""Encode every subspace's genes into tokens with a self-normalizing network of its own.
+    r"""Encode the genes of every subspace into tokens, each with a self-normalizing network of its own.
 
     .. math:: h_0 = x_s, \quad h_l = \mathrm{AlphaDropout}(\phi(W_l h_{l-1} + b_l)), \quad
         [t_1; \dots; t_T] = h_L
 
-    with :math:`\phi` = SELU, weights drawn from N(0, 1 / fan-in) (LeCun normal) and zero biases. Genes with
-    mean 0 and variance 1 then keep mean about 0 and variance about 1 through any depth, in training and in
-    evaluation: alpha dropout keeps the moments of SELU's outputs and of no other activation's.
+    Here :math:`\phi` is SELU, weights are drawn from N(0, 1 / fan-in) (LeCun normal), and biases start at zero. Genes
+    with mean 0 and variance 1 then keep about this mean and variance through any depth, in training and in evaluation.
+    Alpha dropout keeps these moments for SELU, but not for other activations.
 
     Args:
-        genes: number of genes of each named subspace, e.g. ``{"tumor": 59, "tme": 361}``.
-        dim: width C of a gene token.
-        hidden: widths of the hidden layers.
-        gene_tokens: tokens T per subspace; with 1, attention over them has nothing to select from.
-        dropout: probability of alpha dropout after every layer.
-        activation: ``"selu"``, or ``"elu"`` for the released variant: ELU, and a ReLU on the result.
+        genes: Number of genes of each named subspace, e.g. ``{"tumor": 59, "tme": 361}``.
+        dim: Width C of a gene token.
+        hidden: Widths of the hidden layers.
+        gene_tokens: Number of tokens T per subspace. With one token, attention over the tokens selects nothing.
+        dropout: Probability of alpha dropout after every layer.
+        activation: Activation, ``"selu"``, or ``"elu"`` for the released variant with a ReLU on the result.
 
     Shape:
-        ``{subspace: [B, G]}`` -> ``{subspace: [B, T, C]}``, with G the subspace's own number of genes.
-        Values of another floating type are converted to the type of the weights.
+        {subspace: [B, G]} -> {subspace: [B, T, C]}, with G the number of genes of the subspace. Values of another
+        floating-point type are converted to the type of the weights.
 
     Returns:
-        A dictionary in the constructor's order of subspaces.
+        The tokens per subspace, in the order of the constructor.
 
     Raises:
-        ValueError: an option out of range; subspaces that are missing, unknown or of another size.
-        TypeError: an option of another type; expression that is no mapping of floating-point tensors.
+        ValueError: If an option is out of range, or a subspace is missing, unknown or of another size.
+        TypeError: If an option has another type, or expression is no mapping of floating-point tensors.
 
     Source:
-        The paper's gene encoder; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
+        The gene encoder of the paper; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.
 
     Differs from the source:
-        The released encoder uses ELU, for which neither the initialization nor alpha dropout normalizes, and
-        clips its single token by a ReLU. ``activation="elu"`` reproduces it.
+        The released encoder uses ELU, for which neither the initialization nor alpha dropout normalizes. It clips its
+        single token by a ReLU. ``activation="elu"`` reproduces it.
 
     Example:
         >>> import torch
@@ -95,6 +95,7 @@ class SNNEncoder(nn.Module):
         )
 
     def forward(self, genes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encode the expression of every subspace."""
         check_names("genes", genes, self.genes)
         tokens: dict[str, Tensor] = {}
         sizes: dict[str, int] = {}
@@ -108,6 +109,7 @@ class SNNEncoder(nn.Module):
         return tokens
 
     def extra_repr(self) -> str:
+        """The options of the constructor."""
         return (
             f"genes={self.genes}, dim={self.dim}, hidden={self.hidden}, gene_tokens={self.gene_tokens}, "
             f"dropout={self.dropout}, activation={self.activation!r}"

@@ -1,4 +1,4 @@
-"""The head over the concatenated subspace vectors, one block per subspace."""
+"""The head over the concatenated subspace vectors, with one block per subspace."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from .._checks import check_count, check_floating, check_names, check_shape, che
 
 
 class HeadOutput(NamedTuple):
-    """What :class:`SubspaceHead` returns.
+    """The result of `SubspaceHead`.
 
     Attributes:
-        logits: [B, K].
-        subspace_logits: each subspace's share [B, K]; together they sum to ``logits``.
+        logits: Logits [B, K].
+        subspace_logits: Share of each subspace [B, K]. The shares sum to ``logits``.
     """
 
     logits: Tensor
@@ -22,21 +22,27 @@ class HeadOutput(NamedTuple):
 
 
 class SubspaceHead(nn.Module):
-    """A linear head over [X_1; ...; X_S], written as one block per subspace: sum_s W_s X_s + b.
+    r"""A linear head over the concatenated subspace vectors, with one block of weights per subspace.
+
+    .. math:: \mathrm{logits} = \sum_s W_s X_s + b, \qquad \mathrm{share}_s = W_s X_s + b / S
 
     Args:
-        dim: width C of a subspace vector.
-        outputs: classes, or intervals of a discrete-time survival model.
-        subspaces: names, in order.
+        dim: Width C of a subspace vector.
+        outputs: Number K of classes, or of intervals of a discrete-time survival model.
+        subspaces: Names of the S subspaces, in order.
 
     Shape:
         {subspace: [B, C]} -> logits [B, K].
 
-    Raises:
-        TypeError: features are no mapping, or not floating-point.
-        ValueError: names or shapes disagree.
+    Returns:
+        A `HeadOutput`.
 
-    Source: the paper, before eq 6; subspace logits are W_s X_s + b / S.
+    Raises:
+        TypeError: If features are no mapping, or not floating-point.
+        ValueError: If names or shapes disagree.
+
+    Source:
+        The paper, before equation 6.
 
     Example:
         >>> import torch
@@ -52,21 +58,21 @@ class SubspaceHead(nn.Module):
         check_count("dim", dim)
         check_count("outputs", outputs)
         self.dim, self.outputs, self.subspaces = dim, outputs, check_subspaces(subspaces)
-        # Initialized as the one Linear(S C, K) that the blocks are cut from.
+        # The blocks are cut from one Linear(S C, K), so they are initialized like it.
         whole = nn.Linear(dim * len(self.subspaces), outputs)
         blocks = whole.weight.detach().chunk(len(self.subspaces), dim=1)
         self.blocks = nn.ParameterDict()
-        for name, block in zip(self.subspaces, blocks, strict=True):  # one by one: a dict would be sorted
+        for name, block in zip(self.subspaces, blocks, strict=True):  # ParameterDict would sort the names of a dict
             self.blocks[name] = nn.Parameter(block.clone())
         self.bias = nn.Parameter(whole.bias.detach().clone())
 
     def forward(self, features: Mapping[str, Tensor]) -> HeadOutput:
-        """Logits of the whole head and of every subspace."""
+        """Compute the logits of the whole head and of every subspace."""
         shares = self.subspace_logits(features)
         return HeadOutput(torch.stack(list(shares.values())).sum(0), shares)
 
     def subspace_logits(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each subspace's logits W_s X_s + b / S [B, K], from {subspace: [B, C]}."""
+        """The share W_s X_s + b / S of each subspace [B, K], from {subspace: [B, C]}."""
         check_names("features", features, self.subspaces)
         sizes = {"C": self.dim}
         for name in self.subspaces:
@@ -77,9 +83,9 @@ class SubspaceHead(nn.Module):
         return {name: nn.functional.linear(given[name], self.blocks[name], bias) for name in self.subspaces}
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """The classifier block of each subspace, as :class:`~disentangled_mil.CGCOptimizer` takes them."""
+        """The block of each subspace, as :class:`~disentangled_mil.CGCOptimizer` takes them."""
         return {name: [self.blocks[name]] for name in self.subspaces}
 
     def extra_repr(self) -> str:
-        """Options as given."""
+        """The options of the constructor."""
         return f"{self.dim}, {self.outputs}, {self.subspaces}"

@@ -36,8 +36,8 @@ class ITA(nn.Module):
         w_i = \frac{e^{\mathrm{Linear}(z_i)}}{\sum_{j : a_j = a_i} e^{\mathrm{Linear}(z_j)}}
 
     The clusters :math:`a` are those of `density_peaks`, and their order differs from bag to bag. The layer therefore
-    keeps one *anchor* per slot. `match_prototypes` matches the prototypes of each bag to the anchors by their cosine, in
-    training and in evaluation, so prototype k means the same in every bag. In training, every anchor follows the
+    keeps one *anchor* per slot. `match_prototypes` matches the prototypes of each bag to the anchors by their cosine,
+    in training and in evaluation, so prototype k means the same in every bag. In training, every anchor follows the
     prototypes of its slot:
 
     .. math:: \mathrm{anchor}_k \leftarrow m\,\mathrm{anchor}_k + (1 - m)\,\operatorname{mean}_b p_{bk}
@@ -115,6 +115,7 @@ class ITA(nn.Module):
         self.register_buffer("anchors", nn.init.orthogonal_(anchors).to(default) if order == "anchor" else None)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> ITAOutput:
+        """Aggregate the tokens of every bag."""
         sizes = check_shape("tokens", tokens, "B N C", {"C": self.dim})
         check_floating("tokens", tokens)
         if mask is None:
@@ -185,6 +186,7 @@ class ITA(nn.Module):
         self.anchors.copy_(mean.lerp(self.anchors, self.momentum).where(count > 0, self.anchors))
 
     def extra_repr(self) -> str:
+        """The options of the constructor."""
         return (
             f"{self.dim}, prototypes={self.prototypes}, neighbors={self.neighbors}, "
             f"momentum={self.momentum}, order={self.order!r}, eps={self.eps}, self_following={self.self_following}"

@@ -1,4 +1,4 @@
-"""From stored patch features to tokens."""
+"""The patch encoder turns stored patch features into tokens."""
 
 from collections.abc import Iterable
 
@@ -10,26 +10,34 @@ from .._precision import weight_dtype
 
 
 class PatchEncoder(nn.Module):
-    """Standardize patch features and project them: Dropout(ReLU(Linear((x - mean) / std))).
+    r"""Standardize patch features and project them.
 
-    Mean and standard deviation are buffers, 0 and 1 until :meth:`fit` takes them from training patches; so they
-    are stored with the weights and come back with them.
+    .. math:: \mathrm{token} = \mathrm{Dropout}(\mathrm{ReLU}(\mathrm{Linear}((x - \mathrm{mean}) / \mathrm{std})))
+
+    Mean and standard deviation are buffers, so they are stored with the weights. They are 0 and 1 until :meth:`fit`
+    computes them from training patches.
 
     Args:
-        features: width of the stored patch features.
-        dim: token width C.
-        dropout: of the tokens' channels.
+        features: Width of the stored patch features.
+        dim: Width C of a token.
+        dropout: Probability of dropout of a channel of a token.
 
     Shape:
-        ``patches`` [B, N, features] in any floating-point type, ``mask`` [B, N] (True = real patch; all without it)
-        -> [B, N, C] in the type of the weights.
+        patches [B, N, features] in any floating-point type, mask [B, N] (True = real patch; without it all are real)
+        -> tokens [B, N, C].
+
+    Returns:
+        The tokens, in the type of the weights.
 
     Raises:
-        TypeError: patches are not floating-point, or the mask is not bool.
-        ValueError: the feature width differs, or the mask has another shape.
+        TypeError: If patches are not floating-point, or the mask is not bool.
+        ValueError: If the feature width differs, or the mask has another shape.
 
-    Source: the paper's first layer: Linear and ReLU.
-    Differs from the source: standardization (off until fitted) and dropout.
+    Source:
+        The first layer of the paper, Linear and ReLU.
+
+    Differs from the source:
+        Standardization, which has no effect before :meth:`fit`, and dropout.
 
     Example:
         >>> import torch
@@ -53,17 +61,17 @@ class PatchEncoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, patches: Tensor | Iterable[Tensor]) -> None:
-        """Take mean and standard deviation from training patches; a feature that hardly varies keeps std 1.
+        """Compute mean and standard deviation of training patches. A constant feature keeps the deviation 1.
 
         Args:
-            patches: all of them, or parts one after the other, so that never all of them need to be in memory.
+            patches: All patches, or an iterable of parts, so that only one part is in memory.
 
         Shape:
-            ``patches``, or every part, [n, features].
+            patches, or every part, [n, features].
 
         Raises:
-            TypeError: patches are not floating-point.
-            ValueError: the feature width differs, or there is no patch.
+            TypeError: If patches are not floating-point.
+            ValueError: If the feature width differs, or there is no patch.
         """
         count = 0
         mean = squares = torch.zeros_like(self.mean, dtype=torch.float64)
@@ -79,11 +87,11 @@ class PatchEncoder(nn.Module):
             raise ValueError("patches must hold at least one patch to fit, got none")
         std = (squares / count) ** 0.5
         self.mean.copy_(mean)
-        # Neither what is constant but for rounding, nor what is silent beside all others, is blown up.
+        # A feature that varies only by rounding, or far less than all others, is not amplified.
         self.std.copy_(torch.where(std > 1e-6 * torch.maximum(mean.abs(), std.max()), std, 1))
 
     def forward(self, patches: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Tokens of the patches; what padding holds, NaN too, is never looked at."""
+        """Encode the patches. Padding may hold any value, even NaN."""
         sizes = check_shape("patches", patches, "B N features", {"features": len(self.mean)})
         check_floating("patches", patches)
         if mask is not None:

@@ -1,4 +1,4 @@
-"""The selection layer: every position of a map chooses among the gene tokens of its subspace."""
+"""The selection layer: every patch attends to the gene tokens of a subspace."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from ..ops.pooling import masked_mean
 
 
 class SelectionOutput(NamedTuple):
-    """What :class:`GeneSelection` returns.
+    """The result of `GeneSelection`.
 
     Attributes:
-        feature: the subspace's vector [B, C], in (-1, 1).
-        weights: attention of every position over the gene tokens, mean of the heads [B, N, T].
+        feature: Vector of the subspace [B, C], in (-1, 1).
+        weights: Attention of every patch over the gene tokens, averaged over the heads [B, N, T]; zero for padding.
     """
 
     feature: Tensor
@@ -22,26 +22,30 @@ class SelectionOutput(NamedTuple):
 
 
 class GeneSelection(nn.Module):
-    """Attention from histology to genes, then one vector per bag.
+    r"""Attention from patches to genes, then one vector per bag.
 
-    ::
+    .. math::
+        y = x + \mathrm{MHA}(\mathrm{LN}(x), \mathrm{LN}(\mathrm{genes})), \qquad
+        \mathrm{feature} = \tanh(\mathrm{Linear}(\operatorname{mean}_{\text{real tokens}} y))
 
-        x = x + MHA(LN(q), LN(genes));  feature = tanh(Linear(mean over real positions of x))
-
-    With one gene token the softmax runs over a single key and selects nothing; use several.
+    Use several gene tokens: with one, the softmax runs over a single key and selects nothing.
 
     Args:
-        dim: token width C.
-        heads: attention heads; they divide ``dim``.
+        dim: Width C of a token.
+        heads: Number of attention heads, which divides ``dim``.
 
     Shape:
-        ``tokens`` [B, N, C], ``genes`` [B, T, C], ``mask`` [B, N] (True = real token; all without it).
+        tokens [B, N, C], genes [B, T, C], mask [B, N] (True = real token; without it all are real).
+
+    Returns:
+        A `SelectionOutput`.
 
     Raises:
-        TypeError: tokens or genes are not floating-point, or the mask is not bool.
-        ValueError: shapes disagree.
+        TypeError: If tokens or genes are not floating-point, or the mask is not bool.
+        ValueError: If shapes disagree.
 
-    Source: eqs 4-5 of the paper.
+    Source:
+        Equations 4-5 of the paper.
 
     Example:
         >>> import torch
@@ -64,7 +68,7 @@ class GeneSelection(nn.Module):
         self.pool = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, genes: Tensor, mask: Tensor | None = None) -> SelectionOutput:
-        """Select genes at every position, and pool."""
+        """Attend from every patch to the genes, and pool."""
         sizes = check_shape("tokens", tokens, "B N C", {"C": self.pool.in_features})
         check_shape("genes", genes, "B T C", sizes)
         check_floating("tokens", tokens)
@@ -80,5 +84,5 @@ class GeneSelection(nn.Module):
         return SelectionOutput(feature, weights * mask[..., None])
 
     def extra_repr(self) -> str:
-        """Options as given."""
+        """The options of the constructor."""
         return f"{self.pool.in_features}, heads={self.attention.num_heads}"

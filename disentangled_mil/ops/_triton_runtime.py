@@ -1,11 +1,14 @@
-"""Whether there is Triton, and what needs it, imported when it is asked for: the package itself loads without it."""
+"""Availability of Triton. Modules with kernels import it, so they are loaded at their first use.
+
+The package itself loads without Triton.
+"""
 
 import os
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-# Found out once, so that torch.compile reads constants.
+# Constants, which torch.compile can read.
 _AVAILABLE = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
@@ -16,18 +19,24 @@ def available() -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton is to run kernels in its interpreter, which takes tensors of the CPU.
+    """Whether Triton runs kernels in its interpreter, on tensors of the CPU.
 
-    That is for tests: ``TRITON_INTERPRET=1`` must be set before the package is imported.
+    Tests use it. ``TRITON_INTERPRET=1`` must be set before the package is imported.
+
+    Returns:
+        True if the variable was set.
     """
     return _INTERPRETED
 
 
 def load(module: str) -> ModuleType:
-    """A module that imports Triton.
+    """Import a module that imports Triton.
+
+    Returns:
+        The module.
 
     Raises:
-        RuntimeError: Triton is not installed.
+        RuntimeError: If Triton is not installed.
     """
     if not available():
         raise RuntimeError('backend="triton" needs the package triton, which is not installed: pip install triton')

@@ -1,8 +1,10 @@
-"""Discrete-time survival arithmetic that starts from hazard logits and never leaves the logarithm.
+"""Arithmetic of discrete survival times, from hazard logits and in the logarithm.
 
-The hazard of interval k is ``h(k) = sigmoid(logits[k])``: the probability of dying in interval k for whoever
-entered it. Products of ``1 - h`` are sums of ``logsigmoid(-logits)``, which neither underflow nor lose their
-gradient.
+*What is computed.* The hazard of interval k is ``h(k) = sigmoid(logits[k])``, the probability of death in interval k
+for a patient who entered it. Survival is a product of ``1 - h``. Its logarithm is a sum of ``logsigmoid(-logits)``. It
+does not underflow, and it keeps its gradient.
+
+*What it costs.* O(K) operations per sample. Autograd differentiates the sums.
 """
 
 import torch.nn.functional as F
@@ -13,20 +15,20 @@ from .._precision import widened
 
 
 def log_survival(logits: Tensor) -> Tensor:
-    """Log probability of surviving each interval, ``log S(k) = sum_{j <= k} log(1 - h(j))``.
+    """Log probability of survival through each interval, ``log S(k) = sum_{j <= k} log(1 - h(j))``.
 
     Args:
-        logits: hazard logits.
+        logits: Hazard logits.
 
     Shape:
-        ``logits`` [..., K].
+        logits [..., K].
 
     Returns:
-        ``log S`` [..., K], in float32 or, for float64 input, float64.
+        ``log S`` [..., K], in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor.
-        ValueError: ``logits`` has no interval.
+        TypeError: If ``logits`` is not a floating-point tensor.
+        ValueError: If ``logits`` has no interval.
 
     Example:
         >>> import torch
@@ -38,23 +40,23 @@ def log_survival(logits: Tensor) -> Tensor:
 
 
 def outcome_log_probability(logits: Tensor) -> Tensor:
-    """Log probability of every outcome: death in interval k, and, last, survival of all K intervals.
+    """Log probability of every outcome: death in each of the K intervals, and at last survival of all of them.
 
-    ``log P(k) = log h(k) + log S(k - 1)`` and ``log P(K) = log S(K - 1)``, intervals counted from 0 and
-    ``S(-1) = 1``; the probabilities of one sample sum to 1.
+    ``log P(k) = log h(k) + log S(k - 1)`` and ``log P(K) = log S(K - 1)``, with intervals counted from 0 and
+    ``S(-1) = 1``. The probabilities of a sample sum to 1.
 
     Args:
-        logits: hazard logits.
+        logits: Hazard logits.
 
     Shape:
-        ``logits`` [..., K].
+        logits [..., K].
 
     Returns:
-        ``log P`` [..., K + 1], in float32 or, for float64 input, float64.
+        ``log P`` [..., K + 1], in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor.
-        ValueError: ``logits`` has no interval.
+        TypeError: If ``logits`` is not a floating-point tensor.
+        ValueError: If ``logits`` has no interval.
 
     Example:
         >>> import torch
@@ -67,22 +69,22 @@ def outcome_log_probability(logits: Tensor) -> Tensor:
 
 
 def risk(logits: Tensor) -> Tensor:
-    """One number per sample by which patients are ranked, ``-sum_k S(k)``; higher = worse.
+    """Risk that ranks the patients, ``-sum_k S(k)``; higher = worse.
 
-    ``sum_k S(k)`` is the expected number of intervals survived.
+    ``sum_k S(k)`` is the expected number of intervals that a patient survives.
 
     Args:
-        logits: hazard logits.
+        logits: Hazard logits.
 
     Shape:
-        ``logits`` [..., K].
+        logits [..., K].
 
     Returns:
-        The risk [...], between -K and 0, in float32 or, for float64 input, float64.
+        The risk [...], between -K and 0, in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: ``logits`` is not a floating-point tensor.
-        ValueError: ``logits`` has no interval.
+        TypeError: If ``logits`` is not a floating-point tensor.
+        ValueError: If ``logits`` has no interval.
 
     Example:
         >>> import torch
@@ -94,7 +96,7 @@ def risk(logits: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """Hazard logits in at least float32: sums of logarithms are not for half precision."""
+    """Hazard logits in at least float32, because sums of logarithms are inaccurate in half precision."""
     check_floating("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape [..., K] with K >= 1, got {list(logits.shape)}")

@@ -67,7 +67,7 @@ def match_prototypes(
     check_floating("prototypes", prototypes)
     check_floating("subspaces", subspaces)
     if sizes["K"] < sizes["S"]:
-        raise ValueError(f"prototypes must be at least as many as the {sizes['S']} subspaces, got {sizes['K']}")
+        raise ValueError(f"prototypes must hold K >= S = {sizes['S']} prototypes of each bag, got K = {sizes['K']}")
     if present is None:
         present = torch.ones(prototypes.shape[:2], dtype=torch.bool, device=prototypes.device)
     check_shape("present", present, "B K", sizes)

@@ -7,17 +7,17 @@ from .._precision import wide_dtype
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
-    """The mean over real tokens; zeros for a bag that has none. What padding holds is never looked at.
+    """Mean over the real tokens of each bag.
 
     Args:
-        tokens: token features.
-        mask: True where a token is real.
+        tokens: Token features. Padding may hold any value, even NaN.
+        mask: True = real token.
 
     Shape:
-        ``tokens`` [B, N, C], ``mask`` [B, N].
+        tokens [B, N, C], mask [B, N].
 
     Returns:
-        [B, C].
+        The means [B, C]; zeros for a bag without real tokens.
 
     Example:
         >>> import torch
@@ -25,6 +25,6 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
         >>> masked_mean(torch.tensor([[[2.0], [4.0], [9.0]]]), torch.tensor([[True, True, False]])).tolist()
         [[3.0]]
     """
-    wide = wide_dtype(tokens)  # a sum of thousands overflows float16
+    wide = wide_dtype(tokens)  # a sum of thousands of tokens overflows float16
     total = torch.where(mask[..., None], tokens, 0).sum(1, dtype=wide)
     return (total / mask.sum(1).clamp(min=1)[:, None]).to(tokens.dtype)

@@ -1,4 +1,12 @@
-"""Bilinear reading from maps, and its transpose: bilinear spreading onto maps."""
+"""Bilinear sampling of maps, and its transpose: bilinear spreading onto maps.
+
+*What is computed.* A position lies between four cells, and each has a bilinear weight. Sampling sums weight times cell.
+Spreading adds a value to the four cells by the same weights. The weights are zero for cells outside of the map.
+
+*What its backward is.* Autograd differentiates both. The weights carry the gradient of the positions.
+
+*What it costs.* Four cells per position, so O(L J C) operations and memory.
+"""
 
 from typing import NamedTuple
 
@@ -8,25 +16,30 @@ from torch.nn.functional import embedding
 
 
 class Corners(NamedTuple):
-    """The four cells around a position: flat indices and bilinear weights, both [..., J, 4]."""
+    """The four cells around each position.
+
+    Attributes:
+        cell: Flat indices of the cells [..., J, 4].
+        weight: Bilinear weights [..., J, 4].
+    """
 
     cell: Tensor
     weight: Tensor
 
 
 def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
-    """The four cells around each position (x, y) in cells of a map; cells outside of the map weigh nothing.
+    """The four cells of a map around each position, and their bilinear weights.
 
     Args:
-        position: (x, y), with whole numbers at the cell centers.
-        width: columns of the map.
-        height: rows of the map.
+        position: Position (x, y) in cells, with whole numbers at the centers of cells.
+        width: Number of columns of the map.
+        height: Number of rows of the map.
 
     Shape:
-        ``position`` [..., J, 2].
+        position [..., J, 2].
 
     Returns:
-        Indices into the flattened map (row by row) and weights, each [..., J, 4]. The weights carry the gradient.
+        Indices into the map, flattened row by row, and weights. Cells outside of the map have weight zero.
 
     Example:
         >>> import torch
@@ -50,36 +63,34 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
 
 
 def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
-    """Read maps at positions: the sum over the four corners of weight times cell.
+    """Sample maps at positions: the sum of weight times cell over the four corners.
 
     Args:
-        maps: flattened maps.
-        corners: of :func:`bilinear_corners`.
+        maps: Flattened maps.
+        corners: Corners of the positions, from :func:`bilinear_corners`.
 
     Shape:
-        ``maps`` [L, cells, C]; ``corners`` [L, J, 4].
+        maps [L, cells, C], corners [L, J, 4].
 
     Returns:
         Samples [L, J, C].
     """
-    # Not an einsum, whose weights autocast would round.
+    # Autocast would round the weights of an einsum.
     return (read_cells(maps, corners.cell) * corners.weight[..., None]).sum(2)
 
 
 def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
-    """Read whole cells of maps.
-
-    An embedding and not an index, whose gradient threads would add up in any order: same input, same gradient.
+    """Read cells of maps.
 
     Args:
-        maps: flattened maps.
-        cell: flat indices.
+        maps: Flattened maps.
+        cell: Flat indices of cells.
 
     Shape:
-        ``maps`` [L, cells, C], ``cell`` [L, ...].
+        maps [L, cells, C], cell [L, ...].
 
     Returns:
-        [L, ..., C].
+        The cells [L, ..., C].
 
     Example:
         >>> import torch
@@ -87,21 +98,22 @@ def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
         >>> read_cells(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).tolist()
         [[[2.0]], [[3.0]]]
     """
+    # The gradient of an embedding is always added in the same order, that of an index is not.
     count, cells, _ = maps.shape
     row = cell.flatten(1) + cells * torch.arange(count, device=cell.device)[:, None]
     return embedding(row.view(cell.shape), maps.flatten(0, 1))
 
 
 def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
-    """Spread values at positions onto the four cells around: the transpose of :func:`bilinear_sample`.
+    """Spread values onto the four cells around their positions: the transpose of :func:`bilinear_sample`.
 
     Args:
-        values: what each position carries.
-        corners: of :func:`bilinear_corners`.
-        cells: number of cells of the map.
+        values: One value per position.
+        corners: Corners of the positions, from :func:`bilinear_corners`.
+        cells: Number of cells of the map.
 
     Shape:
-        ``values`` [L, J]; ``corners`` [L, J, 4].
+        values [L, J], corners [L, J, 4].
 
     Returns:
         Flattened maps [L, cells].

@@ -1,4 +1,13 @@
-"""Weighted means of a bag's tokens per segment, and the softmax that makes such weights from logits."""
+"""Weighted means of a bag's tokens per segment, and the softmax that makes such weights from logits.
+
+*What is computed.* A segment is a set of tokens of a bag, such as a cluster. Its mean is a product of the weights
+[K, N] of the segments, zero outside of them, with the tokens [N, C].
+
+*What its backward is.* Autograd differentiates the product, which is one product for each of its factors.
+
+*What it costs.* O(N K C) operations and N K numbers per bag. K is small here, so this is faster than a scatter, and the
+sums have the same order every time.
+"""
 
 import torch
 from torch import Tensor
@@ -16,16 +25,15 @@ def segment_mean(
 
     .. math:: m_k = \frac{\sum_{i : a_i = k} w_i z_i}{\sum_{i : a_i = k} w_i}
 
-    A matrix product with the segments' indicators: the same sums in the same order every time. Half
-    precisions are summed in float32.
+    Half precisions are summed in float32.
 
     Args:
-        tokens: Tokens; those of no segment may hold anything, NaN too.
-        assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        tokens: Tokens. A token of no segment may hold any value, even NaN.
+        assignment: Segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
         segments: Number of segments K.
-        weight: Non-negative weights; equal without it. Only their ratios within a segment matter.
-        eps: added to a segment's sum of weights. The released code has 1e-6, which draws means a little toward
-            zero; 0 gives true means.
+        weight: Weights, not negative. Only their ratios within a segment matter. Without it all weights are equal.
+        eps: Number that is added to the sum of the weights of a segment. The released code has 1e-6, which moves the
+            means slightly toward zero.
 
     Shape:
         tokens [B, N, C], assignment [B, N], weight [B, N].
@@ -34,9 +42,9 @@ def segment_mean(
         The means [B, K, C]; zero for a segment without tokens or without weight.
 
     Raises:
-        TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` not int64, ``segments`` no
+        TypeError: If ``tokens`` or ``weight`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no
             integer.
-        ValueError: a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
+        ValueError: If a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
 
     Source:
         Equation 12 of the paper.
@@ -70,22 +78,22 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
 
     .. math:: w_i = \frac{e^{l_i}}{\sum_{j : a_j = a_i} e^{l_j}}
 
-    Safe for logits of any size, and differentiable. Half precisions are computed in float32.
+    It is differentiable and does not overflow. Half precisions are computed in float32.
 
     Args:
-        logits: Logits; those of no segment may hold anything, NaN too.
-        assignment: The segment of each token; a token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        logits: Logits. A token of no segment may hold any value, even NaN.
+        assignment: Segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
         segments: Number of segments K.
 
     Shape:
         logits [B, N], assignment [B, N].
 
     Returns:
-        Weights [B, N] that sum to one in every segment that has tokens; zero for tokens of no segment.
+        Weights [B, N] that sum to one in every segment that has tokens. They are zero for tokens of no segment.
 
     Raises:
-        TypeError: ``logits`` is not floating-point, ``assignment`` not int64, ``segments`` no integer.
-        ValueError: a shape is not as described, or ``segments`` is less than 1.
+        TypeError: If ``logits`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no integer.
+        ValueError: If a shape is not as described, or ``segments`` is less than 1.
 
     Source:
         The merge weights exp(Linear(z)) of equation 12 of the paper, normalized.
@@ -101,13 +109,13 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
     check_floating("logits", logits)
     member = _membership(assignment, segments, sizes)  # [B, K, N]
     dtype = wide_dtype(logits)
-    # The lowest finite number, not -inf: the softmax of a segment without tokens is then no NaN.
+    # With the lowest finite number instead of -inf, the softmax of a segment without tokens is not NaN.
     own = logits.to(dtype)[:, None].where(member, torch.finfo(dtype).min)  # [B, K, N]
     return own.softmax(2).where(member, 0).sum(1).to(logits.dtype)
 
 
 def _membership(assignment: Tensor, segments: int, sizes: dict[str, int]) -> Tensor:
-    """Which token is in which segment [B, K, N]."""
+    """Whether a token is in a segment [B, K, N]."""
     check_shape("assignment", assignment, "B N", {"B": sizes["B"], "N": sizes["N"]})
     if assignment.dtype != torch.int64:
         raise TypeError(f"assignment must be an int64 tensor (-1 = in no segment), got {assignment.dtype}")

@@ -1,7 +1,17 @@
-"""A depthwise convolution whose windows may lie anywhere."""
+r"""A depthwise convolution whose windows may lie anywhere on a map.
 
-import math
-from collections.abc import Callable
+*What is computed.* For every window j of S x S cells, and for every channel c,
+:math:`\mathrm{out}_{jc} = \sum_{yx} \mathrm{cells}_{w(j, y, x), c}\, \mathrm{kernel}_{yxc}`. A cell outside of the map
+counts as zero.
+
+*How it is tiled.* Windows are read one kernel row at a time, so a row of every window is held, [B, G, J, S, C].
+
+*What its backward is.* The gradient of a cell is the sum of gradient times kernel over the windows that contain it, and
+the gradient of the kernel is the sum of gradient times cell. The backward pass reads the cells again.
+
+*What it costs.* O(B G J S^2 C) operations, and the memory of one kernel row of the windows.
+"""
+
 from typing import Any
 
 import torch
@@ -13,28 +23,33 @@ from .._precision import wide_dtype
 
 
 def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
-    """Sum over each window of cells times kernel, channel by channel: ``out_j = sum_yx cells[window_jyx] kernel_yx``.
+    r"""Sum of cells times kernel over each window, channel by channel.
 
-    Windows are read a kernel row at a time, on the way back again, so that no more than a row of them is held.
-    Sums are in float32, or in float64 for float64.
+    .. math:: \mathrm{out}_{jc} = \sum_{yx} \mathrm{cells}_{w(j, y, x), c}\, \mathrm{kernel}_{yxc}
+
+    Half precisions are summed in float32.
 
     Args:
-        cells: flattened maps of G groups of channels.
-        window: flat indices of the cells in each window; M for a cell outside of the map, which counts as zero.
-        kernel: one number per place and channel; groups share it.
+        cells: Flattened maps of G groups of channels.
+        window: Flat index of each cell of a window. M stands for a cell outside of the map, which counts as zero.
+        kernel: One number per place and channel, shared by the groups.
 
     Shape:
-        ``cells`` [B, G, M, C], ``window`` [B, J, S, S], ``kernel`` [S, S, C].
+        cells [B, G, M, C], window [B, J, S, S], kernel [S, S, C].
 
     Returns:
-        [B, G, J, C].
+        The sums [B, G, J, C], in the type of ``cells``.
 
     Raises:
-        TypeError: ``cells`` is not floating-point, or ``window`` not int64.
-        ValueError: shapes disagree.
-        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient.
+        TypeError: If ``cells`` is not floating-point, or ``window`` is not int64.
+        ValueError: If shapes disagree.
+        NotImplementedError: If a derivative in forward mode or a second derivative is taken.
 
-    Source: the convolution of DAT's offset network (Xia et al., CVPR 2022), for points that need not lie on a lattice.
+    Source:
+        The convolution of DAT's offset network (Xia et al., CVPR 2022).
+
+    Differs from the source:
+        Windows need not lie on a lattice.
 
     Example:
         >>> import torch
@@ -59,10 +74,10 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
 def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     wide = wide_dtype(cells)
     summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
-    read_row = _row_reader(cells, window, wide)
+    flat, shape = cells.flatten(0, 2), (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        summed += read_row(index).mul_(inside * weight).sum(3)
+        summed += _read(flat, index, shape, wide).mul_(inside * weight).sum(3)
     return summed.to(cells.dtype)
 
 
@@ -78,10 +93,10 @@ def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -
     arriving = gradient.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
     into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
     into_kernel = torch.zeros_like(kernel, dtype=wide)
-    read_row = _row_reader(cells, window, wide)
+    flat, shape = cells.flatten(0, 2), (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
     for row, weight in enumerate(kernel.to(wide)):
         index, inside = _places(cells, window[:, :, row], wide)
-        read = read_row(index)
+        read = _read(flat, index, shape, wide)
         into_kernel[row] = (read.mul_(arriving).sum(1, keepdim=True) * inside).sum((0, 1, 2))
         change = torch.mul(arriving, inside * weight, out=read).view(-1, channels)
         into_cells.scatter_add_(0, index[:, None].expand_as(change), change)
@@ -108,16 +123,13 @@ _depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
 refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
 
 
-def _row_reader(cells: Tensor, window: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What reads the cells of a kernel row [B, G, J, S, C], given their rows; the next ones are written over them."""
-    shape = (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
-    flat = cells.flatten(0, 2)  # once, for it may be a copy
-    room = flat.new_empty(math.prod(shape[:-1]), shape[-1]) if flat.dtype == dtype else None
-    return lambda index: torch.index_select(flat, 0, index, out=room).view(shape).to(dtype)
+def _read(flat: Tensor, index: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The cells of a kernel row [B, G, J, S, C], given their rows in the flattened cells."""
+    return torch.index_select(flat, 0, index).view(shape).to(dtype)
 
 
 def _places(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of the flattened cells that a kernel row reads [B G J S], and 1 where they are inside [B, 1, J, S, 1]."""
+    """Rows of the flattened cells that a kernel row reads [B G J S], and 1 inside of the map [B, 1, J, S, 1]."""
     batch, groups, count, _ = cells.shape
     inside = window < count
     first = torch.arange(0, batch * groups * count, count, device=window.device).view(batch, groups, 1, 1)

@@ -91,7 +91,7 @@ def test_max_confidence_is_one_of_the_magnifications_to_the_bit(magnifications: 
     assert torch.equal(out.logits, stacked[torch.arange(3), best])
 
 
-def test_a_magnification_that_is_not_taken_has_no_say_and_no_gradient() -> None:
+def test_a_magnification_that_is_not_taken_has_no_influence_and_no_gradient() -> None:
     taken = torch.tensor([[9.0, 0.0, -1.0]], requires_grad=True)
     other = torch.tensor([[0.0, 0.1, -torch.inf]], requires_grad=True)
     out = MagnificationGate(("10x", "20x"))({"10x": taken, "20x": other})

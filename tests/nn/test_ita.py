@@ -36,7 +36,7 @@ def two_tissues(seed: int, bags: int, size: int, width: int = 8) -> tuple[Tensor
     return center[tissue] + 0.3 * noise, tissue
 
 
-def test_prototypes_are_the_released_ones_with_their_guard(
+def test_prototypes_are_the_released_ones_with_their_eps(
     golden: Callable[[str], dict[str, Tensor]],
 ) -> None:
     stored = golden("cluster_merge_block")
@@ -310,14 +310,14 @@ def test_an_empty_batch_has_a_result() -> None:
         ({"order": "size"}, ValueError, "order must be one of 'anchor', 'peak', got 'size'"),
     ],
 )
-def test_errors_of_options_say_what_was_wanted_and_what_came(
+def test_errors_of_options_name_the_requirement_and_the_value(
     options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         ITA(**({"dim": 8} | options))
 
 
-def test_errors_of_inputs_say_what_was_wanted_and_what_came() -> None:
+def test_errors_of_inputs_name_the_requirement_and_the_value() -> None:
     ita = ITA(8)
     with pytest.raises(ValueError, match=r"tokens must have shape \[B, N, C\] = \[B, N, 8\], got \[2, 7, 4\]"):
         ita(torch.zeros(2, 7, 4))

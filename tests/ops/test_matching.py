@@ -122,7 +122,7 @@ def test_the_operator_is_well_registered_and_compiles_without_a_graph_break(metr
         (
             {"prototypes": torch.zeros(2, 2, 5)},
             ValueError,
-            "prototypes must be at least as many as the 3 subspaces, got 2",
+            "prototypes must hold K >= S = 3 prototypes of each bag, got K = 2",
         ),
         (
             {"subspaces": torch.zeros(2, 3, 4)},

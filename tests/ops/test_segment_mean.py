@@ -23,7 +23,7 @@ def random_case(seed: int, bags: int, size: int, segments: int) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_merging_is_the_released_one_with_its_guard(golden: Callable[[str], dict[str, Tensor]], case: str) -> None:
+def test_merging_is_the_released_one_with_its_eps(golden: Callable[[str], dict[str, Tensor]], case: str) -> None:
     stored = golden(case)
     clusters, assignment = int(stored["num_clusters"]), stored["assignment"]
     weight = stored["token_weight"].squeeze(2)
@@ -169,7 +169,7 @@ def test_both_compile_without_a_graph_break() -> None:
         ),
     ],
 )
-def test_errors_of_means_say_what_was_wanted_and_what_came(
+def test_errors_of_means_name_the_requirement_and_the_value(
     change: dict[str, object], error: type[Exception], message: str
 ) -> None:
     arguments = {
@@ -192,7 +192,7 @@ def test_errors_of_means_say_what_was_wanted_and_what_came(
         ),
     ],
 )
-def test_errors_of_the_softmax_say_what_was_wanted_and_what_came(
+def test_errors_of_the_softmax_name_the_requirement_and_the_value(
     logits: Tensor, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -81,10 +81,10 @@ def test_two_subspaces_agree_with_pcgrad_in_fixed_order(generator: torch.Generat
     gradients = torch.randn(2, 50, 4, generator=generator, dtype=torch.float64)
     expected = gradients.numpy().copy()
     for row in range(50):
-        sure, unsure = expected[1, row], expected[0, row]
-        inner = sum(sure[i] * unsure[i] for i in range(4))
+        more, less = expected[1, row], expected[0, row]
+        inner = sum(more[i] * less[i] for i in range(4))
         if inner < 0:
-            expected[0, row] = unsure - inner / sum(x * x for x in sure) * sure
+            expected[0, row] = less - inner / sum(x * x for x in more) * more
     result = coordinate(gradients, torch.tensor([0.2, 0.3]))
     np.testing.assert_allclose(result.gradients.numpy(), expected, rtol=0, atol=1e-12)
     assert 10 < result.projected[0].sum() < 40
@@ -98,8 +98,8 @@ def test_result_is_the_projection_onto_the_cone(case: tuple[Tensor, Tensor]) -> 
     result = coordinate(gradients, confidence).gradients.numpy()
     for s, row in np.ndindex(*gradients.shape[:2]):
         gradient = gradients[s, row].numpy()
-        rivals = [result[t, row] for t in range(len(result)) if confidence[t] > confidence[s]]
-        directions = [r / np.linalg.norm(r) for r in rivals if np.linalg.norm(r) > 1e-9]
+        others = [result[t, row] for t in range(len(result)) if confidence[t] > confidence[s]]
+        directions = [r / np.linalg.norm(r) for r in others if np.linalg.norm(r) > 1e-9]
         if directions:
             matrix = np.stack(directions, axis=1)
             gradient = gradient + matrix @ nnls(matrix, -gradient)[0]
@@ -113,10 +113,10 @@ def test_results_never_conflict_with_a_more_confident_one(case: tuple[Tensor, Te
     result = coordinate(gradients, confidence).gradients
     length = lengths(gradients)
     for s, t in combinations(range(len(gradients)), 2):
-        unsure, sure = (s, t) if confidence[s] < confidence[t] else (t, s)
-        if confidence[unsure] < confidence[sure]:
+        less, more = (s, t) if confidence[s] < confidence[t] else (t, s)
+        if confidence[less] < confidence[more]:
             inner = (result[s] * result[t]).sum(-1)
-            assert (inner >= -1e-13 * length[unsure] * lengths(result)[sure]).all()
+            assert (inner >= -1e-13 * length[less] * lengths(result)[more]).all()
 
 
 @given(cases())
@@ -190,7 +190,7 @@ def test_nan_confidence_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize("dead", [0.0, torch.inf, torch.nan])
-def test_zero_and_non_finite_rows_pass_through_and_are_nobodys_rival(dead: float) -> None:
+def test_zero_and_non_finite_rows_pass_through_and_conflict_with_nothing(dead: float) -> None:
     gradients = torch.tensor([[[1.0, 1.0], [dead, 1.0]], [[dead, 1.0], [-2.0, 1.0]], [[-1.0, 0.0], [1.0, -2.0]]])
     if dead == 0:
         gradients[0, 1] = gradients[1, 0] = 0.0
@@ -219,7 +219,7 @@ def test_low_precision_is_computed_in_float32_and_rounded_once(dtype: torch.dtyp
     assert torch.equal(result.gradients, coordinate(gradients.float(), confidence).gradients.to(dtype))
 
 
-def test_nearly_dependent_rivals_are_both_respected_in_float32() -> None:
+def test_nearly_dependent_gradients_are_both_respected_in_float32() -> None:
     gradients = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 1e-4, 0.0], [0.1, -3.0, 2.0]]).unsqueeze(1)
     result = coordinate(gradients, torch.tensor([2.0, 2.0, 1.0])).gradients[:, 0]
     torch.testing.assert_close(result[2], torch.tensor([0.0, 0.0, 2.0]), rtol=0, atol=1e-5)

@@ -99,6 +99,7 @@ class SubspaceDistillation(nn.Module):
     def forward(
         self, student_logits: Tensor, student_prototypes: Tensor, targets: DistillationTargets
     ) -> DistillationLoss:
+        """Compute the weighted sum and its two parts."""
         present = targets.present
         sizes = check_shape("student_logits", student_logits, "B K")
         check_mask("targets.present", present, "B", sizes)
@@ -116,6 +117,7 @@ class SubspaceDistillation(nn.Module):
         return DistillationLoss(total, prediction, representation, permutation)
 
     def extra_repr(self) -> str:
+        """The options of the constructor."""
         return (
             f"kind={self.kind!r}, temperature={self.temperature}, "
             f"prediction_weight={self.prediction_weight}, "

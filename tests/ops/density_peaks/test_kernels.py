@@ -56,7 +56,7 @@ def test_into_how_many_segments_kernels_cut_a_bag_shows_nowhere(programs: int, m
 
 
 @needs_triton
-def test_kernels_refuse_a_cpu_on_which_nobody_interprets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_refuse_a_cpu_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels(), "interpreted", lambda: False)
     message = 'tokens must be on a CUDA device for backend="triton", got cpu; '
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
