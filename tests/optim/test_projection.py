@@ -72,7 +72,7 @@ def test_three_subspaces_get_the_nearest_gradient_where_one_after_the_other_chan
     swept = third - (third @ first) * first
     swept = swept - (swept @ second) * second
     torch.testing.assert_close(swept, torch.tensor([0.0, 0.66], dtype=torch.float64))
-    # Giving way to the second alone already resolves the conflict with the first.
+    # The projection against the second alone already resolves the conflict with the first.
     result = coordinate(gradients, torch.tensor([3.0, 2.0, 1.0])).gradients
     torch.testing.assert_close(result, planes([0.6, 0.8], [1.0, 0.0], [0.0, 0.5]))
 

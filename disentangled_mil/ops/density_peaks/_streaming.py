@@ -6,14 +6,14 @@ tokens around their mean and :math:`n = \lVert x \rVert^2`. A squared distance i
 :math:`n_i + n_j - 2 x_i \cdot x_j`, and rounding changes it by less than :math:`e\,(n_i + n_j)`. Hence
 :math:`(1 - e)(n_i + n_j) - 2 x_i \cdot x_j` is a lower bound of it.
 
-*How it is tiled.* A tile holds the lower bounds of some rows to all columns. The columns with the smallest bounds of a
-row are its candidates, a few more than are needed. Only their distances are computed exactly. No other column is nearer
-than the bound of the last candidate. A row is settled if its result is at most that bound. The candidates of the first
-search settle most rows of `gap` too. The other rows are searched once more among the columns of lower rank. Rows that
-stay open, because many distances are equal but for rounding, are computed densely.
+*How it is tiled.* Rows and columns stand for tokens. A tile holds the lower bounds of some rows to all columns. The
+candidates of a row are the columns with the smallest bounds, three more than are needed. Only their distances are
+computed exactly. No other column is nearer than the bound of the last candidate. A row is settled if its result is at
+most that bound, and it is computed densely otherwise. This happens where many distances are equal but for rounding. The
+candidates also settle most rows of `gap`. The others are searched again, among columns of lower rank.
 
-*What it costs.* One to two matrix products N x N x C, two passes over their tiles, and a few exact distances per token.
-If no row settles, the time of the dense reference is added, still in O(N) memory.
+*What it costs.* One to two matrix products N x N x C, and exact distances of eight candidates per token at five
+neighbors. If no row settles, the time of the dense reference is added, still in O(N) memory.
 """
 
 import math
@@ -31,12 +31,19 @@ _GROUP = 32  # Columns that are represented by their minimum while candidates ar
 
 
 class _Candidates(NamedTuple):
-    """The candidates of some rows, and what holds for all other columns."""
+    """The candidates of some rows, and what holds for all other columns.
 
-    columns: Tensor  # [R, M]
-    distances: Tensor  # [R, M], exact; infinite where a column is excluded
-    beyond: Tensor  # [R], lower bound of the squared distance to any column that is no candidate
-    farthest: Tensor  # [R], upper bound of the squared distance to any column
+    Attributes:
+        columns: Columns of the candidates [R, M].
+        distances: Exact distances to the candidates [R, M]; infinite for a rank that is not lower.
+        beyond: Lower bound of the squared distance to any other column [R].
+        farthest: Upper bound of the squared distance to any column [R].
+    """
+
+    columns: Tensor
+    distances: Tensor
+    beyond: Tensor
+    farthest: Tensor
 
 
 class StreamedDistances:
@@ -93,6 +100,7 @@ class StreamedDistances:
         tile = self.centered.new_empty(len(rows), -(-size // _GROUP) * _GROUP)
         tile[:, size:] = math.inf
         bounds = tile[:, :size]
+        # The row's own term is equal for all columns, so it is added only to what is kept.
         torch.addmm(self.shrunk, self.centered[rows], self.centered.T, alpha=-2, out=bounds)
         longest = bounds.amax(1) + self.shrunk[rows] + 2 * self.error * (self.norms[rows] + self.norms.max())
         if rank is not None:
@@ -110,6 +118,7 @@ class StreamedDistances:
 
     def _largest(self) -> Tensor:
         """The largest distance of all pairs, among the tokens whose upper bound reaches it."""
+        # Both tokens of the farthest pair are among them. Repeated tokens count once.
         largest = distances(self.tokens[self.found.farthest.argmax(), None], self.tokens).max()
         possible = ~(self.found.farthest < largest.double().square())
         far = torch.unique(self.tokens[possible], dim=0)
