@@ -38,9 +38,10 @@ class MagnificationGate(nn.Module):
         rule: Rule of the weights. ``"max_confidence"`` takes the most confident magnification of each sample, and the
             first one in a tie. ``"average"`` averages logits. ``"softmax_average"`` averages probabilities.
             ``"learned"`` averages logits with one learned weight per magnification.
-        kind: Kind of the logits, ``"softmax"`` over classes or ``"hazards"`` of survival intervals. The confidence is
-            the largest probability of an outcome. Outcomes are the classes, or death in each of the intervals and
-            survival of all of them.
+        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
+            numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or death in each
+            of the intervals and survival of all of them. Numbers have no confidence, and ``"softmax_average"`` averages
+            them like ``"average"``.
 
     Shape:
         {magnification: [B, K]} -> logits [B, K].
@@ -70,7 +71,9 @@ class MagnificationGate(nn.Module):
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         check_choice("rule", rule, RULES)
-        check_choice("kind", kind, ("softmax", "hazards"))
+        check_choice("kind", kind, ("softmax", "hazards", "identity"))
+        if kind == "identity" and rule == "max_confidence":
+            raise ValueError("rule must be an average for numbers, which have no confidence, got 'max_confidence'")
         self.rule, self.kind = rule, kind
         self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
 
@@ -104,7 +107,9 @@ class MagnificationGate(nn.Module):
         return outcome_log_probability(logits) if self.kind == "hazards" else widened(logits).log_softmax(-1)
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [B, K] whose probabilities are the mean of those of the magnifications."""
+        """Logits [B, K] whose probabilities are the mean of those of the magnifications; the mean of numbers."""
+        if self.kind == "identity":
+            return widened(logits).mean(1)
         mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
         if self.kind == "softmax":
             return mean

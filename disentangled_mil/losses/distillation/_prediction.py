@@ -8,7 +8,7 @@ from ..._checks import check_choice, check_floating, check_shape
 from ..._precision import widened
 from .._reduction import check_batch, weighted_mean, without_absent
 
-KINDS = ("softmax", "hazards")
+KINDS = ("softmax", "hazards", "identity")
 
 
 def prediction_distillation(
@@ -24,14 +24,16 @@ def prediction_distillation(
     .. math:: T^2 \operatorname{mean}_i \mathrm{KL}(p_i \,\|\, q_i)
 
     p is the teacher's and q the student's prediction, from logits divided by the temperature T. For classes, a
-    prediction is one distribution. For hazards, it is one Bernoulli distribution per survival interval, and their
-    divergences are summed. The factor keeps the size of the gradient independent of T.
+    prediction is one distribution. For hazards, it is one Bernoulli distribution per survival interval. For numbers, it
+    is one normal distribution of variance 1 per number. The divergences of several distributions are summed. The factor
+    keeps the size of the gradient independent of T.
 
     Args:
         student_logits: Logits of the student.
         teacher_logits: Logits of the teacher. They get no gradient.
         temperature: Temperature T, positive and finite.
-        kind: Kind of the logits, ``"softmax"`` over classes or ``"hazards"`` of survival intervals.
+        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
+            numbers.
         weight: Weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
             row of a sample of weight 0 may hold any value.
 
@@ -68,6 +70,8 @@ def prediction_distillation(
     check_floating("teacher_logits", teacher_logits)
     check_batch("student_logits", student_logits)
     teacher = without_absent(teacher_logits.detach(), weight)
+    if kind == "identity":  # half the squared difference, from which the temperature cancels
+        return weighted_mean((widened(student_logits) - widened(teacher)).square().sum(1) / 2, weight)
     p = _log_outcomes(teacher, temperature, kind)  # [B, 1, K] or [B, K, 2]
     q = _log_outcomes(student_logits, temperature, kind)
     divergence = _divergence(p, q).sum((1, 2))  # [B]

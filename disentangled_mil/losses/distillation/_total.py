@@ -35,7 +35,8 @@ class SubspaceDistillation(nn.Module):
     `representation_distillation`.
 
     Args:
-        kind: Kind of the logits, ``"softmax"`` over classes or ``"hazards"`` of survival intervals.
+        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
+            numbers.
         temperature: Number by which the logits of both sides are divided.
         prediction_weight: Weight of the divergence of the predictions.
         representation_weight: Weight of the error between prototypes and subspaces.

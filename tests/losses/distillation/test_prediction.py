@@ -148,9 +148,18 @@ def test_errors_name_the_argument() -> None:
         prediction_distillation(logits.long(), logits)
     with pytest.raises(TypeError, match=r"teacher_logits must be a floating-point tensor, got torch\.int64"):
         prediction_distillation(logits, logits.long())
-    with pytest.raises(ValueError, match=r"kind must be one of 'softmax', 'hazards', got 'both'"):
+    with pytest.raises(ValueError, match=r"kind must be one of 'softmax', 'hazards', 'identity', got 'both'"):
         prediction_distillation(logits, logits, kind="both")
     with pytest.raises(ValueError, match=r"temperature must be positive and finite, got -1"):
         prediction_distillation(logits, logits, temperature=-1)
     with pytest.raises(ValueError, match=r"weight must have shape \[B\] = \[2\], got \[1\]"):
         prediction_distillation(logits, logits, weight=torch.ones(1))
+
+
+def test_divergence_of_numbers_is_that_of_normal_distributions():
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[3.0, 1.0], [0.0, 0.0]])
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(teacher, 1.0), normal(student, 1.0)).sum(1).mean()
+    for temperature in (1.0, 4.0):
+        loss = prediction_distillation(student, teacher, temperature=temperature, kind="identity")
+        torch.testing.assert_close(loss, expected)

@@ -76,7 +76,7 @@ def test_repr_shows_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "sigmoid"}, r"kind must be one of 'softmax', 'hazards', got 'sigmoid'"),
+        ({"kind": "sigmoid"}, r"kind must be one of 'softmax', 'hazards', 'identity', got 'sigmoid'"),
         ({"temperature": 0.0}, r"temperature must be positive and finite, got 0\.0"),
         ({"temperature": math.inf}, r"temperature must be positive and finite, got inf"),
         ({"prediction_weight": -1.0}, r"prediction_weight must lie in \[0\.0, inf\], got -1\.0"),
