@@ -130,7 +130,9 @@ def test_it_compiles_without_a_graph_break(backend: str) -> None:
         ),
     ],
 )
-def test_errors_name_the_requirement_and_the_value(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_errors_name_the_requirement_and_the_value(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     arguments: dict[str, Any] = {"tokens": torch.zeros(2, 7, 4), "clusters": 2} | change
     with pytest.raises(error, match=message):
         density_peaks(**arguments)
