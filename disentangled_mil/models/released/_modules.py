@@ -237,7 +237,7 @@ class ReleasedStudent(nn.Module):
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
     """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
-    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact"}
+    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
     given: dict[str, object] = {**fixed, **options}
     for name, value in fixed.items():
         if given[name] != value:
