@@ -1,4 +1,4 @@
-"""A slide as layers take it: patch features and their grid; several of them as one batch."""
+"""Slides as layers take them: patch features and their grid, one or several as a batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Bag:
 
     Args:
         patches: patch features, in any floating-point type (stored features are often float16).
-        grid: where the patches lie, and which of them are real.
+        grid: grid of the patches, which also says which of them are real.
 
     Shape:
         ``patches`` [B, N, C].
@@ -43,7 +43,7 @@ class Bag:
 
     @classmethod
     def from_slide(cls, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> "Bag":
-        """One slide as a batch of one: laid out by its coordinates, or on a square where it has none.
+        """Make a batch of one slide, laid out by its coordinates, or on a square without coordinates.
 
         Args:
             features: patch features.
@@ -52,6 +52,9 @@ class Bag:
 
         Shape:
             ``features`` [N, C], ``coords`` [N, 2].
+
+        Returns:
+            A batch of one bag.
 
         Raises:
             ValueError: the slide is empty or shapes disagree.
@@ -81,13 +84,13 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
     """Put bags of unequal length into one batch, padded to the longest.
 
     Args:
-        bags: at least one bag; all of one feature width.
+        bags: bags of one feature width, at least one.
 
     Returns:
-        Their batch, in order. Padding is zero and masked out; no layer looks at it.
+        The batch, in order. Padding is zero and masked out, and no layer reads it.
 
     Raises:
-        TypeError: something is no bag.
+        TypeError: a value is no bag.
         ValueError: there is no bag, or feature widths differ.
 
     Example:

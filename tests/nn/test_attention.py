@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil.bags import Grid
+from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops import AttentionScores
@@ -85,7 +86,9 @@ def test_a_hole_leaves_its_share_to_the_tissue_beside_it() -> None:
 
 def test_what_a_released_layer_samples_outside_of_the_map_is_no_tokens_mass() -> None:
     positions = torch.tensor([[[-3.0, 0.0], [1.0, 1.0], [-0.5, 0.0]]])
-    attention = replace(attention_at(positions, torch.tensor([[0.5, 0.3, 0.2]]), Grid.square(4)), released=True)
+    attention = replace(
+        attention_at(positions, torch.tensor([[0.5, 0.3, 0.2]]), Grid.square(4)), positions=ReleasedPositions()
+    )
     torch.testing.assert_close(attention.mass(), torch.tensor([[0.1, 0.0, 0.0, 0.3]]))
 
 
@@ -318,6 +321,18 @@ def test_maps_of_other_places_overlap_by_their_mass_on_a_common_grid(
         low = replace(low, query_grid=Grid.from_mask(low.query_grid.mask & (torch.arange(36) < 30)))
     coarse, fine = (maps.common_grid(expected).flatten(1) for maps in (low, high))
     torch.testing.assert_close(low.overlap(high, resolution), coarse @ fine.T)
+
+
+@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize(("side", "by_entries"), [(8, True), (10, False)], ids=["16 keys", "25 keys"])
+def test_full_maps_are_compared_entry_by_entry_only_while_they_are_small(
+    side: int, by_entries: bool, keep_weights: bool
+) -> None:
+    low, high = (square_maps(seed, side, keep_weights=keep_weights) for seed in (0, 1))  # at most 4 D = 16 keys
+    assert low.resolution_with(high) == (None if by_entries else 16)
+    maps = (m.weights() if by_entries else m.common_grid(16) for m in (low, high))
+    first, second = (m.flatten(1) for m in maps)
+    torch.testing.assert_close(low.overlap(high), first @ second.T)
 
 
 def test_overlap_refuses_other_bags_and_heads() -> None:

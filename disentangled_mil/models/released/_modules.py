@@ -1,7 +1,7 @@
 """The released architecture, under our names."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,13 @@ from ...nn.ita import ITA
 from ...nn.patch_encoder import PatchEncoder
 from ..student import StudentBranch, StudentOutput
 from ..teacher import TeacherBranchOutput, TeacherOutput
+from ._positions import ReleasedPositions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SUBSPACES = ("tumor", "tme")
-# Not stored, and only felt in training.
+# Not stored, and without effect on predictions.
 _GENE_DROPOUT = 0.25
 _RELEASED_EPS = 1e-6
 
@@ -34,19 +35,20 @@ class ReleasedTeacher(nn.Module):
         genes: number of genes of the two subspaces, "tumor" and "tme".
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names, from coarse to fine.
-        hidden: widths of the gene encoders' hidden layers.
+        magnifications: names of the magnifications, from coarse to fine.
+        hidden: widths of the hidden layers of the gene encoders.
         **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
-            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`; its other options are fixed.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
 
     Raises:
-        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
+            row.
 
     Source: the released implementation, as facts in its golden numbers.
-    Differs from the source: nothing that shows in a prediction.
+    Differs from the source: predictions are the same.
 
     Example:
         >>> import torch
@@ -108,7 +110,7 @@ class ReleasedTeacherBranch(nn.Module):
         features: width of the stored patch features.
         outputs: number of logits K.
         dim: token width C.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: options of :class:`~disentangled_mil.DeformableCrossAttention`.
     """
 
     def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
@@ -142,7 +144,7 @@ class ReleasedTeacherBranch(nn.Module):
 
 
 class ReleasedSelection(nn.Module):
-    """Attention from a map to gene tokens, then one vector: one LayerNorm for all three places.
+    """Attention from a map to gene tokens, then one vector; one LayerNorm serves in all three places.
 
     ::
 
@@ -150,7 +152,7 @@ class ReleasedSelection(nn.Module):
 
     Args:
         dim: token width C.
-        heads: attention heads; not stored, and without effect where there is one gene token.
+        heads: attention heads; not stored, and without effect for one gene token.
 
     Shape:
         ``query`` [B, N, C], ``genes`` [B, T, C] -> [B, C].
@@ -176,20 +178,21 @@ class ReleasedStudent(nn.Module):
         features: width of the stored patch features.
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names, from coarse to fine.
+        magnifications: names of the magnifications, from coarse to fine.
         **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
-            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`; its other options are fixed.
 
     Shape:
         ``bags`` {magnification: Bag of B}.
 
     Raises:
-        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
+            row.
 
     Source: the released implementation, as facts in its golden numbers.
     Differs from the source: two prototypes for any number of patches (theirs: a share of the 2,500 patches);
-    deterministic clusters where scores tie. As in the source the first prototype, called "tumor", is merely
-    the one with the larger peak score.
+    deterministic clusters where scores tie. As in the source, the first prototype, called "tumor", is the one with
+    the larger peak score.
 
     Example:
         >>> import torch
@@ -235,17 +238,26 @@ class ReleasedStudent(nn.Module):
 
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
-    """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
+    """The released layer, whose offsets reach ``downsample`` coarse cells, which is not stored."""
+    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
+    given: dict[str, object] = {**fixed, **options}
+    for name, value in fixed.items():
+        if given[name] != value:
+            raise ValueError(f"{name} must be {value!r} in a released model, got {given[name]!r}")
     options.setdefault("offset_scale", float(options.get("downsample", 4)))
-    if options.setdefault("positions", "released") != "released":
-        raise ValueError(f"positions must be 'released' in a released model, got {options['positions']!r}")
-    return DeformableCrossAttention(dim, **options)
+    return DeformableCrossAttention(dim, **cast(DeformableOptions, {**options, **fixed}))
 
 
 def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Per sample the logits [B, K] of the magnification with the largest softmax, the last of them in a tie.
+    """Choose the magnification with the largest softmax for each sample, the last one in a tie.
 
-    Softmax and not its logarithm: two saturated predictions tie here. Also the shares [B, M].
+    Softmax and not its logarithm: two saturated predictions tie here.
+
+    Args:
+        logits: of every magnification [B, K].
+
+    Returns:
+        The chosen logits [B, K], and the shares of the magnifications [B, M].
     """
     stacked = torch.stack(list(logits), dim=1)  # [B, M, K]
     confidence = stacked.softmax(-1).amax(-1)  # [B, M]
@@ -255,7 +267,7 @@ def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _check_squares(bags: Mapping[str, Bag], magnifications: Sequence[str]) -> None:
-    """Check that every bag fills a square: the released positions mean nothing elsewhere."""
+    """Check that every bag fills a square: the released positions are right for no other."""
     check_names("bags", bags, magnifications)
     for name in magnifications:
         grid = bags[name].grid
