@@ -7,8 +7,7 @@ from torch import Tensor
 
 from .._checks import check_count
 from ..bags import Grid
-from ..ops.attention_overlap import attention_overlap
-from ..ops.biased_attention import AttentionScores
+from ..ops import AttentionScores, attention_overlap
 from ..ops.sampling import bilinear_corners, bilinear_spread
 from .tissue import tissue_corners
 

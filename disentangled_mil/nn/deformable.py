@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from .._precision import widened
 from ..bags import Grid, grid_for
-from ..ops.biased_attention import BACKENDS, AttentionScores
-from ..ops.position_bias import MLPBias
+from ..ops import AttentionScores, MLPBias
+from ..ops.attention import BACKENDS
 from ..ops.sampling import bilinear_corners, bilinear_sample
 from ..ops.windows import depthwise_windows
 from .attention import DeformableAttention

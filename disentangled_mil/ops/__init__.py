@@ -1,7 +1,6 @@
 """Stateless functions on tensors."""
 
-from .attention_overlap import attention_overlap
-from .biased_attention import AttentionOutput, AttentionScores, biased_attention
+from .attention import AttentionOutput, AttentionScores, attention_overlap, biased_attention
 from .density_peaks import DensityPeaks, density_peaks
 from .position_bias import BiasTable, MLPBias
 from .segment_mean import segment_mean, segment_softmax

@@ -289,9 +289,9 @@ def test_attention_and_overlap_never_hold_a_map_of_one_head(bias: str, sides: tu
 
         with pytest.MonkeyPatch.context() as patch:
             for name, size in {
-                "_attention_tiles.TILE": 1 << 14,
-                "_attention_tiles.LEAST_QUERIES": 1,
-                "_bias_tiles.NETWORK_TILE": 1 << 12,
+                "attention._tiles.TILE": 1 << 14,
+                "attention._tiles.LEAST_QUERIES": 1,
+                "position_bias._bias_tiles.NETWORK_TILE": 1 << 12,
             }.items():
                 patch.setattr(f"disentangled_mil.ops.{name}", size)
             return max(allocations(train))

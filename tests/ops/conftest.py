@@ -81,11 +81,11 @@ def use_tile() -> Callable[[pytest.MonkeyPatch, int, bool], None]:
 
     def set_tile(patch: pytest.MonkeyPatch, entries: int, pieces: bool) -> None:
         for name, size in {
-            "_attention_tiles.TILE": entries,
-            "_attention_tiles.LEAST_QUERIES": 1,
-            "_attention_tiles.LEAST_NETWORK_QUERIES": 1,
-            "_bias_tiles.NETWORK_TILE": entries,
-            "_bias_tiles.LEAST_PAIRS": 0 if pieces else math.inf,
+            "attention._tiles.TILE": entries,
+            "attention._tiles.LEAST_QUERIES": 1,
+            "attention._tiles.LEAST_NETWORK_QUERIES": 1,
+            "position_bias._bias_tiles.NETWORK_TILE": entries,
+            "position_bias._bias_tiles.LEAST_PAIRS": 0 if pieces else math.inf,
         }.items():
             patch.setattr(f"disentangled_mil.ops.{name}", size)
 

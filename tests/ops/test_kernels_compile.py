@@ -126,7 +126,7 @@ def test_kernels_of_attention_fit_and_spill_no_more_than_was_measured(
     capability: int,
     stack: int,
 ) -> None:
-    operator = "disentangled_mil.ops.biased_attention"
+    operator = "disentangled_mil.ops.attention"
     launcher, launches = record(operator)
     scores, seed = of_layers(bias, dtype, features, width), torch.zeros((), dtype=torch.int64)
     value = torch.zeros(1, 8, 50, width, dtype=dtype, requires_grad=True)

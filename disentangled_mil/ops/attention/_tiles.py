@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .._precision import wide_dtype
-from ._bias_tiles import BiasTile, TiledBias, on_device
+from ..._precision import wide_dtype
+from ..position_bias._bias_tiles import BiasTile, TiledBias, on_device
 
 # Entries of the heads x queries x keys matrix in one tile, so that several of them fit into a core's cache ...
 TILE = 1 << 18

@@ -5,10 +5,8 @@ from torch import Tensor
 
 from ..._checks import check_floating, check_shape
 from ..._precision import wide_dtype
-from ..biased_attention import AttentionScores, choose_backend
-from ._streaming import streaming
-
-__all__ = ["attention_overlap"]
+from ._overlap_streaming import streaming
+from ._scores import AttentionScores, choose_backend
 
 
 def attention_overlap(a: Tensor | AttentionScores, b: Tensor | AttentionScores) -> Tensor:

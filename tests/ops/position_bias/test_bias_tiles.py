@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
-from disentangled_mil.ops import AttentionScores, MLPBias, _attention_tiles, _bias_tiles, biased_attention
-from disentangled_mil.ops._attention_tiles import queries_at_once
-from disentangled_mil.ops._bias_tiles import (
+from disentangled_mil.ops import AttentionScores, MLPBias, biased_attention
+from disentangled_mil.ops.attention import _tiles as _attention_tiles
+from disentangled_mil.ops.attention._tiles import queries_at_once
+from disentangled_mil.ops.position_bias import _bias_tiles
+from disentangled_mil.ops.position_bias._bias_tiles import (
     NetworkBias,
     NetworkRows,
     PiecewiseBias,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 
 from disentangled_mil import ContinuousPositionBias
-from disentangled_mil.ops._folds import FoldRows
-from disentangled_mil.ops._linear_runs import LinearRuns
+from disentangled_mil.ops.position_bias._folds import FoldRows
+from disentangled_mil.ops.position_bias._linear_runs import LinearRuns
 
 exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 # Planes are drawn from steps between nodes.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from .._precision import wide_dtype
+from ..._precision import wide_dtype
 from ._folds import FoldRows
 from ._linear_runs import LinearRuns
 from ._log_spacing import SpacedAxis, spaced

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from disentangled_mil import ContinuousPositionBias
-from disentangled_mil.ops import MLPBias, _bias_tiles
-from disentangled_mil.ops._network_biases import network_biases
+from disentangled_mil.ops import MLPBias
+from disentangled_mil.ops.position_bias import _bias_tiles, network_biases
 
 
 def network(seed: int, features: int, outputs: int, dtype: torch.dtype = torch.float64) -> MLPBias:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
-from disentangled_mil.ops.biased_attention import BACKENDS, AttentionOutput
+from disentangled_mil.ops.attention import BACKENDS, AttentionOutput
 
 Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]

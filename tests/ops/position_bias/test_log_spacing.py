@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from disentangled_mil.ops import _log_spacing
-from disentangled_mil.ops._log_spacing import SpacedAxis, spaced
+from disentangled_mil.ops.position_bias import _log_spacing
+from disentangled_mil.ops.position_bias._log_spacing import SpacedAxis, spaced
 
 
 @pytest.mark.parametrize(

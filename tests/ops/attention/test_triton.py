@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
-from disentangled_mil.ops.biased_attention import choose_backend
+from disentangled_mil.ops.attention import choose_backend
 
 pytest.importorskip("triton", reason="needs Triton, which is not installed")
 
@@ -20,7 +20,7 @@ Draw = Callable[..., dict[str, Any]]
 Leaves = Callable[[dict[str, Any]], list[Tensor]]
 Slopes = Callable[..., list[Tensor]]
 
-PACKAGE = "disentangled_mil.ops.biased_attention"
+PACKAGE = "disentangled_mil.ops.attention"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
 kept_or_not = pytest.mark.parametrize("kept", [False, True], ids=["", "kept"])
@@ -417,7 +417,7 @@ def test_kernels_give_the_weights_that_are_to_be_kept(draw: Draw, calls: Callabl
 def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(
     draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module(PACKAGE), "choose_backend", lambda backend, scores: "triton")
+    monkeypatch.setattr(import_module(f"{PACKAGE}._scores"), "choose_backend", lambda backend, scores: "triton")
     given = moved(draw(33, kind="network", padded=0.3, dropped=0.3), torch.float32)
     kept = biased_attention(**given, keep_weights=True).weights
     del given["value"]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..._operators import operator, refuse_forward_mode, refuse_gradient
 from ..._precision import wide_dtype
-from .._attention_tiles import BagScores, BagScoresGradient
-from .._bias_tiles import BiasTile, tiled_bias
-from ..biased_attention import AttentionScores
+from ..position_bias._bias_tiles import BiasTile, tiled_bias
+from ._scores import AttentionScores
+from ._tiles import BagScores, BagScoresGradient
 
 _MOST_KEPT = 4  # bags whose biases are not computed again on the way back
 

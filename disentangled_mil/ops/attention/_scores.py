@@ -13,8 +13,6 @@ from ._reference import dense_weights, reference
 from ._streaming import streaming
 from ._triton import MOST_FEATURES_IN_REGISTERS, MOST_WIDTH, triton_attention
 
-__all__ = ["BACKENDS", "AttentionOutput", "AttentionScores", "Bias", "biased_attention", "choose_backend"]
-
 BACKENDS = ("auto", "reference", "streaming", "triton")
 
 

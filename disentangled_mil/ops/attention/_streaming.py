@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..._operators import operator, refuse_forward_mode, refuse_gradient
 from ..._precision import wide_dtype
-from .._attention_tiles import BagScores, BagScoresGradient, put, take
-from .._bias_tiles import tiled_bias
+from ..position_bias._bias_tiles import tiled_bias
+from ._tiles import BagScores, BagScoresGradient, put, take
 
 FIRST_ONLY = 'a gradient of a gradient needs backend="reference": the others have only the first'
 

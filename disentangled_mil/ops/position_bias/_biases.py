@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, linear, relu
 
-from .._checks import check_count, check_floating, check_interval, check_shape
+from ..._checks import check_count, check_floating, check_interval, check_shape
 
 _LARGEST_REACH = 1e6
 

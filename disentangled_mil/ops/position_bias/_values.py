@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._operators import operator, refuse_forward_mode, refuse_gradient
-from .._precision import wide_dtype
+from ..._operators import operator, refuse_forward_mode, refuse_gradient
+from ..._precision import wide_dtype
 from ._bias_tiles import NetworkBias, through_log
+from ._biases import MLPBias
 from ._log_spacing import spaced
-from .position_bias import MLPBias
 
 
 def network_biases(network: MLPBias, displacement: Tensor) -> Tensor:
