@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from disentangled_mil.ops import density_peaks
 from disentangled_mil.ops.density_peaks import DensityPeaks
+from tests.support.allocations import allocations
 
 package, streaming, runtime = (
     importlib.import_module(f"disentangled_mil.ops.{name}")
@@ -442,7 +443,7 @@ def test_a_product_that_is_less_precise_than_asked_for_changes_no_cluster(
 
 
 def test_only_what_is_kept_of_candidates_is_held_for_all_rows_at_once(
-    allocations: Callable[[Callable[[], object]], list[int]], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ones = torch.eye(60)
     tokens = torch.cat([ones[i] + ones[i + 1 :] for i in range(59)])[None]  # all have neighbors at equal distances

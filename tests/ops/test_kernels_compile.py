@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_compile import Compiled, Launch, compile_kernels
+from tests.support.triton_compile import Compiled, Launch, compile_kernels
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is not installed")
 knobs = pytest.importorskip("triton.knobs", reason="needs Triton 3.4 or later")

@@ -59,4 +59,4 @@ def _of_scores(a: AttentionScores, b: AttentionScores) -> Tensor:
     check_shape("b.query", b.query, "B H N E", {"N": a.query.shape[2]})
     if "reference" in (choose_backend("auto", a), choose_backend("auto", b)):
         return attention_overlap(a.weights().flatten(1), b.weights().flatten(1))
-    return streaming(a, b)
+    return streaming(a.carried(), b.carried())

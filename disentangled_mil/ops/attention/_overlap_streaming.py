@@ -1,130 +1,102 @@
-"""Inner products of attention maps that are computed a tile of queries at a time, and again on the way back."""
+"""Overlaps of attention maps that are computed a tile of queries at a time, and again on the way back."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._operators import operator, refuse_forward_mode, refuse_gradient
+from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
-from ..position_bias._bias_tiles import BiasTile, tiled_bias
-from ._scores import AttentionScores
-from ._tiles import BagScores, BagScoresGradient
-
-_MOST_KEPT = 4  # bags whose biases are not computed again on the way back
+from ..position_bias import BiasTile, CarriedBias
+from ._bag import BagGradient, BagScores
+from ._carried import CarriedScores
 
 
-def streaming(a: AttentionScores, b: AttentionScores) -> Tensor:
+class _Arguments(NamedTuple):
+    a: CarriedScores
+    b: CarriedScores
+
+
+class _Results(NamedTuple):
+    overlap: Tensor  # [B, B]
+
+
+def streaming(a: CarriedScores, b: CarriedScores) -> Tensor:
     """C_ij = <a_i, b_j> [B, B] of maps [B, H, N, J]."""
-    left, right = a.tensors(), b.tensors()
-    refuse_forward_mode("attention_overlap", (*left, *right))
-    overlap: Tensor = _streaming(left, right, [a.reach, b.reach], [a.factor, b.factor])
-    return overlap
+    return _overlap(_Arguments(a, b)).overlap
 
 
-@operator("attention_overlap_streaming")
-def _streaming(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
-    overlap: Tensor = _empty(a, b, reach, scale).zero_()
-    with torch.autocast(overlap.device.type, enabled=False):
-        left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
-        for tile in _tiles(left, right):
-            maps_a, maps_b = (
-                torch.stack([bag.weights(tile)[0] for bag in bags]).flatten(1).to(overlap.dtype)
-                for bags in (left, right)
-            )
-            overlap += maps_a @ maps_b.T
-    return overlap
+def _empty(given: _Arguments) -> _Results:
+    batch = given.a.query.shape[0]
+    return _Results(given.a.query.new_empty(batch, batch, dtype=wide_dtype(given.a.query, given.b.query)))
 
 
-@_streaming.register_fake
-def _empty(a: Sequence[Tensor], b: Sequence[Tensor], reach: Sequence[float], scale: Sequence[float]) -> Tensor:
-    batch = len(a[0])
-    wide = wide_dtype(a[0], b[0])
-    return a[0].new_empty(batch, batch, dtype=wide)
+def _forward(given: _Arguments) -> _Results:
+    overlap = _empty(given).overlap.zero_()
+    a, b = _Side(given.a), _Side(given.b)
+    for tile in _tiles(a, b):
+        maps_a, maps_b = (_rows(side.maps(tile), overlap.dtype) for side in (a, b))
+        overlap += maps_a @ maps_b.T
+    return _Results(overlap)
 
 
-@operator("attention_overlap_streaming_backward")
-def _backward(
-    gradient: Tensor,
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    reach: Sequence[float],
-    scale: Sequence[float],
-    wanted_a: Sequence[bool],
-    wanted_b: Sequence[bool],
-) -> list[Tensor]:
-    result = [torch.zeros_like(tensor) for tensor in (*a, *b)]
-    into_a, into_b = result[: len(a)], result[len(a) :]
-    with torch.autocast(gradient.device.type, enabled=False):
-        left, right = _bags(a, reach[0], scale[0]), _bags(b, reach[1], scale[1])
-        left_gradients = [BagScoresGradient(bag, into_a, wanted_a) for bag in left]
-        right_gradients = [BagScoresGradient(bag, into_b, wanted_b) for bag in right]
-        for tile in _tiles(left, right):
-            (maps_a, biases_a), (maps_b, biases_b) = _maps(left, tile), _maps(right, tile)
-            for own, biases, other, share, bags in (
-                (maps_a, biases_a, maps_b, gradient, left_gradients),
-                (maps_b, biases_b, maps_a, gradient.T, right_gradients),
-            ):
-                change = (share @ other.flatten(1).to(share.dtype)).view_as(own).to(own.dtype)
-                for bag, weights, bias, into in zip(bags, own, biases, change, strict=True):
-                    bag.add(tile, weights, bias, into)
-        for bags, into, wanted in ((left_gradients, into_a, wanted_a), (right_gradients, into_b, wanted_b)):
-            for bag in bags:
-                bag.finish()
-            if bags and bags[0].scores.bias and any(wanted[6:]):
-                bags[0].scores.bias.finish(into[6:])
-    return result
+def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -> _Arguments:
+    into = zeros_like(given)
+    a, b = _Side(given.a), _Side(given.b)
+    gradients_a = [BagGradient(bag, wanted.a) for bag in a.bags]
+    gradients_b = [BagGradient(bag, wanted.b) for bag in b.bags]
+    for tile in _tiles(a, b):
+        maps_a, maps_b = a.maps(tile), b.maps(tile)
+        for own, other, gradients, share in (
+            (maps_a, maps_b, gradients_a, arriving.overlap),
+            (maps_b, maps_a, gradients_b, arriving.overlap.T),
+        ):
+            changes = share @ _rows(other, share.dtype)
+            for (weights, biases), change, gradient in zip(own, changes, gradients, strict=True):
+                gradient.add(tile, weights, biases, change.view_as(weights).to(weights.dtype))
+    for gradients, part in ((gradients_a, into.a), (gradients_b, into.b)):
+        for gradient in gradients:
+            gradient.write(part)
+    return _Arguments(a.with_bias(into.a), b.with_bias(into.b))
 
 
-@_backward.register_fake
-def _like_inputs(gradient: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return [torch.empty_like(tensor) for tensor in (*a, *b)]
+class _Side:
+    """The maps of one batch. Padded queries stay in their place, so that the maps of all bags have one shape."""
+
+    def __init__(self, carried: CarriedScores) -> None:
+        # Padding may hold anything, but biases are evaluated there.
+        clean = carried._replace(query_position=carried.query_position.where(carried.mask[..., None], 0))
+        self.bias = carried.tiled_bias()
+        batch = len(carried.query)
+        self.bags = [BagScores(clean, self.bias, bag, skip=False, maps=2 * batch) for bag in range(batch)]
+
+    def maps(self, tile: slice) -> list[tuple[Tensor, BiasTile | None]]:
+        """The weights [H, t, J] of a tile of every bag, and their biases."""
+        biases = [bag.biases(tile) for bag in self.bags]
+        return [(bag.weights(tile, bias), bias) for bag, bias in zip(self.bags, biases, strict=True)]
+
+    def with_bias(self, gradient: CarriedScores) -> CarriedScores:
+        """The gradient of the scores, with that of the bias."""
+        return gradient if self.bias is None else gradient._replace(bias=CarriedBias.of(self.bias.gradient()))
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, b, ctx.reach, ctx.scale = inputs
-    ctx.split = len(a)
-    ctx.save_for_backward(*a, *b)
+def _rows(maps: list[tuple[Tensor, BiasTile | None]], dtype: torch.dtype) -> Tensor:
+    """The weights of a tile as a row for every bag [B, H t J]."""
+    return torch.stack([weights for weights, _ in maps]).flatten(1).to(dtype)
 
 
-def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    a, b = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
-    wanted_a, wanted_b = ctx.needs_input_grad[:2]
-    result = _backward(gradient, a, b, ctx.reach, ctx.scale, wanted_a, wanted_b)
-    kept = [grad if want else None for grad, want in zip(result, (*wanted_a, *wanted_b), strict=True)]
-    return kept[: ctx.split], kept[ctx.split :], None, None
-
-
-_streaming.register_autograd(_pass_back, setup_context=_remember)
-
-
-refuse_gradient(
-    _backward, 'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
-)
-
-
-def _bags(tensors: Sequence[Tensor], reach: float, scale: float) -> list[BagScores]:
-    query, key, query_position, key_position, mask, *others = tensors
-    # Padding may hold anything, and its places are looked at here.
-    query_position = query_position.where(mask[..., None], 0)
-    clean = (query, key, query_position, key_position, mask, *others)
-    bias = tiled_bias(clean, reach)
-    maps = 2 * len(query)
-    return [BagScores(clean, bias, scale, bag, skip=False, maps=maps) for bag in range(len(query))]
-
-
-def _tiles(left: Sequence[BagScores], right: Sequence[BagScores]) -> list[slice]:
+def _tiles(a: _Side, b: _Side) -> list[slice]:
     """Tiles of queries that are small enough for both batches."""
-    choices = (list(bag.tiles()) for bag in (*left[:1], *right[:1]))
-    return max(choices, key=len, default=[])
+    return max((list(bag.tiles()) for side in (a, b) for bag in side.bags[:1]), key=len, default=[])
 
 
-def _maps(bags: Sequence[BagScores], tile: slice) -> tuple[Tensor, list[BiasTile | None]]:
-    """The weights of a tile of every bag [B, H, t, J], and their biases where they are kept."""
-    weights, biases = [], []
-    for bag in bags:
-        weight, bias = bag.weights(tile)
-        weights.append(weight)
-        biases.append(bias if len(bags) <= _MOST_KEPT else None)
-    return torch.stack(weights), biases
+_overlap = with_gradient(
+    "attention_overlap_streaming",
+    _Arguments,
+    _Results,
+    empty=_empty,
+    forward=_forward,
+    backward=_backward,
+    caller="attention_overlap",
+    no_second='a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")',
+)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
 from .._triton_runtime import available
-from ..position_bias import Bias, BiasTable, MLPBias, check_bias
+from ..position_bias import Bias, BiasTable, CarriedBias, MLPBias, check_bias
+from ._carried import CarriedScores
 from ._reference import dense_weights, reference
 from ._streaming import streaming
 from ._triton import MOST_FEATURES_IN_REGISTERS, MOST_WIDTH, triton_attention
@@ -72,9 +73,7 @@ class AttentionScores:
             return self._dense()
         # Kernels take values of the width of keys.
         attention, value = (triton_attention, unused) if chosen == "triton" else (streaming, unused[..., :1])
-        kept = attention(self.tensors(), value, self.reach, self.factor, 0.0, keep=True)[2]
-        assert kept is not None
-        return kept
+        return attention(self.carried(), value, 0.0, keep=True).weights
 
     def _dense(self) -> Tensor:
         """The weights as the reference computes them."""
@@ -99,32 +98,33 @@ class AttentionScores:
         if chosen == "reference":
             weights = self._dense()
             return AttentionOutput(*reference(weights, value, dropout), weights if keep_weights else None)
-        arguments = self.tensors(), value, self.reach, self.factor, dropout
         attention = streaming if chosen == "streaming" else triton_attention
-        return AttentionOutput(*attention(*arguments, keep=keep_weights))
+        attended = attention(self.carried(), value, dropout, keep=keep_weights)
+        return AttentionOutput(attended.out, attended.mass, attended.weights if keep_weights else None)
 
     @property
     def factor(self) -> float:
         """The scale of Q K^T."""
         return self.query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
-    @property
-    def reach(self) -> float:
-        """Of a table; 1 without one."""
-        return self.bias.reach if isinstance(self.bias, BiasTable) else 1.0
-
-    def tensors(self) -> list[Tensor]:
-        """As the operators take them: query, key, positions, mask, logits and the tensors of the bias."""
-        mask, logit = self.query_mask, self.key_logit
+    def carried(self) -> CarriedScores:
+        """The scores as operators take them, with defaults for what is None."""
+        mask, logit, bias = self.query_mask, self.key_logit, self.bias
         if mask is None:
             mask = torch.ones(self.query_position.shape[:2], dtype=torch.bool, device=self.query.device)
         if logit is None:
             logit = self.key_position.new_zeros(self.key_position.shape[:3])
-        if isinstance(self.bias, BiasTable):
-            bias = [self.bias.values]
-        else:
-            bias = list(self.bias) if isinstance(self.bias, MLPBias) else []
-        return [self.query, self.key, self.query_position, self.key_position, mask, logit, *bias]
+        assert bias is None or isinstance(bias, (MLPBias, BiasTable))  # other functions go to the reference
+        return CarriedScores(
+            self.query,
+            self.key,
+            self.query_position,
+            self.key_position,
+            mask,
+            logit,
+            CarriedBias.of(bias),
+            self.factor,
+        )
 
 
 def biased_attention(

@@ -1,71 +1,84 @@
-"""Biases of a network at many displacements, with no hidden layer kept for the gradient."""
+"""A network at many displacements, without hidden layers that are kept for its gradient.
 
-from collections.abc import Sequence
-from typing import Any
+Forward and backward go through the displacements a part at a time, and the backward pass computes the hidden layers of
+a part again. Memory is that of one part; time is a third more than with the hidden layers kept.
+"""
 
-import torch
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 from torch import Tensor
 
-from ..._operators import operator, refuse_forward_mode, refuse_gradient
+from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
-from ._bias_tiles import NetworkBias, through_log
-from ._biases import MLPBias
-from ._log_spacing import spaced
+from .._tile_size import on_device
+from ._network import MOST_PAIRS, HiddenLayers, MLPBias
 
 
 def network_biases(network: MLPBias, displacement: Tensor) -> Tensor:
-    """The biases of a network at displacements [..., 2]: [..., I], in float64 where its weights are, else in float32.
+    """The biases of a network at displacements [..., 2]: ``network(displacement)`` in bounded memory.
 
-    The same as calling the network, but for precision and memory. It cannot be differentiated twice, nor in forward
-    mode.
+    Args:
+        network: network of the bias.
+        displacement: displacements of queries from keys.
+
+    Shape:
+        ``displacement`` [..., 2].
+
+    Returns:
+        The biases [..., I], in float64 where the weights are, else in float32.
+
+    Raises:
+        NotImplementedError: in forward mode, or for a gradient of a gradient.
     """
-    refuse_forward_mode("a table of a network", (*network, displacement))
     wide = wide_dtype(network.w1)
-    parts = [part.to(wide) for part in network]
-    biases: Tensor = _network_biases(parts, displacement.to(wide).reshape(-1, 2))
+    parts = MLPBias(*(part.to(wide) for part in network))
+    biases = _network_biases(_Arguments(parts, displacement.to(wide).reshape(-1, 2))).biases
     return biases.view(*displacement.shape[:-1], network.w3.shape[0])
 
 
-@operator("network_biases")
-def _network_biases(parts: Sequence[Tensor], displacement: Tensor) -> Tensor:
-    with torch.autocast(displacement.device.type, enabled=False):
-        return NetworkBias(parts).rows(spaced(displacement)).values()
+class _Arguments(NamedTuple):
+    network: MLPBias
+    displacement: Tensor  # [M, 2]
 
 
-@_network_biases.register_fake
-def _empty(parts: Sequence[Tensor], displacement: Tensor) -> Tensor:
-    return displacement.new_empty(displacement.shape[0], parts[4].shape[0])
+class _Results(NamedTuple):
+    biases: Tensor  # [M, I]
 
 
-@operator("network_biases_backward")
-def _backward(gradient: Tensor, parts: Sequence[Tensor], displacement: Tensor, want_displacement: bool) -> list[Tensor]:
-    with torch.autocast(displacement.device.type, enabled=False):
-        network = NetworkBias(parts)
-        moved = network.rows(spaced(displacement)).backward(gradient, want_displacement)
-        into = torch.zeros_like(displacement) if moved is None else through_log(moved, displacement)
-    return [*network.gradient, into]
+def _empty(given: _Arguments) -> _Results:
+    return _Results(given.displacement.new_empty(given.displacement.shape[0], given.network.w3.shape[0]))
 
 
-@_backward.register_fake
-def _like_inputs(
-    gradient: Tensor, parts: Sequence[Tensor], displacement: Tensor, want_displacement: bool
-) -> list[Tensor]:
-    return [torch.empty_like(tensor) for tensor in (*parts, displacement)]
+def _forward(given: _Arguments) -> _Results:
+    results = _empty(given)
+    for part in _parts(given):
+        results.biases[part] = HiddenLayers(given.network, given.displacement[part]).values()
+    return results
 
 
-def _remember(ctx: Any, inputs: tuple[Sequence[Tensor], Tensor], output: Tensor) -> None:
-    parts, displacement = inputs
-    ctx.save_for_backward(*parts, displacement)
+def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -> _Arguments:
+    into = zeros_like(given)
+    for part in _parts(given):
+        layers = HiddenLayers(given.network, given.displacement[part])
+        moved = layers.backward(arriving.biases[part], into.network, want_displacement=wanted.displacement)
+        if moved is not None:
+            into.displacement[part] = moved
+    return into
 
 
-def _pass_back(ctx: Any, gradient: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    *parts, displacement = ctx.saved_tensors
-    want_displacement = ctx.needs_input_grad[1]
-    *into_parts, into_displacement = _backward(gradient, parts, displacement, want_displacement)
-    return into_parts, into_displacement if want_displacement else None
+def _parts(given: _Arguments) -> Iterator[slice]:
+    step = on_device(MOST_PAIRS, given.displacement.device)
+    return (slice(start, start + step) for start in range(0, len(given.displacement), step))
 
 
-_network_biases.register_autograd(_pass_back, setup_context=_remember)
-
-
-refuse_gradient(_backward, "a table of a network has no gradient of a gradient")
+_network_biases = with_gradient(
+    "network_biases",
+    _Arguments,
+    _Results,
+    empty=_empty,
+    forward=_forward,
+    backward=_backward,
+    caller="a table of a network",
+    no_second="a table of a network has no gradient of a gradient",
+)

@@ -1,7 +1,7 @@
 """Biased attention: by hand, against torch, streamed against dense, without keys, in low precision."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,9 @@ from torch.nn import functional as F
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
 from disentangled_mil.ops.attention import BACKENDS, AttentionOutput
-
-Draw = Callable[..., dict[str, Any]]
-Leaves = Callable[[dict[str, Any]], list[Tensor]]
-Slopes = Callable[..., list[Tensor]]
-UseTile = Callable[[pytest.MonkeyPatch, int, bool], None]
+from tests.support.allocations import allocations
+from tests.support.attention import draw, leaves, slopes, tiles
+from tests.support.operators import calls
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
@@ -27,11 +25,10 @@ both_backends = pytest.mark.parametrize("backend", ["reference", "streaming"])
 exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
-@pytest.fixture(params=[False, True], ids=["", "pieces"])
-def tiny_tile(request: pytest.FixtureRequest, use_tile: UseTile) -> Iterator[None]:
-    """Tiles of a query or two, and networks with and without a table of their pieces."""
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 20, request.param)
+@pytest.fixture(params=[False, True], ids=["", "piecewise"])
+def tiny_tile(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiles of a query or two, and networks with and without a piecewise table."""
+    with tiles(20, piecewise=request.param):
         yield
 
 
@@ -66,9 +63,7 @@ def test_two_keys_by_hand() -> None:
 
 @given(seed=seeds, queries=st.integers(1, 7), keys=st.integers(1, 6), backend=st.sampled_from(BACKENDS[:3]))
 @few
-def test_without_bias_it_is_scaled_dot_product_attention(
-    draw: Draw, seed: int, queries: int, keys: int, backend: str
-) -> None:
+def test_without_bias_it_is_scaled_dot_product_attention(seed: int, queries: int, keys: int, backend: str) -> None:
     given_ = draw(seed, queries=queries, keys=keys) | {"key_logit": None}
     expected = F.scaled_dot_product_attention(given_["query"], given_["key"], given_["value"])
     torch.testing.assert_close(biased_attention(**given_, backend=backend).out, expected)
@@ -85,7 +80,7 @@ def test_without_bias_it_is_scaled_dot_product_attention(
 )
 @few
 def test_bias_and_key_logit_are_those_of_the_head_of_each_group(
-    draw: Draw, seed: int, kind: str, groups: int, per_group: int, queries: int, keys: int, backend: str
+    seed: int, kind: str, groups: int, per_group: int, queries: int, keys: int, backend: str
 ) -> None:
     given_ = draw(seed, kind=kind, groups=groups, per_group=per_group, queries=queries, keys=keys)
     mask = torch.zeros(2, groups * per_group, queries, keys, dtype=torch.float64)
@@ -102,71 +97,47 @@ def test_bias_and_key_logit_are_those_of_the_head_of_each_group(
 
 
 @given(
-    seed=seeds,
-    kind=kinds,
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 3),
-    per_group=st.integers(1, 3),
-    queries=st.sampled_from([0, 1, 2, 7, 13]),
-    keys=st.sampled_from([0, 1, 5, 9]),
-    width=st.integers(1, 3),
-    padded=st.sampled_from([0.0, 0.5, 1.0]),
-    dropped=st.sampled_from([0.0, 0.6, 1.0]),
+    sizes=st.fixed_dictionaries(
+        {
+            "seed": seeds,
+            "kind": kinds,
+            "batch": st.integers(1, 3),
+            "groups": st.integers(1, 3),
+            "per_group": st.integers(1, 3),
+            "queries": st.sampled_from([0, 1, 2, 7, 13]),
+            "keys": st.sampled_from([0, 1, 5, 9]),
+            "width": st.integers(1, 3),
+            "padded": st.sampled_from([0.0, 0.5, 1.0]),
+            "dropped": st.sampled_from([0.0, 0.6, 1.0]),
+        }
+    ),
     without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
-    tile=st.sampled_from([1, 20, 50, 10**6]),
-    pieces=st.booleans(),
+    entries=st.sampled_from([1, 20, 50, 10**6]),
+    piecewise=st.booleans(),
     kept=st.booleans(),
 )
 @settings(max_examples=150)
 def test_streaming_equals_the_reference_with_gradients(
-    draw: Draw,
-    leaves: Leaves,
-    slopes: Slopes,
-    use_tile: UseTile,
-    seed: int,
-    kind: str,
-    batch: int,
-    groups: int,
-    per_group: int,
-    queries: int,
-    keys: int,
-    width: int,
-    padded: float,
-    dropped: float,
-    without: set[str],
-    tile: int,
-    pieces: bool,
-    kept: bool,
+    sizes: dict[str, Any], without: set[str], entries: int, piecewise: bool, kept: bool
 ) -> None:
-    given_ = draw(
-        seed,
-        kind=kind,
-        batch=batch,
-        groups=groups,
-        per_group=per_group,
-        queries=queries,
-        keys=keys,
-        width=width,
-        padded=0.0 if "query_mask" in without else padded,
-        dropped=dropped,
-    )
-    given_ |= dict.fromkeys(without)
+    if "query_mask" in without:
+        sizes["padded"] = 0.0
+    given_ = draw(**sizes) | dict.fromkeys(without)
     dense = biased_attention(**given_, keep_weights=kept, backend="reference")
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, tile, pieces)
+    with tiles(entries, piecewise=piecewise):
         streamed = biased_attention(**given_, keep_weights=kept, backend="streaming")
         assert (streamed.weights is not None) == (dense.weights is not None) == kept
         torch.testing.assert_close(outputs(streamed), outputs(dense), **exact)
         inputs = leaves(given_)
-        expected = slopes(outputs(dense), inputs, seed)
-        torch.testing.assert_close(slopes(outputs(streamed), inputs, seed), expected, **exact)
+        expected = slopes(outputs(dense), inputs, sizes["seed"])
+        torch.testing.assert_close(slopes(outputs(streamed), inputs, sizes["seed"]), expected, **exact)
     assert all(gradient.isfinite().all() for gradient in expected)
 
 
 @given(seed=seeds, kind=kinds, kept=st.booleans(), wanted=st.sets(st.integers(0, 11), min_size=1))
 @few
 def test_a_gradient_does_not_depend_on_which_others_are_wanted(
-    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, kept: bool, wanted: set[int]
+    seed: int, kind: str, kept: bool, wanted: set[int]
 ) -> None:
     given_ = draw(seed, kind=kind, padded=0.3, dropped=0.3)
     inputs = leaves(given_)
@@ -182,9 +153,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(
 @pytest.mark.parametrize("which", [("out",), ("mass",), ("weights",), ("mass", "weights"), ("out", "weights")])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_gradients_flow_through_any_of_the_outputs(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, which: tuple[str, ...]
-) -> None:
+def test_gradients_flow_through_any_of_the_outputs(kind: str, which: tuple[str, ...]) -> None:
     given_ = draw(1, kind=kind, padded=0.3, dropped=0.3)
     found, expected = (
         slopes([getattr(attended, name) for name in which], leaves(given_))
@@ -200,9 +169,7 @@ def test_gradients_flow_through_any_of_the_outputs(
 @every_kind
 @both_backends
 @pytest.mark.usefixtures("tiny_tile")
-def test_gradients_are_those_of_finite_differences(
-    draw: Draw, leaves: Leaves, backend: str, kind: str, kept: bool
-) -> None:
+def test_gradients_are_those_of_finite_differences(backend: str, kind: str, kept: bool) -> None:
     given_ = draw(3, kind=kind, batch=1, queries=3, keys=3, width=2)
 
     def attend(*_: Tensor) -> list[Tensor]:
@@ -213,7 +180,7 @@ def test_gradients_are_those_of_finite_differences(
 
 @every_kind
 @both_backends
-def test_the_gradient_at_a_displacement_of_zero_is_the_slope_there(draw: Draw, kind: str, backend: str) -> None:
+def test_the_gradient_at_a_displacement_of_zero_is_the_slope_there(kind: str, backend: str) -> None:
     given_ = draw(4, kind=kind, keys=5, queries=5, groups=1)
     # Every query lies where one of the keys does.
     given_["key_position"] = given_["query_position"].detach()[:, None].clone()
@@ -225,9 +192,7 @@ def test_the_gradient_at_a_displacement_of_zero_is_the_slope_there(draw: Draw, k
 @every_kind
 @both_backends
 @pytest.mark.usefixtures("tiny_tile")
-def test_queries_without_a_key_get_zeros_and_finite_gradients(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
-) -> None:
+def test_queries_without_a_key_get_zeros_and_finite_gradients(backend: str, kind: str) -> None:
     given_ = draw(0, kind=kind)
     with torch.no_grad():
         given_["key_logit"][0, 1] = -torch.inf  # one group, whose heads are 2 and 3
@@ -248,9 +213,7 @@ def test_queries_without_a_key_get_zeros_and_finite_gradients(
 
 @every_kind
 @both_backends
-def test_what_padding_holds_changes_nothing(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
-) -> None:
+def test_what_padding_holds_changes_nothing(backend: str, kind: str) -> None:
     poisoned = draw(2, kind=kind, queries=9, padded=0.5, dropped=0.3)
     mask = poisoned["query_mask"]
     clean = poisoned | {
@@ -271,7 +234,7 @@ def test_what_padding_holds_changes_nothing(
 @given(seed=seeds, kind=kinds, keys=st.integers(1, 20), dropped=st.sampled_from([0.0, 0.5, 1.0]))
 @few
 def test_rows_of_the_weights_sum_to_one_or_to_nothing_and_make_the_output(
-    draw: Draw, seed: int, kind: str, keys: int, dropped: float
+    seed: int, kind: str, keys: int, dropped: float
 ) -> None:
     given_ = draw(seed, kind=kind, keys=keys, padded=0.3, dropped=dropped)
     attended = biased_attention(**given_, keep_weights=True)
@@ -288,9 +251,7 @@ def test_rows_of_the_weights_sum_to_one_or_to_nothing_and_make_the_output(
 
 @given(seed=seeds, kind=kinds, keys=st.integers(2, 6))
 @few
-def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(
-    draw: Draw, seed: int, kind: str, keys: int
-) -> None:
+def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(seed: int, kind: str, keys: int) -> None:
     given_ = draw(seed, kind=kind, keys=keys)
     order = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))
     of_keys = ("key", "value", "key_position", "key_logit")
@@ -309,9 +270,7 @@ def test_the_order_of_the_keys_does_not_matter_and_dropped_keys_are_not_there(
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 @every_kind
 @both_backends
-def test_positions_that_are_not_finite_harm_nobody_else_and_are_seen(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str, broken: float
-) -> None:
+def test_positions_that_are_not_finite_harm_nobody_else_and_are_seen(backend: str, kind: str, broken: float) -> None:
     given_ = draw(14, kind=kind, queries=9)
     with torch.no_grad():
         given_["query_position"][0, 3] = broken
@@ -330,7 +289,7 @@ def test_positions_that_are_not_finite_harm_nobody_else_and_are_seen(
 
 @every_kind
 @both_backends
-def test_a_key_logit_that_is_no_number_is_seen(draw: Draw, backend: str, kind: str) -> None:
+def test_a_key_logit_that_is_no_number_is_seen(backend: str, kind: str) -> None:
     given_ = draw(15, kind=kind)
     with torch.no_grad():
         given_["key_logit"][0, 0, 1] = torch.nan
@@ -342,7 +301,7 @@ def test_a_key_logit_that_is_no_number_is_seen(draw: Draw, backend: str, kind: s
 
 
 @both_backends
-def test_constant_key_logits_change_nothing(draw: Draw, backend: str) -> None:
+def test_constant_key_logits_change_nothing(backend: str) -> None:
     given_ = draw(5)
     shifted = given_ | {"key_logit": given_["key_logit"] + 700}
     torch.testing.assert_close(
@@ -352,9 +311,7 @@ def test_constant_key_logits_change_nothing(draw: Draw, backend: str) -> None:
 
 @every_kind
 @both_backends
-def test_the_same_input_gives_the_same_bits(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
-) -> None:
+def test_the_same_input_gives_the_same_bits(backend: str, kind: str) -> None:
     given_ = draw(7, kind=kind, queries=40, keys=30, dtype=torch.float32)
     results = []
     for _ in range(2):
@@ -364,7 +321,7 @@ def test_the_same_input_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("name", ["query_position", "key_position"])
-def test_an_infinite_coordinate_changes_no_other(draw: Draw, name: str) -> None:
+def test_an_infinite_coordinate_changes_no_other(name: str) -> None:
     given_ = draw(1, kind="network", queries=9)
     with torch.no_grad():
         given_["bias"].w1.abs_().mul_(1 if name == "query_position" else -1)  # the first layer ends in zeros there
@@ -378,9 +335,7 @@ def test_an_infinite_coordinate_changes_no_other(draw: Draw, name: str) -> None:
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_non_contiguous_and_expanded_inputs_are_read_alike(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, missing: float, innermost: int
-) -> None:
+def test_non_contiguous_and_expanded_inputs_are_read_alike(kind: str, missing: float, innermost: int) -> None:
     given_ = draw(1, kind=kind, padded=missing, dropped=missing)
     given_ |= {"query": given_["query"].detach()[:, :, :1].nan_to_num().requires_grad_()}
 
@@ -403,9 +358,7 @@ def test_non_contiguous_and_expanded_inputs_are_read_alike(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_low_precision_is_as_near_as_its_type_allows(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
-) -> None:
+def test_low_precision_is_as_near_as_its_type_allows(kind: str, dtype: torch.dtype) -> None:
     narrow = draw(2, kind=kind, queries=33, keys=9, padded=0.2, dropped=0.2, dtype=dtype)
     wide = {name: _double(entry) for name, entry in narrow.items()}
     exact_, eager, fast = (
@@ -440,9 +393,7 @@ def test_products_of_large_float16_queries_and_keys_do_not_overflow(backend: str
 
 @every_kind
 @both_backends
-def test_autocast_to_bfloat16_keeps_the_weights_in_float32(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str, kind: str
-) -> None:
+def test_autocast_to_bfloat16_keeps_the_weights_in_float32(backend: str, kind: str) -> None:
     wide = draw(4, kind=kind, dtype=torch.float32) | {"keep_weights": True}
     expected = biased_attention(**wide, backend="reference")
     with torch.autocast("cpu", torch.bfloat16):
@@ -456,7 +407,7 @@ def test_autocast_to_bfloat16_keeps_the_weights_in_float32(
 
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.usefixtures("tiny_tile")
-def test_streamed_dropout_drops_the_same_weights_in_its_backward_pass(draw: Draw, leaves: Leaves, kept: bool) -> None:
+def test_streamed_dropout_drops_the_same_weights_in_its_backward_pass(kept: bool) -> None:
     given_ = draw(6, kind="network", queries=4, padded=0.3, dropped=0.3) | {"keep_weights": kept}
 
     def attend(*_: Tensor) -> Tensor:
@@ -469,7 +420,7 @@ def test_streamed_dropout_drops_the_same_weights_in_its_backward_pass(draw: Draw
 
 @pytest.mark.usefixtures("tiny_tile")
 @both_backends
-def test_dropout_leaves_mass_and_weights_and_depends_on_the_seed_of_torch(draw: Draw, backend: str) -> None:
+def test_dropout_leaves_mass_and_weights_and_depends_on_the_seed_of_torch(backend: str) -> None:
     given_ = draw(6, kind="table", queries=9, padded=0.3) | {"keep_weights": True}
     plain_ = biased_attention(**given_, backend=backend)
     found = []
@@ -485,7 +436,7 @@ def test_dropout_leaves_mass_and_weights_and_depends_on_the_seed_of_torch(draw: 
 
 
 @both_backends
-def test_bags_and_heads_drop_weights_of_their_own(draw: Draw, backend: str) -> None:
+def test_bags_and_heads_drop_weights_of_their_own(backend: str) -> None:
     given_ = {name: entry[:1].expand(2, *entry.shape[1:]) for name, entry in draw(6, queries=9).items()}
     given_ = {
         name: entry if name in ("query_position", "query_mask") else entry[:, :1].expand_as(entry)
@@ -496,9 +447,7 @@ def test_bags_and_heads_drop_weights_of_their_own(draw: Draw, backend: str) -> N
 
 
 @both_backends
-def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(
-    draw: Draw, leaves: Leaves, slopes: Slopes, backend: str
-) -> None:
+def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(backend: str) -> None:
     given_ = {name: entry.detach()[:1] for name, entry in draw(7, queries=1, keys=8).items()}
     names = ("query_position", "query_mask")
     many = given_ | {name: given_[name].expand(-1, 4000, *given_[name].shape[2:]) for name in names}
@@ -512,7 +461,7 @@ def test_dropout_keeps_the_mean_and_full_dropout_leaves_nothing(
     assert all((slope == 0).all() for slope in slopes([nothing], leaves(trained)))
 
 
-def test_a_share_of_the_weights_is_dropped_and_the_others_grow(draw: Draw) -> None:
+def test_a_share_of_the_weights_is_dropped_and_the_others_grow() -> None:
     given_ = draw(7, queries=60, keys=50, width=50)
     given_["value"] = torch.eye(50, dtype=torch.float64).expand(2, 4, -1, -1)  # the output is the weights
     torch.manual_seed(0)
@@ -523,7 +472,7 @@ def test_a_share_of_the_weights_is_dropped_and_the_others_grow(draw: Draw) -> No
     torch.testing.assert_close(attended.out[~dropped], weights[~dropped] / 0.75)
 
 
-def test_any_other_function_is_taken_by_the_reference_alone(draw: Draw, leaves: Leaves, slopes: Slopes) -> None:
+def test_any_other_function_is_taken_by_the_reference_alone() -> None:
     given_ = draw(8) | {"bias": plain}
     automatic, dense = (biased_attention(**given_, backend=backend) for backend in ("auto", "reference"))
     assert all(torch.equal(a, b) for a, b in zip(outputs(automatic), outputs(dense), strict=True))
@@ -535,15 +484,13 @@ def test_any_other_function_is_taken_by_the_reference_alone(draw: Draw, leaves: 
 
 @pytest.mark.parametrize(("backend", "operators"), [("reference", 0), ("streaming", 1), ("auto", 1)])
 @every_kind
-def test_an_explicit_backend_is_the_one_that_runs(
-    draw: Draw, calls: Callable[..., list[Any]], kind: str, backend: str, operators: int
-) -> None:
+def test_an_explicit_backend_is_the_one_that_runs(kind: str, backend: str, operators: int) -> None:
     given_ = draw(9, kind=kind)
     assert len(calls(lambda: biased_attention(**given_, backend=backend))) == operators
 
 
 @pytest.mark.parametrize("of", ["out", "mass", "weights"])
-def test_the_gradient_that_arrives_has_no_gradient_either(draw: Draw, of: str) -> None:
+def test_the_gradient_that_arrives_has_no_gradient_either(of: str) -> None:
     given_ = draw(10, kind="network")
     factor = torch.ones((), dtype=torch.float64, requires_grad=True)
     attended = biased_attention(**given_, backend="streaming", keep_weights=True)
@@ -553,7 +500,7 @@ def test_the_gradient_that_arrives_has_no_gradient_either(draw: Draw, of: str) -
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
-def test_forward_mode_is_refused_by_streaming_and_right_in_the_reference(draw: Draw) -> None:
+def test_forward_mode_is_refused_by_streaming_and_right_in_the_reference() -> None:
     given_ = {name: value.detach() for name, value in draw(10).items() if isinstance(value, Tensor)}
     value = given_.pop("value")
 
@@ -568,9 +515,7 @@ def test_forward_mode_is_refused_by_streaming_and_right_in_the_reference(draw: D
 
 
 @every_kind
-def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_reference(
-    draw: Draw, leaves: Leaves, kind: str
-) -> None:
+def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_reference(kind: str) -> None:
     given_ = draw(10, kind=kind, batch=1, queries=2, keys=3)
     (slope,) = torch.autograd.grad(
         biased_attention(**given_, backend="streaming").out.square().sum(), given_["query"], create_graph=True
@@ -584,18 +529,10 @@ def test_a_gradient_of_a_gradient_is_refused_by_streaming_and_right_in_the_refer
 
 
 @pytest.mark.parametrize(("dropout", "kept"), [(0.0, False), (0.3, True)])
-@pytest.mark.parametrize(("kind", "pieces"), [("none", False), ("table", False), ("network", False), ("network", True)])
-def test_the_operators_are_well_registered(
-    draw: Draw,
-    calls: Callable[..., list[Any]],
-    use_tile: UseTile,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    pieces: bool,
-    dropout: float,
-    kept: bool,
-) -> None:
-    use_tile(monkeypatch, 20, pieces)
+@pytest.mark.parametrize(
+    ("kind", "piecewise"), [("none", False), ("table", False), ("network", False), ("network", True)]
+)
+def test_the_operators_are_well_registered(kind: str, piecewise: bool, dropout: float, kept: bool) -> None:
     given_ = draw(11, kind=kind, padded=0.3, dropped=0.3)
     given_["query"] = given_["query"].detach().nan_to_num().requires_grad_()  # opcheck compares with ==
     given_["query_position"] = given_["query_position"].detach().nan_to_num().requires_grad_()
@@ -604,16 +541,15 @@ def test_the_operators_are_well_registered(
         attended = biased_attention(**given_, dropout=dropout, keep_weights=kept, backend="streaming")
         (attended.out.sum() + attended.mass.square().sum()).backward()
 
-    found = calls(train)
-    assert len(found) == 2
-    for operator, arguments in found:
-        torch.library.opcheck(operator, arguments)
+    with tiles(20, piecewise=piecewise):
+        found = calls(train)
+        assert len(found) == 2
+        for operator, arguments in found:
+            torch.library.opcheck(operator, arguments)
 
 
 @every_kind
-def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(
-    draw: Draw, allocations: Callable[..., list[int]], use_tile: UseTile, kind: str
-) -> None:
+def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(kind: str) -> None:
     batch, heads, queries, keys = 2, 2, 200, 100
     one_head = 4 * queries * keys
     given_ = draw(12, kind=kind, dtype=torch.float32, batch=batch, groups=1, queries=queries, keys=keys, width=4)
@@ -625,17 +561,14 @@ def test_memory_is_that_of_a_tile_and_of_the_weights_if_they_are_kept(
 
         return allocations(step)
 
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 1024, kind == "network")
+    with tiles(1024):
         assert train("reference")[0] >= batch * heads * one_head
         assert train("streaming")[0] < one_head / 2
         assert [size for size in train("streaming", kept=True) if size > one_head / 2] == [batch * heads * one_head]
 
 
 @every_kind
-def test_weights_that_are_asked_for_later_are_those_that_are_kept(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
-) -> None:
+def test_weights_that_are_asked_for_later_are_those_that_are_kept(kind: str) -> None:
     given_ = draw(13, kind=kind, queries=9, padded=0.3, dropped=0.3)
     kept = biased_attention(**given_, keep_weights=True, backend="reference").weights
     del given_["value"]
@@ -704,7 +637,7 @@ NETWORK = MLPBias(*(torch.zeros(*shape) for shape in [(4, 2), (4,), (4, 4), (4,)
         ({"dropout": -0.1}, "dropout must lie in [0, 1], got -0.1"),
     ],
 )
-def test_shapes_and_options_that_do_not_fit_are_refused(draw: Draw, change: dict[str, Any], message: str) -> None:
+def test_shapes_and_options_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         biased_attention(**draw(0, dtype=torch.float32) | change)
 
@@ -724,6 +657,6 @@ def test_shapes_and_options_that_do_not_fit_are_refused(draw: Draw, change: dict
         ({"dropout": "0.1"}, "dropout must be a number, got str"),
     ],
 )
-def test_types_that_do_not_fit_are_refused(draw: Draw, change: dict[str, Any], message: str) -> None:
+def test_types_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         biased_attention(**draw(0, dtype=torch.float32) | change)

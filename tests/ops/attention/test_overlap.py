@@ -1,7 +1,7 @@
 """Overlaps of attention maps: dense ones by hand, and those of scores against the dense ones, never holding them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from disentangled_mil.ops import AttentionScores, attention_overlap, biased_attention
-
-Arguments = dict[str, Any]
-Draw = Callable[..., Arguments]
-Leaves = Callable[[Arguments], list[Tensor]]
-Slopes = Callable[..., list[Tensor]]
-UseTile = Callable[[pytest.MonkeyPatch, int, bool], None]
+from tests.support import attention
+from tests.support.allocations import allocations
+from tests.support.attention import Arguments, leaves, slopes, tiles, without_value
+from tests.support.operators import calls
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
@@ -26,21 +24,15 @@ every_kind = pytest.mark.parametrize("kind", ["none", "network", "table"])
 exact: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}
 
 
-@pytest.fixture(scope="session")
-def draw(draw: Draw) -> Draw:
+def draw(*args: Any, **sizes: Any) -> Arguments:
     """Draw arguments of ``AttentionScores``."""
-
-    def without_value(*args: Any, **sizes: Any) -> Arguments:
-        return {name: entry for name, entry in draw(*args, **sizes).items() if name != "value"}
-
-    return without_value
+    return without_value(attention.draw(*args, **sizes))
 
 
-@pytest.fixture(params=[False, True], ids=["", "pieces"])
-def tiny_tile(request: pytest.FixtureRequest, use_tile: UseTile) -> Iterator[None]:
-    """Tiles of a query or two, and networks with and without a table of their pieces."""
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 60, request.param)
+@pytest.fixture(params=[False, True], ids=["", "piecewise"])
+def tiny_tile(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiles of a query or two, and networks with and without a piecewise table."""
+    with tiles(60, piecewise=request.param):
         yield
 
 
@@ -105,67 +97,53 @@ def test_errors_name_the_argument():
         attention_overlap(a, a.long())
 
 
+@st.composite
+def sides(draw_: st.DrawFn, sizes: dict[str, Any], heads: int = 4) -> Arguments:
+    """The scores of one batch of maps, of a kind, groups, width, scale and reach of their own."""
+    kind, groups = draw_(kinds), draw_(st.sampled_from([1, 2, heads]))
+    width = draw_(st.integers(1, 3))
+    side = draw(draw_(seeds), kind=kind, groups=groups, per_group=heads // groups, width=width, **sizes)
+    side["scale"] = draw_(st.sampled_from([None, 0.3]))
+    if kind == "table":
+        side["bias"] = side["bias"]._replace(reach=draw_(st.sampled_from([0.5, 2.0])))
+    return side
+
+
 @given(
-    seed=seeds,
-    kind_a=kinds,
-    kind_b=kinds,
-    batch=st.integers(0, 3),
-    groups_a=st.sampled_from([1, 2, 4]),
-    groups_b=st.sampled_from([1, 2, 4]),
-    queries=st.sampled_from([0, 1, 2, 7, 13]),
-    keys=st.sampled_from([0, 1, 5, 9]),
-    width_b=st.integers(1, 3),
-    scale_b=st.sampled_from([None, 0.3]),
-    reach_b=st.sampled_from([0.5, 2.0]),
-    padded=st.sampled_from([0.0, 0.5, 1.0]),
-    dropped=st.sampled_from([0.0, 0.6, 1.0]),
+    sizes=st.fixed_dictionaries(
+        {
+            "batch": st.integers(0, 3),
+            "queries": st.sampled_from([0, 1, 2, 7, 13]),
+            "keys": st.sampled_from([0, 1, 5, 9]),
+            "padded": st.sampled_from([0.0, 0.5, 1.0]),
+            "dropped": st.sampled_from([0.0, 0.6, 1.0]),
+        }
+    ),
     without=st.sets(st.sampled_from(["key_logit", "query_mask"])),
-    tile=st.sampled_from([1, 60, 200, 10**6]),
-    pieces=st.booleans(),
+    entries=st.sampled_from([1, 60, 200, 10**6]),
+    piecewise=st.booleans(),
+    data=st.data(),
 )
 @settings(max_examples=100)
 def test_overlap_of_scores_is_that_of_their_dense_maps_with_all_gradients(
-    draw: Draw,
-    leaves: Leaves,
-    slopes: Slopes,
-    use_tile: UseTile,
-    seed: int,
-    kind_a: str,
-    kind_b: str,
-    batch: int,
-    groups_a: int,
-    groups_b: int,
-    queries: int,
-    keys: int,
-    width_b: int,
-    scale_b: float | None,
-    reach_b: float,
-    padded: float,
-    dropped: float,
-    without: set[str],
-    tile: int,
-    pieces: bool,
+    sizes: dict[str, Any], without: set[str], entries: int, piecewise: bool, data: st.DataObject
 ) -> None:
-    sizes = {"batch": batch, "queries": queries, "keys": keys, "dropped": dropped}
-    sizes["padded"] = 0.0 if "query_mask" in without else padded
-    a = draw(seed, kind=kind_a, groups=groups_a, per_group=4 // groups_a, **sizes) | dict.fromkeys(without)
-    b = draw(seed + 1, kind=kind_b, groups=groups_b, per_group=4 // groups_b, width=width_b, **sizes)
-    b["scale"] = scale_b
-    if kind_b == "table":
-        b["bias"] = b["bias"]._replace(reach=reach_b)
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, tile, pieces)
+    b = data.draw(sides(sizes))
+    if "query_mask" in without:
+        sizes["padded"] = 0.0
+    a = data.draw(sides(sizes)) | dict.fromkeys(without)
+    with tiles(entries, piecewise=piecewise):
         streamed, expected = overlap_of(a, b), dense_overlap(a, b)
         torch.testing.assert_close(streamed, expected, **exact)
         inputs = leaves(a) + leaves(b)
-        wanted = slopes([expected], inputs, seed)
-        torch.testing.assert_close(slopes([streamed], inputs, seed), wanted, **exact)
+        wanted = slopes([expected], inputs)
+        torch.testing.assert_close(slopes([streamed], inputs), wanted, **exact)
     assert all(gradient.isfinite().all() for gradient in wanted)
 
 
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_gradients_through_scores_are_those_of_finite_differences(draw: Draw, leaves: Leaves, kind: str) -> None:
+def test_gradients_through_scores_are_those_of_finite_differences(kind: str) -> None:
     a, b = (draw(seed, kind=kind, queries=3, keys=3, width=2) for seed in (3, 4))
     inputs = leaves(a) + leaves(b)
     assert gradcheck(lambda *_: overlap_of(a, b), inputs, fast_mode=True)
@@ -173,9 +151,7 @@ def test_gradients_through_scores_are_those_of_finite_differences(draw: Draw, le
 
 @given(seed=seeds, kind=kinds, wanted=st.sets(st.integers(0, 23), min_size=1))
 @few
-def test_a_gradient_does_not_depend_on_which_others_are_wanted(
-    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, wanted: set[int]
-) -> None:
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(seed: int, kind: str, wanted: set[int]) -> None:
     a, b = (draw(seed + side, kind=kind, padded=0.3, dropped=0.3) for side in (0, 1))
     inputs = leaves(a) + leaves(b)
     expected = slopes([dense_overlap(a, b)], inputs, seed)
@@ -188,9 +164,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted(
 
 @given(seed=seeds, kind=kinds, queries=st.integers(1, 9), keys=st.integers(1, 6))
 @few
-def test_overlap_of_maps_with_themselves_is_a_gram_matrix(
-    draw: Draw, leaves: Leaves, slopes: Slopes, seed: int, kind: str, queries: int, keys: int
-) -> None:
+def test_overlap_of_maps_with_themselves_is_a_gram_matrix(seed: int, kind: str, queries: int, keys: int) -> None:
     given_ = draw(seed, kind=kind, batch=3, queries=queries, keys=keys)
     overlap = overlap_of(given_, given_)
     torch.testing.assert_close(overlap, overlap.T)
@@ -202,9 +176,7 @@ def test_overlap_of_maps_with_themselves_is_a_gram_matrix(
 
 
 @every_kind
-def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
-) -> None:
+def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(kind: str) -> None:
     a, b = draw(2, kind=kind, queries=9, padded=0.5), draw(3, kind=kind, queries=9)
     with torch.no_grad():
         a["key_logit"][0, 1] = -torch.inf  # one group, whose heads are 2 and 3
@@ -227,9 +199,7 @@ def test_what_padding_and_dropped_groups_hold_has_no_overlap_and_no_gradient(
 
 
 @pytest.mark.parametrize("other", ["function", "table"])
-def test_any_other_function_of_displacements_goes_through_dense_maps(
-    draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], other: str
-) -> None:
+def test_any_other_function_of_displacements_goes_through_dense_maps(other: str) -> None:
     a, b = draw(8) | {"bias": torch.sin}, draw(9, kind="table")
     if other == "function":
         b["bias"] = torch.sin
@@ -245,9 +215,7 @@ def test_any_other_function_of_displacements_goes_through_dense_maps(
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_non_contiguous_and_expanded_scores_are_read_alike(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, missing: float, innermost: int
-) -> None:
+def test_non_contiguous_and_expanded_scores_are_read_alike(kind: str, missing: float, innermost: int) -> None:
     a = draw(1, kind=kind, padded=missing, dropped=missing)
     a["query"] = a["query"].detach()[:, :, :1].nan_to_num().requires_grad_()
     spread = a | {"query": a["query"].expand(-1, -1, 5, -1)}
@@ -264,7 +232,7 @@ def test_non_contiguous_and_expanded_scores_are_read_alike(
 
 
 @every_kind
-def test_the_same_scores_give_the_same_bits(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+def test_the_same_scores_give_the_same_bits(kind: str) -> None:
     a, b = (draw(seed, kind=kind, queries=40, keys=30, dtype=torch.float32) for seed in (5, 6))
     results = []
     for _ in range(2):
@@ -276,9 +244,7 @@ def test_the_same_scores_give_the_same_bits(draw: Draw, leaves: Leaves, slopes: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_scores_of_low_precision_are_as_near_as_their_type_allows(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
-) -> None:
+def test_scores_of_low_precision_are_as_near_as_their_type_allows(kind: str, dtype: torch.dtype) -> None:
     narrow = [draw(seed, kind=kind, queries=33, keys=9, padded=0.2, dropped=0.2, dtype=dtype) for seed in (2, 3)]
     wide = [{name: double(entry) for name, entry in side.items()} for side in narrow]
     truth, slow = dense_overlap(*wide), dense_overlap(*narrow)
@@ -303,7 +269,7 @@ def double(entry: Any) -> Any:
 
 
 @pytest.mark.parametrize("wide_first", [True, False])
-def test_the_wider_precision_of_two_scores_wins(draw: Draw, leaves: Leaves, slopes: Slopes, wide_first: bool) -> None:
+def test_the_wider_precision_of_two_scores_wins(wide_first: bool) -> None:
     narrow, wide = draw(4, kind="table", dtype=torch.float32), draw(5, kind="network")
     sides = (wide, narrow) if wide_first else (narrow, wide)
     found = overlap_of(*sides)
@@ -315,7 +281,7 @@ def test_the_wider_precision_of_two_scores_wins(draw: Draw, leaves: Leaves, slop
 
 
 @every_kind
-def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_error_names(draw: Draw, kind: str) -> None:
+def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_error_names(kind: str) -> None:
     a, b = (draw(seed, kind=kind, batch=1, queries=2, keys=3) for seed in (10, 11))
     (slope,) = torch.autograd.grad(overlap_of(a, b).sum(), a["query"], create_graph=True)
     message = 'a gradient of a gradient needs dense maps: the weights of biased_attention(..., backend="reference")'
@@ -326,7 +292,7 @@ def test_a_gradient_of_a_gradient_is_refused_and_right_for_the_maps_that_the_err
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # PyTorch's own
-def test_forward_mode_is_refused(draw: Draw) -> None:
+def test_forward_mode_is_refused() -> None:
     a, b = (draw(seed, kind="network") for seed in (10, 11))
     with pytest.raises(NotImplementedError, match=r"^attention_overlap has no derivative in forward mode"):
         torch.func.jvp(lambda query: overlap_of(a | {"query": query}, b), (a["query"],), (a["query"],))
@@ -334,7 +300,7 @@ def test_forward_mode_is_refused(draw: Draw) -> None:
 
 @every_kind
 @pytest.mark.usefixtures("tiny_tile")
-def test_the_operators_are_well_registered(draw: Draw, calls: Callable[..., list[Any]], kind: str) -> None:
+def test_the_operators_are_well_registered(kind: str) -> None:
     a, b = (draw(seed, kind=kind, padded=0.3, dropped=0.3) for seed in (11, 12))
     for side in (a, b):  # opcheck compares with ==
         for name in ("query", "query_position"):
@@ -346,7 +312,7 @@ def test_the_operators_are_well_registered(draw: Draw, calls: Callable[..., list
 
 
 @every_kind
-def test_overlap_of_scores_compiles_as_one_graph(draw: Draw, kind: str) -> None:
+def test_overlap_of_scores_compiles_as_one_graph(kind: str) -> None:
     a, b = (draw(seed, kind=kind) for seed in (13, 14))
 
     def overlap(query: Tensor) -> Tensor:
@@ -360,15 +326,12 @@ def test_overlap_of_scores_compiles_as_one_graph(draw: Draw, kind: str) -> None:
 
 
 @every_kind
-def test_memory_is_that_of_a_tile_of_every_bag(
-    draw: Draw, allocations: Callable[..., list[int]], use_tile: UseTile, kind: str
-) -> None:
+def test_memory_is_that_of_a_tile_of_every_bag(kind: str) -> None:
     queries, keys = 200, 200
     one_head = 4 * queries * keys
     sizes = {"kind": kind, "dtype": torch.float32, "groups": 1, "queries": queries, "keys": keys, "width": 4}
     a, b = draw(12, **sizes), draw(13, **sizes)
-    with pytest.MonkeyPatch.context() as patch:
-        use_tile(patch, 1 << 14, kind == "network")
+    with tiles(1 << 14):
         assert allocations(lambda: dense_overlap(a, b).sum().backward())[0] >= 2 * 2 * one_head
         assert allocations(lambda: overlap_of(a, b).sum().backward())[0] < one_head
 
@@ -382,13 +345,13 @@ def test_memory_is_that_of_a_tile_of_every_bag(
         ({"queries": 6}, "b.query must have shape [B, H, N, E] = [B, H, 5, E], got [2, 4, 6, 3]"),
     ],
 )
-def test_scores_of_other_shapes_are_refused(draw: Draw, change: dict[str, int], message: str) -> None:
+def test_scores_of_other_shapes_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         overlap_of(draw(0), draw(1, **change))
 
 
 @pytest.mark.parametrize("scores_first", [True, False])
-def test_scores_and_tensors_do_not_mix(draw: Draw, scores_first: bool) -> None:
+def test_scores_and_tensors_do_not_mix(scores_first: bool) -> None:
     pair = (AttentionScores(**draw(0)), torch.zeros(2, 3))
     a, b = pair if scores_first else pair[::-1]
     message = f"a and b must both be tensors or both scores, got {type(a).__name__} and {type(b).__name__}"

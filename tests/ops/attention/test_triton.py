@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -13,12 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
 from disentangled_mil.ops.attention import choose_backend
+from tests.support.attention import draw, leaves, slopes
+from tests.support.operators import calls
 
 pytest.importorskip("triton", reason="needs Triton, which is not installed")
 
-Draw = Callable[..., dict[str, Any]]
-Leaves = Callable[[dict[str, Any]], list[Tensor]]
-Slopes = Callable[..., list[Tensor]]
 
 PACKAGE = "disentangled_mil.ops.attention"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,51 +35,37 @@ def moved(entry: Any, dtype: torch.dtype) -> Any:
     return entry.to(DEVICE) if isinstance(entry, Tensor) else entry
 
 
-def run(given: dict[str, Any], backend: str, leaves: Leaves, slopes: Slopes, **options: Any) -> list[Tensor]:
+def run(given: dict[str, Any], backend: str, **options: Any) -> list[Tensor]:
     """Output, mass, weights if they are kept, and the gradients of all inputs."""
     outputs = [entry for entry in biased_attention(**given, backend=backend, **options) if entry is not None]
     return [*outputs, *slopes(outputs, leaves(given))]
 
 
-def assert_as_near_as_eager(
-    narrow: dict[str, Any], leaves: Leaves, slopes: Slopes, tiny: float, kept: bool = False
-) -> None:
+def assert_as_near_as_eager(narrow: dict[str, Any], tiny: float, kept: bool = False) -> None:
     """No further from the exact result than twice what the reference is in the same precision."""
-    exact = run(moved(narrow, torch.float64), "reference", leaves, slopes, keep_weights=kept)
-    eager, fast = (run(narrow, backend, leaves, slopes, keep_weights=kept) for backend in ("reference", "triton"))
+    exact = run(moved(narrow, torch.float64), "reference", keep_weights=kept)
+    eager, fast = (run(narrow, backend, keep_weights=kept) for backend in ("reference", "triton"))
     for truth, slow, quick in zip(exact, eager, fast, strict=True):
         assert quick.dtype == slow.dtype
         allowed = 2 * (slow.double() - truth).abs().max() + tiny * (1 + truth.abs().max())
         assert (quick.double() - truth).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["", "kept"])
 @pytest.mark.parametrize(
-    ("queries", "keys", "width", "groups", "per_group", "kept"),
+    "sizes",
     [
-        (1, 1, 1, 1, 1, False),
-        (63, 33, 16, 2, 1, False),
-        (65, 17, 20, 1, 2, True),
-        (130, 5, 64, 1, 1, False),
-        (7, 17, 8, 2, 2, False),
-        (7, 17, 8, 2, 1, True),
+        {"queries": 1, "keys": 1, "width": 1, "groups": 1, "per_group": 1},
+        {"queries": 63, "keys": 33, "width": 16, "groups": 2, "per_group": 1},
+        {"queries": 65, "keys": 17, "width": 20, "groups": 1, "per_group": 2},
+        {"queries": 7, "keys": 17, "width": 8, "groups": 2, "per_group": 2},
     ],
+    ids=lambda sizes: "x".join(map(str, sizes.values())),
 )
 @every_kind
-def test_results_and_gradients_are_those_of_the_reference(
-    draw: Draw,
-    leaves: Leaves,
-    slopes: Slopes,
-    kind: str,
-    queries: int,
-    keys: int,
-    width: int,
-    groups: int,
-    per_group: int,
-    kept: bool,
-) -> None:
-    sizes = {"queries": queries, "keys": keys, "width": width, "groups": groups, "per_group": per_group}
-    given = draw(queries, kind=kind, padded=0.2, dropped=0.3, dtype=torch.float32, **sizes)
-    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5, kept)
+def test_results_and_gradients_are_those_of_the_reference(kind: str, sizes: dict[str, int], kept: bool) -> None:
+    given = draw(1, kind=kind, padded=0.2, dropped=0.3, dtype=torch.float32, **sizes)
+    assert_as_near_as_eager(moved(given, torch.float32), 1e-5, kept)
 
 
 def network(features: int) -> MLPBias:
@@ -93,72 +77,64 @@ def network(features: int) -> MLPBias:
 
 @pytest.mark.parametrize(("features", "width"), [(64, 4), (None, 256)])
 def test_tiles_are_smaller_for_large_networks_and_wide_heads_and_results_as_good(
-    draw: Draw, leaves: Leaves, slopes: Slopes, features: int | None, width: int
+    features: int | None, width: int
 ) -> None:
     given = draw(31, batch=1, groups=1, per_group=1, queries=35, keys=3, width=width, dtype=torch.float32)
     if features is not None:
         given["bias"] = network(features)
-    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5)
+    assert_as_near_as_eager(moved(given, torch.float32), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_kind
-def test_half_precision_is_as_near_as_its_type_allows(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype
-) -> None:
+def test_half_precision_is_as_near_as_its_type_allows(kind: str, dtype: torch.dtype) -> None:
     given = draw(2, kind=kind, groups=1, queries=33, keys=19, padded=0.2, dropped=0.2, dtype=dtype)
-    assert_as_near_as_eager(moved(given, dtype), leaves, slopes, 16 * torch.finfo(dtype).eps, kept=True)
+    assert_as_near_as_eager(moved(given, dtype), 16 * torch.finfo(dtype).eps, kept=True)
 
 
 @every_kind
-def test_many_programs_share_the_queries(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(import_module(f"{PACKAGE}._triton"), "_programs", lambda device: 64)
+def test_many_programs_share_the_queries(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module(f"{PACKAGE}._triton_launch"), "_programs", lambda device: 64)
     given = draw(3, kind=kind, batch=1, groups=1, queries=150, keys=18, width=16, dtype=torch.float32)
-    assert_as_near_as_eager(moved(given, torch.float32), leaves, slopes, 1e-5, kept=True)
+    assert_as_near_as_eager(moved(given, torch.float32), 1e-5, kept=True)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(0, 3), (3, 0), (0, 0)])
 @kept_or_not
 @every_kind
-def test_nothing_to_attend_to_gives_zeros(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, queries: int, keys: int
-) -> None:
+def test_nothing_to_attend_to_gives_zeros(kind: str, kept: bool, queries: int, keys: int) -> None:
     given = moved(draw(4, kind=kind, queries=queries, keys=keys), torch.float32)
-    results = (run(given, backend, leaves, slopes, keep_weights=kept) for backend in ("triton", "reference"))
+    results = (run(given, backend, keep_weights=kept) for backend in ("triton", "reference"))
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
 
 
 @kept_or_not
 @every_kind
-def test_queries_without_a_key_get_zeros_and_finite_gradients(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool
-) -> None:
+def test_queries_without_a_key_get_zeros_and_finite_gradients(kind: str, kept: bool) -> None:
     given = moved(draw(5, kind=kind, dtype=torch.float32), torch.float32)
     with torch.no_grad():
         given["key_logit"][0, 1] = -torch.inf
-    results = run(given, "triton", leaves, slopes, keep_weights=kept)
+    results = run(given, "triton", keep_weights=kept)
     assert all((output[0, 2:] == 0).all() for output in results[: 2 + kept])  # output, mass and weights
     assert all(gradient.isfinite().all() for gradient in results[2 + kept :])
 
 
 @every_kind
-def test_what_padding_holds_changes_nothing(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+def test_what_padding_holds_changes_nothing(kind: str) -> None:
     poisoned = moved(draw(6, kind=kind, queries=9, padded=0.5), torch.float32)
     clean = poisoned | {
         name: poisoned[name].detach().nan_to_num(0.5).requires_grad_() for name in ("query", "query_position")
     }
-    results = (run(given, "triton", leaves, slopes, keep_weights=True) for given in (poisoned, clean))
+    results = (run(given, "triton", keep_weights=True) for given in (poisoned, clean))
     for dirty, tidy in zip(*results, strict=True):
         assert torch.equal(dirty, tidy)
 
 
 @every_kind
-def test_the_same_input_gives_the_same_bits(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+def test_the_same_input_gives_the_same_bits(kind: str) -> None:
     given = moved(draw(7, kind=kind, batch=1, groups=1, queries=65, keys=17), torch.float32)
-    for first, second in zip(*(run(given, "triton", leaves, slopes) for _ in range(2)), strict=True):
+    for first, second in zip(*(run(given, "triton") for _ in range(2)), strict=True):
         assert torch.equal(first, second)
 
 
@@ -168,9 +144,7 @@ def test_the_same_input_gives_the_same_bits(draw: Draw, leaves: Leaves, slopes: 
     ids=["out", "mass", "out of kept", "mass of kept", "weights"],
 )
 @every_kind
-def test_gradients_flow_through_each_output(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, outputs: slice
-) -> None:
+def test_gradients_flow_through_each_output(kind: str, kept: bool, outputs: slice) -> None:
     given = moved(draw(20, kind=kind, batch=1, padded=0.3, dropped=0.3), torch.float32)
     found, expected = (
         slopes(biased_attention(**given, keep_weights=kept, backend=backend)[outputs], leaves(given))
@@ -182,16 +156,14 @@ def test_gradients_flow_through_each_output(
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("kept", [True])
 @every_kind
-def test_a_gradient_does_not_depend_on_which_others_are_wanted(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool, first: int
-) -> None:
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(kind: str, kept: bool, first: int) -> None:
     given = moved(draw(21, kind=kind, batch=1, groups=1, padded=0.3, dropped=0.3), torch.float32)
     inputs, outputs = leaves(given), 2 + kept
-    expected = run(given, "triton", leaves, slopes, keep_weights=kept)[outputs:][first::2]
+    expected = run(given, "triton", keep_weights=kept)[outputs:][first::2]
     wanted = inputs[first::2]
     for tensor in inputs:
         tensor.requires_grad_(any(tensor is other for other in wanted))
-    found = run(given, "triton", leaves, slopes, keep_weights=kept)[outputs:]
+    found = run(given, "triton", keep_weights=kept)[outputs:]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -205,9 +177,7 @@ def strided(entry: Any) -> Any:
 
 
 @every_kind
-def test_non_contiguous_and_expanded_inputs_are_read_alike(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str
-) -> None:
+def test_non_contiguous_and_expanded_inputs_are_read_alike(kind: str) -> None:
     given = moved(draw(8, kind=kind, dropped=0.3), torch.float32)
     given["query"] = given["query"].detach()[:, :, :1].nan_to_num().requires_grad_()
     expand = {"query": given["query"].expand(-1, -1, 5, -1)}
@@ -226,7 +196,7 @@ def test_products_of_large_float16_queries_and_keys_do_not_overflow() -> None:
     assert (biased_attention(large, large, value, position, position[None], backend="triton").out == 2).all()
 
 
-def test_constant_key_logits_change_nothing(draw: Draw) -> None:
+def test_constant_key_logits_change_nothing() -> None:
     given = moved(draw(22, padded=0.3), torch.float32)
     given["key_logit"] = given["key_logit"].detach().round()  # so that the sum is not rounded
     shifted = given | {"key_logit": given["key_logit"] + 512}
@@ -235,11 +205,11 @@ def test_constant_key_logits_change_nothing(draw: Draw) -> None:
 
 
 @every_kind
-def test_autocast_changes_nothing(draw: Draw, leaves: Leaves, slopes: Slopes, kind: str) -> None:
+def test_autocast_changes_nothing(kind: str) -> None:
     given = moved(draw(23, kind=kind, batch=1), torch.float32)
-    expected = run(given, "triton", leaves, slopes)
+    expected = run(given, "triton")
     with torch.autocast(DEVICE, torch.bfloat16):
-        found = run(given, "triton", leaves, slopes)
+        found = run(given, "triton")
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -251,9 +221,7 @@ not_finite = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("arriving", [torch.inf, torch.nan])
 @pytest.mark.parametrize("kind", ["network", "table"])
 @pytest.mark.parametrize("output", ["out", "weights"])
-def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(
-    draw: Draw, kind: str, arriving: float, output: str
-) -> None:
+def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(kind: str, arriving: float, output: str) -> None:
     # A table adds in whole numbers, which have no infinity; scalers of gradients look for one.
     given = moved(draw(24, kind=kind), torch.float32)
     out = getattr(biased_attention(**given, keep_weights=True, backend="triton"), output)
@@ -264,9 +232,7 @@ def test_a_gradient_that_overflowed_can_be_seen_in_that_of_the_bias(
 @not_finite
 @pytest.mark.parametrize("name", ["query", "key", "value", "query_position", "key_position", "key_logit"])
 @pytest.mark.parametrize("kind", ["network", "table"])
-def test_an_input_that_is_no_number_is_seen_in_its_bag_and_in_the_gradient_of_the_bias(
-    draw: Draw, kind: str, name: str
-) -> None:
+def test_an_input_that_is_no_number_is_seen_in_its_bag_and_in_the_gradient_of_the_bias(kind: str, name: str) -> None:
     given = moved(draw(29, kind=kind), torch.float32)
     with torch.no_grad():
         given[name][0].fill_(torch.nan)
@@ -280,23 +246,19 @@ def test_an_input_that_is_no_number_is_seen_in_its_bag_and_in_the_gradient_of_th
 @not_finite
 @pytest.mark.parametrize("far", [torch.inf, -torch.inf, 1e30])
 @every_kind
-def test_positions_beyond_all_bounds_harm_nobody_else(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, far: float
-) -> None:
+def test_positions_beyond_all_bounds_harm_nobody_else(kind: str, far: float) -> None:
     given = moved(draw(30, kind=kind), torch.float32)
     with torch.no_grad():
         given["query_position"][0, 3] = far
         given["key_position"][0, 0, 1] = far
-    out, mass, *_ = run(given, "triton", leaves, slopes)
+    out, mass, *_ = run(given, "triton")
     assert out[1].isfinite().all()
     assert mass[1].isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 @pytest.mark.parametrize("output", ["out", "weights"])
-def test_gradients_of_a_table_are_as_fine_for_small_and_large_losses(
-    draw: Draw, slopes: Slopes, scale: float, output: str
-) -> None:
+def test_gradients_of_a_table_are_as_fine_for_small_and_large_losses(scale: float, output: str) -> None:
     given = moved(draw(25, kind="table", queries=40, keys=9), torch.float32)
     values = given["bias"].values
     found, expected = (
@@ -309,9 +271,7 @@ def test_gradients_of_a_table_are_as_fine_for_small_and_large_losses(
 
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.float32, True), (torch.bfloat16, False)])
 @every_kind
-def test_it_compiles_without_a_graph_break(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, dtype: torch.dtype, kept: bool
-) -> None:
+def test_it_compiles_without_a_graph_break(kind: str, dtype: torch.dtype, kept: bool) -> None:
     given = moved(draw(26, kind=kind, batch=1, groups=1, padded=0.3), dtype)
     query = given.pop("query")
 
@@ -325,7 +285,7 @@ def test_it_compiles_without_a_graph_break(
 
 
 @pytest.fixture
-def identity(draw: Draw) -> dict[str, Any]:
+def identity() -> dict[str, Any]:
     """Arguments of which the output is the weights."""
     given = draw(9, queries=60, keys=32, width=32)
     given["value"] = torch.eye(32).expand(2, 4, -1, -1)
@@ -342,7 +302,7 @@ def test_dropout_drops_a_share_and_the_others_grow(identity: dict[str, Any]) -> 
     torch.testing.assert_close((mass, weights), (plain.mass, plain.weights))
 
 
-def test_dropout_keeps_the_mean(draw: Draw) -> None:
+def test_dropout_keeps_the_mean() -> None:
     given = {name: entry.detach()[:1] for name, entry in draw(27, groups=1, queries=1, keys=8).items()}
     many = dict(given, query=given["query"].expand(-1, -1, 1500, -1))
     many |= {name: given[name].expand(-1, 1500, *given[name].shape[2:]) for name in ("query_position", "query_mask")}
@@ -354,7 +314,7 @@ def test_dropout_keeps_the_mean(draw: Draw) -> None:
     assert not torch.equal(heads[:, 0] == heads[:1, 0], heads[:, 1] == heads[:1, 1])
 
 
-def test_full_dropout_leaves_no_gradient(draw: Draw, leaves: Leaves, slopes: Slopes) -> None:
+def test_full_dropout_leaves_no_gradient() -> None:
     given = moved(draw(28, kind="table"), torch.float32)
     out = biased_attention(**given, dropout=1.0, backend="triton").out
     assert all((slope == 0).all() for slope in slopes([out], leaves(given)))
@@ -372,9 +332,7 @@ def test_dropout_depends_on_the_seed_of_torch_and_drops_all_at_one(identity: dic
 
 @kept_or_not
 @every_kind
-def test_the_backward_pass_drops_the_same_weights(
-    draw: Draw, leaves: Leaves, slopes: Slopes, kind: str, kept: bool
-) -> None:
+def test_the_backward_pass_drops_the_same_weights(kind: str, kept: bool) -> None:
     given = moved(draw(10, kind=kind, groups=1, queries=20, keys=8, width=8), torch.float32)
     eye = {"value": torch.eye(8, device=DEVICE).expand(2, 2, -1, -1)}
     torch.manual_seed(0)
@@ -383,7 +341,7 @@ def test_the_backward_pass_drops_the_same_weights(
     outputs = [(weights * stays * 2) @ given["value"], weights.sum(2), weights]
     expected = slopes(outputs[: 2 + kept], leaves(given))
     torch.manual_seed(0)
-    found = run(given, "triton", leaves, slopes, dropout=0.5, keep_weights=kept)[2 + kept :]
+    found = run(given, "triton", dropout=0.5, keep_weights=kept)[2 + kept :]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -391,9 +349,7 @@ def test_the_backward_pass_drops_the_same_weights(
     ("kind", "dropout", "kept"),
     [("none", 0.0, False), ("none", 0.3, True), ("network", 0.3, True), ("table", 0.3, False)],
 )
-def test_the_operators_are_well_registered(
-    draw: Draw, calls: Callable[..., list[Any]], kind: str, dropout: float, kept: bool
-) -> None:
+def test_the_operators_are_well_registered(kind: str, dropout: float, kept: bool) -> None:
     given = moved(draw(11, kind=kind, batch=2, groups=1, dropped=0.3), torch.float32)
     given = {name: strided(entry) for name, entry in given.items()}
 
@@ -408,15 +364,13 @@ def test_the_operators_are_well_registered(
 
 
 @every_kind
-def test_kernels_give_the_weights_that_are_to_be_kept(draw: Draw, calls: Callable[..., list[Any]], kind: str) -> None:
+def test_kernels_give_the_weights_that_are_to_be_kept(kind: str) -> None:
     given = moved(draw(12, kind=kind, padded=0.3), torch.float32)
     called = calls(lambda: biased_attention(**given, keep_weights=True, backend="triton"))
     assert [operator.name() for operator, _ in called] == ["disentangled_mil::biased_attention_triton"]
 
 
-def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(
-    draw: Draw, leaves: Leaves, slopes: Slopes, calls: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module(f"{PACKAGE}._scores"), "choose_backend", lambda backend, scores: "triton")
     given = moved(draw(33, kind="network", padded=0.3, dropped=0.3), torch.float32)
     kept = biased_attention(**given, keep_weights=True).weights
@@ -427,7 +381,7 @@ def test_kernels_give_weights_that_are_asked_for_later_on_a_gpu(
     assert [operator.name() for operator, _ in calls(scores.weights)] == ["disentangled_mil::biased_attention_triton"]
 
 
-def test_a_gradient_of_a_gradient_is_refused(draw: Draw) -> None:
+def test_a_gradient_of_a_gradient_is_refused() -> None:
     given = moved(draw(13), torch.float32)
     out = biased_attention(**given, backend="triton").out
     (slope,) = torch.autograd.grad(out.square().sum(), given["query"], create_graph=True)
@@ -435,13 +389,13 @@ def test_a_gradient_of_a_gradient_is_refused(draw: Draw) -> None:
         slope.sum().backward()
 
 
-def test_float64_is_refused(draw: Draw) -> None:
+def test_float64_is_refused() -> None:
     message = 'query must be float16, bfloat16 or float32 for backend="triton", got torch.float64'
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         biased_attention(**moved(draw(14), torch.float64), backend="triton")
 
 
-def test_tensors_elsewhere_than_on_a_gpu_are_refused(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_elsewhere_than_on_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("disentangled_mil.ops._triton_runtime._INTERPRETED", False)
     with pytest.raises(ValueError, match=r'query must be on a CUDA device for backend="triton", got cpu'):
         biased_attention(**draw(15, dtype=torch.float32), backend="triton")
@@ -451,7 +405,7 @@ def test_tensors_elsewhere_than_on_a_gpu_are_refused(draw: Draw, monkeypatch: py
     ("features", "width", "message"),
     [(16, 257, "query must have D <= 256"), (129, 16, "bias must have F <= 128")],
 )
-def test_larger_sizes_than_kernels_take_are_refused(draw: Draw, features: int, width: int, message: str) -> None:
+def test_larger_sizes_than_kernels_take_are_refused(features: int, width: int, message: str) -> None:
     given = moved(draw(32, per_group=1, width=width, dtype=torch.float32) | {"bias": network(features)}, torch.float32)
     message += f' for backend="triton", got {max(features, width)}; backend="reference" and backend="streaming"'
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
@@ -487,26 +441,26 @@ def no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_triton")
-def test_without_triton_its_kernels_are_refused_and_everything_else_runs(draw: Draw) -> None:
+def test_without_triton_its_kernels_are_refused_and_everything_else_runs() -> None:
     given = moved(draw(16), torch.float32)
     with pytest.raises(RuntimeError, match='backend="triton" needs the package triton, which is not installed'):
         biased_attention(**given, backend="triton")
     assert biased_attention(**given).out.isfinite().any()
 
 
-def test_a_bias_that_is_no_formula_is_refused(draw: Draw) -> None:
+def test_a_bias_that_is_no_formula_is_refused() -> None:
     given = moved(draw(17), torch.float32) | {"bias": lambda displacement: displacement}
     with pytest.raises(TypeError, match="bias must be an MLPBias, a BiasTable or None for backend='triton'"):
         biased_attention(**given, backend="triton")
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs an NVIDIA GPU")
-def test_kernels_are_what_is_taken_by_itself_on_a_gpu(draw: Draw, calls: Callable[..., list[Any]]) -> None:
+def test_kernels_are_what_is_taken_by_itself_on_a_gpu() -> None:
     given = moved(draw(18), torch.float32)
     assert "triton" in calls(lambda: biased_attention(**given))[0][0].name()
 
 
-def test_a_table_larger_than_the_displacements_reads_nothing_outside(draw: Draw) -> None:
+def test_a_table_larger_than_the_displacements_reads_nothing_outside() -> None:
     given = moved(draw(19), torch.float32)
     values = torch.arange(18.0, device=DEVICE).view(2, 3, 3)
     for reach in (0.01, 1.0, 100.0):

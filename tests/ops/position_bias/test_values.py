@@ -1,8 +1,5 @@
 """A network at many displacements, with nothing kept: the same values and gradients as calling it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import MLPBias
-from disentangled_mil.ops.position_bias import _bias_tiles, network_biases
+from disentangled_mil.ops.position_bias import _values, network_biases
+from tests.support.operators import calls
 
 
 def network(seed: int, features: int, outputs: int, dtype: torch.dtype = torch.float64) -> MLPBias:
@@ -44,7 +42,7 @@ def test_values_and_gradients_are_the_networks(
         tensor.requires_grad_(any(tensor is leaf for leaf in leaves))
     expected = bias(displacement)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_bias_tiles, "NETWORK_TILE", at_once)
+        patch.setattr(_values, "MOST_PAIRS", at_once)
         found = network_biases(bias, displacement)
         arriving = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(found, expected)
@@ -79,7 +77,7 @@ def test_no_hidden_layer_is_kept() -> None:
     assert max(saved) == max(2 * 33**2, 64**2)
 
 
-def test_the_operators_are_well_registered(calls: Callable[..., list[Any]]) -> None:
+def test_the_operators_are_well_registered() -> None:
     found = calls(lambda: network_biases(network(0, 5, 2), places(0, 3, 4)).square().sum().backward())
     assert len(found) == 2
     for operator, arguments in found:
