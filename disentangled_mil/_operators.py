@@ -145,8 +145,10 @@ def with_gradient(
         tensors, results = ctx.saved_tensors[: -len(returns)], ctx.saved_tensors[-len(returns) :]
         needed = (need if isinstance(need, list) else [need] for need in ctx.needs_input_grad)
         wanted = _of_tensors(ctx.rest, needed)
-        gradients = iter(registered_backward(*_join(ctx.rest, tensors), *results, *into, wanted))
-        per_tensor = [next(gradients) if want else None for want in wanted]
+        per_tensor: list[Tensor | None] = [None] * len(wanted)
+        if any(part is not None for part in into):
+            gradients = iter(registered_backward(*_join(ctx.rest, tensors), *results, *into, wanted))
+            per_tensor = [next(gradients) if want else None for want in wanted]
         return tuple(
             part if _holds_tensors(place) else None
             for place, part in zip(ctx.rest, _join(ctx.rest, per_tensor), strict=True)
