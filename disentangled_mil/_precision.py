@@ -1,11 +1,14 @@
-"""Precisions: half precision is for storage, and what is added up has at least float32."""
+"""Precisions: half precision is for storage, and sums are computed in at least float32."""
 
 import torch
 from torch import Tensor, nn
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """The type in which to add up what tensors hold: float32, or float64 if one of them has it.
+    """The type in which sums over some tensors are computed.
+
+    Returns:
+        float32, or float64 if one of the tensors has it.
 
     Example:
         >>> wide_dtype(torch.ones(2, dtype=torch.float16), torch.ones(2, dtype=torch.bfloat16))

@@ -39,7 +39,8 @@ def attribute_key(name: str) -> Any:
 def is_transformed() -> bool:
     """Whether a transform or a dispatch mode is active, under which values of tensors must not be read.
 
-    Without the interface the answer is yes: checks of values are then skipped.
+    Returns:
+        The answer; True without the interface, so that checks of values are skipped.
     """
     try:
         return bool(torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
@@ -50,7 +51,8 @@ def is_transformed() -> bool:
 def has_tangent(tensor: Tensor) -> bool:
     """Whether a tensor takes part in forward-mode differentiation.
 
-    Without the interface the answer is no: operators then drop tangents without an error.
+    Returns:
+        The answer; False without the interface, so that operators drop tangents without an error.
     """
     try:
         from torch.autograd.forward_ad import unpack_dual

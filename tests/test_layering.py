@@ -32,7 +32,7 @@ LAYERS = {
 }
 CORE = {"torch", "einops", "numpy", "scipy"}
 # Imported when a kernel is first called.
-KERNELS = {"_triton_kernels", "_triton_tiles", "_triton_bias"}
+KERNELS = {"_triton_kernels", "_triton_forward", "_triton_backward", "_triton_tiles", "_triton_bias"}
 LOADED_AT_THE_TOP = FOR_ALL - {"_files"} | {"ops", "bags", "nn", "losses", "optim", "tasks", "models", ""}
 
 

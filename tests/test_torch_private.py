@@ -92,7 +92,7 @@ def test_gradients_of_reading_a_table_are_those_of_autograd_or_an_error_says_wha
         found = _torch_private.grid_sample_backward(*arguments, wanted=(True, True))
         torch.testing.assert_close(found, expected)
     else:
-        with pytest.raises(RuntimeError, match='needs aten::grid_sampler_2d_backward.*backend="reference"'):
+        with pytest.raises(RuntimeError, match=r'needs aten::grid_sampler_2d_backward.*backend="reference"'):
             _torch_private.grid_sample_backward(*arguments, wanted=(True, True))
 
 

@@ -1,11 +1,11 @@
-"""Whether there is Triton, and what needs it, imported when it is asked for: the package itself loads without it."""
+"""Whether Triton is installed, and modules that need it, which are imported at their first use."""
 
 import os
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-# Found out once, so that torch.compile reads constants.
+# Constants, because torch.compile cannot trace how they are determined.
 _AVAILABLE = find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
@@ -18,13 +18,20 @@ def available() -> bool:
 def interpreted() -> bool:
     """Whether Triton is to run kernels in its interpreter, which takes tensors of the CPU.
 
-    That is for tests: ``TRITON_INTERPRET=1`` must be set before the package is imported.
+    Returns:
+        The answer. Tests set ``TRITON_INTERPRET=1`` before they import the package.
     """
     return _INTERPRETED
 
 
 def load(module: str) -> ModuleType:
     """A module that imports Triton.
+
+    Args:
+        module: dotted name of the module.
+
+    Returns:
+        The imported module.
 
     Raises:
         RuntimeError: Triton is not installed.

@@ -15,8 +15,8 @@ def attention_overlap(a: Tensor | AttentionScores, b: Tensor | AttentionScores) 
     Half precision is summed in float32, also inside an autocast region.
 
     Args:
-        a: attention maps, flattened to one vector per sample; or what biased attention makes its maps of, which
-            are then computed a tile at a time, twice, and never held.
+        a: attention maps, flattened to one vector per sample; or scores, whose maps are computed one tile at a time,
+            once forward and once backward.
         b: attention maps of the same length; or scores of the same shape.
 
     Shape:
@@ -28,7 +28,7 @@ def attention_overlap(a: Tensor | AttentionScores, b: Tensor | AttentionScores) 
     Raises:
         TypeError: an argument is not a floating-point tensor, or only one is a tensor.
         ValueError: the shapes differ.
-        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient, through scores.
+        NotImplementedError: in forward mode, or in the backward pass for a gradient of a gradient, of scores.
 
     Source:
         C in eq. 7 of the paper.

@@ -1,4 +1,4 @@
-"""Biased attention with all its matrices: short, readable, the oracle of the other implementations."""
+"""Biased attention with all its matrices: short and readable, the oracle of the other implementations."""
 
 import torch
 from einops import rearrange
@@ -32,7 +32,7 @@ def dense_weights(
         weights = logits.softmax(-1)
     else:
         logits = logits + _per_head(key_logit, logits.shape[1])[:, :, None]
-        # A row without any key: softmax over zeros, then nothing, so that neither value nor gradient is NaN.
+        # A row without keys is a softmax over zeros that is then set to zero, so that no value or gradient is NaN.
         blocked = logits == -torch.inf
         empty = blocked.all(-1, keepdim=True)
         weights = logits.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)

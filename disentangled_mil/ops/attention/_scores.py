@@ -21,9 +21,9 @@ class AttentionOutput(NamedTuple):
     """What :func:`biased_attention` returns.
 
     Attributes:
-        out: [B, H, N, D]; zeros for a query that is masked out or has no key left.
-        mass: the sum of the weights on each key over the real queries, before dropout [B, H, J].
-        weights: the weights before dropout [B, H, N, J] if they were to be kept, else None.
+        out: attended values [B, H, N, D]; zeros for a query that is masked out or has no key left.
+        mass: sum of the weights on each key over the real queries, before dropout [B, H, J].
+        weights: weights before dropout [B, H, N, J] if they are kept, else None.
     """
 
     out: Tensor
@@ -33,9 +33,9 @@ class AttentionOutput(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AttentionScores:
-    """What the softmax of :func:`biased_attention` is taken of: an attention map that nobody has computed yet.
+    """The scores of :func:`biased_attention` as their ingredients: an attention map that is not computed yet.
 
-    Attributes: as the arguments of :func:`biased_attention`.
+    The attributes are the arguments of :func:`biased_attention` of the same names.
     """
 
     query: Tensor
@@ -64,9 +64,11 @@ class AttentionScores:
             check_mask("query_mask", self.query_mask, "B N", sizes)
 
     def weights(self) -> Tensor:
-        """The dense weights [B, H, N, J] in float32 or wider.
+        """Compute the dense weights.
 
-        Every row sums to one, or is zero where the query is masked out or has no key left.
+        Returns:
+            Weights [B, H, N, J] in float32 or wider. Every row sums to one, or is zero where the query is masked out
+            or has no key left.
         """
         chosen, unused = choose_backend("auto", self), self.key.detach()
         if chosen == "reference":
@@ -76,7 +78,7 @@ class AttentionScores:
         return attention(self.carried(), value, 0.0, keep=True).weights
 
     def _dense(self) -> Tensor:
-        """The weights as the reference computes them."""
+        """The dense weights by the reference."""
         return dense_weights(
             self.query,
             self.key,
@@ -151,35 +153,36 @@ def biased_attention(
         query: queries.
         key: keys.
         value: values.
-        query_position: (x, y) of every query, normalized coordinates.
-        key_position: (x, y) of every key, per group.
-        bias: a network (:class:`MLPBias`, exact), a table (:class:`BiasTable`, interpolated), or None. Any other
-            function of displacements [..., 2] -> [..., H / G] is taken by the reference alone; make a table of it.
-        key_logit: added to every logit of a key; -inf takes the key out.
-        query_mask: True = real query. Padding may hold anything, NaN too, and costs nothing.
-        scale: of Q K^T; D ** -0.5 by default.
+        query_position: normalized coordinates (x, y) of every query.
+        key_position: normalized coordinates (x, y) of every key, per group.
+        bias: network (:class:`MLPBias`, exact), table (:class:`BiasTable`, interpolated), or None. Only the reference
+            accepts any other function of displacements [..., 2] -> [..., H / G]; ``BiasTable.of`` tabulates it.
+        key_logit: term added to every score of a key; -inf takes the key out.
+        query_mask: mask of the queries (True = real). Padding may hold anything, also NaN, and costs nothing.
+        scale: factor of Q K^T; D ** -0.5 by default.
         dropout: probability of dropping an attention weight.
-        keep_weights: return the weights too; 4 B H N J bytes that losses on them need not compute again.
-        backend: ``"reference"`` has all N x J matrices; ``"streaming"`` has one tile of them at a time; ``"triton"``
-            has none of them outside of a kernel, and takes CUDA tensors of at most float32, D up to 256 and networks
-            of up to 128 features; ``"auto"`` takes kernels where they can run, for networks of up to 64 features, and
-            streams elsewhere. An explicit choice is never replaced.
+        keep_weights: whether to return the weights too. They take 4 B H N J bytes, and save losses on the weights
+            from computing them again.
+        backend: ``"reference"`` holds all N x J matrices. ``"streaming"`` holds one tile of them at a time.
+            ``"triton"`` holds none outside of a kernel; it needs CUDA tensors of at most float32, D up to 256, and
+            networks of up to 128 features. ``"auto"`` chooses kernels where they can run, for networks of up to 64
+            features, and streams elsewhere. An explicit choice is never replaced.
 
     Shape:
         ``query`` [B, H, N, D], ``key`` and ``value`` [B, H, J, D], ``query_position`` [B, N, 2],
         ``key_position`` [B, G, J, 2], ``key_logit`` [B, G, J], ``query_mask`` [B, N].
 
     Returns:
-        The attended values, the mass of every key, and the weights if they are kept. Gradients flow through all.
+        The attended values, the mass of every key, and the weights if they are kept. All of them have gradients.
 
     Raises:
-        TypeError: ``query`` is not floating-point, ``query_mask`` not bool, or the bias or a type is not one that the
-            backend takes.
-        ValueError: shapes disagree, H is not a multiple of G, an option is unknown, or kernels are asked for
-            elsewhere than on a CUDA device or for larger sizes than they take.
-        RuntimeError: kernels are asked for without Triton.
-        NotImplementedError: in forward mode, or on the way back for a gradient of a gradient: only the reference has
-            them.
+        TypeError: ``query`` is not floating-point, ``query_mask`` is not bool, or the backend does not support the
+            bias or a type.
+        ValueError: shapes disagree, H is not a multiple of G, an option is unknown, or ``"triton"`` is given tensors
+            that are not on a CUDA device or too large.
+        RuntimeError: ``"triton"`` is chosen and Triton is not installed.
+        NotImplementedError: in forward mode, or in the backward pass for a gradient of a gradient. Only the reference
+            has both.
 
     Source: eqs 1-3 of the paper; deformable attention of DAT (Xia et al., CVPR 2022).
 
@@ -196,7 +199,7 @@ def biased_attention(
 
 
 def choose_backend(backend: str, scores: AttentionScores) -> str:
-    """The implementation that ``"auto"`` stands for; an explicit choice as it is."""
+    """The implementation that runs: an explicit choice, or the fastest possible one for ``"auto"``."""
     check_choice("backend", backend, BACKENDS)
     bias, query = scores.bias, scores.query
     formula = bias is None or isinstance(bias, (MLPBias, BiasTable))

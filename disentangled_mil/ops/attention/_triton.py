@@ -72,14 +72,14 @@ def triton_attention(scores: CarriedScores, value: Tensor, dropout: float, keep:
         key_position=scores.key_position.float(),
         logit=scores.logit.float(),
     )
-    # The seed stays on the device: nothing waits for it, and a CUDA graph draws a new one at every replay.
+    # The seed stays on the device. Nothing waits for it, and a CUDA graph draws a new one at every replay.
     seed = torch.randint(1 << 62, (), device=value.device) if dropout else None
     attended = _attend(AttentionArguments(converted, value.to(common), dropout, seed, keep))
     return Attended(attended.out.to(value.dtype), attended.mass, attended.weights)
 
 
 class _Attended(NamedTuple):
-    """:class:`~._carried.Attended`, and the log-sum-exp of every query [B, H, N]."""
+    """:class:`~._carried.Attended`, and the log-sum-exp of the scores of every query [B, H, N]."""
 
     out: Tensor
     mass: Tensor
@@ -196,7 +196,7 @@ _attend = with_gradient(
 
 def _network_gradients(shares: Tensor, network: Sequence[Tensor]) -> list[Tensor]:
     """The gradients of the six tensors from the shares of programs [B G, I, programs, entries]."""
-    total = shares.sum((0, 2))  # [I, entries]; a program has its head's row of w3 and b3 alone
+    total = shares.sum((0, 2))  # [I, entries]; a program has only its own head's row of w3 and b3
     sizes = [*(part.numel() for part in network[:4]), network[4].shape[1], 1]
     *hidden, w3, b3 = torch.split(total, sizes, dim=1)
     parts = [*(part.sum(0) for part in hidden), w3, b3]
@@ -204,10 +204,18 @@ def _network_gradients(shares: Tensor, network: Sequence[Tensor]) -> list[Tensor
 
 
 def _sum_of_changes(arriving: _Arriving, given: AttentionArguments, keep_scale: float) -> Tensor:
-    """A bound of the sum of the absolute gradients of all scores.
+    """A bound of the sum of the absolute gradients of all scores, which are the changes of a table.
 
     Those of one query sum to at most twice its largest gradient of a weight. Such a gradient is the product of a
     gradient of the output and a value, plus the gradient of a mass, plus that of a kept weight.
+
+    Args:
+        arriving: gradients of the outputs.
+        given: arguments of the operator.
+        keep_scale: factor of the weights that dropout keeps.
+
+    Returns:
+        The bound, a scalar that is positive.
     """
     norm, real = torch.linalg.vector_norm, given.scores.mask[:, None]
     steps = torch.where(real, norm(arriving.into_out, dim=-1, dtype=torch.float32), 0).sum(-1)  # [B, H]

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Position biases within kernels, and their gradients: of a table or of a network."""
+"""Position biases inside kernels, from a table or a network, and their gradients."""
 
 import triton
 import triton.language as tl
@@ -9,7 +9,7 @@ from ._triton_tiles import load_points
 
 @triton.jit
 def load_bias(bias, inner, HEADS: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
-    """What a head needs of the bias: its network, or where its table begins."""
+    """The weights of a head's network, or the address of its table."""
     if KIND == "network":
         unit = tl.arange(0, HIDDEN)
         there = unit < SIZE
@@ -43,9 +43,9 @@ def biases_of(
     SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Biases of a tile [QUERIES, KEYS]; of a network, only for keys that are not taken out."""
+    """Biases of a tile [QUERIES, KEYS]; a network leaves zeros for keys that are taken out."""
     if KIND == "table":
-        # Neighboring lanes take neighboring queries, which read neighboring nodes.
+        # Neighboring lanes serve neighboring queries, which read neighboring nodes.
         from_x, from_y = load_points(key_position, base, column, column < keys)
         low_x, share_x = _cell(x[None, :] - from_x[:, None], reach, SIZE)
         low_y, share_y = _cell(y[None, :] - from_y[:, None], reach, SIZE)
@@ -71,7 +71,7 @@ def away_from(x, y, key_position, j):
 
 @triton.jit
 def _cell(x, reach, SIZE: tl.constexpr):
-    """The node of a table before x, and how far x is from it to the next; of NaN some node, and NaN."""
+    """The node of a table before x, and the share of the way to the next node, which is NaN for NaN."""
     place = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
     low = tl.minimum(tl.maximum(place.to(tl.int32), 0), SIZE - 2)
     return low, tl.where(x == x, place - low, float("nan"))
@@ -99,7 +99,7 @@ def table_slopes(table, x, y, reach, SIZE: tl.constexpr):
 
 @triton.jit
 def add_to_table(table, x, y, change, reach, SIZE: tl.constexpr):
-    """Share each change out to the four nodes around its place, in whole numbers."""
+    """Distribute each change over the four nodes around its place, in whole numbers."""
     low_x, share_x = _cell(x, reach, SIZE)
     low_y, share_y = _cell(y, reach, SIZE)
     corner = table + (low_y * SIZE + low_x)
@@ -134,7 +134,7 @@ def last_layer(network, last):
 
 @triton.jit
 def through_network(network, hidden, last, change, PRECISION: tl.constexpr):
-    """From the gradient of biases to those of both hidden layers before their ReLU, the second one first."""
+    """The gradients of the second and the first hidden layer before their ReLU, from that of the biases."""
     into_last = tl.where(last > 0, change[:, None] * network[5][None, :], 0.0)
     into_hidden = tl.dot(into_last, tl.trans(network[3]), input_precision=PRECISION)
     return into_last, tl.where(hidden > 0, into_hidden, 0.0)

@@ -1,4 +1,4 @@
-"""How the kernels of biased attention are launched: tiles, programs, precision, and arguments by name."""
+"""Launches of the kernels of biased attention: tiles, programs, precision, and arguments by name."""
 
 from types import ModuleType
 
@@ -95,10 +95,19 @@ def _kernels() -> ModuleType:
 
 
 def _tile(kind: str, dtype: torch.dtype, width: int, hidden: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Queries and keys of a tile, as many as registers hold, and options of a launch.
+    """Sizes of a tile that fits into registers, and options of a launch.
 
-    A network has all its hidden features of all queries and one key in them; a table has four nodes of every pair; and
-    products of float32 have three parts.
+    A network holds its hidden features for all queries and one key. A table holds four nodes of every pair. Products of
+    float32 have three parts.
+
+    Args:
+        kind: kind of the position bias.
+        dtype: type of queries and keys.
+        width: padded width of a head.
+        hidden: padded number of features.
+
+    Returns:
+        Queries and keys of a tile, and options for Triton.
     """
     queries = (4096 if dtype == torch.float32 else 8192) // width
     if kind == "network":
@@ -107,19 +116,19 @@ def _tile(kind: str, dtype: torch.dtype, width: int, hidden: int) -> tuple[dict[
         most = 32 if kind == "table" or dtype == torch.float32 else 64
         tile, large = {"QUERIES": min(most, queries), "KEYS": 32}, width > 128
     tile["QUERIES"] = max(16, tile["QUERIES"])
-    # The assembler gives up on large kernels, and leaves nearly all in memory, unless it is told to use all registers.
+    # Without a limit on registers the assembler spills nearly everything of large kernels to memory.
     return tile, {"num_warps": 8, "maxnreg": 255} if large else {"num_warps": 4}
 
 
 def _programs(device: torch.device) -> int:
-    """How many programs make a device busy."""
+    """The number of programs that keep a device busy."""
     if device.type != "cuda":
         return _PROGRAMS
     return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _precision(device: torch.device) -> str:
-    """How float32 products are taken: as in torch, TF32 if it is allowed, else in three TF32 products."""
+    """The precision of float32 products: TF32 if PyTorch allows it, else three TF32 products."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "ieee"
     matmul = torch.backends.cuda.matmul

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""What kernels of biased attention read and write: tiles of queries and keys, and which of them they skip."""
+"""Tiles of queries and keys that the kernels of biased attention read and write, and tests for skipping them."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,7 @@ def head_of(bag_head, HEADS: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def tile_of_keys(keys, chunks, KEYS: tl.constexpr):
-    """Of a program over keys: its chunk of queries, its first key, its bag and head."""
+    """The chunk of queries, the first key, and the bag and head of a program over keys."""
     tiles = tl.cdiv(keys, KEYS)
     tile = tl.program_id(0) // chunks
     return tl.program_id(0) % chunks, tile % tiles * KEYS, (tile // tiles).to(tl.int64)
@@ -23,13 +23,13 @@ def tile_of_keys(keys, chunks, KEYS: tl.constexpr):
 
 @triton.jit
 def end_of(alive, end):
-    """``end`` of a loop, or 0 where nobody is alive."""
+    """The end of a loop, or 0 if no flag is set, so that the loop is skipped."""
     return tl.where(is_any(alive), end, 0)
 
 
 @triton.jit
 def is_any(flags):
-    """Whether one of them is true."""
+    """Whether any flag is true."""
     return tl.max(flags.to(tl.int32), 0) > 0
 
 
@@ -47,7 +47,7 @@ def store_rows(matrix, base, row, real, entries, DIM: tl.constexpr, WIDTH: tl.co
 
 @triton.jit
 def load_entries(matrix, base, row, real, column, columns):
-    """Entries of a matrix with so many columns, from row ``base`` on; zeros beyond it and where a row is not real."""
+    """Entries of a matrix from row ``base`` on; zeros beyond its columns and where a row is not real."""
     inside = real[:, None] & (column < columns)[None, :]
     return tl.load(matrix + ((base + row)[:, None] * columns + column[None, :]), inside, 0.0)
 
@@ -61,20 +61,20 @@ def store_entries(matrix, base, row, real, column, entries, columns):
 
 @triton.jit
 def load_points(position, base, row, real):
-    """X and y of positions."""
+    """The coordinates x and y of positions."""
     place = position + 2 * (base + row)
     return tl.load(place, real, 0.0), tl.load(place + 1, real, 0.0)
 
 
 @triton.jit
 def column_where(tile, here):
-    """The one column of a tile that is here."""
+    """The column of a tile that a mask of columns selects."""
     return tl.sum(tl.where(here[None, :], tile, 0.0), 1)
 
 
 @triton.jit
 def dropout_factors(seed, row, start, keys, dropout, keep_scale, KEYS: tl.constexpr):
-    """Factors of the weights under dropout [QUERIES, KEYS]. Four keys share a draw; the tiles make no difference."""
+    """Factors of the weights under dropout [QUERIES, KEYS]. Four keys share a draw, whatever the tiles are."""
     four = start // 4 + tl.arange(0, KEYS // 4)
     a, b, c, d = tl.rand4x(tl.load(seed), row[:, None] * tl.cdiv(keys, 4) + four[None, :])
     drawn = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), [row.shape[0], KEYS])

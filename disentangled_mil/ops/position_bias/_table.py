@@ -18,12 +18,12 @@ _FAR = 1e6  # at least every reach
 class BiasTable(NamedTuple):
     """Bias of a displacement, read from a table of its values and interpolated bilinearly.
 
-    Column c stands for the displacement ``x = reach (2 c / (R - 1) - 1)``, rows likewise for y. Displacements
-    outside are moved to the edge, and have no gradient there. The table has one: to its values, and through
-    them to whatever made them.
+    Column c stands for the displacement ``x = reach (2 c / (R - 1) - 1)``, and rows stand for y in the same way.
+    Displacements outside are moved to the edge, and have no gradient there. The gradient of a bias flows to the values
+    of the table, and from there to what they were computed from.
 
     Shape:
-        ``values`` [I, R, R], ``reach``: a number; displacements [..., 2] -> [..., I].
+        ``values`` [I, R, R], ``reach`` a number; displacements [..., 2] -> [..., I].
     """
 
     values: Tensor
@@ -42,15 +42,18 @@ class BiasTable(NamedTuple):
         """The table of any function of the displacement.
 
         Args:
-            bias: maps displacements [..., 2] to biases [..., I].
-            resolution: R, nodes along each side.
+            bias: function of displacements [..., 2] -> [..., I].
+            resolution: number R of nodes along each side.
             reach: largest displacement; 2 spans all pairs of positions in [-1, 1].
-            dtype: of the nodes.
-            device: of the nodes.
+            dtype: type of the nodes.
+            device: device of the nodes.
+
+        Returns:
+            The table, whose values have the gradient of ``bias``.
 
         Raises:
             TypeError: ``resolution`` is no integer.
-            ValueError: ``resolution`` is less than 2, or ``reach`` not positive.
+            ValueError: ``resolution`` is less than 2, or ``reach`` is not positive.
 
         Example:
             >>> import torch
@@ -68,7 +71,7 @@ class BiasTable(NamedTuple):
     def __call__(self, displacement: Tensor) -> Tensor:
         """Bias of each displacement [..., 2] -> [..., I]."""
         place = (displacement.to(self.values.dtype) / self.reach).reshape(1, 1, -1, 2)
-        # Reading at NaN would be reading anywhere in memory.
+        # Reading at NaN would read anywhere in memory.
         known = place.nan_to_num(0, posinf=2, neginf=-2)
         read: Tensor = grid_sample(self.values[None], known, align_corners=True, padding_mode="border")
         read = read.masked_fill(place.isnan().any(-1)[:, None], torch.nan)
@@ -82,7 +85,10 @@ class BiasTable(NamedTuple):
         times the Lipschitz constant. For a smooth function or a network the error is usually far smaller.
 
         Args:
-            lipschitz_constant: a Lipschitz constant of the function, such as :meth:`MLPBias.lipschitz_constant`.
+            lipschitz_constant: Lipschitz constant of the function, such as :meth:`MLPBias.lipschitz_constant`.
+
+        Returns:
+            The bound, of the shape of ``lipschitz_constant``.
         """
         pitch = 2 * self.reach / (self.values.shape[-1] - 1)
         return lipschitz_constant * pitch * 2**-0.5

@@ -80,7 +80,7 @@ def test_gradients_of_the_network_are_those_of_finite_differences() -> None:
     reach=st.sampled_from([0.01, 1.0, 50.0]),
 )
 @few
-def test_no_network_is_steeper_than_its_steepness(
+def test_no_network_changes_faster_than_its_lipschitz_constant(
     seed: int, hidden: int, outputs: int, size: float, reach: float
 ) -> None:
     network = random_network(seed, hidden, outputs, size)
@@ -92,7 +92,7 @@ def test_no_network_is_steeper_than_its_steepness(
         assert ((network(places) - network(others)).abs() <= lipschitz_constant * distance * (1 + 1e-9) + 1e-9).all()
 
 
-def test_steepness_is_met_by_a_network_without_a_bend() -> None:
+def test_the_lipschitz_constant_is_reached_by_a_network_without_a_bend() -> None:
     # Both layers pass everything on, so that the bias is 3 s_x + 4 s_y, whose slope at 0 is 5; and 2 of another head.
     hidden = torch.full((2,), 100.0)
     weights = torch.tensor([[3.0, 4.0], [2.0, 0.0]])
@@ -102,7 +102,7 @@ def test_steepness_is_met_by_a_network_without_a_bend() -> None:
     torch.testing.assert_close(slope, torch.tensor([5.0, 2.0]))
 
 
-def test_steepness_holds_for_low_precision_and_has_no_graph() -> None:
+def test_the_lipschitz_constant_holds_for_low_precision_and_has_no_graph() -> None:
     network = ContinuousPositionBias(8, 2).bfloat16().weights()
     lipschitz_constant = network.lipschitz_constant()
     assert lipschitz_constant.dtype == torch.float64
