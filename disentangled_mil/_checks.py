@@ -17,9 +17,12 @@ from ._torch_private import is_transformed
 
 
 def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``, and return the size of every letter.
+    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``.
 
     Letters found in ``sizes`` must have that size; a number stands for itself.
+
+    Returns:
+        The size of every letter.
 
     Raises:
         TypeError: ``tensor`` is not a tensor.

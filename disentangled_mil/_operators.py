@@ -1,37 +1,24 @@
 """Registration of operators with PyTorch, whose compiler and exporter then treat each of them as one node.
 
 :func:`operator` registers a plain function. :func:`with_gradient` registers a pair of operators, one for the result and
-one for its gradient, from functions over named values. PyTorch's operators take and return flat lists of arguments;
-this module alone lays named values out in such lists and builds them again.
-
-A named value is a ``NamedTuple`` whose fields are tensors, optional tensors, lists of tensors, numbers, strings, or
-other named values.
+one for its gradient, from functions over named values, which :mod:`._named_values` describes.
 """
 
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 
+from ._named_values import Named, build, flatten, holds_tensors, join, of_tensors, schema, split
 from ._torch_private import CustomOpDef, has_tangent
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
-Named = TypeVar("Named", bound=tuple[Any, ...])
 
 # What collections are called in signatures that PyTorch 2.6 understands.
 _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
-_IN_SCHEMA: dict[Any, str] = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    list[Tensor]: "Tensor[]",
-    float: "float",
-    bool: "bool",
-    str: "str",
-}
-_TENSOR = object()  # stands for a tensor that is stored elsewhere
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
@@ -86,25 +73,25 @@ def with_gradient(
     Returns:
         The operator as a function of its named value.
     """
-    arguments, returns = ", ".join(_schema(inputs)), list(typing.get_type_hints(outputs))
+    arguments, returns = ", ".join(schema(inputs)), list(typing.get_type_hints(outputs))
     saved = ", ".join(f"Tensor saved_{field}" for field in returns)
     arriving = ", ".join(f"Tensor? into_{field}" for field in returns)
 
     def run(*flat: Any) -> Any:
         with torch.autocast(_device(flat), enabled=False):
-            found = forward(_build(inputs, flat))
-        return found if len(found) > 1 else found[0]
+            return _returned(forward(build(inputs, flat)))
 
     def run_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
         count = len(returns)
         own, results, into = given[: -2 * count], given[-2 * count : -count], given[-count:]
-        tensors, rest = _split(own)
+        tensors, rest = split(own)
         with torch.autocast(_device(own), enabled=False):
             gradients = backward(
-                _build(inputs, own), outputs(*results), outputs(*into), _build(inputs, _join(rest, wanted))
+                build(inputs, own), outputs(*results), outputs(*into), build(inputs, join(rest, wanted))
             )
-        found, _ = _split(_flatten(gradients))
+        found, _ = split(flatten(gradients))
+        # Contiguous and of the tensor's type, as ``shapes_backward`` promises.
         return [
             gradient.to(tensor.dtype).contiguous()
             for tensor, gradient, want in zip(tensors, found, wanted, strict=True)
@@ -126,41 +113,40 @@ def with_gradient(
 
     @registered.register_fake
     def shapes(*flat: Any) -> Any:
-        found = empty(_build(inputs, flat))
-        return found if len(found) > 1 else found[0]
+        return _returned(empty(build(inputs, flat)))
 
     @registered_backward.register_fake
     def shapes_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
-        tensors, _ = _split(given[: -2 * len(returns)])
+        tensors, _ = split(given[: -2 * len(returns)])
         wished = (tensor for tensor, want in zip(tensors, wanted, strict=True) if want)
         return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in wished]
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors, ctx.rest = _split(inputs)
+        tensors, ctx.rest = split(inputs)
         ctx.save_for_backward(*tensors, *(output if isinstance(output, tuple) else [output]))
         ctx.set_materialize_grads(False)
 
     def pass_back(ctx: Any, *into: Tensor | None) -> tuple[Any, ...]:
         tensors, results = ctx.saved_tensors[: -len(returns)], ctx.saved_tensors[-len(returns) :]
         needed = (need if isinstance(need, list) else [need] for need in ctx.needs_input_grad)
-        wanted = _of_tensors(ctx.rest, needed)
+        wanted = of_tensors(ctx.rest, needed)
         per_tensor: list[Tensor | None] = [None] * len(wanted)
         if any(part is not None for part in into):
-            gradients = iter(registered_backward(*_join(ctx.rest, tensors), *results, *into, wanted))
+            gradients = iter(registered_backward(*join(ctx.rest, tensors), *results, *into, wanted))
             per_tensor = [next(gradients) if want else None for want in wanted]
         return tuple(
-            part if _holds_tensors(place) else None
-            for place, part in zip(ctx.rest, _join(ctx.rest, per_tensor), strict=True)
+            part if holds_tensors(place) else None
+            for place, part in zip(ctx.rest, join(ctx.rest, per_tensor), strict=True)
         )
 
     registered.register_autograd(pass_back, setup_context=remember)
     refuse_gradient(registered_backward, no_second)
 
     def call(value: Inputs) -> Outputs:
-        flat = _flatten(value)
+        flat = flatten(value)
         if not torch.compiler.is_compiling():
-            refuse_forward_mode(caller, _split(flat)[0])
+            refuse_forward_mode(caller, split(flat)[0])
         found = registered(*flat)
         return outputs(*found) if len(returns) > 1 else outputs(found)
 
@@ -169,9 +155,9 @@ def with_gradient(
 
 def zeros_like(value: Named) -> Named:
     """A named value with zeros in place of its tensors, such as a backward pass adds up gradients in."""
-    tensors, rest = _split(_flatten(value))
+    tensors, rest = split(flatten(value))
     zeros = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
-    return _build(type(value), _join(rest, zeros))
+    return build(type(value), join(rest, zeros))
 
 
 def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
@@ -191,74 +177,11 @@ def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")
 
 
-def _is_named(hint: Any) -> bool:
-    return isinstance(hint, type) and hasattr(hint, "_fields")
-
-
-def _schema(kind: type, prefix: str = "") -> Iterator[str]:
-    """The arguments of a named value in PyTorch's notation; names of nested values are joined."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if _is_named(hint):
-            yield from _schema(hint, f"{prefix}{name}_")
-        else:
-            yield f"{_IN_SCHEMA[hint]} {prefix}{name}"
-
-
-def _flatten(value: tuple[Any, ...]) -> list[Any]:
-    """The fields of a named value in a row."""
-    flat = []
-    for part in value:
-        if isinstance(part, tuple):
-            flat.extend(_flatten(part))
-        else:
-            flat.append(part)
-    return flat
-
-
-def _build(kind: type[Named], flat: Iterable[Any]) -> Named:
-    """The opposite of :func:`_flatten`."""
-    parts = iter(flat)
-
-    def build(of: type[Any]) -> Any:
-        return of(*(build(hint) if _is_named(hint) else next(parts) for hint in typing.get_type_hints(of).values()))
-
-    built: Named = build(kind)
-    return built
-
-
-def _split(flat: Iterable[Any]) -> tuple[list[Any], list[Any]]:
-    """All tensors of a row of arguments, and the row with a placeholder for each of them."""
-    tensors, rest = list[Any](), list[Any]()
-    for part in flat:
-        if isinstance(part, (list, tuple)):
-            tensors.extend(part)
-            rest.append([_TENSOR] * len(part))
-        elif isinstance(part, Tensor):
-            tensors.append(part)
-            rest.append(_TENSOR)
-        else:
-            rest.append(part)
-    return tensors, rest
-
-
-def _join(rest: Iterable[Any], tensors: Iterable[Any]) -> list[Any]:
-    """The opposite of :func:`_split`; in place of tensors there may be anything that belongs to each of them."""
-    source = iter(tensors)
-    return [
-        next(source) if part is _TENSOR else [next(source) for _ in part] if isinstance(part, list) else part
-        for part in rest
-    ]
-
-
-def _holds_tensors(place: Any) -> bool:
-    return place is _TENSOR or isinstance(place, list)
-
-
-def _of_tensors(rest: Iterable[Any], facts: Iterable[list[Any]]) -> list[Any]:
-    """What belongs to the tensors, from what belongs to every argument."""
-    return [fact for place, own in zip(rest, facts, strict=True) if _holds_tensors(place) for fact in own]
+def _returned(outputs: tuple[Any, ...]) -> Any:
+    """Outputs as PyTorch's operators return them: a single one is no tuple."""
+    return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _device(flat: Iterable[Any]) -> str:
-    device_type: str = _split(flat)[0][0].device.type
+    device_type: str = split(flat)[0][0].device.type
     return device_type

@@ -12,7 +12,7 @@ import disentangled_mil
 PACKAGE = Path(disentangled_mil.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOR_ALL = {"_checks", "_files", "_operators", "_precision", "_torch_private"}
+FOR_ALL = {"_checks", "_files", "_named_values", "_operators", "_precision", "_torch_private"}
 LAYERS = {
     **{name: set[str]() for name in FOR_ALL},
     "ops": set[str](),

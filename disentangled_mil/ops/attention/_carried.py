@@ -1,6 +1,6 @@
 """The arguments and results of the operators of attention."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +35,20 @@ class CarriedScores(NamedTuple):
         """The position bias of the whole batch, tile by tile."""
         pairs = self.query.shape[2] * self.logit.numel()
         return tiled(self.bias.unpacked(), wide_dtype(self.query), pairs)
+
+    def with_bias(self, bias: TiledBias | None, wanted: Any) -> "CarriedScores":
+        """A gradient of scores with that of the bias, which its tiles have added up.
+
+        Args:
+            bias: position bias of the batch.
+            wanted: scores with a bool for every tensor, whether its gradient is needed.
+
+        Returns:
+            The gradient of all scores.
+        """
+        if bias is None or not any(wanted.bias.tensors):
+            return self
+        return self._replace(bias=CarriedBias.of(bias.gradient()))
 
 
 class AttentionArguments(NamedTuple):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
-from ..position_bias import BiasTile, CarriedBias
+from ..position_bias import BiasTile
 from ._bag import BagGradient, BagScores
 from ._carried import CarriedScores
 
@@ -57,7 +57,7 @@ def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -
     for gradients, part in ((gradients_a, into.a), (gradients_b, into.b)):
         for gradient in gradients:
             gradient.write(part)
-    return _Arguments(a.with_bias(into.a), b.with_bias(into.b))
+    return _Arguments(into.a.with_bias(a.bias, wanted.a), into.b.with_bias(b.bias, wanted.b))
 
 
 class _Side:
@@ -74,10 +74,6 @@ class _Side:
         """The weights [H, t, J] of a tile of every bag, and their biases."""
         biases = [bag.biases(tile) for bag in self.bags]
         return [(bag.weights(tile, bias), bias) for bag, bias in zip(self.bags, biases, strict=True)]
-
-    def with_bias(self, gradient: CarriedScores) -> CarriedScores:
-        """The gradient of the scores, with that of the bias."""
-        return gradient if self.bias is None else gradient._replace(bias=CarriedBias.of(self.bias.gradient()))
 
 
 def _rows(maps: list[tuple[Tensor, BiasTile | None]], dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
-from ..position_bias import CarriedBias
 from ._bag import BagGradient, BagScores, put, take
 from ._carried import Attended, AttentionArguments, CarriedScores
 from ._dropout import Dropout, thinned
@@ -82,9 +81,7 @@ def _backward(given: AttentionArguments, results: Attended, arriving: Attended, 
             del weights, biases, change  # before the next tile's are made
         gradient.write(into.scores)
         into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
-    if bias is None:
-        return into
-    return into._replace(scores=into.scores._replace(bias=CarriedBias.of(bias.gradient())))
+    return into._replace(scores=into.scores.with_bias(bias, wanted.scores))
 
 
 _streaming = with_gradient(

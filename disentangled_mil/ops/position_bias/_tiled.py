@@ -48,7 +48,7 @@ class TiledBias(Protocol):
         """The biases between queries [t, 2] and keys [G, J, 2]; no place may be NaN."""
 
     def gradient(self) -> "MLPBias | BiasTable":
-        """The gradient of the bias, after the backward passes of all tiles."""
+        """The gradient of the bias; to be called once, after the backward passes of all tiles."""
 
 
 def into_places(gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
