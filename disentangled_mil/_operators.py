@@ -51,6 +51,7 @@ def with_gradient(
     empty: Callable[[Inputs], Outputs],
     forward: Callable[[Inputs], Outputs],
     backward: Callable[[Inputs, Outputs, Outputs, Any], Inputs],
+    saved: Sequence[str] = (),
     caller: str,
     no_second: str,
 ) -> Callable[[Inputs], Outputs]:
@@ -64,9 +65,10 @@ def with_gradient(
         outputs: type of the named value of tensors that it returns.
         empty: function that allocates the outputs, with the shapes and strides that ``forward`` returns.
         forward: function that computes the outputs.
-        backward: function of the inputs, the outputs, the gradients of the outputs (None where none arrives), and of
-            the inputs with a bool for every tensor: whether its gradient is wanted. It returns the inputs with a
-            gradient for every tensor; one that is not wanted may hold anything.
+        backward: function of the inputs, the saved outputs, the gradients of the outputs (None where none arrives),
+            and of the inputs with a bool for every tensor: whether its gradient is wanted. It returns the inputs with
+            a gradient for every tensor; one that is not wanted may hold anything.
+        saved: names of the outputs that ``backward`` reads; it gets None in place of the others.
         caller: public function that the error in forward mode names.
         no_second: message of the error about a gradient of a gradient.
 
@@ -74,8 +76,8 @@ def with_gradient(
         The operator as a function of its named value.
     """
     arguments, returns = ", ".join(schema(inputs)), list(typing.get_type_hints(outputs))
-    saved = ", ".join(f"Tensor saved_{field}" for field in returns)
-    arriving = ", ".join(f"Tensor? into_{field}" for field in returns)
+    results = "".join(f", Tensor {field}" for field in saved)
+    arriving = "".join(f", Tensor? into_{field}" for field in returns)
 
     def run(*flat: Any) -> Any:
         with torch.autocast(_device(flat), enabled=False):
@@ -83,17 +85,17 @@ def with_gradient(
 
     def run_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
-        count = len(returns)
-        own, results, into = given[: -2 * count], given[-2 * count : -count], given[-count:]
+        given, into = given[: -len(returns)], given[-len(returns) :]
+        own, kept = given[: len(given) - len(saved)], given[len(given) - len(saved) :]
         tensors, rest = split(own)
+        found_before = dict.fromkeys(returns) | dict(zip(saved, kept, strict=True))
         with torch.autocast(_device(own), enabled=False):
             gradients = backward(
-                build(inputs, own), outputs(*results), outputs(*into), build(inputs, join(rest, wanted))
+                build(inputs, own), outputs(**found_before), outputs(*into), build(inputs, join(rest, wanted))
             )
         found, _ = split(flatten(gradients))
-        # Contiguous and of the tensor's type, as ``shapes_backward`` promises.
         return [
-            gradient.to(tensor.dtype).contiguous()
+            _laid_out_like(tensor, gradient)
             for tensor, gradient, want in zip(tensors, found, wanted, strict=True)
             if want
         ]
@@ -108,7 +110,7 @@ def with_gradient(
         f"disentangled_mil::{name}_backward",
         run_backward,
         mutates_args=(),
-        schema=f"({arguments}, {saved}, {arriving}, bool[] wanted) -> Tensor[]",
+        schema=f"({arguments}{results}{arriving}, bool[] wanted) -> Tensor[]",
     )
 
     @registered.register_fake
@@ -118,22 +120,24 @@ def with_gradient(
     @registered_backward.register_fake
     def shapes_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
-        tensors, _ = split(given[: -2 * len(returns)])
+        tensors, _ = split(given[: -len(saved) - len(returns)])
         wished = (tensor for tensor, want in zip(tensors, wanted, strict=True) if want)
-        return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in wished]
+        return [torch.empty_like(tensor) for tensor in wished]
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors, ctx.rest = split(inputs)
-        ctx.save_for_backward(*tensors, *(output if isinstance(output, tuple) else [output]))
+        found = outputs(*(output if isinstance(output, tuple) else [output]))
+        ctx.save_for_backward(*tensors, *(getattr(found, field) for field in saved))
         ctx.set_materialize_grads(False)
 
     def pass_back(ctx: Any, *into: Tensor | None) -> tuple[Any, ...]:
-        tensors, results = ctx.saved_tensors[: -len(returns)], ctx.saved_tensors[-len(returns) :]
+        count = len(ctx.saved_tensors) - len(saved)
+        tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         needed = (need if isinstance(need, list) else [need] for need in ctx.needs_input_grad)
         wanted = of_tensors(ctx.rest, needed)
         per_tensor: list[Tensor | None] = [None] * len(wanted)
         if any(part is not None for part in into):
-            gradients = iter(registered_backward(*join(ctx.rest, tensors), *results, *into, wanted))
+            gradients = iter(registered_backward(*join(ctx.rest, tensors), *kept, *into, wanted))
             per_tensor = [next(gradients) if want else None for want in wanted]
         return tuple(
             part if holds_tensors(place) else None
@@ -156,7 +160,7 @@ def with_gradient(
 def zeros_like(value: Named) -> Named:
     """A named value with zeros in place of its tensors, such as a backward pass adds up gradients in."""
     tensors, rest = split(flatten(value))
-    zeros = [torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]
+    zeros = [torch.zeros_like(tensor) for tensor in tensors]
     return build(type(value), join(rest, zeros))
 
 
@@ -180,6 +184,14 @@ def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
 def _returned(outputs: tuple[Any, ...]) -> Any:
     """Outputs as PyTorch's operators return them: a single one is no tuple."""
     return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the type of its tensor, with the strides that ``empty_like`` would give it."""
+    expected = torch.empty_like(tensor, device="meta")
+    if gradient.dtype == expected.dtype and gradient.stride() == expected.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
 
 
 def _device(flat: Iterable[Any]) -> str:

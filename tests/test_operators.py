@@ -78,6 +78,7 @@ def test_an_operator_over_named_values_has_values_gradients_and_shapes() -> None
     def backward(given: Given, results: Found, arriving: Found, wanted: Any) -> Given:
         asked.append((wanted.x, wanted.parts.tensors, wanted.maybe, arriving.count is None))
         assert results.total.shape == given.x.shape
+        assert results.count is None
         into = zeros_like(given)
         into.x.add_(arriving.total * given.factor)
         for part in into.parts.tensors:
@@ -91,6 +92,7 @@ def test_an_operator_over_named_values_has_values_gradients_and_shapes() -> None
         empty=empty,
         forward=forward,
         backward=backward,
+        saved=["total"],
         caller="affine",
         no_second="affine has no second gradient",
     )

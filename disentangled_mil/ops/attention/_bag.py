@@ -60,7 +60,7 @@ class BagScores:
         )  # [N, 2], [G, J, 2]
         logit = take(logit, 1, self.columns).to(self.wide)
         self.heads, (self.groups, keys) = len(self.query), logit.shape
-        if bias:
+        if bias is not None:
             # Biases are not evaluated at NaN. It is put into the scores instead, so that it is seen.
             if (lost := self.query_place.isnan().any(-1, keepdim=True)).any():
                 self.query = self.query.masked_fill(lost, math.nan)
@@ -119,14 +119,15 @@ class BagGradient:
 
     Args:
         scores: scores of the bag.
-        wanted: the scores with a bool for every tensor, whether its gradient is needed.
+        wanted: scores with a bool for every tensor, whether its gradient is needed.
+        into: gradient of the whole batch, with zeros in the place of the bag. Each tile writes its queries there at
+            once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
     """
 
-    def __init__(self, scores: BagScores, wanted: Any) -> None:
-        self.scores = scores
+    def __init__(self, scores: BagScores, wanted: Any, into: CarriedScores) -> None:
+        self.scores, self.into = scores, into
         self.want_logit = wanted.logit
         self.of_bias = BiasWanted(any(wanted.bias.tensors), wanted.query_position, wanted.key_position)
-        self.query = torch.zeros_like(scores.query, dtype=scores.wide)  # [H, N, D]
         self.key = torch.zeros_like(scores.scaled_key)  # [H, J, D]
         self.query_place = torch.zeros_like(scores.query_place)  # [N, 2]
         self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
@@ -143,7 +144,7 @@ class BagGradient:
         """
         scores = self.scores
         into_scores = softmax_backward(gradient, weights)
-        self.query[:, tile] = into_scores @ scores.scaled_key
+        scores.write(into_scores @ scores.scaled_key, self.into.query[scores.bag], tile)
         self.key.baddbmm_(into_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         if self.want_logit:
             self.logit += into_scores.sum(1)
@@ -157,11 +158,10 @@ class BagGradient:
             if keys is not None:
                 self.key_place += keys
 
-    def write(self, into: CarriedScores) -> None:
-        """Write the sums to the bag's place in the gradient of the batch; that of the bias is not among them."""
-        scores, bag = self.scores, self.scores.bag
+    def finish(self) -> None:
+        """Write the sums over tiles to the bag's place in the gradient of the batch, except for the bias."""
+        scores, into, bag = self.scores, self.into, self.scores.bag
         tokens, keys = into.query.shape[2], into.key.shape[2]
-        into.query[bag] = put(self.query, 1, scores.rows, tokens)
         into.key[bag] = put(self.key * scores.scale, 1, scores.columns, keys)
         into.query_position[bag] = put(self.query_place, 0, scores.rows, tokens)
         into.key_position[bag] = put(self.key_place, 1, scores.columns, keys)

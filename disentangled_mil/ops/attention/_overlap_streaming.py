@@ -43,8 +43,8 @@ def _forward(given: _Arguments) -> _Results:
 def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -> _Arguments:
     into = zeros_like(given)
     a, b = _Side(given.a), _Side(given.b)
-    gradients_a = [BagGradient(bag, wanted.a) for bag in a.bags]
-    gradients_b = [BagGradient(bag, wanted.b) for bag in b.bags]
+    gradients_a = [BagGradient(bag, wanted.a, into.a) for bag in a.bags]
+    gradients_b = [BagGradient(bag, wanted.b, into.b) for bag in b.bags]
     for tile in _tiles(a, b):
         maps_a, maps_b = a.maps(tile), b.maps(tile)
         for own, other, gradients, share in (
@@ -54,9 +54,8 @@ def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -
             changes = share @ _rows(other, share.dtype)
             for (weights, biases), change, gradient in zip(own, changes, gradients, strict=True):
                 gradient.add(tile, weights, biases, change.view_as(weights).to(weights.dtype))
-    for gradients, part in ((gradients_a, into.a), (gradients_b, into.b)):
-        for gradient in gradients:
-            gradient.write(part)
+    for gradient in (*gradients_a, *gradients_b):
+        gradient.finish()
     return _Arguments(into.a.with_bias(a.bias, wanted.a), into.b.with_bias(b.bias, wanted.b))
 
 

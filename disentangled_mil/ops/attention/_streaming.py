@@ -58,7 +58,7 @@ def _backward(given: AttentionArguments, results: Attended, arriving: Attended, 
     bias = given.scores.tiled_bias()
     for bag in range(len(given.value)):
         scores = BagScores(given.scores, bias, bag)
-        gradient = BagGradient(scores, wanted.scores)
+        gradient = BagGradient(scores, wanted.scores, into.scores)
         drop = Dropout(given.dropout, given.seed, bag, given.value.device)
         values = take(given.value[bag], 1, scores.columns).to(scores.wide) * drop.scale  # [H, J, D]
         into_values = torch.zeros_like(values)
@@ -79,7 +79,7 @@ def _backward(given: AttentionArguments, results: Attended, arriving: Attended, 
                 change += scores.read(into_kept, tile, keys=True)
             gradient.add(tile, weights, biases, change)
             del weights, biases, change  # before the next tile's are made
-        gradient.write(into.scores)
+        gradient.finish()
         into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
     return into._replace(scores=into.scores.with_bias(bias, wanted.scores))
 
@@ -91,6 +91,7 @@ _streaming = with_gradient(
     empty=_empty,
     forward=_forward,
     backward=_backward,
+    saved=["weights"],
     caller="biased_attention",
     no_second=NO_SECOND_GRADIENT,
 )

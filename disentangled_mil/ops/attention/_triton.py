@@ -189,6 +189,7 @@ _attend = with_gradient(
     empty=_empty,
     forward=_forward,
     backward=_backward,
+    saved=["out", "weights", "lse"],
     caller="biased_attention",
     no_second=NO_SECOND_GRADIENT,
 )
