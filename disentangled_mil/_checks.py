@@ -13,11 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._torch_private import is_transformed
+
 
 def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``, and return the size of every letter.
+    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``.
 
     Letters found in ``sizes`` must have that size; a number stands for itself.
+
+    Returns:
+        The size of every letter.
 
     Raises:
         TypeError: ``tensor`` is not a tensor.
@@ -60,13 +65,7 @@ def check_integers(name: str, tensor: Tensor) -> None:
 
 def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[Tensor], Tensor]) -> None:
     """Check the values [B] of a small tensor that lies on the CPU; elsewhere, or while tracing, nothing is read."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or type(values) is not Tensor
-        or values.device.type != "cpu"
-    ):
+    if torch.compiler.is_compiling() or is_transformed() or type(values) is not Tensor or values.device.type != "cpu":
         return
     fits = valid(values)
     if not bool(fits.all()):

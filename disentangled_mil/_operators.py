@@ -1,15 +1,21 @@
-"""Registration with PyTorch, whose compiler takes an operator whole."""
+"""Registration of operators with PyTorch, whose compiler and exporter then treat each of them as one node.
+
+:func:`operator` registers a plain function. :func:`with_gradient` registers a pair of operators, one for the result and
+one for its gradient, from functions over named values, which :mod:`._named_values` describes.
+"""
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
-if TYPE_CHECKING:
-    from torch._library.custom_ops import CustomOpDef
+from ._named_values import Named, build, flatten, holds_tensors, join, of_tensors, schema, split
+from ._torch_private import CustomOpDef, has_tangent
+
+Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
+Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
 # What collections are called in signatures that PyTorch 2.6 understands.
 _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
@@ -18,8 +24,14 @@ _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # n
 def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
     """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments.
 
-    Its annotations are changed to what every supported PyTorch understands; arguments may be sequences, but no optional
-    ones.
+    The function's annotations are rewritten so that every supported PyTorch understands them. Arguments may be
+    sequences; optional sequences are not supported.
+
+    Args:
+        name: name of the operator.
+
+    Returns:
+        A decorator that registers a function.
     """
 
     def register(function: Callable[..., Any]) -> "CustomOpDef":
@@ -29,6 +41,127 @@ def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
         return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=())
 
     return register
+
+
+def with_gradient(
+    name: str,
+    inputs: type[Inputs],
+    outputs: type[Outputs],
+    *,
+    empty: Callable[[Inputs], Outputs],
+    forward: Callable[[Inputs], Outputs],
+    backward: Callable[[Inputs, Outputs, Outputs, Any], Inputs],
+    saved: Sequence[str] = (),
+    caller: str,
+    no_second: str,
+) -> Callable[[Inputs], Outputs]:
+    """Register ``disentangled_mil::name`` and its gradient ``disentangled_mil::name_backward``.
+
+    Both run without autocast. The gradient is refused in forward mode and for a second time.
+
+    Args:
+        name: name of the operator.
+        inputs: type of the named value that the operator takes.
+        outputs: type of the named value of tensors that it returns.
+        empty: function that allocates the outputs, with the shapes and strides that ``forward`` returns.
+        forward: function that computes the outputs.
+        backward: function of the inputs, the saved outputs, the gradients of the outputs (None where none arrives),
+            and of the inputs with a bool for every tensor: whether its gradient is wanted. It returns the inputs with
+            a gradient for every tensor; one that is not wanted may hold anything.
+        saved: names of the outputs that ``backward`` reads; it gets None in place of the others.
+        caller: public function that the error in forward mode names.
+        no_second: message of the error about a gradient of a gradient.
+
+    Returns:
+        The operator as a function of its named value.
+    """
+    arguments, returns = ", ".join(schema(inputs)), list(typing.get_type_hints(outputs))
+    results = "".join(f", Tensor {field}" for field in saved)
+    arriving = "".join(f", Tensor? into_{field}" for field in returns)
+
+    def run(*flat: Any) -> Any:
+        with torch.autocast(_device(flat), enabled=False):
+            return _returned(forward(build(inputs, flat)))
+
+    def run_backward(*flat: Any) -> list[Tensor]:
+        *given, wanted = flat
+        given, into = given[: -len(returns)], given[-len(returns) :]
+        own, kept = given[: len(given) - len(saved)], given[len(given) - len(saved) :]
+        tensors, rest = split(own)
+        found_before = dict.fromkeys(returns) | dict(zip(saved, kept, strict=True))
+        with torch.autocast(_device(own), enabled=False):
+            gradients = backward(
+                build(inputs, own), outputs(**found_before), outputs(*into), build(inputs, join(rest, wanted))
+            )
+        found, _ = split(flatten(gradients))
+        return [
+            _laid_out_like(tensor, gradient)
+            for tensor, gradient, want in zip(tensors, found, wanted, strict=True)
+            if want
+        ]
+
+    registered = torch.library.custom_op(
+        f"disentangled_mil::{name}",
+        run,
+        mutates_args=(),
+        schema=f"({arguments}) -> ({', '.join('Tensor' for _ in returns)})",
+    )
+    registered_backward = torch.library.custom_op(
+        f"disentangled_mil::{name}_backward",
+        run_backward,
+        mutates_args=(),
+        schema=f"({arguments}{results}{arriving}, bool[] wanted) -> Tensor[]",
+    )
+
+    @registered.register_fake
+    def shapes(*flat: Any) -> Any:
+        return _returned(empty(build(inputs, flat)))
+
+    @registered_backward.register_fake
+    def shapes_backward(*flat: Any) -> list[Tensor]:
+        *given, wanted = flat
+        tensors, _ = split(given[: -len(saved) - len(returns)])
+        wished = (tensor for tensor, want in zip(tensors, wanted, strict=True) if want)
+        return [torch.empty_like(tensor) for tensor in wished]
+
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors, ctx.rest = split(inputs)
+        found = outputs(*(output if isinstance(output, tuple) else [output]))
+        ctx.save_for_backward(*tensors, *(getattr(found, field) for field in saved))
+        ctx.set_materialize_grads(False)
+
+    def pass_back(ctx: Any, *into: Tensor | None) -> tuple[Any, ...]:
+        count = len(ctx.saved_tensors) - len(saved)
+        tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        needed = (need if isinstance(need, list) else [need] for need in ctx.needs_input_grad)
+        wanted = of_tensors(ctx.rest, needed)
+        per_tensor: list[Tensor | None] = [None] * len(wanted)
+        if any(part is not None for part in into):
+            gradients = iter(registered_backward(*join(ctx.rest, tensors), *kept, *into, wanted))
+            per_tensor = [next(gradients) if want else None for want in wanted]
+        return tuple(
+            part if holds_tensors(place) else None
+            for place, part in zip(ctx.rest, join(ctx.rest, per_tensor), strict=True)
+        )
+
+    registered.register_autograd(pass_back, setup_context=remember)
+    refuse_gradient(registered_backward, no_second)
+
+    def call(value: Inputs) -> Outputs:
+        flat = flatten(value)
+        if not torch.compiler.is_compiling():
+            refuse_forward_mode(caller, split(flat)[0])
+        found = registered(*flat)
+        return outputs(*found) if len(returns) > 1 else outputs(found)
+
+    return call
+
+
+def zeros_like(value: Named) -> Named:
+    """A named value with zeros in place of its tensors, such as a backward pass adds up gradients in."""
+    tensors, rest = split(flatten(value))
+    zeros = [torch.zeros_like(tensor) for tensor in tensors]
+    return build(type(value), join(rest, zeros))
 
 
 def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
@@ -44,5 +177,23 @@ def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
     """Refuse tensors with tangents (``torch.func.jvp``), which an operator would drop without a word."""
     if torch.compiler.is_compiling():
         return
-    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):  # type: ignore[no-untyped-call]
+    if any(has_tangent(tensor) for tensor in tensors):
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")
+
+
+def _returned(outputs: tuple[Any, ...]) -> Any:
+    """Outputs as PyTorch's operators return them: a single one is no tuple."""
+    return outputs if len(outputs) > 1 else outputs[0]
+
+
+def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in the type of its tensor, with the strides that ``empty_like`` would give it."""
+    expected = torch.empty_like(tensor, device="meta")
+    if gradient.dtype == expected.dtype and gradient.stride() == expected.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
+
+
+def _device(flat: Iterable[Any]) -> str:
+    device_type: str = split(flat)[0][0].device.type
+    return device_type

@@ -25,7 +25,7 @@ SHARED = Path(os.environ.get("DISENTANGLED_MIL_SHARED", REPOSITORY.parent / "sha
 
 # Measuring coverage makes compilers and Triton's interpreter up to twice as slow. Hardly a line (pytrees, refusals
 # while compiling) is run by the former alone, and of kernels one test runs nearly all.
-UNMEASURED = {"test_compile.py", "test_docs.py", "test_biased_attention_triton.py"}
+UNMEASURED = {"test_compile.py", "test_docs.py", "test_triton.py"}
 MEASURED = "test_results_and_gradients_are_those_of_the_reference"
 
 

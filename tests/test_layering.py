@@ -12,7 +12,7 @@ import disentangled_mil
 PACKAGE = Path(disentangled_mil.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FOR_ALL = {"_checks", "_files", "_operators", "_precision"}
+FOR_ALL = {"_checks", "_files", "_named_values", "_operators", "_precision", "_torch_private"}
 LAYERS = {
     **{name: set[str]() for name in FOR_ALL},
     "ops": set[str](),
@@ -32,7 +32,7 @@ LAYERS = {
 }
 CORE = {"torch", "einops", "numpy", "scipy"}
 # Imported when a kernel is first called.
-KERNELS = {"_triton_kernels", "_triton_tiles", "_triton_bias"}
+KERNELS = {"_triton_kernels", "_triton_forward", "_triton_backward", "_triton_tiles", "_triton_bias"}
 LOADED_AT_THE_TOP = FOR_ALL - {"_files"} | {"ops", "bags", "nn", "losses", "optim", "tasks", "models", ""}
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
+
+from .._torch_private import attribute_key, register_pytree_node
 
 
 def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] = ()) -> None:
@@ -19,9 +20,9 @@ def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] =
     def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(value, name) for name in parts], tuple(getattr(value, name) for name in constants)
 
-    def flatten_with_keys(value: Any) -> tuple[list[tuple[KeyEntry, Any]], tuple[Any, ...]]:
+    def flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
         values, fixed = flatten(value)
-        return [(GetAttrKey(name), part) for name, part in zip(parts, values, strict=True)], fixed
+        return [(attribute_key(name), part) for name, part in zip(parts, values, strict=True)], fixed
 
     def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
         value: Any = object.__new__(kind)  # without checks: the parts of a tree may be anything

@@ -9,7 +9,7 @@ from .._checks import check_choice, check_count, check_floating, check_interval,
 from .._precision import widened
 from ..bags import Grid, grid_for
 from ..ops import AttentionScores, MLPBias, bilinear_sample
-from ..ops.biased_attention import BACKENDS
+from ..ops.attention import BACKENDS
 from .attention import DeformableAttention, is_small
 from .offsets import OffsetNetwork
 from .position_bias import ContinuousPositionBias

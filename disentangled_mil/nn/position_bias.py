@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .._checks import check_count
 from .._precision import wide_dtype
 from ..ops import BiasTable, MLPBias
-from ..ops._network_biases import network_biases
+from ..ops.position_bias import network_biases
 
 
 class ContinuousPositionBias(nn.Module):

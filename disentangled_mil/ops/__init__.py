@@ -1,7 +1,6 @@
 """Stateless functions on tensors."""
 
-from .attention_overlap import attention_overlap
-from .biased_attention import AttentionOutput, AttentionScores, biased_attention
+from .attention import AttentionOutput, AttentionScores, attention_overlap, biased_attention
 from .density_peaks import DensityPeaks, density_peaks
 from .matching import match_prototypes
 from .position_bias import BiasTable, MLPBias

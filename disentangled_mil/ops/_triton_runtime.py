@@ -32,8 +32,11 @@ def interpreted() -> bool:
 def load(module: str) -> ModuleType:
     """Import a module that imports Triton.
 
+    Args:
+        module: dotted name of the module.
+
     Returns:
-        The module.
+        The imported module.
 
     Raises:
         RuntimeError: If Triton is not installed.

@@ -1,6 +1,5 @@
 """The lazy attention map: where its mass lies, what it sums to, and who sees padding."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +13,8 @@ from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops import AttentionScores
+from tests.support.allocations import allocations
+from tests.support.attention import tiles
 
 
 def attention_at(positions: Tensor, share: Tensor, grid: Grid, context: Grid | None = None) -> DeformableAttention:
@@ -290,26 +291,13 @@ def test_attention_and_overlap_never_hold_a_map_of_one_head(bias: str, sides: tu
             maps = [model(x, x, Grid.square([x.shape[1]] * 2)).attention for x in (low, high)]
             maps[0].overlap(maps[1]).sum().backward()
 
-        with pytest.MonkeyPatch.context() as patch:
-            for name, size in {
-                "_attention_tiles.TILE": 1 << 14,
-                "_attention_tiles.LEAST_QUERIES": 1,
-                "_bias_tiles.NETWORK_TILE": 1 << 12,
-            }.items():
-                patch.setattr(f"disentangled_mil.ops.{name}", size)
-            return max(allocations(train))
+        with tiles(1 << 14):
+            return allocations(train)[0]
 
     queries, keys = min(sides) ** 2, (min(sides) // 2) ** 2
     one_head = 4 * queries * keys
     assert largest("reference") >= 2 * 4 * one_head
     assert largest("streaming") < one_head
-
-
-def allocations(action: Callable[[], object]) -> list[int]:
-    """Bytes of every allocation that something makes."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
-        action()
-    return [event.nbytes() for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
 
 
 @pytest.mark.parametrize(("side", "resolution", "expected"), [(6, None, 16), (4, None, 16), (6, 5, 5)])

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_compile import Compiled, Launch, compile_kernels
+from disentangled_mil.ops.attention._carried import AttentionArguments, CarriedScores
+from disentangled_mil.ops.position_bias import CarriedBias
+from tests.support.triton_compile import Compiled, Launch, compile_kernels
 
 triton = pytest.importorskip("triton", reason="needs Triton, which is not installed")
 knobs = pytest.importorskip("triton.knobs", reason="needs Triton 3.4 or later")
@@ -51,8 +53,8 @@ def record() -> Iterator[Callable[[str], tuple[ModuleType, Launches]]]:
     """Give the module that launches the kernels of an operator, which will not run, and a place for the launches."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def replace(operator: str) -> tuple[ModuleType, Launches]:
-            launcher, kernels = (import_module(f"{operator}.{name}") for name in ("_triton", "_triton_kernels"))
+        def replace(operator: str, launcher: str = "_triton") -> tuple[ModuleType, Launches]:
+            module, kernels = (import_module(f"{operator}.{name}") for name in (launcher, "_triton_kernels"))
             launches: Launches = {}
             recorders = SimpleNamespace(
                 **{
@@ -61,12 +63,12 @@ def record() -> Iterator[Callable[[str], tuple[ModuleType, Launches]]]:
                     if hasattr(kernel, "arg_names")
                 }
             )
-            if hasattr(launcher, "kernels"):
-                patch.setattr(launcher, "kernels", recorders)
-                patch.setattr(launcher, "interpreted", lambda: True)
+            if hasattr(module, "kernels"):
+                patch.setattr(module, "kernels", recorders)
+                patch.setattr(module, "interpreted", lambda: True)
             else:
-                patch.setattr(launcher, "_kernels", lambda: recorders)
-            return launcher, launches
+                patch.setattr(module, "_kernels", lambda: recorders)
+            return module, launches
 
         yield replace
 
@@ -90,48 +92,55 @@ def type_of(name: str, value: Any) -> str:
     return TYPES[value.dtype] if isinstance(value, Tensor) else {int: "i32", float: "fp32"}[type(value)]
 
 
-def of_layers(bias: str, dtype: torch.dtype, features: int, width: int) -> list[Tensor]:
-    """What ``_attend`` takes of layers like the paper's: 8 heads, each with keys of its own."""
-    hidden: list[tuple[int, ...]] = [(features, 2), (features,), (features, features), (features,)]
-    shapes = [*hidden, (1, features), (1,)] if bias == "network" else [(1, 129, 129)]
-    scores = [
-        torch.zeros(1, 8, 100, width, dtype=dtype),
-        torch.zeros(1, 8, 50, width, dtype=dtype),
-        torch.zeros(1, 100, 2),
-        torch.zeros(1, 8, 50, 2),
-        torch.ones(1, 100, dtype=torch.bool),
-        torch.zeros(1, 8, 50),
-        *(torch.zeros(*shape) for shape in shapes),
-    ]
-    return [entry.requires_grad_(entry.is_floating_point()) for entry in scores]
+class Layer(NamedTuple):
+    """A layer like the paper's: 8 heads, each with keys of its own; 32 features and 64 channels are the paper's."""
+
+    bias: str
+    dtype: torch.dtype
+    features: int
+    width: int
+    kept: bool
+
+    def arguments(self) -> AttentionArguments:
+        """What the operator takes for this layer."""
+        hidden: list[tuple[int, ...]] = [(self.features, 2), (self.features,), (self.features,) * 2, (self.features,)]
+        shapes = [*hidden, (1, self.features), (1,)] if self.bias == "network" else [(1, 129, 129)]
+
+        def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, requires_grad=True)
+
+        scores = CarriedScores(
+            query=leaf(1, 8, 100, self.width, dtype=self.dtype),
+            key=leaf(1, 8, 50, self.width, dtype=self.dtype),
+            query_position=leaf(1, 100, 2),
+            key_position=leaf(1, 8, 50, 2),
+            mask=torch.ones(1, 100, dtype=torch.bool),
+            logit=leaf(1, 8, 50),
+            bias=CarriedBias(self.bias, [leaf(*shape) for shape in shapes], 2.0),
+            scale=0.125,
+        )
+        value, seed = leaf(1, 8, 50, self.width, dtype=self.dtype), torch.zeros((), dtype=torch.int64)
+        return AttentionArguments(scores, value, 0.1, seed, self.kept)
 
 
 @pytest.mark.parametrize(
-    ("bias", "dtype", "features", "width", "kept", "capability", "stack"),  # the latter as measured, and some more
+    ("layer", "capability", "stack"),  # the latter as measured, and some more
     [
-        ("network", torch.float32, 32, 64, False, 90, 1408),  # 32 features and 64 channels are the paper's
-        ("network", torch.float16, 32, 64, True, 90, 576),
-        ("network", torch.float32, 64, 64, False, 80, 3328),
-        ("table", torch.float16, 32, 64, False, 90, 192),
-        ("table", torch.float16, 32, 256, False, 80, 512),
+        (Layer("network", torch.float32, 32, 64, kept=False), 90, 1408),
+        (Layer("network", torch.float16, 32, 64, kept=True), 90, 576),
+        (Layer("network", torch.float32, 64, 64, kept=False), 80, 3328),
+        (Layer("table", torch.float16, 32, 64, kept=False), 90, 192),
+        (Layer("table", torch.float16, 32, 256, kept=False), 80, 512),
     ],
+    ids=str,
 )
 def test_kernels_of_attention_fit_and_spill_no_more_than_was_measured(
-    record: Callable[[str], tuple[ModuleType, Launches]],
-    bias: str,
-    dtype: torch.dtype,
-    features: int,
-    width: int,
-    kept: bool,
-    capability: int,
-    stack: int,
+    record: Callable[..., tuple[ModuleType, Launches]], layer: Layer, capability: int, stack: int
 ) -> None:
-    operator = "disentangled_mil.ops.biased_attention"
-    launcher, launches = record(operator)
-    scores, seed = of_layers(bias, dtype, features, width), torch.zeros((), dtype=torch.int64)
-    value = torch.zeros(1, 8, 50, width, dtype=dtype, requires_grad=True)
-    out, mass, weights, _ = launcher._attend(scores, value, 2.0, 0.125, 0.1, seed, kept)
-    (out.float().sum() + mass.square().sum() + weights.square().sum()).backward()
+    operator = "disentangled_mil.ops.attention"
+    _, launches = record(operator, launcher="_triton_launch")
+    attended = import_module(f"{operator}._triton")._attend(layer.arguments())
+    (attended.out.float().sum() + attended.mass.square().sum() + attended.weights.square().sum()).backward()
     compiled = compile_all(operator, launches, capability)
     assert set(compiled) == {"attend", "weigh_keys", "into_queries", "into_keys"}
     assert max(kernel.shared for kernel in compiled.values()) <= SHARED

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disentangled_mil.ops.windows import depthwise_windows
+from tests.support.allocations import allocations
+from tests.support.operators import calls
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)
@@ -198,7 +199,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("outside", [0.0, 0.4])
-def test_the_operators_are_well_registered(calls: Callable[..., list[Any]], outside: float) -> None:
+def test_the_operators_are_well_registered(outside: float) -> None:
     cells, window, kernel = draw(8, outside=outside)
     found = calls(lambda: depthwise_windows(cells, window, kernel).square().sum().backward())
     assert len(found) == 2
@@ -212,14 +213,14 @@ def test_it_compiles_as_one_graph() -> None:
     torch.testing.assert_close(trained(compiled, *given_), trained(depthwise_windows, *given_))
 
 
-def test_no_more_than_a_row_of_the_windows_is_held(allocations: Callable[..., list[int]]) -> None:
+def test_no_more_than_a_row_of_the_windows_is_held() -> None:
     given_ = draw(10, places=10, points=100, side=8, channels=16, dtype=torch.float32)
     row = 4 * 2 * 2 * 100 * 8 * 16
     assert row <= allocations(lambda: trained(depthwise_windows, *given_))[0] < 2 * row
     assert allocations(lambda: trained(dense, *given_))[0] >= 8 * row
 
 
-def test_cells_that_lie_apart_are_copied_once_and_not_for_every_row(allocations: Callable[..., list[int]]) -> None:
+def test_cells_that_lie_apart_are_copied_once_and_not_for_every_row() -> None:
     cells, window, kernel = draw(10, places=500, points=3, side=8, channels=16, dtype=torch.float32)
     apart = cells.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     whole = 4 * cells.numel()

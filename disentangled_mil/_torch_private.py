@@ -1,0 +1,112 @@
+"""The private interfaces of PyTorch that the package uses, and what happens where a release lacks one.
+
+No other module may use a private name of PyTorch; ``tests/test_torch_private.py`` enforces it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef as CustomOpDef
+else:
+    CustomOpDef = Any  # what torch.library.custom_op returns; only type checkers need the name
+
+try:
+    from torch.utils import _pytree
+except ImportError:
+    _pytree = None  # type: ignore[assignment]
+
+
+def register_pytree_node(
+    kind: type, flatten: Callable[..., Any], unflatten: Callable[..., Any], **options: Any
+) -> None:
+    """Register a container with ``torch.export`` and ``tree_map``, which have no public registration for it.
+
+    Without the interface nothing is registered: eager code and ``torch.compile`` work, ``torch.export`` does not.
+    """
+    if _pytree is not None:
+        _pytree.register_pytree_node(kind, flatten, unflatten, **options)
+
+
+def attribute_key(name: str) -> Any:
+    """The key by which error messages of ``torch.export`` name an attribute; without the interface, its name."""
+    return name if _pytree is None else _pytree.GetAttrKey(name)
+
+
+def is_transformed() -> bool:
+    """Whether a transform or a dispatch mode is active, under which values of tensors must not be read.
+
+    Returns:
+        The answer; True without the interface, so that checks of values are skipped.
+    """
+    try:
+        return bool(torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    except AttributeError:
+        return True
+
+
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor takes part in forward-mode differentiation.
+
+    Returns:
+        The answer; False without the interface, so that operators drop tangents without an error.
+    """
+    try:
+        from torch.autograd.forward_ad import unpack_dual
+    except ImportError:
+        return False
+    return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of scores from that of ``weights = scores.softmax(-1)``, in one pass; otherwise in three."""
+    try:
+        into_scores: Tensor = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+    except AttributeError:
+        into_scores = weights * (gradient - (gradient * weights).sum(-1, keepdim=True))
+    return into_scores
+
+
+def relu_backward(gradient: Tensor, activation: Tensor) -> Tensor:
+    """The gradient of x from that of ``activation = relu(x)``, in one pass; otherwise in two."""
+    try:
+        into_input: Tensor = torch.ops.aten.threshold_backward(gradient, activation, 0)
+    except AttributeError:
+        into_input = gradient.masked_fill(activation <= 0, 0)
+    return into_input
+
+
+def grid_sample_backward(
+    gradient: Tensor, table: Tensor, place: Tensor, *, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``grid_sample(table, place, align_corners=True, padding_mode="border")``.
+
+    Autograd does not record inside an operator, so that PyTorch's own formula has to be called.
+
+    Args:
+        gradient: gradient of the values that were read.
+        table: tables that were read.
+        place: places where they were read.
+        wanted: whether the gradient of the table is needed, and that of the places.
+
+    Shape:
+        ``gradient`` [G, I, Y, X], ``table`` [G, I, R, S], ``place`` [G, Y, X, 2].
+
+    Returns:
+        The gradients of table and places; one that is not wanted is undefined.
+
+    Raises:
+        RuntimeError: PyTorch has no such formula.
+    """
+    try:
+        formula = torch.ops.aten.grid_sampler_2d_backward
+    except AttributeError as error:
+        raise RuntimeError(
+            f"the gradient of a tabulated bias needs aten::grid_sampler_2d_backward, which PyTorch {torch.__version__} "
+            'lacks; backend="reference" does without it'
+        ) from error
+    into_table, into_place = formula(gradient, table, place, 0, 1, True, list(wanted))
+    return into_table, into_place

@@ -1,0 +1,195 @@
+"""The attention weights of one bag, a tile of queries at a time, and the gradient of their scores.
+
+Softmax turns scores S into weights W. From the gradient dW of the weights follows that of the scores,
+``dS = W (dW - sum_j W dW)``, and from it ``dQ = dS K``, ``dK = dS^T Q``, the gradient of the key logits as the sum of
+dS over queries, and that of the position bias. Weights and biases of a tile are computed again on the way back.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._precision import wide_dtype
+from ..._torch_private import softmax_backward
+from .._tile_size import on_device
+from ..position_bias import BiasTile, BiasWanted, TiledBias
+from ._carried import CarriedScores
+
+# Entries of heads x queries x keys in a tile, so that several such matrices fit into a core's cache.
+ENTRIES = 1 << 18
+# Queries of a tile at least, below which matrix products are slow.
+LEAST_QUERIES = 32
+# The same for biases that need smaller tiles.
+LEAST_QUERIES_OF_BIAS = 8
+
+
+class BagScores:
+    """The scores of one bag.
+
+    Args:
+        carried: scores of the whole batch.
+        bias: position bias of the whole batch.
+        bag: index of the bag.
+        skip: whether padded queries and keys that no group sees are left out. Otherwise their weights are zero.
+        maps: number of maps whose tiles are held at the same time.
+    """
+
+    def __init__(
+        self, carried: CarriedScores, bias: TiledBias | None, bag: int, *, skip: bool = True, maps: int = 1
+    ) -> None:
+        self.wide = wide_dtype(carried.query)
+        self.bag, self.bias, self.scale = bag, bias, carried.scale
+        mask, logit = carried.mask[bag], carried.logit[bag]
+        self.rows = _where(mask) if skip else None
+        self.columns = _where((logit != -math.inf).any(0)) if skip else None
+        self.padding = None if skip or mask.all() else ~mask[:, None]  # [N, 1]
+        self.query = take(carried.query[bag], 1, self.rows)  # [H, N, D]
+        if self.padding is not None:
+            self.query = self.query.masked_fill(self.padding, 0)
+        self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, J, D]
+        # Not contiguous(), which leaves odd strides where a side is one.
+        self.query_place, self.key_place = (
+            place.to(self.wide).clone(memory_format=torch.contiguous_format)
+            for place in (
+                take(carried.query_position[bag], 0, self.rows),
+                take(carried.key_position[bag], 1, self.columns),
+            )
+        )  # [N, 2], [G, J, 2]
+        logit = take(logit, 1, self.columns).to(self.wide)
+        self.heads, (self.groups, keys) = len(self.query), logit.shape
+        if bias is not None:
+            # Biases are not evaluated at NaN. It is put into the scores instead, so that it is seen.
+            if (lost := self.query_place.isnan().any(-1, keepdim=True)).any():
+                self.query = self.query.masked_fill(lost, math.nan)
+                self.query_place.nan_to_num_(0, math.inf, -math.inf)
+            if (lost := self.key_place.isnan().any(-1)).any():
+                logit = logit.masked_fill(lost, math.nan)
+                self.key_place.nan_to_num_(0, math.inf, -math.inf)
+        self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias, maps)
+        without_keys = (logit == -math.inf).all(-1, keepdim=True)
+        self.logit = self._per_head(logit.masked_fill(without_keys, 0)) if logit.any() else None  # [H, 1, J]
+        self.with_keys = self._per_head(~without_keys) if without_keys.any() else None  # [H, 1, 1]
+
+    def tiles(self) -> Iterator[slice]:
+        """The bag's queries in tiles."""
+        count = self.query.shape[1]
+        for start in range(0, count, self.queries_at_once):
+            yield slice(start, min(start + self.queries_at_once, count))
+
+    def biases(self, tile: slice) -> BiasTile | None:
+        """The biases of a tile, if there are any."""
+        if self.bias is None or self.key_place.shape[1] == 0:
+            return None
+        return self.bias.tile(self.query_place[tile], self.key_place)
+
+    def weights(self, tile: slice, biases: BiasTile | None) -> Tensor:
+        """The softmax of a tile's scores [H, t, J]; zeros for heads without keys."""
+        query, key = self.query[:, tile].to(self.wide), self.scaled_key.transpose(1, 2)
+        scores = query @ key if biases is None else biases.values().flatten(0, 1).baddbmm_(query, key)
+        if self.logit is not None:
+            scores += self.logit
+        weights = scores.softmax(-1)
+        if self.with_keys is not None:
+            weights *= self.with_keys
+        if self.padding is not None:
+            weights.masked_fill_(self.padding[tile], 0)
+        return weights
+
+    def read(self, tensor: Tensor, tile: slice, *, keys: bool = False) -> Tensor:
+        """A tile of a tensor of the bag [H, N, ...]; with ``keys``, of those keys of [H, N, J] that are used."""
+        rows = tensor[:, tile] if self.rows is None else tensor.index_select(1, self.rows[tile])
+        return take(rows, 2, self.columns) if keys else rows
+
+    def write(self, values: Tensor, into: Tensor, tile: slice) -> None:
+        """Write the values of a tile to their places in a tensor of the bag [H, N, ...]."""
+        if self.rows is None:
+            into[:, tile] = values
+        else:
+            into.index_copy_(1, self.rows[tile], values.to(into.dtype))
+
+    def _per_head(self, grouped: Tensor) -> Tensor:
+        return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
+
+
+class BagGradient:
+    """The gradient of one bag's scores, added up tile by tile.
+
+    Args:
+        scores: scores of the bag.
+        wanted: scores with a bool for every tensor, whether its gradient is needed.
+        into: gradient of the whole batch, with zeros in the place of the bag. Each tile writes its queries there at
+            once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
+    """
+
+    def __init__(self, scores: BagScores, wanted: Any, into: CarriedScores) -> None:
+        self.scores, self.into = scores, into
+        self.want_logit = wanted.logit
+        self.of_bias = BiasWanted(any(wanted.bias.tensors), wanted.query_position, wanted.key_position)
+        self.key = torch.zeros_like(scores.scaled_key)  # [H, J, D]
+        self.query_place = torch.zeros_like(scores.query_place)  # [N, 2]
+        self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
+        self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
+
+    def add(self, tile: slice, weights: Tensor, biases: BiasTile | None, gradient: Tensor) -> None:
+        """Add what follows from the gradient of a tile's weights [H, t, J].
+
+        Args:
+            tile: queries of the tile.
+            weights: weights of the tile [H, t, J].
+            biases: biases of the tile; None if they are not at hand.
+            gradient: gradient of the weights [H, t, J].
+        """
+        scores = self.scores
+        into_scores = softmax_backward(gradient, weights)
+        scores.write(into_scores @ scores.scaled_key, self.into.query[scores.bag], tile)
+        self.key.baddbmm_(into_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
+        if self.want_logit:
+            self.logit += into_scores.sum(1)
+        if not any(self.of_bias):
+            return
+        if biases := biases or scores.biases(tile):
+            per_group = into_scores.view(scores.groups, scores.heads // scores.groups, *into_scores.shape[1:])
+            queries, keys = biases.backward(per_group, self.of_bias)
+            if queries is not None:
+                self.query_place[tile] += queries
+            if keys is not None:
+                self.key_place += keys
+
+    def finish(self) -> None:
+        """Write the sums over tiles to the bag's place in the gradient of the batch, except for the bias."""
+        scores, into, bag = self.scores, self.into, self.scores.bag
+        tokens, keys = into.query.shape[2], into.key.shape[2]
+        into.key[bag] = put(self.key * scores.scale, 1, scores.columns, keys)
+        into.query_position[bag] = put(self.query_place, 0, scores.rows, tokens)
+        into.key_position[bag] = put(self.key_place, 1, scores.columns, keys)
+        per_group = self.logit.view(scores.groups, scores.heads // scores.groups, -1).sum(1)
+        into.logit[bag] = put(per_group, 1, scores.columns, keys)
+
+
+def queries_at_once(query: Tensor, groups: int, keys: int, bias: TiledBias | None, maps: int) -> int:
+    """The number of queries [H, N, D] in a tile, where tiles of several maps are held at the same time."""
+    count = max(LEAST_QUERIES, on_device(ENTRIES, query.device) // max(1, maps * len(query) * keys))
+    if bias is None:
+        return count
+    return int(min(count, max(LEAST_QUERIES_OF_BIAS, bias.most_pairs / max(1, maps * groups * keys))))
+
+
+def take(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:
+    """The entries at an index, or all of them."""
+    return tensor if index is None else tensor.index_select(dim, index)
+
+
+def put(tensor: Tensor, dim: int, index: Tensor | None, size: int) -> Tensor:
+    """The transpose of :func:`take`: the entries at their places among ``size``, zeros elsewhere."""
+    if index is None:
+        return tensor
+    shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
+    return tensor.new_zeros(shape).index_copy_(dim, index, tensor)
+
+
+def _where(mask: Tensor) -> Tensor | None:
+    """The indices where a mask is True; None if that is everywhere."""
+    return None if mask.all() else mask.nonzero().squeeze(1)

@@ -1,0 +1,97 @@
+"""Biased attention over tiles of queries, on any device: the numbers of the reference without its dense matrices."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..._operators import with_gradient, zeros_like
+from ..._precision import wide_dtype
+from ._bag import BagGradient, BagScores, put, take
+from ._carried import Attended, AttentionArguments, CarriedScores
+from ._dropout import Dropout, thinned
+
+NO_SECOND_GRADIENT = 'a gradient of a gradient needs backend="reference": the others have only the first'
+
+
+def streaming(scores: CarriedScores, value: Tensor, dropout: float, keep: bool) -> Attended:
+    """Attend tile by tile."""
+    # The seed is on the CPU, so that nothing waits for a device.
+    seed = torch.randint(1 << 62, (), device="cpu") if dropout else None
+    return _streaming(AttentionArguments(scores, value, dropout, seed, keep))
+
+
+def _empty(given: AttentionArguments) -> Attended:
+    query, value = given.scores.query, given.value
+    batch, heads, tokens, _ = query.shape
+    wide, keys = wide_dtype(query), value.shape[2]
+    # The heads of a token are side by side, as the next layer reads them.
+    out = value.new_empty(batch, tokens, heads, value.shape[3]).transpose(1, 2)
+    mass = value.new_empty(batch, heads, keys, dtype=wide)
+    return Attended(out, mass, value.new_empty(batch, heads, tokens if given.keep else 0, keys, dtype=wide))
+
+
+def _forward(given: AttentionArguments) -> Attended:
+    results = _empty(given)
+    bias = given.scores.tiled_bias()
+    for bag, (out, mass, kept) in enumerate(zip(*results, strict=True)):
+        scores = BagScores(given.scores, bias, bag)
+        if scores.rows is not None or scores.columns is not None:
+            out.zero_()
+            kept.zero_()
+        drop = Dropout(given.dropout, given.seed, bag, out.device)
+        values = take(given.value[bag], 1, scores.columns).to(scores.wide) * drop.scale  # [H, J, D]
+        bag_mass = torch.zeros_like(values[..., 0])  # [H, J]
+        for tile in scores.tiles():
+            weights = scores.weights(tile, scores.biases(tile))
+            bag_mass += weights.sum(1)
+            if given.keep:
+                scores.write(put(weights, 2, scores.columns, kept.shape[2]), kept, tile)
+            scores.write(thinned(weights, drop.draw(weights)) @ values, out, tile)
+            del weights  # before the next tile's are made
+        mass.copy_(put(bag_mass, 1, scores.columns, mass.shape[1]))
+    return results
+
+
+def _backward(given: AttentionArguments, results: Attended, arriving: Attended, wanted: Any) -> AttentionArguments:
+    into = zeros_like(given)
+    bias = given.scores.tiled_bias()
+    for bag in range(len(given.value)):
+        scores = BagScores(given.scores, bias, bag)
+        gradient = BagGradient(scores, wanted.scores, into.scores)
+        drop = Dropout(given.dropout, given.seed, bag, given.value.device)
+        values = take(given.value[bag], 1, scores.columns).to(scores.wide) * drop.scale  # [H, J, D]
+        into_values = torch.zeros_like(values)
+        kept = results.weights[bag] if given.keep else None
+        into_out, into_mass, into_kept = (None if part is None else part[bag] for part in arriving)
+        for tile in scores.tiles():
+            biases = None if given.keep else scores.biases(tile)
+            weights = scores.weights(tile, biases) if kept is None else scores.read(kept, tile, keys=True)
+            change = torch.zeros_like(weights)
+            if into_out is not None:
+                into_tile = scores.read(into_out, tile).to(scores.wide)  # [H, t, D]
+                dropped = drop.draw(weights)
+                change = thinned(into_tile @ values.transpose(1, 2), dropped)
+                into_values.baddbmm_(thinned(weights, dropped).transpose(1, 2), into_tile)
+            if into_mass is not None:
+                change += take(into_mass, 1, scores.columns)[:, None]
+            if into_kept is not None and given.keep:
+                change += scores.read(into_kept, tile, keys=True)
+            gradient.add(tile, weights, biases, change)
+            del weights, biases, change  # before the next tile's are made
+        gradient.finish()
+        into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
+    return into._replace(scores=into.scores.with_bias(bias, wanted.scores))
+
+
+_streaming = with_gradient(
+    "biased_attention_streaming",
+    AttentionArguments,
+    Attended,
+    empty=_empty,
+    forward=_forward,
+    backward=_backward,
+    saved=["weights"],
+    caller="biased_attention",
+    no_second=NO_SECOND_GRADIENT,
+)

@@ -1,0 +1,148 @@
+# mypy: ignore-errors
+"""Position biases inside kernels, from a table or a network, and their gradients."""
+
+import triton
+import triton.language as tl
+
+from ._triton_tiles import load_points
+
+
+@triton.jit
+def load_bias(bias, inner, HEADS: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
+    """The weights of a head's network, or the address of its table."""
+    if KIND == "network":
+        unit = tl.arange(0, HIDDEN)
+        there = unit < SIZE
+        w1x = tl.load(bias + 2 * unit, there, 0.0)
+        w1y = tl.load(bias + 2 * unit + 1, there, 0.0)
+        b1 = tl.load(bias + 2 * SIZE + unit, there, 0.0)
+        square = unit[None, :] * SIZE + unit[:, None]  # transposed
+        w2 = tl.load(bias + 3 * SIZE + square, there[:, None] & there[None, :], 0.0)
+        b2 = tl.load(bias + (3 + SIZE) * SIZE + unit, there, 0.0)
+        w3 = tl.load(bias + (4 + SIZE + inner) * SIZE + unit, there, 0.0)
+        b3 = tl.load(bias + (4 + SIZE + HEADS) * SIZE + inner)
+        return w1x, w1y, b1, w2, b2, w3, b3
+    elif KIND == "table":
+        return bias + inner * SIZE * SIZE
+    else:
+        return bias
+
+
+@triton.jit
+def biases_of(
+    source,
+    x,
+    y,
+    key_position,
+    logit,
+    base,
+    column,
+    keys,
+    reach,
+    KIND: tl.constexpr,
+    SIZE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Biases of a tile [QUERIES, KEYS]; a network leaves zeros for keys that are taken out."""
+    if KIND == "table":
+        # Neighboring lanes serve neighboring queries, which read neighboring nodes.
+        from_x, from_y = load_points(key_position, base, column, column < keys)
+        low_x, share_x = _cell(x[None, :] - from_x[:, None], reach, SIZE)
+        low_y, share_y = _cell(y[None, :] - from_y[:, None], reach, SIZE)
+        a, b, c, d = _corners(source, low_x, low_y, SIZE)
+        upper, lower = a + (b - a) * share_x, c + (d - c) * share_x
+        return tl.trans(upper + (lower - upper) * share_y)
+    biases = tl.zeros([x.shape[0], column.shape[0]], tl.float32)
+    if KIND == "network":
+        start = tl.min(column, 0)
+        for j in range(start, tl.minimum(start + column.shape[0], keys)):
+            if tl.load(logit + base + j) != float("-inf"):
+                away_x, away_y = away_from(x, y, key_position, base + j)
+                _, last = activations(source, away_x, away_y, PRECISION)
+                biases += tl.where((column == j)[None, :], last_layer(source, last)[:, None], 0.0)
+    return biases
+
+
+@triton.jit
+def away_from(x, y, key_position, j):
+    """Displacements from one key."""
+    return x - tl.load(key_position + 2 * j), y - tl.load(key_position + 2 * j + 1)
+
+
+@triton.jit
+def _cell(x, reach, SIZE: tl.constexpr):
+    """The node of a table before x, and the share of the way to the next node, which is NaN for NaN."""
+    place = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
+    low = tl.minimum(tl.maximum(place.to(tl.int32), 0), SIZE - 2)
+    return low, tl.where(x == x, place - low, float("nan"))
+
+
+@triton.jit
+def _corners(table, low_x, low_y, SIZE: tl.constexpr):
+    """The four nodes around a place, row by row."""
+    corner = table + (low_y * SIZE + low_x)
+    a, b = tl.load(corner).to(tl.float32), tl.load(corner + 1).to(tl.float32)
+    return a, b, tl.load(corner + SIZE).to(tl.float32), tl.load(corner + SIZE + 1).to(tl.float32)
+
+
+@triton.jit
+def table_slopes(table, x, y, reach, SIZE: tl.constexpr):
+    """Derivatives of a table by x and y; none beyond its edges."""
+    low_x, share_x = _cell(x, reach, SIZE)
+    low_y, share_y = _cell(y, reach, SIZE)
+    a, b, c, d = _corners(table, low_x, low_y, SIZE)
+    steep, twist = (SIZE - 1) / (2 * reach), d - c - b + a
+    slope_x = tl.where(tl.abs(x) < reach, (b - a + twist * share_y) * steep, 0.0)
+    slope_y = tl.where(tl.abs(y) < reach, (c - a + twist * share_x) * steep, 0.0)
+    return slope_x, slope_y
+
+
+@triton.jit
+def add_to_table(table, x, y, change, reach, SIZE: tl.constexpr):
+    """Distribute each change over the four nodes around its place, in whole numbers."""
+    low_x, share_x = _cell(x, reach, SIZE)
+    low_y, share_y = _cell(y, reach, SIZE)
+    corner = table + (low_y * SIZE + low_x)
+    upper, lower = change * (1 - share_y), change * share_y
+    tl.atomic_add(corner, (upper * (1 - share_x)).to(tl.int64), sem="relaxed")
+    tl.atomic_add(corner + 1, (upper * share_x).to(tl.int64), sem="relaxed")
+    tl.atomic_add(corner + SIZE, (lower * (1 - share_x)).to(tl.int64), sem="relaxed")
+    tl.atomic_add(corner + SIZE + 1, (lower * share_x).to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def log_spaced(x):
+    """sign(x) log(1 + abs(x))."""
+    spaced = tl.log(1 + tl.abs(x))
+    return tl.where(x < 0, -spaced, spaced)
+
+
+@triton.jit
+def activations(network, x, y, PRECISION: tl.constexpr):
+    """Both hidden layers of a network [QUERIES, HIDDEN]."""
+    hidden = log_spaced(x)[:, None] * network[0][None, :] + log_spaced(y)[:, None] * network[1][None, :]
+    hidden = tl.maximum(hidden + network[2][None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+    last = tl.dot(hidden, network[3], input_precision=PRECISION) + network[4][None, :]
+    return hidden, tl.maximum(last, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def last_layer(network, last):
+    """Biases from the second hidden layer [QUERIES]."""
+    return tl.sum(last * network[5][None, :], 1) + network[6]
+
+
+@triton.jit
+def through_network(network, hidden, last, change, PRECISION: tl.constexpr):
+    """The gradients of the second and the first hidden layer before their ReLU, from that of the biases."""
+    into_last = tl.where(last > 0, change[:, None] * network[5][None, :], 0.0)
+    into_hidden = tl.dot(into_last, tl.trans(network[3]), input_precision=PRECISION)
+    return into_last, tl.where(hidden > 0, into_hidden, 0.0)
+
+
+@triton.jit
+def network_slopes(network, x, y, into_hidden):
+    """Gradients of displacements from that of the first hidden layer."""
+    slope_x = tl.sum(into_hidden * network[0][None, :], 1) / (1 + tl.abs(x))
+    slope_y = tl.sum(into_hidden * network[1][None, :], 1) / (1 + tl.abs(y))
+    return slope_x, slope_y
