@@ -1,6 +1,6 @@
 """Disentangled multi-modal learning of histology and transcriptomics: composable layers for MIL."""
 
-from .bags import Bag, Grid, collate_bags
+from .bags import Bag, Grid, TokenSet, collate_bags
 from .losses import (
     DistillationLoss,
     DistillationTargets,
@@ -54,6 +54,7 @@ __all__ = [
     "SubspaceHead",
     "SurvivalTarget",
     "Teacher",
+    "TokenSet",
     "batch_similarity_consistency",
     "collate_bags",
     "discrete_time_nll",

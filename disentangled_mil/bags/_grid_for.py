@@ -1,0 +1,27 @@
+"""From what a caller gave a layer to a grid or a set."""
+
+import torch
+from torch import Tensor
+
+from .._checks import check_mask, check_shape
+from .grid import Grid
+from .token_set import TokenSet
+
+
+def grid_for(tokens: Tensor, grid: Grid | TokenSet | None, mask: Tensor | None, name: str = "grid") -> Grid | TokenSet:
+    """What a caller gave with a batch of tokens [B, N, C]: a grid or a set, a mask [B, N] of sets, or neither."""
+    batch, count, _ = tokens.shape
+    if grid is not None and mask is not None:
+        raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")
+    if grid is None:
+        if mask is None:
+            mask = torch.ones(batch, count, dtype=torch.bool, device=tokens.device)
+        check_mask("mask", mask, "B N", {"B": batch, "N": count})
+        return TokenSet(mask)
+    if not isinstance(grid, (Grid, TokenSet)):
+        raise TypeError(
+            f"{name} must be a Grid (Grid.from_coords makes one of coordinates) or a TokenSet, got {type(grid).__name__}"
+        )
+    grid = grid.expand(batch)
+    check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
+    return grid

@@ -1,0 +1,65 @@
+"""Keys of a set: context tokens that are chosen without regard to their order."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SetKeys(NamedTuple):
+    """The tokens of a set that are keys.
+
+    Attributes:
+        tokens: the chosen tokens, in any order; zeros where a bag has fewer [B, J, C].
+        index: which tokens they are [B, J]; None for all of them in place.
+        mask: True where a bag has that key [B, J].
+    """
+
+    tokens: Tensor
+    index: Tensor | None
+    mask: Tensor
+
+
+def set_keys(tokens: Tensor, mask: Tensor, most: int) -> SetKeys:
+    """Choose the keys of every bag: all tokens of a bag of at most ``most``, else a sample spread over its content.
+
+    The sample is systematic. Tokens are ranked by their projection on one fixed direction, and every (n / most)-th rank
+    is taken. So the keys are as dense as the tokens where they come from, and an average over keys is close to that over
+    tokens. The direction is generic: different tokens have different projections, and equal tokens are interchangeable.
+    Nothing of the choice is differentiable.
+
+    Args:
+        tokens: finite context tokens; padding may hold anything.
+        mask: True where a token is real.
+        most: largest number of keys of a bag.
+
+    Shape:
+        ``tokens`` [B, N, C], ``mask`` [B, N].
+
+    Returns:
+        The keys, J = min(N, most).
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.nn.set_keys import set_keys
+        >>> tokens = torch.tensor([[[4.0], [1.0], [3.0], [2.0]]])
+        >>> set_keys(tokens, torch.ones(1, 4, dtype=torch.bool), 2).tokens.flatten().tolist()
+        [2.0, 4.0]
+    """
+    tokens = torch.where(mask[..., None], tokens, 0)
+    if tokens.shape[1] <= most:
+        return SetKeys(tokens, None, mask)
+    channel = torch.arange(1, tokens.shape[2] + 1, dtype=torch.float64, device=tokens.device)
+    projection = tokens.detach().double() @ channel.sin()
+    order = projection.masked_fill(~mask, torch.inf).argsort(1)  # [B, N]
+    count = mask.sum(1, keepdim=True)
+    rank = torch.arange(most, device=tokens.device)[None]
+    own = rank < count
+    # The middles of ``most`` strata of equal size, in a bag with more tokens than that.
+    rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
+    index = order.gather(1, rank)
+    return SetKeys(_rows(tokens, index), index, own)
+
+
+def _rows(tokens: Tensor, index: Tensor) -> Tensor:
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
