@@ -14,7 +14,7 @@ from .._checks import (
     check_names,
 )
 from .._precision import widened
-from ..ops.attention_overlap import attention_overlap
+from ..ops import attention_overlap
 from ._reduction import check_batch
 
 

@@ -9,11 +9,14 @@ from .head import HeadOutput, SubspaceHead
 from .ita import ITA, ITAOutput
 from .patch_encoder import PatchEncoder
 from .position_bias import ContinuousPositionBias
+from .positions import CellCenters, Place, Positions
+from .reference_points import ReferencePoints
 from .selection import GeneSelection, SelectionOutput
 
 __all__ = [
     "DMSF",
     "ITA",
+    "CellCenters",
     "ContinuousPositionBias",
     "DMSFOutput",
     "DeformableAttention",
@@ -26,6 +29,9 @@ __all__ = [
     "ITAOutput",
     "MagnificationGate",
     "PatchEncoder",
+    "Place",
+    "Positions",
+    "ReferencePoints",
     "SNNEncoder",
     "SelectionOutput",
     "SubspaceHead",

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from .._checks import check_count
 from ..bags import Grid
-from ..ops.attention_overlap import attention_overlap
-from ..ops.biased_attention import AttentionScores
-from ..ops.sampling import bilinear_corners, bilinear_spread
-from .tissue import tissue_corners
+from ..ops import AttentionScores, attention_overlap, bilinear_corners, bilinear_spread
+from .positions import CellCenters, Positions
 
 # Cells along each side of the grid on which maps are compared that have not the same places.
 COMMON_RESOLUTION = 16
@@ -29,7 +27,7 @@ class DeformableAttention:
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
         query_grid: where the queries lie.
         context_grid: where the context tokens lie.
-        released: whether positions follow the released convention, which may sample outside of the map.
+        positions: the convention of the layer, which says from which cells a key was sampled.
 
     Example:
         >>> import torch
@@ -47,7 +45,7 @@ class DeformableAttention:
     sampling_positions: Tensor
     query_grid: Grid
     context_grid: Grid
-    released: bool = False
+    positions: Positions = CellCenters()  # noqa: RUF009  (immutable)
 
     @property
     def full(self) -> bool:
@@ -104,15 +102,12 @@ class DeformableAttention:
         """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.
 
         A key's share goes to the cells that it was sampled from, and there in equal parts to the cell's tokens.
-        Of a layer with ``positions="released"`` the shares of keys outside of the map are lost.
+        By the released convention, the shares of keys outside of the map are lost.
         """
         grid = self.context_grid
         heads, groups = self.total.shape[1], self.sampling_positions.shape[1]
         per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
-        if self.released:
-            corners = bilinear_corners(self.sampling_positions.flatten(0, 1), grid.width, grid.height)
-        else:
-            corners, _ = tissue_corners(grid, self.sampling_positions)
+        corners, _ = self.positions.corners(grid, self.sampling_positions)
         cells = bilinear_spread(per_group, corners, grid.width * grid.height)
         share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / grid.count.clamp(min=1)
         index = grid.cells[..., 1] * grid.width + grid.cells[..., 0]

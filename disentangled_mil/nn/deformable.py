@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from .._precision import widened
 from ..bags import Grid, grid_for
-from ..ops.biased_attention import BACKENDS, AttentionScores
-from ..ops.position_bias import MLPBias
-from ..ops.sampling import bilinear_corners, bilinear_sample
-from ..ops.windows import depthwise_windows
+from ..ops import AttentionScores, MLPBias, bilinear_sample
+from ..ops.biased_attention import BACKENDS
 from .attention import DeformableAttention
+from .offsets import OffsetNetwork
 from .position_bias import ContinuousPositionBias
-from .tissue import tissue_corners
+from .positions import CellCenters, Place, Positions
+from .reference_points import ReferencePoints
 
 # Weights are worth keeping as long as a row of them is no longer than so many rows of keys.
 _KEPT_ROWS = 4
@@ -54,9 +54,8 @@ class DeformableCrossAttention(nn.Module):
         kernel_size: window of the offset network in cells; ``downsample + 2`` by default.
         offset_scale: largest offset, in cells of the coarse grid.
         dropout: of the attention weights.
-        positions: ``"centered"`` measures positions from cell centers, right for any rectangle; ``"released"``
-            reproduces the method's released checkpoints (normalized to the outermost cells, sampled as if to
-            the outermost edges, zeros outside; full grids only).
+        positions: convention of positions, :class:`~disentangled_mil.nn.CellCenters` by default, which is right for
+            any rectangle; :class:`~disentangled_mil.models.released.ReleasedPositions` for released checkpoints.
         bias: ``"exact"`` evaluates the network of the position bias for every query and key; ``"table"`` interpolates
             it between 129 x 129 displacements, many times faster, and off by at most
             :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`.
@@ -96,7 +95,7 @@ class DeformableCrossAttention(nn.Module):
         kernel_size: int | None = None,
         offset_scale: float = 4.0,
         dropout: float = 0.1,
-        positions: str = "centered",
+        positions: Positions | None = None,
         bias: str = "exact",
         keep_weights: bool = False,
         backend: str = "auto",
@@ -116,10 +115,11 @@ class DeformableCrossAttention(nn.Module):
                 raise ValueError(f"{name} must be a multiple of groups = {groups}, got {value}")
         check_interval("offset_scale", offset_scale, 0, float("inf"))
         check_interval("dropout", dropout, 0, 1)
-        check_choice("positions", positions, ("centered", "released"))
         check_choice("bias", bias, ("exact", "table"))
-        if bias == "table" and positions == "released":
-            raise ValueError("bias='table' spans positions inside of the map: positions='released' needs bias='exact'")
+        positions = CellCenters() if positions is None else positions
+        if not isinstance(positions, Positions):
+            raise TypeError(f"positions must be a convention of positions (Positions), got {type(positions).__name__}")
+        positions.check_options(bias=bias)
         check_choice("backend", backend, BACKENDS)
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
@@ -169,26 +169,20 @@ class DeformableCrossAttention(nn.Module):
                 )
             context_grid = query_grid
         context_grid = grid_for(context, context_grid, None, "context_grid")
-        if self.positions == "released" and not (query_grid.full and context_grid.full):
-            raise ValueError("positions='released' needs grids that every bag fills row by row, without padding")
         real = query_grid.mask[..., None]
 
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
         q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
-        centered = self.positions == "centered"
-        coarse = CoarseGrid.over(query_grid, self.downsample, self.kernel_size, centered=centered)
-        offset = self._offsets(q, query_grid, coarse)  # [B, G, J, 2]
-        coarse_positions = coarse.position[:, None] + offset
-        key_position, sampling_positions = self._place(coarse_positions, coarse, context_grid)
-        sampled, key_logit = self._sample(context, context_grid, sampling_positions, coarse)
-        sampled = sampled.to(self.to_k.weight.dtype)
-        k, v = self._project(self.to_k, sampled), self._project(self.to_v, sampled)
+        keys = self._sample(q, query_grid, context, context_grid)
+        k, v = self._project(self.to_k, keys.tokens), self._project(self.to_v, keys.tokens)
         # [B, H, N, D]
         q, k, v = (torch.unflatten(x, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
-        query_position = self._normalize(query_grid.cells.to(key_position.dtype), query_grid.sizes[:, None])
+        query_position = self.positions.normalize(
+            query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
+        )
         # Copies, so that an attention map is still its own after the optimizer's next step.
         bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
-        scores = AttentionScores(q, k, query_position, key_position, bias, key_logit, query_grid.mask)
+        scores = AttentionScores(q, k, query_position, keys.place.normalized, bias, keys.logit, query_grid.mask)
         dropout = self.dropout if self.training else 0.0
         keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
         attended = scores.attend(v, dropout=dropout, keep_weights=keep, backend=self.backend)
@@ -197,60 +191,32 @@ class DeformableCrossAttention(nn.Module):
             scores,
             attended.mass,
             attended.weights,
-            coarse_positions,
-            sampling_positions,
+            keys.coarse_positions,
+            keys.place.cells,
             query_grid,
             context_grid,
-            self.positions == "released",
+            self.positions,
         )
         return DeformableOutput(torch.where(real, tokens, 0), attention)
+
+    def _sample(self, q: Tensor, query_grid: Grid, context: Tensor, grid: Grid) -> "_Keys":
+        """Context at the positions that queries [B, G, N, I D] choose."""
+        points = self.positions.reference_points(query_grid, self.downsample, self.kernel_size)
+        offset = self.to_offsets(query_grid.cell_means(q), points.window)  # [B, G, J, 2]
+        # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
+        coarse_positions = points.position[:, None] + widened(offset).tanh() * self.offset_scale
+        normalized = self.positions.normalize(coarse_positions, points.size[:, None, None])
+        place = self.positions.place(normalized, grid)
+        apart = _apart(context.to(place.cells.dtype), self.groups)
+        corners, share = self.positions.corners(grid, place.cells)
+        sampled = bilinear_sample(grid.cell_means(apart).flatten(0, 1), corners)  # [B G, J, C / G]
+        tokens, share = (torch.unflatten(x, 0, (-1, self.groups)) for x in (sampled, share))
+        return _Keys(tokens.to(self.to_k.weight.dtype), _logit(share, points, grid), coarse_positions, place)
 
     def _project(self, layer: nn.Conv1d, tokens: Tensor) -> Tensor:
         """A grouped convolution of width one, group by group [B, G, N, C / G] -> [B, G, N, inner / G]."""
         weight = torch.unflatten(layer.weight.squeeze(2), 0, (self.groups, -1)).transpose(1, 2)  # [G, C / G, inner / G]
         return tokens @ weight
-
-    def _offsets(self, q: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
-        """Offsets dp [B, G, J, 2] of the reference points, in coarse cells, from queries [B, G, N, I D]."""
-        offset = self.to_offsets(grid.cell_means(q), coarse.window)
-        # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
-        wide: Tensor = widened(offset)
-        return wide.tanh() * self.offset_scale
-
-    def _normalize(self, position: Tensor, size: Tensor) -> Tensor:
-        """Positions in cells of a grid -> [-1, 1] over its rectangle."""
-        if self.positions == "released":
-            return 2 * position / (size - 1).clamp(min=1) - 1
-        return (2 * position + 1) / size - 1
-
-    def _place(self, position: Tensor, coarse: "CoarseGrid", context: Grid) -> tuple[Tensor, Tensor]:
-        """Positions in coarse cells -> normalized, and in cells of the context grid."""
-        size = context.sizes[:, None, None]
-        normalized = self._normalize(position, coarse.size[:, None, None])
-        cells = ((normalized + 1) * size - 1) / 2
-        if self.positions == "released":
-            return normalized, cells
-        cells = torch.minimum(cells.clamp(min=0), size - 1)
-        return self._normalize(cells, size), cells
-
-    def _sample(self, context: Tensor, grid: Grid, positions: Tensor, coarse: "CoarseGrid") -> tuple[Tensor, Tensor]:
-        """Context at the sampling positions [B, G, J, C / G], and log of the tissue share there [B, G, J]."""
-        apart = _apart(context.to(positions.dtype), self.groups)
-        grouped = grid.cell_means(apart).flatten(0, 1)  # [B G, H W, C / G]
-        if self.positions == "released":
-            corners = bilinear_corners(positions.flatten(0, 1), grid.width, grid.height)
-            logit = positions.new_zeros(positions.shape[:3]).masked_fill(~coarse.mask[:, None], -torch.inf)
-        else:
-            corners, share = tissue_corners(grid, positions)
-            logit = self._key_logit(torch.unflatten(share, 0, (-1, self.groups)), grid, coarse)
-        sampled = bilinear_sample(grouped, corners)
-        return torch.unflatten(sampled, 0, (-1, self.groups)), logit
-
-    def _key_logit(self, share: Tensor, grid: Grid, coarse: "CoarseGrid") -> Tensor:
-        """Log of the tissue share of every key; keys in holes count only where a group has no other."""
-        touches = (share > 0) & coarse.mask[:, None]
-        stranded = coarse.mask[:, None] & ~touches.any(-1, keepdim=True) & grid.mask.any(1)[:, None, None]
-        return torch.where(touches, torch.where(touches, share, 1).log(), torch.where(stranded, 0.0, -torch.inf))
 
     def extra_repr(self) -> str:
         """Options as given."""
@@ -263,29 +229,28 @@ class DeformableCrossAttention(nn.Module):
         )
 
 
-class OffsetNetwork(nn.Module):
-    """Two numbers per window of queries: depthwise convolution -> GELU -> linear without bias.
+class _Keys(NamedTuple):
+    """Sampled keys before they are projected.
 
-    Args:
-        channels: channels of an offset group; the groups share the weights.
-        kernel_size: side of the window in cells.
-
-    Shape:
-        cells [B, G, M, channels], windows of flat indices [B, J, kernel_size, kernel_size] -> [B, G, J, 2].
+    Attributes:
+        tokens: context at the sampling positions [B, G, J, C / G].
+        logit: log of the tissue share of every key; -inf takes the key out [B, G, J].
+        coarse_positions: sampling positions in cells of the coarse grid [B, G, J, 2].
+        place: the same positions on the context grid.
     """
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, kernel_size, groups=channels)
-        self.pointwise = nn.Linear(channels, 2, bias=False)
+    tokens: Tensor
+    logit: Tensor
+    coarse_positions: Tensor
+    place: Place
 
-    def forward(self, cells: Tensor, window: Tensor) -> Tensor:
-        """Offsets before the tanh."""
-        hidden = depthwise_windows(cells, window, self.depthwise.weight.squeeze(1).movedim(0, 2))
-        if self.depthwise.bias is not None:
-            hidden = hidden + self.depthwise.bias
-        offset: Tensor = self.pointwise(torch.nn.functional.gelu(hidden))
-        return offset
+
+def _logit(share: Tensor, points: ReferencePoints, grid: Grid) -> Tensor:
+    """Log of the tissue share [B, G, J]; keys in holes count only where a group has no other."""
+    own = points.mask[:, None]
+    touches = (share > 0) & own
+    stranded = own & ~touches.any(-1, keepdim=True) & grid.mask.any(1)[:, None, None]
+    return torch.where(touches, torch.where(touches, share, 1).log(), torch.where(stranded, 0.0, -torch.inf))
 
 
 def _apart(tokens: Tensor, groups: int) -> Tensor:
@@ -297,51 +262,3 @@ def _apart(tokens: Tensor, groups: int) -> Tensor:
 def _together(tokens: Tensor) -> Tensor:
     """The opposite of _apart [B, G, N, D] -> [B, N, G D]."""
     return tokens.transpose(1, 2).flatten(2)
-
-
-class CoarseGrid(NamedTuple):
-    """The reference points over a grid, row by row on the canvas of the batch.
-
-    Attributes:
-        position: column and row on the bag's own coarse grid [B, J, 2].
-        window: flat indices of the canvas cells that the offset network reads [B, J, K, K]; the index behind
-            the last cell stands for "outside".
-        mask: True where the bag has that reference point [B, J].
-        size: (columns, rows) of the bag's coarse grid [B, 2].
-    """
-
-    position: Tensor
-    window: Tensor
-    mask: Tensor
-    size: Tensor
-
-    @classmethod
-    def over(cls, grid: Grid, downsample: int, kernel_size: int, *, centered: bool) -> "CoarseGrid":
-        """One reference point per ``downsample`` cells; per cell along axes too short for the kernel.
-
-        With ``centered``, the points and their windows are spread evenly over a rectangle whose sides are no
-        multiples of ``downsample``; without, they are a convolution's, which leaves out the last cells.
-        """
-        # A convolution pads, so that a side of ``downsample`` is enough for one window.
-        least = kernel_size if centered else downsample
-        stride = torch.where(grid.sizes >= least, downsample, 1)
-        size = torch.div(grid.sizes, stride, rounding_mode="floor")
-        sides = zip(*grid.shapes, strict=True)
-        # In numbers, because a choice would be a graph of its own for each side of every bag.
-        columns, rows = (
-            max(side + min(side // least, 1) * (side // downsample - side) for side in axis) for axis in sides
-        )
-        index = torch.arange(columns * rows, device=size.device)
-        position = torch.stack([index % columns, index // columns], dim=-1)[None].expand(len(size), -1, -1)
-        mask = (position < size[:, None]).all(-1)
-        # A window is centered on the cells that its point stands for.
-        pitch = grid.sizes[:, None] / size[:, None] if centered else stride[:, None]
-        center = (position + 0.5) * pitch - 0.5
-        start = (center - (kernel_size - 1) / 2 + 0.5).floor().long()  # [B, J, 2]
-        span = torch.arange(kernel_size, device=size.device)
-        x, y = start[..., 0, None] + span, start[..., 1, None] + span  # [B, J, K]
-        inside_x, inside_y = ((c >= 0) & (c < grid.sizes[:, i, None, None]) for i, c in enumerate((x, y)))
-        cell = y[..., :, None] * grid.width + x[..., None, :]
-        inside = inside_y[..., :, None] & inside_x[..., None, :]
-        window = torch.where(inside, cell, grid.width * grid.height)
-        return cls(position, window, mask, size)

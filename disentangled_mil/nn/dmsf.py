@@ -10,6 +10,7 @@ from .._checks import check_choice, check_count, check_floating, check_names, ch
 from ..bags import Grid, grid_for
 from .attention import DeformableAttention
 from .deformable import DeformableCrossAttention
+from .positions import Positions
 from .selection import GeneSelection
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class DeformableOptions(TypedDict, total=False):
     downsample: int
     kernel_size: int | None
     offset_scale: float
-    positions: str
+    positions: Positions | None
     bias: str
     keep_weights: bool
     backend: str

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from .._checks import check_count
 from .._precision import wide_dtype
+from ..ops import BiasTable, MLPBias
 from ..ops._network_biases import network_biases
-from ..ops.position_bias import BiasTable, MLPBias
 
 
 class ContinuousPositionBias(nn.Module):

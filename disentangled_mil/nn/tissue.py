@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..bags import Grid
-from ..ops.sampling import Corners, bilinear_corners
+from ..ops import Corners, bilinear_corners
 
 
 def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:

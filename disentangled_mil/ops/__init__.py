@@ -4,17 +4,24 @@ from .attention_overlap import attention_overlap
 from .biased_attention import AttentionOutput, AttentionScores, biased_attention
 from .density_peaks import DensityPeaks, density_peaks
 from .position_bias import BiasTable, MLPBias
+from .sampling import Corners, bilinear_corners, bilinear_sample, bilinear_spread
 from .segment_mean import segment_mean, segment_softmax
+from .windows import depthwise_windows
 
 __all__ = [
     "AttentionOutput",
     "AttentionScores",
     "BiasTable",
+    "Corners",
     "DensityPeaks",
     "MLPBias",
     "attention_overlap",
     "biased_attention",
+    "bilinear_corners",
+    "bilinear_sample",
+    "bilinear_spread",
     "density_peaks",
+    "depthwise_windows",
     "segment_mean",
     "segment_softmax",
 ]

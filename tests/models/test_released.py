@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from disentangled_mil.models.released import (
 )
 from disentangled_mil.models.student import StudentOutput
 from disentangled_mil.models.teacher import TeacherOutput
+from disentangled_mil.nn import CellCenters
 from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops.hazards import log_survival, risk
 
@@ -293,6 +295,13 @@ def test_offsets_reach_as_far_as_the_cells_of_the_coarse_grid_are_wide(downsampl
     assert given.get_submodule("branches.10x").attend.offset_scale == 1.5
 
 
-def test_other_positions_than_the_released_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^positions must be 'released' in a released model, got 'centered'$"):
-        ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, positions="centered")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"positions": CellCenters()}, r"positions must be ReleasedPositions\(\) in a released model, got CellCenters"),
+        ({"bias": "table"}, "bias must be 'exact' in a released model, got 'table'"),
+    ],
+)
+def test_other_conventions_than_the_released_are_refused(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, **option)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil.bags import Grid
+from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops import AttentionScores
@@ -85,7 +86,9 @@ def test_a_hole_leaves_its_share_to_the_tissue_beside_it() -> None:
 
 def test_what_a_released_layer_samples_outside_of_the_map_is_no_tokens_mass() -> None:
     positions = torch.tensor([[[-3.0, 0.0], [1.0, 1.0], [-0.5, 0.0]]])
-    attention = replace(attention_at(positions, torch.tensor([[0.5, 0.3, 0.2]]), Grid.square(4)), released=True)
+    attention = replace(
+        attention_at(positions, torch.tensor([[0.5, 0.3, 0.2]]), Grid.square(4)), positions=ReleasedPositions()
+    )
     torch.testing.assert_close(attention.mass(), torch.tensor([[0.1, 0.0, 0.0, 0.3]]))
 
 

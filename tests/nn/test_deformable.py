@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil.bags import Bag, Grid, collate_bags
+from disentangled_mil.models.released import ReleasedPositions
+from disentangled_mil.nn import CellCenters  # noqa: F401  (in the repr of a layer)
 from disentangled_mil.nn.deformable import DeformableCrossAttention, DeformableOutput
 
 Golden = Callable[[str], dict[str, Tensor]]
@@ -54,7 +56,8 @@ def test_released_layer_is_met_with_gradients(golden: Golden, name: str) -> None
         downsample=config["downsample_factor"],
         kernel_size=config["offset_kernel_size"],
         offset_scale=config["offset_scale"],
-        positions="released",
+        positions=ReleasedPositions(),
+        bias="exact",
     ).double()
     layer.eval()
     parameters = dict(layer.named_parameters())
@@ -107,7 +110,9 @@ def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: 
 @pytest.mark.parametrize("side", [4, 5, 6, 7, 10, 13])
 def test_released_positions_are_those_of_a_convolution_on_any_square(side: int, sizes: tuple[int, int]) -> None:
     downsample, kernel = sizes
-    layer = small_layer(downsample=downsample, kernel_size=kernel, offset_scale=4.0, positions="released")
+    layer = small_layer(
+        downsample=downsample, kernel_size=kernel, offset_scale=4.0, positions=ReleasedPositions(), bias="exact"
+    )
     source = torch.Generator().manual_seed(side)
     query, context = torch.randn(2, 2, side**2, 8, dtype=torch.float64, generator=source)
     expected = attend_as_released(layer, query, context, side)
@@ -502,7 +507,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 def test_options_weights_and_copies_come_back() -> None:
-    layer = small_layer(3, dropout=0.25, positions="centered", offset_scale=1.5, backend="reference")
+    layer = small_layer(3, dropout=0.25, offset_scale=1.5, backend="reference")
     bag = draw_bag(4, 14, 5, 5)
     expected = layer(bag.patches, bag.patches, bag.grid).tokens
     rebuilt: DeformableCrossAttention = eval(f"DeformableCrossAttention({layer.extra_repr()})")
@@ -528,7 +533,12 @@ def test_options_weights_and_copies_come_back() -> None:
         ),
         ({"offset_scale": -1}, ValueError, "offset_scale must lie in [0, inf], got -1"),
         ({"dropout": 2}, ValueError, "dropout must lie in [0, 1], got 2"),
-        ({"positions": "square"}, ValueError, "positions must be one of 'centered', 'released', got 'square'"),
+        ({"positions": "square"}, TypeError, "positions must be a convention of positions (Positions), got str"),
+        (
+            {"positions": ReleasedPositions(), "bias": "table"},
+            ValueError,
+            "bias must be 'exact' for ReleasedPositions(), which may sample outside of the map, got 'table'",
+        ),
         (
             {"backend": "cuda"},
             ValueError,

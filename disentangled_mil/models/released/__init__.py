@@ -7,9 +7,11 @@ outputs have the types of :class:`~disentangled_mil.Teacher` and :class:`~disent
 """
 
 from ._modules import ReleasedStudent, ReleasedTeacher
+from ._positions import ReleasedPositions
 from ._reading import load_released, released_student, released_teacher
 
 __all__ = [
+    "ReleasedPositions",
     "ReleasedStudent",
     "ReleasedTeacher",
     "load_released",

@@ -1,7 +1,7 @@
 """The released architecture, under our names."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ...nn.ita import ITA
 from ...nn.patch_encoder import PatchEncoder
 from ..student import StudentBranch, StudentOutput
 from ..teacher import TeacherBranchOutput, TeacherOutput
+from ._positions import ReleasedPositions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -236,16 +237,25 @@ class ReleasedStudent(nn.Module):
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
     """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
+    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact"}
+    given: dict[str, object] = {**fixed, **options}
+    for name, value in fixed.items():
+        if given[name] != value:
+            raise ValueError(f"{name} must be {value!r} in a released model, got {given[name]!r}")
     options.setdefault("offset_scale", float(options.get("downsample", 4)))
-    if options.setdefault("positions", "released") != "released":
-        raise ValueError(f"positions must be 'released' in a released model, got {options['positions']!r}")
-    return DeformableCrossAttention(dim, **options)
+    return DeformableCrossAttention(dim, **cast(DeformableOptions, {**options, **fixed}))
 
 
 def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Per sample the logits [B, K] of the magnification with the largest softmax, the last of them in a tie.
+    """Choose the magnification with the largest softmax for each sample, the last one in a tie.
 
-    Softmax and not its logarithm: two saturated predictions tie here. Also the shares [B, M].
+    Softmax and not its logarithm: two saturated predictions tie here.
+
+    Args:
+        logits: of every magnification [B, K].
+
+    Returns:
+        The chosen logits [B, K], and the shares of the magnifications [B, M].
     """
     stacked = torch.stack(list(logits), dim=1)  # [B, M, K]
     confidence = stacked.softmax(-1).amax(-1)  # [B, M]

@@ -1,0 +1,137 @@
+"""Conventions of positions: where a deformable layer has its reference points and how it reads context there.
+
+A layer knows positions in three units. Coarse cells count reference points, cells count tokens of the grid, and
+normalized positions span the rectangle of a bag. A convention says how these are related, which cells a position reads,
+and with which weights. Attention mass goes back to the cells that were read.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..bags import Grid
+from ..ops import Corners
+from .reference_points import ReferencePoints, coarse_sizes, points_of
+from .tissue import tissue_corners
+
+
+class Place(NamedTuple):
+    """The same positions in two units.
+
+    Attributes:
+        normalized: positions over the rectangle of the context, as the position bias reads them [B, G, J, 2].
+        cells: positions in cells of the context grid, where context is sampled [B, G, J, 2].
+    """
+
+    normalized: Tensor
+    cells: Tensor
+
+
+class Positions(ABC):
+    """A convention of positions, which :class:`~disentangled_mil.DeformableCrossAttention` is given as an object."""
+
+    @abstractmethod
+    def check_options(self, *, bias: str) -> None:
+        """Refuse options of the layer that the convention does not allow.
+
+        Args:
+            bias: kind of the position bias, ``"table"`` or ``"exact"``.
+
+        Raises:
+            ValueError: an option does not fit.
+        """
+
+    @abstractmethod
+    def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
+        """Reference points over the queries.
+
+        Args:
+            grid: where the queries lie.
+            downsample: cells per reference point along each axis.
+            kernel_size: side of the window of the offset network, in cells.
+
+        Returns:
+            The points and their windows.
+
+        Raises:
+            ValueError: the convention does not know such a grid.
+        """
+
+    @abstractmethod
+    def normalize(self, position: Tensor, size: Tensor) -> Tensor:
+        """Normalize positions.
+
+        Args:
+            position: (x, y) in cells of a grid [..., 2].
+            size: (width, height) of the grid in cells, to be broadcast.
+
+        Returns:
+            Positions [..., 2] in [-1, 1] for cells of the grid.
+        """
+
+    @abstractmethod
+    def place(self, normalized: Tensor, grid: Grid) -> Place:
+        """Find normalized positions on the context grid.
+
+        Args:
+            normalized: positions [B, G, J, 2], which offsets may have moved out of [-1, 1].
+            grid: where the context lies.
+
+        Returns:
+            Where context is sampled, normalized and in cells.
+
+        Raises:
+            ValueError: the convention does not know such a grid.
+        """
+
+    @abstractmethod
+    def corners(self, grid: Grid, cells: Tensor) -> tuple[Corners, Tensor]:
+        """The cells that positions read, and on which their attention mass is spread.
+
+        Args:
+            grid: where the context lies.
+            cells: positions in cells of the grid [B, G, J, 2].
+
+        Returns:
+            Cells and weights [B * G, J, 4], and the share of tissue under each position [B * G, J].
+        """
+
+
+@dataclass(frozen=True)
+class CellCenters(Positions):
+    """Positions are measured from cell centers, and only tissue is read: right for any rectangle with holes.
+
+    The rectangle of a bag, edges included, spans [-1, 1]. Reference points are spread evenly over it. Positions are
+    kept on it, and a sample is the mean of the real cells around its position.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.nn import CellCenters
+        >>> CellCenters().normalize(torch.tensor([[0.0, 0.0], [3.0, 1.0]]), torch.tensor([4, 2])).tolist()
+        [[-0.75, -0.5], [0.75, 0.5]]
+    """
+
+    def check_options(self, *, bias: str) -> None:
+        """Accept all options."""
+
+    def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
+        """One point per ``downsample`` cells, and per cell of an axis that is shorter than the kernel; see the base."""
+        size, count = coarse_sizes(grid, downsample, least=kernel_size)
+        return points_of(grid, size, count, grid.sizes / size, kernel_size)
+
+    def normalize(self, position: Tensor, size: Tensor) -> Tensor:
+        """Normalize positions to the edges of the rectangle; see the base."""
+        return (2 * position + 1) / size - 1
+
+    def place(self, normalized: Tensor, grid: Grid) -> Place:
+        """Keep positions between the centers of the outermost cells; see the base."""
+        size = grid.sizes[:, None, None]
+        cells = torch.minimum((((normalized + 1) * size - 1) / 2).clamp(min=0), size - 1)
+        return Place(self.normalize(cells, size), cells)
+
+    def corners(self, grid: Grid, cells: Tensor) -> tuple[Corners, Tensor]:
+        """The occupied cells around each position, or the nearest one; see the base."""
+        return tissue_corners(grid, cells)
