@@ -22,6 +22,7 @@ from .nn import (
     GeneSelection,
     MagnificationGate,
     PatchEncoder,
+    SetAttention,
     SNNEncoder,
     SubspaceHead,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "MagnificationGate",
     "PatchEncoder",
     "SNNEncoder",
+    "SetAttention",
     "Student",
     "SubspaceDistillation",
     "SubspaceHead",

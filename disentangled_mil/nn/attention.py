@@ -1,6 +1,7 @@
-"""What a deformable layer hands out as its attention: a lazy value, dense only for those who ask."""
+"""What a layer hands out as its attention on grids: a lazy value, dense only for those who ask."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from einops import rearrange, reduce
 from torch import Tensor
@@ -15,7 +16,37 @@ COMMON_RESOLUTION = 16
 
 
 @dataclass(frozen=True, eq=False)
-class DeformableAttention:
+class LazyAttention:
+    """What attention maps have in common, with or without places.
+
+    Attributes:
+        scores: what the softmax is taken of: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
+        total: the sum of the attention on each key over the real queries [B, H, J].
+        kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
+    """
+
+    scores: AttentionScores
+    total: Tensor
+    kept: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, N, J) of the dense map."""
+        batch, heads, queries, _ = self.scores.query.shape
+        return batch, heads, queries, self.scores.key.shape[2]
+
+    def weights(self) -> Tensor:
+        """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
+        return self.scores.weights() if self.kept is None else self.kept
+
+    def key_mass(self) -> Tensor:
+        """The share of a bag's attention on each key [B, H, J]: the mean over its real queries."""
+        queries = cast(Tensor, self.scores.query_mask).sum(1).clamp(min=1)
+        return self.total / queries[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class DeformableAttention(LazyAttention):
     """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
 
     Attributes:
@@ -38,9 +69,6 @@ class DeformableAttention:
         (torch.Size([1, 4, 100, 4]), torch.Size([1, 4, 9]))
     """
 
-    scores: AttentionScores
-    total: Tensor
-    kept: Tensor | None
     coarse_positions: Tensor
     sampling_positions: Tensor
     query_grid: Grid
@@ -51,16 +79,6 @@ class DeformableAttention:
     def full(self) -> bool:
         """Whether all bags fill one and the same rectangle, so that flattened maps can be compared entry by entry."""
         return self.query_grid.full and self.context_grid.full
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, N, J) of the dense map."""
-        batch, heads, queries, _ = self.scores.query.shape
-        return batch, heads, queries, self.scores.key.shape[2]
-
-    def weights(self) -> Tensor:
-        """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
-        return self.scores.weights() if self.kept is None else self.kept
 
     def resolution_with(self, other: "DeformableAttention") -> int | None:
         """Cells along each side of the common grid on which these maps and others are compared if nobody says how.
@@ -92,11 +110,6 @@ class DeformableAttention:
         if self.kept is None or other.kept is None:
             return attention_overlap(self.scores, other.scores)
         return attention_overlap(self.kept.flatten(1), other.kept.flatten(1))
-
-    def key_mass(self) -> Tensor:
-        """The share of a bag's attention on each sampled key [B, H, J]: the mean over its real queries."""
-        queries = self.query_grid.mask.sum(1).clamp(min=1)
-        return self.total / queries[:, None, None]
 
     def mass(self) -> Tensor:
         """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.

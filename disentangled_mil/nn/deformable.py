@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from .._precision import widened
-from ..bags import Grid, grid_for
-from ..ops import AttentionScores, MLPBias, bilinear_sample
+from ..bags import Grid, TokenSet, grid_for
+from ..ops import AttentionOutput, AttentionScores, MLPBias, bilinear_sample
 from ..ops.biased_attention import BACKENDS
 from .attention import DeformableAttention
 from .offsets import OffsetNetwork
 from .position_bias import ContinuousPositionBias
 from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
+from .set_attention import SetAttention
+from .set_keys import set_keys
 
 # Weights are worth keeping as long as a row of them is no longer than so many rows of keys.
 _KEPT_ROWS = 4
@@ -29,7 +31,7 @@ class DeformableOutput(NamedTuple):
     """
 
     tokens: Tensor
-    attention: DeformableAttention
+    attention: DeformableAttention | SetAttention
 
 
 class DeformableCrossAttention(nn.Module):
@@ -44,6 +46,9 @@ class DeformableCrossAttention(nn.Module):
     that lies half in a hole counts half. Only if all positions of a group lie in holes, they sample the tissue
     that is nearest. Along an axis with fewer cells than the kernel, every cell is a
     reference point.
+
+    Without grids, bags are sets. Then context tokens themselves are the keys, there are no offsets and no position bias,
+    and a bag's results do not depend on the order of its tokens: ``out = softmax(Q K^T / sqrt(d)) V``.
 
     Args:
         dim: token width C.
@@ -61,6 +66,7 @@ class DeformableCrossAttention(nn.Module):
             :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`.
         keep_weights: with gradients, keep the weights of maps of at most 4 ``dim_head`` sampled keys, so that
             ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
+        max_keys: largest number of keys of a set. A larger set has this many tokens as keys, spread over its content.
         backend: of :func:`~disentangled_mil.ops.biased_attention`.
 
     Shape:
@@ -98,6 +104,7 @@ class DeformableCrossAttention(nn.Module):
         positions: Positions | None = None,
         bias: str = "exact",
         keep_weights: bool = False,
+        max_keys: int = 1024,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -115,6 +122,7 @@ class DeformableCrossAttention(nn.Module):
                 raise ValueError(f"{name} must be a multiple of groups = {groups}, got {value}")
         check_interval("offset_scale", offset_scale, 0, float("inf"))
         check_interval("dropout", dropout, 0, 1)
+        check_count("max_keys", max_keys)
         check_choice("bias", bias, ("exact", "table"))
         positions = CellCenters() if positions is None else positions
         if not isinstance(positions, Positions):
@@ -124,7 +132,7 @@ class DeformableCrossAttention(nn.Module):
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
         self.dropout, self.positions, self.backend = dropout, positions, backend
-        self.tabulate, self.keep_weights = bias == "table", keep_weights
+        self.tabulate, self.keep_weights, self.max_keys = bias == "table", keep_weights, max_keys
         inner = heads * dim_head
         self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
@@ -137,8 +145,8 @@ class DeformableCrossAttention(nn.Module):
         self,
         query: Tensor,
         context: Tensor,
-        query_grid: Grid | None = None,
-        context_grid: Grid | None = None,
+        query_grid: Grid | TokenSet | None = None,
+        context_grid: Grid | TokenSet | None = None,
         *,
         mask: Tensor | None = None,
     ) -> DeformableOutput:
@@ -147,9 +155,10 @@ class DeformableCrossAttention(nn.Module):
         Args:
             query: query tokens.
             context: context tokens.
-            query_grid: where the queries lie; a square by default.
-            context_grid: where the context lies; the query grid by default (the same tokens at the same places).
-            mask: instead of grids, the real tokens of query and context alike, laid out on squares.
+            query_grid: where the queries lie, or a set of them; a set without padding by default.
+            context_grid: the same of the context; that of the queries by default (the same tokens at the same places).
+                Displacements need both grids: if either is a set, both are taken as sets.
+            mask: instead of grids, the real tokens of query and context alike, which are sets.
 
         Returns:
             Tokens without the residual, and the lazy attention map.
@@ -170,23 +179,31 @@ class DeformableCrossAttention(nn.Module):
             context_grid = query_grid
         context_grid = grid_for(context, context_grid, None, "context_grid")
         real = query_grid.mask[..., None]
-
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
         q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
+        out, attention = (
+            self._attend_on_grids(q, context, query_grid, context_grid)
+            if isinstance(query_grid, Grid) and isinstance(context_grid, Grid)
+            else self._attend_in_sets(q, context, query_grid.mask, context_grid.mask)
+        )
+        return DeformableOutput(torch.where(real, self.to_out(_together(out)), 0), attention)
+
+    def _attend_on_grids(
+        self, q: Tensor, context: Tensor, query_grid: Grid, context_grid: Grid
+    ) -> tuple[Tensor, DeformableAttention]:
+        """Attend to context sampled at positions that queries [B, G, N, I D] choose; [B, H, N, D] and the map."""
         keys = self._sample(q, query_grid, context, context_grid)
         k, v = self._project(self.to_k, keys.tokens), self._project(self.to_v, keys.tokens)
-        # [B, H, N, D]
-        q, k, v = (torch.unflatten(x, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
         query_position = self.positions.normalize(
             query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
         )
         # Copies, so that an attention map is still its own after the optimizer's next step.
         bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
-        scores = AttentionScores(q, k, query_position, keys.place.normalized, bias, keys.logit, query_grid.mask)
-        dropout = self.dropout if self.training else 0.0
+        scores = AttentionScores(
+            self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
+        )
         keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
-        attended = scores.attend(v, dropout=dropout, keep_weights=keep, backend=self.backend)
-        tokens = self.to_out(_together(attended.out))
+        attended = self._attend(scores, v, keep)
         attention = DeformableAttention(
             scores,
             attended.mass,
@@ -197,7 +214,38 @@ class DeformableCrossAttention(nn.Module):
             context_grid,
             self.positions,
         )
-        return DeformableOutput(torch.where(real, tokens, 0), attention)
+        return attended.out, attention
+
+    def _attend_in_sets(
+        self, q: Tensor, context: Tensor, query_mask: Tensor, context_mask: Tensor
+    ) -> tuple[Tensor, SetAttention]:
+        """Attend to context tokens, whatever their order, from queries [B, G, N, I D]; [B, H, N, D] and the map."""
+        self.positions.check_sets()
+        keys = set_keys(context, context_mask, self.max_keys)
+        tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
+        k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
+        # Without a bias, positions are not looked at.
+        nowhere = q.new_zeros(len(q), max(q.shape[2], k.shape[2]), 2)
+        logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
+        scores = AttentionScores(
+            self._heads(q),
+            self._heads(k),
+            nowhere[:, : q.shape[2]],
+            nowhere[:, None, : k.shape[2]],
+            key_logit=logit[:, None],
+            query_mask=query_mask,
+        )
+        attended = self._attend(scores, v, keep=False)
+        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.index, context_mask)
+
+    def _attend(self, scores: AttentionScores, v: Tensor, keep: bool) -> AttentionOutput:
+        """Attend to values [B, G, J, I D]."""
+        dropout = self.dropout if self.training else 0.0
+        return scores.attend(self._heads(v), dropout=dropout, keep_weights=keep, backend=self.backend)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """Channels by head [B, G, N, I D] -> [B, H, N, D]."""
+        return torch.unflatten(tokens, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2)
 
     def _sample(self, q: Tensor, query_grid: Grid, context: Tensor, grid: Grid) -> "_Keys":
         """Context at the positions that queries [B, G, N, I D] choose."""
@@ -225,7 +273,7 @@ class DeformableCrossAttention(nn.Module):
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
             f"dropout={self.dropout}, positions={self.positions!r}, "
             f"bias={'table' if self.tabulate else 'exact'!r}, keep_weights={self.keep_weights}, "
-            f"backend={self.backend!r}"
+            f"max_keys={self.max_keys}, backend={self.backend!r}"
         )
 
 

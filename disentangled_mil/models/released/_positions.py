@@ -31,6 +31,10 @@ class ReleasedPositions(Positions):
         if bias != "exact":
             raise ValueError(f"bias must be 'exact' for {self!r}, which may sample outside of the map, got {bias!r}")
 
+    def check_sets(self) -> None:
+        """Refuse sets; see the base."""
+        raise ValueError(f"{self!r} needs grids that every bag fills row by row (Grid.square), got a set")
+
     def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
         """The windows of a convolution of stride ``downsample``, which may leave out the last cells; see the base."""
         _check_full(grid)
