@@ -20,7 +20,8 @@ def grid_for(tokens: Tensor, grid: Grid | TokenSet | None, mask: Tensor | None, 
         return TokenSet(mask)
     if not isinstance(grid, (Grid, TokenSet)):
         raise TypeError(
-            f"{name} must be a Grid (Grid.from_coords makes one of coordinates) or a TokenSet, got {type(grid).__name__}"
+            f"{name} must be a Grid (Grid.from_coords makes one of coordinates) or a TokenSet, "
+            f"got {type(grid).__name__}"
         )
     grid = grid.expand(batch)
     check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})

@@ -1,7 +1,7 @@
 """A slide as layers take it: patch features, and their grid or none; several of them as one batch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -40,7 +40,7 @@ class Bag:
     """
 
     patches: Tensor
-    grid: Grid | TokenSet = cast(TokenSet, None)
+    grid: Grid | TokenSet = field(default=cast(TokenSet, None))
 
     def __post_init__(self) -> None:
         if self.grid is None:
@@ -61,6 +61,9 @@ class Bag:
 
         Shape:
             ``features`` [N, C], ``coords`` [N, 2].
+
+        Returns:
+            A bag with B = 1.
 
         Raises:
             ValueError: the slide is empty or shapes disagree.

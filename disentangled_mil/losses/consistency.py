@@ -20,7 +20,7 @@ from ._reduction import check_batch
 
 @runtime_checkable
 class AttentionMap(Protocol):
-    """Attention maps of a batch that are computed when asked for; what ``nn`` hands out fits."""
+    """Lazy attention maps of a batch, such as layers of ``nn`` return."""
 
     @property
     def shape(self) -> Sequence[int]:
@@ -28,10 +28,18 @@ class AttentionMap(Protocol):
         ...
 
     def overlap(self, other: Any, resolution: int | None) -> Tensor:
-        """Inner products of this batch's maps with those of another [B, B].
+        """Inner products of the maps of this batch with those of another.
 
-        With a ``resolution`` by their mass on a common grid; without, as the maps see fit. Maps that do not always do
-        so in one way have a method ``resolution_with(other)``, which gives the resolution, or None for none.
+        Maps that have more than one way of comparison have a method ``resolution_with(other)``, which returns the
+        resolution that is used by default, or None.
+
+        Args:
+            other: maps of as many bags and heads.
+            resolution: cells per side of a common grid on which the mass of the maps is compared; None leaves the way
+                to the maps.
+
+        Returns:
+            Inner products [B, B].
         """
         ...
 
@@ -59,15 +67,16 @@ def inter_magnification_consistency(
 
     Args:
         attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
-        attention_b: the same at the other magnification.
+        attention_b: attention at the other magnification, likewise.
         weight: weight of the variance (the released configuration: 1e4, which fits only normalized rows).
-        normalize: ``"rows"`` (free of the maps' scale, so of the number of tokens) or ``"none"``.
-        unbiased: divide the variance by B - 1 instead of B.
+        normalize: ``"rows"`` (free of the scale of the maps, so of the number of tokens) or ``"none"``.
+        unbiased: whether to divide the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
-        resolution: cells per side of the common grid on which lazy maps are compared. By default two full
-            maps of equal shape are compared densely, any others on a common grid of 16 x 16. Samples differ far more
-            there, so that a weight that suits dense maps is too large by orders of magnitude: where some batches are
-            full and others are not, give a resolution for all of them.
+        resolution: cells per side of the common grid on which lazy maps are compared by the mass of their keys. By
+            default, full maps of equal shape that are small enough to be kept are compared entry by entry, and all
+            others on a grid of 16 x 16, whose cost does not depend on the size of the maps. Samples differ there by
+            orders of magnitude more, and so does the weight that suits. If some batches would be compared in one way
+            and some in the other, give a resolution for all of them.
 
     Shape:
         Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J.
@@ -119,8 +128,8 @@ def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum"
 
     Args:
         a: attention maps at one magnification.
-        b: attention maps at the other; the maps' own sizes may differ from those of ``a``.
-        reduction: ``"sum"`` or ``"mean"`` over the B x B matrix, or ``"none"``.
+        b: attention maps at the other magnification; their sizes beyond B and H may differ from those of ``a``.
+        reduction: sum (``"sum"``) or mean (``"mean"``) over the B x B matrix, or ``"none"``.
 
     Shape:
         ``a`` [B, H, ...]; ``b`` [B, H, ...].
@@ -177,7 +186,7 @@ def _pairs(
 
 
 def _inner_products(name: str, a: Attention, b: Attention, resolution: int | None) -> Callable[[Any, Any], Tensor]:
-    """What takes the inner products [B, B] of two attentions like these, which fit each other."""
+    """Check that two attentions fit each other, and choose the function of their inner products [B, B]."""
     if _is_map(a) and _is_map(b):
         bags, others = list(a.shape[:2]), list(b.shape[:2])
         if bags != others:
@@ -208,7 +217,7 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
 
 
 def _is_map(attention: object) -> TypeGuard[AttentionMap]:
-    """Told by its method: a compiled region cannot look for a property."""
+    """Whether an object has the method of a map: a compiled region cannot look for a property."""
     return hasattr(attention, "overlap")
 
 

@@ -1,4 +1,9 @@
-"""What a layer hands out as its attention on grids: a lazy value, dense only for those who ask."""
+"""The attention map of a deformable layer: a lazy value, dense only for those who ask.
+
+Two maps are compared by their inner product, in one of two ways. Small maps of full bags of one size have entries at
+the same places and are compared entry by entry. All others are compared by the attention mass of their keys on a grid
+of 16 x 16 cells that all bags share; the forward pass has that mass already, so that it costs next to nothing.
+"""
 
 from dataclasses import dataclass
 from typing import cast
@@ -11,8 +16,15 @@ from ..bags import Grid
 from ..ops import AttentionScores, attention_overlap, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
 
-# Cells along each side of the grid on which maps are compared that have not the same places.
+# Cells along each side of the common grid.
 COMMON_RESOLUTION = 16
+# A map is small if a row of it is no longer than this many keys are wide.
+_SMALL = 4
+
+
+def is_small(scores: AttentionScores) -> bool:
+    """Whether a map is worth keeping: at most 4 D keys, so that it takes no more memory than 4 times the queries."""
+    return scores.key.shape[2] <= _SMALL * scores.key.shape[3]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +64,13 @@ class DeformableAttention(LazyAttention):
     Attributes:
         scores: queries [B, H, N, D], sampled keys [B, H, J, D], their normalized positions, the position bias, the
             log of the tissue under each key (-inf takes a key out) and the mask of the queries.
-        total: the sum of the attention on each sampled key over the real queries [B, H, J].
-        kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
+        total: sum of the attention on each sampled key over the real queries [B, H, J].
+        kept: dense map [B, H, N, J] if the layer kept it, else None.
         coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
         query_grid: where the queries lie.
         context_grid: where the context tokens lie.
-        positions: the convention of the layer, which says from which cells a key was sampled.
+        positions: convention of the layer, which says from which cells a key was sampled.
 
     Example:
         >>> import torch
@@ -81,20 +93,27 @@ class DeformableAttention(LazyAttention):
         return self.query_grid.full and self.context_grid.full
 
     def resolution_with(self, other: "DeformableAttention") -> int | None:
-        """Cells along each side of the common grid on which these maps and others are compared if nobody says how.
+        """How these maps and others are compared if no resolution is given.
 
-        None for full maps of equal shape, which are compared entry by entry.
+        Args:
+            other: maps of as many bags and heads.
+
+        Returns:
+            Cells along each side of the common grid: 16. None if maps are compared entry by entry, which holds for
+            full maps of equal shape that have at most 4 D keys.
         """
-        return None if self.shape == other.shape and self.full and other.full else COMMON_RESOLUTION
+        small = self.shape == other.shape and is_small(self.scores) and is_small(other.scores)
+        return None if small and self.full and other.full else COMMON_RESOLUTION
 
     def overlap(self, other: "DeformableAttention", resolution: int | None = None) -> Tensor:
-        """Inner products of this batch's maps with another's [B, B]. A dense map is never made for it.
-
-        Entry by entry, or by the mass of their keys on a common grid.
+        """Inner products of this batch's maps with another's, entry by entry or by the mass of keys on a common grid.
 
         Args:
             other: maps of as many bags and heads.
             resolution: cells along each side of the common grid; by default that of :meth:`resolution_with`.
+
+        Returns:
+            ``C_ij = <a_i, b_j>`` [B, B].
 
         Raises:
             ValueError: bags or heads differ, or ``resolution`` is not positive.
@@ -105,17 +124,17 @@ class DeformableAttention(LazyAttention):
             )
         if resolution is None:
             resolution = self.resolution_with(other)
-        if resolution is not None:
-            return attention_overlap(*(maps.common_grid(resolution).flatten(1) for maps in (self, other)))
-        if self.kept is None or other.kept is None:
-            return attention_overlap(self.scores, other.scores)
-        return attention_overlap(self.kept.flatten(1), other.kept.flatten(1))
+        if resolution is None:
+            return attention_overlap(self.weights().flatten(1), other.weights().flatten(1))
+        return attention_overlap(self.common_grid(resolution).flatten(1), other.common_grid(resolution).flatten(1))
 
     def mass(self) -> Tensor:
-        """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none.
+        """The share of a bag's attention on each context token; padding has none.
 
-        A key's share goes to the cells that it was sampled from, and there in equal parts to the cell's tokens.
-        By the released convention, the shares of keys outside of the map are lost.
+        The share of a key goes to the cells that it was sampled from, and there in equal parts to the tokens of a cell.
+
+        Returns:
+            [B, M]; sums to one over a bag. By the released convention, shares of keys outside of the map are lost.
         """
         grid = self.context_grid
         heads, groups = self.total.shape[1], self.sampling_positions.shape[1]
@@ -133,7 +152,7 @@ class DeformableAttention(LazyAttention):
             resolution: cells along each side of the bag's rectangle.
 
         Returns:
-            [B, H, resolution * resolution]; sums to one per head.
+            [B, H, resolution * resolution], row by row; sums to one per head.
 
         Raises:
             ValueError: ``resolution`` is not positive.

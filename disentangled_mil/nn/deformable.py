@@ -10,16 +10,13 @@ from .._precision import widened
 from ..bags import Grid, TokenSet, grid_for
 from ..ops import AttentionOutput, AttentionScores, MLPBias, bilinear_sample
 from ..ops.biased_attention import BACKENDS
-from .attention import DeformableAttention
+from .attention import DeformableAttention, is_small
 from .offsets import OffsetNetwork
 from .position_bias import ContinuousPositionBias
 from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
 from .set_attention import SetAttention
 from .set_keys import set_keys
-
-# Weights are worth keeping as long as a row of them is no longer than so many rows of keys.
-_KEPT_ROWS = 4
 
 
 class DeformableOutput(NamedTuple):
@@ -35,17 +32,19 @@ class DeformableOutput(NamedTuple):
 
 
 class DeformableCrossAttention(nn.Module):
-    """Cross-attention to context tokens sampled at learned positions.
+    """Cross-attention to context tokens that are sampled at learned positions.
 
-    A coarse grid of reference points p lies over the queries. A small network reads the queries around each
-    point and moves it by dp = offset_scale tanh(Psi(q)). Context is sampled bilinearly at p + dp, and ::
+    Reference points p lie evenly over the queries. A small network reads the queries around each point and moves it
+    by dp = offset_scale tanh(Psi(q)). Context is sampled bilinearly at p + dp, and ::
 
         out = softmax(Q K^T / sqrt(d) + bias(q_pos - k_pos)) V.
 
-    Holes and padding take no part: a sample is the mean of the real cells around its position, and a position
-    that lies half in a hole counts half. Only if all positions of a group lie in holes, they sample the tissue
-    that is nearest. Along an axis with fewer cells than the kernel, every cell is a
-    reference point.
+    Holes and padding take no part. A sample is the mean of the real cells around its position, and a position that
+    lies half in a hole counts half. If all positions of a group lie in holes, they sample the nearest tissue.
+
+    N tokens have N / downsample^2 keys, and attention costs their product. The cap ``max_keys`` makes the cost linear
+    for large bags: their reference points lie further apart, and those without tissue are left out. The default
+    leaves bags of up to 16,000 tokens as they are, also where tissue fills only a third of their rectangle.
 
     Without grids, bags are sets. Then context tokens themselves are the keys, there are no offsets and no position bias,
     and a bag's results do not depend on the order of its tokens: ``out = softmax(Q K^T / sqrt(d)) V``.
@@ -55,30 +54,33 @@ class DeformableCrossAttention(nn.Module):
         heads: attention heads H.
         dim_head: width D of a head.
         groups: offset groups; each samples its own positions for its own heads and channels.
-        downsample: cells per reference point along each axis (r).
-        kernel_size: window of the offset network in cells; ``downsample + 2`` by default.
-        offset_scale: largest offset, in cells of the coarse grid.
-        dropout: of the attention weights.
+        downsample: cells per reference point along each axis (r). An axis with fewer cells than the kernel has a
+            point per cell.
+        kernel_size: side of the window of the offset network in cells; ``downsample + 2`` by default.
+        offset_scale: largest offset, in distances between reference points.
+        dropout: probability of dropping an attention weight.
         positions: convention of positions, :class:`~disentangled_mil.nn.CellCenters` by default, which is right for
             any rectangle; :class:`~disentangled_mil.models.released.ReleasedPositions` for released checkpoints.
-        bias: ``"exact"`` evaluates the network of the position bias for every query and key; ``"table"`` interpolates
-            it between 129 x 129 displacements, many times faster, and off by at most
-            :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`.
-        keep_weights: with gradients, keep the weights of maps of at most 4 ``dim_head`` sampled keys, so that
+        bias: kind of the position bias. ``"table"`` interpolates its network between 129 x 129 displacements, off by
+            at most :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`; ``"exact"`` evaluates
+            the network for every query and key, which takes several times longer.
+        max_keys: largest number of reference points over tissue, or None for any number. A bag changes only if its
+            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points. A set of
+            more tokens has this many of them as keys, spread over its content.
+        keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
             ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
-        max_keys: largest number of keys of a set. A larger set has this many tokens as keys, spread over its content.
-        backend: of :func:`~disentangled_mil.ops.biased_attention`.
+        backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
 
     Shape:
         ``query`` [B, N, C], ``context`` [B, M, C], grids of B bags (or of one, for all).
 
     Raises:
-        TypeError: tokens are not floating-point.
+        TypeError: tokens are not floating-point, or ``positions`` is no convention.
         ValueError: shapes disagree or an option is out of range.
 
     Source: eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
     Differs from the source: any rectangle with holes, unequal bags, rectangles of one cell; positions measured
-    from cell centers and kept inside of the bag's rectangle.
+    from cell centers and kept inside of the rectangle of the bag; an interpolated position bias; a cap on keys.
 
     Example:
         >>> import torch
@@ -102,9 +104,9 @@ class DeformableCrossAttention(nn.Module):
         offset_scale: float = 4.0,
         dropout: float = 0.1,
         positions: Positions | None = None,
-        bias: str = "exact",
+        bias: str = "table",
+        max_keys: int | None = 1000,
         keep_weights: bool = False,
-        max_keys: int = 1024,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -122,17 +124,18 @@ class DeformableCrossAttention(nn.Module):
                 raise ValueError(f"{name} must be a multiple of groups = {groups}, got {value}")
         check_interval("offset_scale", offset_scale, 0, float("inf"))
         check_interval("dropout", dropout, 0, 1)
-        check_count("max_keys", max_keys)
         check_choice("bias", bias, ("exact", "table"))
         positions = CellCenters() if positions is None else positions
         if not isinstance(positions, Positions):
             raise TypeError(f"positions must be a convention of positions (Positions), got {type(positions).__name__}")
-        positions.check_options(bias=bias)
+        if max_keys is not None:
+            check_count("max_keys", max_keys)
+        positions.check_options(bias=bias, max_keys=max_keys)
         check_choice("backend", backend, BACKENDS)
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
         self.dropout, self.positions, self.backend = dropout, positions, backend
-        self.tabulate, self.keep_weights, self.max_keys = bias == "table", keep_weights, max_keys
+        self.max_keys, self.tabulate, self.keep_weights = max_keys, bias == "table", keep_weights
         inner = heads * dim_head
         self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
@@ -155,10 +158,10 @@ class DeformableCrossAttention(nn.Module):
         Args:
             query: query tokens.
             context: context tokens.
-            query_grid: where the queries lie, or a set of them; a set without padding by default.
-            context_grid: the same of the context; that of the queries by default (the same tokens at the same places).
-                Displacements need both grids: if either is a set, both are taken as sets.
-            mask: instead of grids, the real tokens of query and context alike, which are sets.
+            query_grid: grid of the queries, or a set of them; a set without padding by default.
+            context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
+                places). A displacement needs two places: if either is a set, both are taken as sets.
+            mask: True for real tokens of query and context alike [B, N], which are sets, instead of grids.
 
         Returns:
             Tokens without the residual, and the lazy attention map.
@@ -202,7 +205,7 @@ class DeformableCrossAttention(nn.Module):
         scores = AttentionScores(
             self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
         )
-        keep = self.keep_weights and torch.is_grad_enabled() and k.shape[2] <= _KEPT_ROWS * self.dim_head
+        keep = self.keep_weights and torch.is_grad_enabled() and is_small(scores)
         attended = self._attend(scores, v, keep)
         attention = DeformableAttention(
             scores,
@@ -236,7 +239,7 @@ class DeformableCrossAttention(nn.Module):
             query_mask=query_mask,
         )
         attended = self._attend(scores, v, keep=False)
-        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.index, context_mask)
+        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.chosen, context_mask)
 
     def _attend(self, scores: AttentionScores, v: Tensor, keep: bool) -> AttentionOutput:
         """Attend to values [B, G, J, I D]."""
@@ -249,7 +252,7 @@ class DeformableCrossAttention(nn.Module):
 
     def _sample(self, q: Tensor, query_grid: Grid, context: Tensor, grid: Grid) -> "_Keys":
         """Context at the positions that queries [B, G, N, I D] choose."""
-        points = self.positions.reference_points(query_grid, self.downsample, self.kernel_size)
+        points = self.positions.reference_points(query_grid, self.downsample, self.kernel_size, self.max_keys)
         offset = self.to_offsets(query_grid.cell_means(q), points.window)  # [B, G, J, 2]
         # Positions keep float32 under autocast: rounded to bfloat16 they would jump by a quarter of a cell.
         coarse_positions = points.position[:, None] + widened(offset).tanh() * self.offset_scale
@@ -272,8 +275,8 @@ class DeformableCrossAttention(nn.Module):
             f"{self.dim}, heads={self.heads}, dim_head={self.dim_head}, groups={self.groups}, "
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
             f"dropout={self.dropout}, positions={self.positions!r}, "
-            f"bias={'table' if self.tabulate else 'exact'!r}, keep_weights={self.keep_weights}, "
-            f"max_keys={self.max_keys}, backend={self.backend!r}"
+            f"bias={'table' if self.tabulate else 'exact'!r}, max_keys={self.max_keys}, "
+            f"keep_weights={self.keep_weights}, backend={self.backend!r}"
         )
 
 

@@ -29,8 +29,8 @@ class DeformableOptions(TypedDict, total=False):
     offset_scale: float
     positions: Positions | None
     bias: str
+    max_keys: int | None
     keep_weights: bool
-    max_keys: int
     backend: str
 
 
@@ -69,8 +69,8 @@ class DMSF(nn.Module):
             linear fusion of the maps.
         selection_heads: heads of the selection layer.
         dropout: of the attention weights of the deformation layer.
-        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions, bias, keep_weights,
-            max_keys and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions, bias, max_keys,
+            keep_weights and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Shape:
         ``patches`` [B, N, C], ``genes`` {subspace: [B, T, C]}.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..bags import Grid
 from ..ops import Corners
-from .reference_points import ReferencePoints, coarse_sizes, points_of
+from .reference_points import ReferencePoints, even_points
 from .tissue import tissue_corners
 
 
@@ -34,11 +34,12 @@ class Positions(ABC):
     """A convention of positions, which :class:`~disentangled_mil.DeformableCrossAttention` is given as an object."""
 
     @abstractmethod
-    def check_options(self, *, bias: str) -> None:
+    def check_options(self, *, bias: str, max_keys: int | None) -> None:
         """Refuse options of the layer that the convention does not allow.
 
         Args:
             bias: kind of the position bias, ``"table"`` or ``"exact"``.
+            max_keys: cap on the sampled keys, or None.
 
         Raises:
             ValueError: an option does not fit.
@@ -52,13 +53,14 @@ class Positions(ABC):
         """
 
     @abstractmethod
-    def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
+    def reference_points(self, grid: Grid, downsample: int, kernel_size: int, max_keys: int | None) -> ReferencePoints:
         """Reference points over the queries.
 
         Args:
             grid: where the queries lie.
             downsample: cells per reference point along each axis.
             kernel_size: side of the window of the offset network, in cells.
+            max_keys: largest number of points over tissue; None for any number.
 
         Returns:
             The points and their windows.
@@ -121,13 +123,12 @@ class CellCenters(Positions):
         [[-0.75, -0.5], [0.75, 0.5]]
     """
 
-    def check_options(self, *, bias: str) -> None:
+    def check_options(self, *, bias: str, max_keys: int | None) -> None:
         """Accept all options."""
 
-    def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
-        """One point per ``downsample`` cells, and per cell of an axis that is shorter than the kernel; see the base."""
-        size, count = coarse_sizes(grid, downsample, least=kernel_size)
-        return points_of(grid, size, count, grid.sizes / size, kernel_size)
+    def reference_points(self, grid: Grid, downsample: int, kernel_size: int, max_keys: int | None) -> ReferencePoints:
+        """One point per ``downsample`` cells, fewer where they would be too many; see the base."""
+        return even_points(grid, downsample, kernel_size, max_keys)
 
     def normalize(self, position: Tensor, size: Tensor) -> Tensor:
         """Normalize positions to the edges of the rectangle; see the base."""

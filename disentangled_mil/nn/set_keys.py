@@ -11,27 +11,27 @@ class SetKeys(NamedTuple):
 
     Attributes:
         tokens: the chosen tokens, in any order; zeros where a bag has fewer [B, J, C].
-        index: which tokens they are [B, J]; None for all of them in place.
+        chosen: which tokens they are [B, J]; None for all of them in place.
         mask: True where a bag has that key [B, J].
     """
 
     tokens: Tensor
-    index: Tensor | None
+    chosen: Tensor | None
     mask: Tensor
 
 
-def set_keys(tokens: Tensor, mask: Tensor, most: int) -> SetKeys:
+def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     """Choose the keys of every bag: all tokens of a bag of at most ``most``, else a sample spread over its content.
 
-    The sample is systematic. Tokens are ranked by their projection on one fixed direction, and every (n / most)-th rank
-    is taken. So the keys are as dense as the tokens where they come from, and an average over keys is close to that over
+    The sample is systematic: tokens are ranked by their projection on one fixed direction, and every (n / most)-th rank
+    is taken. Keys are then as dense as the tokens they come from, so that an average over keys is close to that over
     tokens. The direction is generic: different tokens have different projections, and equal tokens are interchangeable.
-    Nothing of the choice is differentiable.
+    The choice itself has no gradient.
 
     Args:
         tokens: finite context tokens; padding may hold anything.
         mask: True where a token is real.
-        most: largest number of keys of a bag.
+        most: largest number of keys of a bag, or None for any number.
 
     Shape:
         ``tokens`` [B, N, C], ``mask`` [B, N].
@@ -47,7 +47,7 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int) -> SetKeys:
         [2.0, 4.0]
     """
     tokens = torch.where(mask[..., None], tokens, 0)
-    if tokens.shape[1] <= most:
+    if most is None or tokens.shape[1] <= most:
         return SetKeys(tokens, None, mask)
     channel = torch.arange(1, tokens.shape[2] + 1, dtype=torch.float64, device=tokens.device)
     projection = tokens.detach().double() @ channel.sin()
@@ -57,9 +57,5 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int) -> SetKeys:
     own = rank < count
     # The middles of ``most`` strata of equal size, in a bag with more tokens than that.
     rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
-    index = order.gather(1, rank)
-    return SetKeys(_rows(tokens, index), index, own)
-
-
-def _rows(tokens: Tensor, index: Tensor) -> Tensor:
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+    chosen = order.gather(1, rank)
+    return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)

@@ -18,7 +18,7 @@ def mask_of(counts: list[int]) -> torch.Tensor:
 def test_bags_of_up_to_so_many_tokens_keep_all_of_them_in_place() -> None:
     tokens, mask = draw(0, 2, 5, 3), mask_of([5, 2])
     keys = set_keys(tokens, mask, 5)
-    assert keys.index is None
+    assert keys.chosen is None
     assert torch.equal(keys.mask, mask)
     assert torch.equal(keys.tokens[0], tokens[0])
 
@@ -58,5 +58,5 @@ def test_gradients_reach_the_chosen_tokens_only() -> None:
     tokens = draw(1, 1, 9, 3).requires_grad_()
     keys = set_keys(tokens, torch.ones(1, 9, dtype=torch.bool), 4)
     keys.tokens.sum().backward()
-    expected = torch.zeros(9).index_fill(0, keys.index[0], 1.0)
+    expected = torch.zeros(9).index_fill(0, keys.chosen[0], 1.0)
     assert torch.equal(tokens.grad[0].to(expected), expected[:, None].expand(-1, 3))

@@ -237,7 +237,7 @@ class ReleasedStudent(nn.Module):
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
     """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
-    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact"}
+    fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
     given: dict[str, object] = {**fixed, **options}
     for name, value in fixed.items():
         if given[name] != value:
@@ -271,8 +271,8 @@ def _check_squares(bags: Mapping[str, Bag], magnifications: Sequence[str]) -> No
         grid = bags[name].grid
         if not isinstance(grid, Grid):
             raise ValueError(
-                f"bags[{name!r}] must fill squares of one size row by row (Grid.square), as the released models know no "
-                "other bags, got bags without coordinates"
+                f"bags[{name!r}] must fill squares of one size row by row (Grid.square), as the released models know "
+                "no other bags, got bags without coordinates"
             )
         if not grid.full or grid.width != grid.height:
             raise ValueError(

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...bags import Grid
 from ...nn.positions import Place, Positions
-from ...nn.reference_points import ReferencePoints, coarse_sizes, points_of
+from ...nn.reference_points import ReferencePoints, coarse_sizes, points_at
 from ...ops import Corners, bilinear_corners
 
 
@@ -26,22 +27,25 @@ class ReleasedPositions(Positions):
         [[-1.0, -1.0], [1.0, 1.0]]
     """
 
-    def check_options(self, *, bias: str) -> None:
-        """Refuse a table of the bias, which spans positions inside of the map; see the base."""
+    def check_options(self, *, bias: str, max_keys: int | None) -> None:
+        """Refuse a table of the bias, which spans positions inside of the map, and a cap on keys; see the base."""
         if bias != "exact":
             raise ValueError(f"bias must be 'exact' for {self!r}, which may sample outside of the map, got {bias!r}")
+        if max_keys is not None:
+            raise ValueError(f"max_keys must be None for {self!r}, which has a fixed number of keys, got {max_keys}")
 
     def check_sets(self) -> None:
         """Refuse sets; see the base."""
         raise ValueError(f"{self!r} needs grids that every bag fills row by row (Grid.square), got a set")
 
-    def reference_points(self, grid: Grid, downsample: int, kernel_size: int) -> ReferencePoints:
+    def reference_points(self, grid: Grid, downsample: int, kernel_size: int, max_keys: int | None) -> ReferencePoints:
         """The windows of a convolution of stride ``downsample``, which may leave out the last cells; see the base."""
         _check_full(grid)
         # The convolution pads, so that a side of ``downsample`` is enough for one window.
         size, count = coarse_sizes(grid, downsample, least=downsample)
-        pitch = grid.sizes.new_full(grid.sizes.shape, downsample).where(grid.sizes >= downsample, 1)
-        return points_of(grid, size, count, pitch, kernel_size)
+        pitch = torch.where(grid.sizes >= downsample, downsample, 1)
+        index = torch.arange(count, device=size.device)[None]
+        return points_at(index, index < size.prod(1, keepdim=True), grid, size, pitch, kernel_size)
 
     def normalize(self, position: Tensor, size: Tensor) -> Tensor:
         """Normalize positions to the centers of the outermost cells; see the base."""
