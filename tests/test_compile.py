@@ -89,8 +89,9 @@ def test_deformable_attention_is_one_graph(grid: str, backend: str, bias: str) -
     assert_compiles(layer, lambda x, y: layer(x, y, GRIDS[grid]), tokens(), tokens(1))
 
 
-def test_deformable_attention_without_a_grid_is_one_graph() -> None:
-    layer = DeformableCrossAttention(16, **SMALL).eval()
+@pytest.mark.parametrize("most", [10, 36], ids=["some tokens are keys", "all tokens are keys"])
+def test_deformable_attention_in_sets_is_one_graph(most: int) -> None:
+    layer = DeformableCrossAttention(16, max_keys=most, **SMALL).eval()
     assert_compiles(layer, layer, tokens(), tokens(1))
 
 
@@ -101,13 +102,14 @@ def test_deformable_attention_compiles_in_training_mode() -> None:
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_a_mask_alone_needs_a_grid_that_is_built_before() -> None:
-    layer, mask = DeformableCrossAttention(16, **SMALL), GRIDS["unequal"].mask
-    compiled = torch.compile(lambda x, m: layer(x, x, mask=m).tokens, fullgraph=True, backend="eager")
+def test_a_grid_is_built_before_and_a_set_anywhere() -> None:
+    layer, mask = DeformableCrossAttention(16, **SMALL).eval(), GRIDS["unequal"].mask
+    compiled = torch.compile(lambda x, m: layer(x, x, Grid.from_mask(m)).tokens, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="build the grid outside of a compiled region"):
         compiled(tokens(), mask)
     cells, shapes = GRIDS["unequal"].cells, GRIDS["unequal"].shapes
-    assert_compiles(layer.eval(), lambda x, c, m: layer(x, x, Grid(c, m, shapes)), tokens(), cells, mask)
+    assert_compiles(layer, lambda x, c, m: layer(x, x, Grid(c, m, shapes)), tokens(), cells, mask)
+    assert_compiles(layer, lambda x, m: layer(x, x, mask=m), tokens(), mask)
 
 
 @pytest.mark.parametrize(("selection_query", "grid"), [("separate", GRIDS["holes"]), ("fused", None)])

@@ -6,7 +6,6 @@ of 16 x 16 cells that all bags share; the forward pass has that mass already, so
 """
 
 from dataclasses import dataclass
-from typing import cast
 
 from einops import rearrange, reduce
 from torch import Tensor
@@ -53,8 +52,8 @@ class LazyAttention:
 
     def key_mass(self) -> Tensor:
         """The share of a bag's attention on each key [B, H, J]: the mean over its real queries."""
-        queries = cast(Tensor, self.scores.query_mask).sum(1).clamp(min=1)
-        return self.total / queries[:, None, None]
+        mask = self.scores.query_mask
+        return self.total / (self.shape[2] if mask is None else mask.sum(1).clamp(min=1)[:, None, None])
 
 
 @dataclass(frozen=True, eq=False)

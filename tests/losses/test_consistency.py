@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from disentangled_mil import DeformableCrossAttention
+from disentangled_mil import DeformableCrossAttention, Grid
 from disentangled_mil.losses import (
     AttentionMap,
     batch_similarity_consistency,
@@ -150,7 +150,7 @@ def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normal
     low, high = (torch.randn(3, 25, 8, generator=generator, dtype=torch.float64) for _ in "ab")
     results = []
     for dense in (False, True):
-        a, b = (layer(x, x).attention for x in (low, high))
+        a, b = (layer(x, x, Grid.square(x.shape[1])).attention for x in (low, high))
         if dense:
             a, b = a.weights(), b.weights()
         loss = inter_magnification_consistency(a, b, normalize=normalize, alignment=0.5)
@@ -165,7 +165,7 @@ def test_alignment_compares_maps_and_each_with_itself_in_one_space(tokens, gener
     torch.manual_seed(0)
     layer = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2).double()
     low, high = (torch.randn(3, count, 8, generator=generator, dtype=torch.float64) for count in tokens)
-    a, b = (layer(x, x).attention for x in (low, high))
+    a, b = (layer(x, x, Grid.square(x.shape[1])).attention for x in (low, high))
     found, expected = (
         inter_magnification_consistency(a, b, weight=0, alignment=1.0, resolution=resolution)
         for resolution in (None, COMMON_RESOLUTION)

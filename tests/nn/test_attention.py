@@ -195,7 +195,7 @@ def test_a_bag_alone_has_the_mass_that_it_has_in_a_batch(generator: torch.Genera
 def test_an_empty_bag_has_no_mass(generator: torch.Generator) -> None:
     tokens = torch.randn(2, 9, 8, generator=generator)
     mask = torch.tensor([True, False])[:, None].expand(2, 9)
-    attention = layer()(tokens, tokens, mask=mask).attention
+    attention = layer()(tokens, tokens, Grid.from_mask(mask)).attention
     torch.testing.assert_close(attention.mass().sum(1), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(attention.common_grid(2).sum(-1), mask[:, :1].float().expand(2, 4))
 
