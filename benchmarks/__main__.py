@@ -65,19 +65,21 @@ def _memory(device: torch.device) -> int:
 
 
 def _show(path: Path, figure: Path) -> int:
-    """The table of the kept results, and the figure of how they scale."""
+    """The table of the kept results, and the figures of how they scale."""
     records = results.read(path)
     if not records:
         print(f"error: there are no results in {path}; measure first", file=sys.stderr)
         return 2
     print(results.table(records))
     try:
-        from .plot import draw
+        from .plot import draw, draw_growth
     except ModuleNotFoundError as error:
         print(f"error: {error}; the figure needs matplotlib: pip install matplotlib", file=sys.stderr)
         return 2
-    draw([record for record in records if record["case"] == "scaling"], figure)
-    print(f"drawn in {figure}", file=sys.stderr)
+    for case, drawn, target in (("scaling", draw, figure), ("growth", draw_growth, figure.with_name("growth.svg"))):
+        if chosen := [record for record in records if record["case"] == case]:
+            drawn(chosen, target)
+            print(f"drawn in {target}", file=sys.stderr)
     return 0
 
 

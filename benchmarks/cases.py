@@ -124,6 +124,25 @@ def _teacher() -> dict[str, Candidate]:
     return ways | plain
 
 
+def _growth() -> dict[str, Candidate]:
+    step = {"bias": "table", "training": True, "coordinated": True, "slides": 1}
+    still = step | {"training": False}
+    return {
+        "reference": Candidate(
+            _using(work.teacher, backend="reference", **step),
+            proof=_using(work.teacher, backend="reference", **still),
+            memory=partial(_dense_bytes, maps=4, bias="table"),
+        ),
+        "teacher step": Candidate(
+            _using(work.teacher, backend="auto", **step),
+            "reference",
+            proof=_using(work.teacher, backend="auto", **still),
+        ),
+        "student prediction": Candidate(_using(work.student, clustering=True)),
+        "student prediction, no clustering": Candidate(_using(work.student, clustering=False)),
+    }
+
+
 def _overlap() -> dict[str, Candidate]:
     kept = {
         f"weights kept{suffix}": Candidate(
@@ -160,6 +179,12 @@ CASES: Mapping[str, Case] = {
         "the layer in eval mode over the number of tokens, for the figure",
         (1000, 2500, 5000, 10000, 20000, 40000),
         _attending(work.layer, maps=1, training=False),
+    ),
+    "growth": Case(
+        "whole slides: a training step of the teacher and a prediction of the student on one slide, for the figure",
+        (16_000, 32_000, 64_000),
+        _growth(),
+        small=2500,
     ),
     "teacher": Case(
         "one training step: 2 magnifications x 2 subspaces, batch of 2, IGC and CGC (compared without dropout)",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from disentangled_mil import (
@@ -12,9 +12,11 @@ from disentangled_mil import (
     Classification,
     DeformableCrossAttention,
     Grid,
+    Student,
     Teacher,
     inter_magnification_consistency,
 )
+from disentangled_mil.nn import ITAOutput
 from disentangled_mil.ops import attention_overlap, density_peaks
 
 from .case import Outputs, Work
@@ -32,8 +34,17 @@ def layer(size: int, device: torch.device, *, backend: str, bias: str, training:
     return lambda: with_gradients(module(query, context, grid).tokens, leaves, arriving)
 
 
-def teacher(size: int, device: torch.device, *, backend: str, bias: str, training: bool, coordinated: bool) -> Work:
-    """One training step of the teacher on two magnifications of two bags, with IGC and CGC or with neither."""
+def teacher(
+    size: int,
+    device: torch.device,
+    *,
+    backend: str,
+    bias: str,
+    training: bool,
+    coordinated: bool,
+    slides: int = 2,
+) -> Work:
+    """One training step of the teacher on two magnifications of a batch, with IGC and CGC or with neither."""
     torch.manual_seed(0)
     rate = 0.1 if training else 0.0
     genes = {"tumor": 59, "tme": 361}
@@ -42,10 +53,11 @@ def teacher(size: int, device: torch.device, *, backend: str, bias: str, trainin
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-6)
     cgc = CGCOptimizer(adamw, model.subspace_parameters())
     bags = {
-        name: Bag(torch.randn(2, size, 1024), Grid.square([size, size])).to(device) for name in model.magnifications
+        name: Bag(torch.randn(slides, size, 1024), Grid.square([size] * slides)).to(device)
+        for name in model.magnifications
     }
-    expression = {name: torch.randn(2, count, device=device) for name, count in genes.items()}
-    target = torch.tensor([0, 3], device=device)
+    expression = {name: torch.randn(slides, count, device=device) for name, count in genes.items()}
+    target = torch.tensor([0, 3][:slides], device=device)
 
     def work() -> Outputs:
         adamw.zero_grad()
@@ -63,6 +75,36 @@ def teacher(size: int, device: torch.device, *, backend: str, bias: str, trainin
         return {"result": loss.detach()} | named_gradients((name, p.grad) for name, p in model.named_parameters())
 
     return work
+
+
+def student(size: int, device: torch.device, *, clustering: bool) -> Work:
+    """Prediction of the student for one slide; without clustering, all tokens make one prototype."""
+    torch.manual_seed(0)
+    model = Student(1024, 4).to(device).eval()
+    if not clustering:
+        for name in model.magnifications:
+            model.get_submodule(f"branches.{name}").aggregate = _OneCluster(len(model.subspaces))
+    bags = {name: Bag(torch.randn(1, size, 1024), Grid.square(size)).to(device) for name in model.magnifications}
+
+    def work() -> Outputs:
+        with torch.no_grad():
+            return {"result": model(bags).logits}
+
+    return work
+
+
+class _OneCluster(nn.Module):
+    """Takes the place of ITA: every prototype is the mean of all tokens."""
+
+    def __init__(self, prototypes: int) -> None:
+        super().__init__()
+        self.prototypes = prototypes
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> ITAOutput:
+        batch, count, _ = tokens.shape
+        mean = tokens.mean(1, keepdim=True).expand(-1, self.prototypes, -1)
+        alike = tokens.new_full((batch, count), 1 / count)
+        return ITAOutput(mean, mask.long() - 1, alike, mask.new_zeros((batch, self.prototypes), dtype=torch.int64))
 
 
 def attention(size: int, device: torch.device, *, backend: str, bias: str, backward: bool) -> Work:
