@@ -1,4 +1,4 @@
-"""From what a caller gave a layer to a grid or a set."""
+"""Grids and sets as callers give them to a layer: by themselves, by a mask, or not at all."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,17 @@ from .token_set import TokenSet
 
 
 def grid_for(tokens: Tensor, grid: Grid | TokenSet | None, mask: Tensor | None, name: str = "grid") -> Grid | TokenSet:
-    """What a caller gave with a batch of tokens [B, N, C]: a grid or a set, a mask [B, N] of sets, or neither."""
+    """The grid or set of a batch of tokens.
+
+    Args:
+        tokens: tokens [B, N, C].
+        grid: grid or set of the tokens.
+        mask: True for real tokens [B, N] of sets, instead. Without both, the bags are sets without padding.
+        name: name of the grid in errors.
+
+    Returns:
+        A grid or set of B bags.
+    """
     batch, count, _ = tokens.shape
     if grid is not None and mask is not None:
         raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")

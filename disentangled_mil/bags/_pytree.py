@@ -8,7 +8,13 @@ from torch.utils._pytree import GetAttrKey, KeyEntry, register_pytree_node
 
 
 def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] = ()) -> None:
-    """Let torch.export and tree_map take values apart. Constants are part of an exported program."""
+    """Let torch.export and tree_map take values apart.
+
+    Args:
+        kind: class of the values.
+        parts: names of the attributes that are tensors, or values with tensors.
+        constants: names of the other attributes, which become part of an exported program.
+    """
 
     def flatten(value: Any) -> tuple[list[Any], tuple[Any, ...]]:
         return [getattr(value, name) for name in parts], tuple(getattr(value, name) for name in constants)
@@ -18,7 +24,7 @@ def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] =
         return [(GetAttrKey(name), part) for name, part in zip(parts, values, strict=True)], fixed
 
     def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
-        value: Any = object.__new__(kind)  # nothing is checked: the parts of a tree may be anything
+        value: Any = object.__new__(kind)  # without checks: the parts of a tree may be anything
         vars(value).update(zip((*parts, *constants), (*values, *fixed), strict=True))
         return value
 
@@ -36,5 +42,5 @@ def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] =
 
 
 def _as_tuples(value: Any) -> Any:
-    """What was a tuple before it became a list in JSON."""
+    """Make tuples of lists, which JSON made of tuples."""
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A slide as layers take it: patch features, and their grid or none; several of them as one batch."""
+"""Slides as layers take them: patch features, and their grid or none; one or several as a batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +22,8 @@ class Bag:
 
     Args:
         patches: patch features, in any floating-point type (stored features are often float16).
-        grid: cells of the patches and which of them are real, or a :class:`TokenSet`; by default a set without padding.
+        grid: grid of the patches, which also says which of them are real, or a :class:`TokenSet`; by default a set
+            without padding.
 
     Shape:
         ``patches`` [B, N, C].
@@ -52,7 +53,7 @@ class Bag:
 
     @classmethod
     def from_slide(cls, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> "Bag":
-        """One slide as a batch of one: on a grid by its coordinates, or a set where it has none.
+        """Make a batch of one slide, laid out by its coordinates, or a set without coordinates.
 
         Args:
             features: patch features.
@@ -63,7 +64,7 @@ class Bag:
             ``features`` [N, C], ``coords`` [N, 2].
 
         Returns:
-            A bag with B = 1.
+            A batch of one bag.
 
         Raises:
             ValueError: the slide is empty or shapes disagree.
@@ -93,13 +94,13 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
     """Put bags of unequal length into one batch, padded to the longest.
 
     Args:
-        bags: at least one bag; all of one feature width, and all with coordinates or all without.
+        bags: bags of one feature width, at least one; all with coordinates or all without.
 
     Returns:
-        Their batch, in order. Padding is zero and masked out; no layer looks at it.
+        The batch, in order. Padding is zero and masked out, and no layer reads it.
 
     Raises:
-        TypeError: something is no bag.
+        TypeError: a value is no bag.
         ValueError: there is no bag, feature widths differ, or only some of the bags have coordinates.
 
     Example:

@@ -21,21 +21,21 @@ from ._pytree import register_pytree
 class Grid:
     """Where the tokens of a batch of bags lie: one integer cell (column, row) per token.
 
-    Every bag has a rectangle of its own, with holes where there is no tissue; several tokens may share a cell.
-    Build a grid once per batch with :meth:`from_coords`, :meth:`square` or :meth:`from_mask` and hand it to
-    every layer. Values are read when the grid is built and never in a layer's forward, so that a layer is one compiled
-    graph: build the grid outside of it.
+    Every bag has a rectangle of its own, with holes where there is no tissue. Several tokens may share a cell. Build a
+    grid once per batch with :meth:`from_coords`, :meth:`square` or :meth:`from_mask`, and give it to every layer.
+    Values are read when the grid is built and never in the forward of a layer, so that a layer is one compiled graph:
+    build the grid outside of compiled regions.
 
     Args:
-        cells: column and row of every token's cell, counted from the upper left corner of its bag; 0 for padding.
+        cells: column and row of the cell of every token, counted from the upper left corner of its bag; 0 for padding.
         mask: True where a token is real.
-        shapes: (width, height) in cells of every bag's rectangle.
+        shapes: (width, height) of the rectangle of every bag, in cells.
         full: whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
-            Found out if not given.
-        count: tokens in every cell of the canvas, row by row. Found out if not given.
-        nearest: the occupied cell nearest to every cell of the canvas, as flat indices; itself where occupied, and
-            in a bag without tokens. Found out, on the CPU, if not given.
-        sizes: ``shapes`` as a tensor. Made if not given.
+            Computed if not given.
+        count: number of tokens in every cell of the canvas, row by row. Computed if not given.
+        nearest: flat index of the occupied cell nearest to every cell of the canvas; occupied cells, and cells of a bag
+            without tokens, have their own index. Computed on the CPU if not given.
+        sizes: tensor of ``shapes``. Made if not given.
 
     Shape:
         ``cells`` [B, N, 2] int64, ``mask`` [B, N] bool, ``shapes`` B pairs, ``count`` and ``nearest`` [B, H * W],
@@ -44,7 +44,7 @@ class Grid:
     Raises:
         TypeError: a tensor has the wrong dtype.
         ValueError: the shapes do not fit together.
-        RuntimeError: inside of a region that is compiled, ``full`` is not given and shapes alone do not tell.
+        RuntimeError: ``full`` is not given in a compiled region, and shapes alone do not decide it.
 
     Source: the paper lays 2,500 patches out as 50 x 50.
     Differs from the source: true coordinates, any rectangle, holes, unequal bags.
@@ -100,24 +100,26 @@ class Grid:
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
         """Lay tokens out by their true coordinates.
 
+        The default side of a cell is the most common gap between neighbors in a row or column of the bag. If few tokens
+        have such neighbors, it is the most common gap between distinct coordinates. If tokens would then share cells, a
+        smaller common gap is taken. The side is the mean of all gaps within 1 % of it.
+
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
             mask: True where a token is real; all of them by default.
-            step: side of one cell in the unit of ``coords``; by default the commonest gap between neighbors of one
-                row or column of the bag, or between its distinct coordinates where few tokens have such neighbors
-                (a smaller one that is common too, if tokens would share cells); the mean of gaps within 1 % of it.
+            step: side of one cell in the unit of ``coords``.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
 
         Returns:
-            The grid, every bag moved to its upper left corner.
+            The grid; every bag begins at its upper left corner.
 
         Raises:
-            ValueError: a coordinate of a real token is not finite, ``step`` is not positive or so large that more than
-                128 different coordinates would share up to four cells, or the cells would cover an absurdly larger area
+            ValueError: a coordinate of a real token is not finite; ``step`` is not positive, or so large that more than
+                128 different coordinates would share up to four cells; or the cells would cover an area far larger
                 than the tokens (jittered coordinates: give ``step``).
-            RuntimeError: inside of a region that is compiled, where values are unknown.
+            RuntimeError: the region is compiled, where values are unknown.
         """
         _refuse_in_compiled_region("Grid.from_coords reads the coordinates")
         if isinstance(coords, Tensor) and coords.ndim == 2:
@@ -137,7 +139,7 @@ class Grid:
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Grid":
-        """Lay each bag's real tokens, in their order, row by row on a square of its own.
+        """Lay the real tokens of each bag, in their order, row by row on a square.
 
         Args:
             mask: True where a token is real.
@@ -149,7 +151,7 @@ class Grid:
             A grid of ceil(sqrt(n)) columns for a bag of n real tokens; the rest of the square stays empty.
 
         Raises:
-            RuntimeError: inside of a region that is compiled, where values are unknown.
+            RuntimeError: the region is compiled, where values are unknown.
         """
         check_mask("mask", mask, "B N")
         _refuse_in_compiled_region("Grid.from_mask reads the mask")
@@ -157,7 +159,7 @@ class Grid:
 
     @classmethod
     def _squares(cls, mask: Tensor, counts: Sequence[int]) -> "Grid":
-        """A square for every bag, which has so many real tokens."""
+        """A square for every bag, given the numbers of real tokens."""
         sides = [max(1, ceil(sqrt(count))) for count in counts]
         rank = (mask.cumsum(1) - 1).clamp(min=0)
         side = torch.tensor(sides, dtype=torch.int64, device=mask.device)[:, None]
@@ -168,16 +170,16 @@ class Grid:
 
     @classmethod
     def square(cls, tokens: int | Sequence[int], *, device: torch.device | str | None = None) -> "Grid":
-        """The paper's layout for bags without coordinates: tokens in order, row by row, on a near-square.
+        """Lay tokens out in order, row by row, on a near-square, as the paper does without coordinates.
 
-        Its positions follow the order of the tokens, and so do predictions. Without a grid, bags are sets instead.
+        Positions then follow the order of the tokens, and so do predictions. Without a grid, bags are sets instead.
 
         Args:
             tokens: number of tokens, or one number per bag.
-            device: where to put the grid.
+            device: device of the grid.
 
         Returns:
-            A grid of one bag for a number (layers use it for every bag of a batch), else of one bag per entry.
+            A grid of one bag for a number (layers use it for every bag of a batch), or of one bag per entry.
 
         Raises:
             TypeError: a number is not an integer.
@@ -196,7 +198,13 @@ class Grid:
         return max(height for _, height in self.shapes)
 
     def expand(self, batch: int) -> "Grid":
-        """The grid for ``batch`` bags: itself, or one bag's grid repeated.
+        """The grid for a number of bags.
+
+        Args:
+            batch: number of bags.
+
+        Returns:
+            The grid itself, or the grid of one bag repeated.
 
         Raises:
             ValueError: the grid already has another number of bags.
@@ -231,13 +239,13 @@ class Grid:
         """Lay tokens out as maps; a cell holds the mean of its tokens, an empty cell zeros.
 
         Args:
-            tokens: one vector per token; what padding holds is never looked at.
+            tokens: one vector per token; padding may hold anything.
 
         Shape:
             ``tokens`` [B, N, C].
 
         Returns:
-            The map [B, H, W, C] and the number of tokens in each cell [B, H, W]; of a full grid the map is a view of
+            The map [B, H, W, C] and the number of tokens in each cell [B, H, W]. On a full grid the map is a view of
             the tokens.
         """
         batch, count = self.mask.shape
@@ -249,13 +257,13 @@ class Grid:
         """The mean of the tokens in each cell, group by group of their channels; zeros in an empty cell.
 
         Args:
-            tokens: one vector per group and token; what padding holds is never looked at.
+            tokens: one vector per group and token; padding may hold anything.
 
         Shape:
             ``tokens`` [B, G, N, C].
 
         Returns:
-            [B, G, H * W, C], row by row of the map; of a full grid the tokens themselves.
+            [B, G, H * W, C], row by row of the map; on a full grid the tokens themselves.
 
         Example:
             >>> import torch
@@ -271,7 +279,7 @@ class Grid:
         groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
         real = widened(torch.where(self.mask[:, None, :, None], tokens, 0))
         first = (area + 1) * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
-        # Whole rows are added: of more than some ten channels, faster than a scatter of channels.
+        # Adding whole rows is faster than a scatter of channels, for more than about ten channels.
         total = real.new_zeros(batch * groups * (area + 1), channels).index_add(
             0, (first + self._flat_cells()[:, None]).flatten(), real.flatten(0, 2)
         )
@@ -291,15 +299,22 @@ class Grid:
         return count.scatter_add(1, self._flat_cells(), self.mask.to(count.dtype))[:, :area]
 
     def _flat_cells(self) -> Tensor:
-        """Every token's cell on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
+        """The cell of every token on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
         return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
 
 
 @operator("nearest_tissue")
 def _nearest(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor:
-    """The occupied cell nearest to every cell [B, H * W], in bags of (width, height), one after the other.
+    """Find the occupied cell nearest to every cell.
 
-    Bags without sides are full, and every cell is itself the nearest.
+    Args:
+        occupied: True for cells with tokens [B, H * W].
+        width: columns of the canvas.
+        height: rows of the canvas.
+        sides: width and height of every bag, one after the other; none if all bags are full.
+
+    Returns:
+        Flat indices [B, H * W].
     """
     nearest = torch.arange(width * height, device="cpu").repeat(len(occupied), 1)
     if sides:

@@ -15,8 +15,8 @@ from ._pytree import register_pytree
 class TokenSet:
     """A batch of bags without coordinates: which of their tokens are real.
 
-    Layers take it wherever they take a :class:`Grid`. Then their results do not depend on the order of the tokens, except
-    for rounding: results of a token move with the token, and results of a bag stay.
+    Layers take it wherever they take a :class:`Grid`. Then their results do not depend on the order of the tokens,
+    except for rounding: results of a token move with the token, and results of a bag stay.
 
     Args:
         mask: True where a token is real.

@@ -15,7 +15,7 @@ class GeneNetworkOutput(NamedTuple):
 
     Attributes:
         logits: [B, K].
-        features: each subspace's mean gene token [B, C].
+        features: mean gene token of each subspace [B, C].
     """
 
     logits: Tensor
@@ -26,11 +26,11 @@ class GeneNetwork(nn.Module):
     """Genes -> prediction: :class:`~disentangled_mil.SNNEncoder` and a head over its mean tokens.
 
     Args:
-        genes: number of genes of every subspace, in order.
+        genes: number of genes of every subspace, in the order of the subspaces.
         outputs: number of logits K.
         dim: token width C.
         gene_tokens: gene tokens T per subspace.
-        dropout: of the gene layers.
+        dropout: dropout probability of the gene layers.
 
     Shape:
         {subspace: [B, G]} -> logits [B, K].
@@ -63,6 +63,13 @@ class GeneNetwork(nn.Module):
         self.head = SubspaceHead(dim, outputs, subspaces)
 
     def forward(self, genes: Mapping[str, Tensor]) -> GeneNetworkOutput:
-        """Predict from genes."""
+        """Predict from genes.
+
+        Args:
+            genes: expression of every subspace.
+
+        Returns:
+            Logits and features.
+        """
         features = {name: tokens.mean(1) for name, tokens in self.genes(genes).items()}
         return GeneNetworkOutput(self.head(features).logits, features)

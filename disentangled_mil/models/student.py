@@ -25,12 +25,12 @@ class StudentBranchOutput(NamedTuple):
     """One magnification of the student.
 
     Attributes:
-        logits: [B, K].
-        subspace_logits: each prototype's share of the logits [B, K], under its subspace's name.
-        prototypes: [B, S, C], in the order of the subspaces.
-        centers: the token at the center of every prototype's cluster [B, S]; -1 where the bag has too few tokens
-            for so many clusters, and the prototype is the mean of them all.
-        assignment: the prototype of every token [B, N]; -1 for padding.
+        logits: prediction [B, K].
+        subspace_logits: share of each prototype in the logits [B, K], under the name of its subspace.
+        prototypes: prototypes [B, S, C], in the order of the subspaces.
+        centers: token at the center of the cluster of every prototype [B, S]. A bag with fewer than S tokens has -1
+            in the slots left over, whose prototype is the mean of all tokens.
+        assignment: prototype of every token [B, N]; -1 for padding.
         significance: weight of every token within its prototype [B, N].
         attention: lazy attention map.
     """
@@ -48,7 +48,7 @@ class StudentOutput(NamedTuple):
     """What :class:`Student` returns.
 
     Attributes:
-        logits: the gated prediction [B, K].
+        logits: gated prediction [B, K].
         branches: outputs by magnification.
         gate: share of each magnification in the prediction [B, M].
     """
@@ -62,10 +62,10 @@ class StudentBranch(nn.Module):
     """One magnification of the student, from its parts.
 
     Args:
-        patches: stored features and mask -> patch tokens.
-        attend: patch tokens -> patch tokens, each looking at the others.
-        aggregate: patch tokens -> one prototype per subspace.
-        head: prototypes -> logits.
+        patches: layer from stored features and mask to patch tokens.
+        attend: layer in which patch tokens attend to each other.
+        aggregate: layer from patch tokens to one prototype per subspace.
+        head: layer from prototypes to logits.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Student(nn.Module):
         features: width of the stored patch features.
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names; any number of them.
-        subspaces: names, in order; one prototype each.
-        neighbors: k of the density estimate of the clustering.
-        kind: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        magnifications: names of the magnifications; any number of them.
+        subspaces: names of the subspaces, in order; each has one prototype.
+        neighbors: number of neighbors k in the density estimate of the clustering.
+        kind: meaning of the logits: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
-        dropout: of patch tokens and attention weights.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        dropout: dropout probability of patch tokens and attention weights.
+        **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
 
     Shape:
         ``bags`` {magnification: Bag of B}.
@@ -158,7 +158,14 @@ class Student(nn.Module):
         self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
 
     def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
-        """Predict from bags at every magnification."""
+        """Predict from bags at every magnification.
+
+        Args:
+            bags: bags of the same samples, by magnification.
+
+        Returns:
+            Prediction, and the outputs of every magnification.
+        """
         check_names("bags", bags, self.magnifications)
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         gated = self.gate({name: branch.logits for name, branch in branches.items()})
@@ -168,15 +175,15 @@ class Student(nn.Module):
     def reorder(self, magnification: str, permutation: Tensor) -> None:
         """Give the prototypes of a magnification another order, and change no prediction.
 
-        What an optimizer remembers of the head stays where it is: for its next few steps that of other subspaces.
+        The state of an optimizer is not reordered: its moments belong to other subspaces for a few steps.
 
         Args:
-            magnification: whose prototypes.
-            permutation: which of today's prototypes each subspace takes over [S], e.g. of
+            magnification: name of the magnification.
+            permutation: index of the present prototype that each subspace takes over [S], for example from
                 :func:`~disentangled_mil.match_prototypes` over a whole training set.
 
         Raises:
-            ValueError: it is no permutation of the S subspaces.
+            ValueError: ``permutation`` is no permutation of the S subspaces.
         """
         if sorted(permutation.tolist()) != list(range(len(self.subspaces))):
             raise ValueError(f"permutation must order {len(self.subspaces)} subspaces, got {permutation.tolist()}")

@@ -23,8 +23,8 @@ class TeacherBranchOutput(NamedTuple):
     """One magnification of the teacher.
 
     Attributes:
-        logits: [B, K].
-        subspace_logits: each subspace's share of the logits [B, K].
+        logits: prediction [B, K].
+        subspace_logits: share of each subspace in the logits [B, K].
         features: subspace vectors X_s [B, C].
         attention: lazy attention map of each subspace.
     """
@@ -39,7 +39,7 @@ class TeacherOutput(NamedTuple):
     """What :class:`Teacher` returns.
 
     Attributes:
-        logits: the gated prediction [B, K].
+        logits: gated prediction [B, K].
         branches: outputs by magnification.
         gate: share of each magnification in the prediction [B, M].
     """
@@ -53,9 +53,9 @@ class TeacherBranch(nn.Module):
     """One magnification of the teacher, from its parts.
 
     Args:
-        patches: stored features and mask -> patch tokens.
-        fuse: patch tokens and gene tokens -> subspace vectors.
-        head: subspace vectors -> logits.
+        patches: layer from stored features and mask to patch tokens.
+        fuse: layer from patch tokens and gene tokens to subspace vectors.
+        head: layer from subspace vectors to logits.
     """
 
     def __init__(self, patches: PatchEncoder, fuse: DMSF, head: SubspaceHead) -> None:
@@ -75,20 +75,20 @@ class Teacher(nn.Module):
 
     Args:
         features: width of the stored patch features.
-        genes: number of genes of every subspace, in order.
+        genes: number of genes of every subspace, in the order of the subspaces.
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names; any number of them.
+        magnifications: names of the magnifications; any number of them.
         gene_tokens: gene tokens T per subspace.
-        kind: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        kind: meaning of the logits: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         query: query map of :class:`~disentangled_mil.DMSF`.
-        selection_query: query of its selection layer.
-        selection_heads: heads of its selection layer; they divide ``dim``.
-        dropout: of patch tokens and attention weights.
-        gene_dropout: of the gene layers.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`; ``keep_weights`` is True by default, for the
-            consistency loss.
+        selection_query: query of the selection layer.
+        selection_heads: heads of the selection layer; they divide ``dim``.
+        dropout: dropout probability of patch tokens and attention weights.
+        gene_dropout: dropout probability of the gene layers.
+        **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
+            ``keep_weights`` is True by default, for the consistency loss.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
@@ -149,7 +149,15 @@ class Teacher(nn.Module):
         self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
 
     def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:
-        """Predict from bags at every magnification and genes."""
+        """Predict from bags at every magnification and genes.
+
+        Args:
+            bags: bags of the same samples, by magnification.
+            genes: expression of every subspace.
+
+        Returns:
+            Prediction, and the outputs of every magnification.
+        """
         check_names("bags", bags, self.magnifications)
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class DeformableOptions(TypedDict, total=False):
-    """Options that are handed on to :class:`~disentangled_mil.DeformableCrossAttention`."""
+    """Options of :class:`~disentangled_mil.DeformableCrossAttention`, except ``dim`` and ``dropout``."""
 
     heads: int
     dim_head: int
@@ -35,12 +35,12 @@ class DeformableOptions(TypedDict, total=False):
 
 
 class DMSFOutput(NamedTuple):
-    """What :class:`DMSF` returns, each by subspace.
+    """What :class:`DMSF` returns, by subspace.
 
     Attributes:
-        features: the subspace vectors X_s [B, C].
+        features: subspace vectors X_s [B, C].
         tokens: histology tokens after the deformation layer [B, N, C].
-        attention: lazy attention maps of the deformation layer.
+        attention: lazy attention map of the deformation layer.
         selection: attention of every position over the gene tokens [B, N, T].
     """
 
@@ -58,17 +58,17 @@ class DMSF(nn.Module):
         M_s = G_s + DeformableCrossAttention(LN(G_s), LN(patches))      genes -> histology
         X_s = tanh(Linear(mean(M_s + MHA(LN(M_s), LN(genes_s)))))       histology -> genes
 
-    G_s is the query map: the subspace's mean gene token on every cell of the grid.
+    G_s is the query map: the mean gene token of the subspace on every cell of the grid.
 
     Args:
         dim: token width C.
-        subspaces: names, in order; any number of them.
-        query: ``"gene"`` lays the gene vector alone on every cell (the paper), so that all offsets and all
-            attention rows differ by their position only; ``"gene+patch"`` adds the patch of the cell.
-        selection_query: ``"separate"``: each subspace selects from its own map; ``"fused"``: all select from one
-            linear fusion of the maps.
-        selection_heads: heads of the selection layer.
-        dropout: of the attention weights of the deformation layer.
+        subspaces: names of the subspaces, in order; any number of them.
+        query: kind of the query map. ``"gene"`` lays the gene vector alone on every cell (the paper), so that all
+            offsets and all attention rows differ by their position only; ``"gene+patch"`` adds the patch of the cell.
+        selection_query: map from which genes are selected: its own for each subspace (``"separate"``), or one linear
+            fusion of all maps (``"fused"``).
+        selection_heads: heads of the selection layer; they divide ``dim``.
+        dropout: probability of dropping an attention weight of the deformation layer.
         **options: heads, dim_head, groups, downsample, kernel_size, offset_scale, positions, bias, max_keys,
             keep_weights and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
 
@@ -80,8 +80,9 @@ class DMSF(nn.Module):
         ValueError: names or shapes disagree, or an option is unknown.
 
     Source: eqs 1-5 of the paper.
-    Differs from the source: any number of subspaces; several gene tokens, so that the selection layer has
-    something to select; patch content in the query map by default; masks, holes and true coordinates.
+    Differs from the source: any number of subspaces; several gene tokens, among which the selection layer can
+    select; patch content in the query map by default; masks, holes and true coordinates; see also
+    :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Example:
         >>> import torch
@@ -129,8 +130,8 @@ class DMSF(nn.Module):
         Args:
             patches: patch tokens.
             genes: gene tokens of every subspace.
-            grid: where the patches lie, or a set of them; a set without padding by default.
-            mask: instead of a grid, True where a patch of a set is real [B, N].
+            grid: grid of the patches, or a set of them; a set without padding by default.
+            mask: True where a patch of a set is real [B, N], instead of a grid.
 
         Returns:
             Subspace vectors, tokens, attention maps and gene selection.

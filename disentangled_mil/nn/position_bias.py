@@ -11,11 +11,11 @@ from ..ops._network_biases import network_biases
 
 
 class ContinuousPositionBias(nn.Module):
-    """Attention bias of a relative displacement, for any resolution: ``MLP(sign(x) log(1 + |x|))``.
+    """Attention bias of a relative displacement, at any resolution: ``MLP(sign(x) log(1 + |x|))``.
 
     Args:
         hidden: width of the two hidden layers.
-        outputs: biases per displacement (heads that share one displacement).
+        outputs: number of biases per displacement, one for each head that shares it.
 
     Shape:
         [..., 2] displacements (x, y) of query minus key -> [..., outputs].
@@ -39,19 +39,32 @@ class ContinuousPositionBias(nn.Module):
         )
 
     def forward(self, displacement: Tensor) -> Tensor:
-        """Bias of each displacement."""
+        """Compute biases.
+
+        Args:
+            displacement: query position minus key position.
+
+        Returns:
+            One bias per displacement and output.
+        """
         return self.weights()(displacement)
 
     def weights(self) -> MLPBias:
-        """The network's weights, for :func:`~disentangled_mil.ops.biased_attention` to compute it exactly."""
+        """The weights of the network, with which attention computes the bias exactly."""
         first, _, second, _, third = self.mlp
         return MLPBias(first.weight, first.bias, second.weight, second.bias, third.weight, third.bias)  # type: ignore[arg-type]
 
     def table(self, resolution: int = 129) -> BiasTable:
-        """The network's values on ``resolution`` x ``resolution`` displacements in [-2, 2], to be interpolated.
+        """Tabulate the network over displacements in [-2, 2], which all positions in [-1, 1] can have.
 
-        The gradient of the table flows to the network, whose hidden layers are computed again for it. It cannot be
-        differentiated twice, nor in forward mode (NotImplementedError); ``BiasTable.of(network)`` can.
+        The gradient of the table flows to the network. Hidden layers are not kept for it but computed again. The table
+        cannot be differentiated twice, nor in forward mode (NotImplementedError); ``BiasTable.of(network)`` can.
+
+        Args:
+            resolution: nodes along each side.
+
+        Returns:
+            The table, which attention interpolates.
         """
         network = self.weights()
         return BiasTable.of(

@@ -1,4 +1,4 @@
-"""Where there is tissue under a sampling position."""
+"""Sampling where there is tissue."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,20 @@ from ..ops import Corners, bilinear_corners
 
 
 def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
-    """The occupied cells around each position, their weights made to sum to one.
+    """The occupied cells around each position, with weights that sum to one.
 
-    A position without tissue around it takes the occupied cell that is nearest to it.
+    A position without tissue around it takes the nearest occupied cell.
 
     Args:
-        grid: where the tokens lie.
+        grid: grid of the tokens.
         position: (x, y) in cells of the grid, inside of the canvas.
 
     Shape:
         ``position`` [B, G, J, 2].
 
     Returns:
-        Corners [B * G, J, 4], and the share of tissue under each position [B * G, J], in [0, 1]; 0 if it is less
-        than 1e-4. A bag without tokens has weights of zero.
+        Corners [B * G, J, 4], and the share of tissue under each position [B * G, J] in [0, 1]. Shares below 1e-4
+        count as 0. A bag without tokens has weights of zero.
 
     Example:
         >>> import torch
@@ -52,5 +52,5 @@ def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
     return Corners(cells, weight), torch.where(touches, share, 0)
 
 
-# With less tissue than this under it, a mean would be divided by nearly nothing.
+# A mean over less tissue than this would be divided by nearly nothing.
 _LEAST_TISSUE = 1e-4

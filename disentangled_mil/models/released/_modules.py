@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SUBSPACES = ("tumor", "tme")
-# Not stored, and only felt in training.
+# Not stored, and without effect on predictions.
 _GENE_DROPOUT = 0.25
 _RELEASED_EPS = 1e-6
 
@@ -35,19 +35,20 @@ class ReleasedTeacher(nn.Module):
         genes: number of genes of the two subspaces, "tumor" and "tme".
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names, from coarse to fine.
-        hidden: widths of the gene encoders' hidden layers.
+        magnifications: names of the magnifications, from coarse to fine.
+        hidden: widths of the hidden layers of the gene encoders.
         **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
-            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`; its other options are fixed.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
 
     Raises:
-        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
+            row.
 
     Source: the released implementation, as facts in its golden numbers.
-    Differs from the source: nothing that shows in a prediction.
+    Differs from the source: predictions are the same.
 
     Example:
         >>> import torch
@@ -109,7 +110,7 @@ class ReleasedTeacherBranch(nn.Module):
         features: width of the stored patch features.
         outputs: number of logits K.
         dim: token width C.
-        **options: of :class:`~disentangled_mil.DeformableCrossAttention`.
+        **options: options of :class:`~disentangled_mil.DeformableCrossAttention`.
     """
 
     def __init__(self, features: int, outputs: int, dim: int, **options: "Unpack[DeformableOptions]") -> None:
@@ -143,7 +144,7 @@ class ReleasedTeacherBranch(nn.Module):
 
 
 class ReleasedSelection(nn.Module):
-    """Attention from a map to gene tokens, then one vector: one LayerNorm for all three places.
+    """Attention from a map to gene tokens, then one vector; one LayerNorm serves in all three places.
 
     ::
 
@@ -151,7 +152,7 @@ class ReleasedSelection(nn.Module):
 
     Args:
         dim: token width C.
-        heads: attention heads; not stored, and without effect where there is one gene token.
+        heads: attention heads; not stored, and without effect for one gene token.
 
     Shape:
         ``query`` [B, N, C], ``genes`` [B, T, C] -> [B, C].
@@ -177,20 +178,21 @@ class ReleasedStudent(nn.Module):
         features: width of the stored patch features.
         outputs: number of logits K.
         dim: token width C.
-        magnifications: names, from coarse to fine.
+        magnifications: names of the magnifications, from coarse to fine.
         **options: heads, dim_head, groups, downsample, kernel_size, offset_scale (``downsample`` by default), dropout
-            and backend of :class:`~disentangled_mil.DeformableCrossAttention`.
+            and backend of :class:`~disentangled_mil.DeformableCrossAttention`; its other options are fixed.
 
     Shape:
         ``bags`` {magnification: Bag of B}.
 
     Raises:
-        ValueError: names or shapes disagree, an option is out of range, or a bag does not fill a square row by row.
+        ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
+            row.
 
     Source: the released implementation, as facts in its golden numbers.
     Differs from the source: two prototypes for any number of patches (theirs: a share of the 2,500 patches);
-    deterministic clusters where scores tie. As in the source the first prototype, called "tumor", is merely
-    the one with the larger peak score.
+    deterministic clusters where scores tie. As in the source, the first prototype, called "tumor", is the one with
+    the larger peak score.
 
     Example:
         >>> import torch
@@ -236,7 +238,7 @@ class ReleasedStudent(nn.Module):
 
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:
-    """The released layer; its offsets reach as many coarse cells as there are cells in one, which is not stored."""
+    """The released layer, whose offsets reach ``downsample`` coarse cells, which is not stored."""
     fixed: DeformableOptions = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
     given: dict[str, object] = {**fixed, **options}
     for name, value in fixed.items():
@@ -265,7 +267,7 @@ def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _check_squares(bags: Mapping[str, Bag], magnifications: Sequence[str]) -> None:
-    """Check that every bag fills a square: the released positions mean nothing elsewhere."""
+    """Check that every bag fills a square: the released positions are right for no other."""
     check_names("bags", bags, magnifications)
     for name in magnifications:
         grid = bags[name].grid

@@ -15,14 +15,13 @@ from ._modules import ReleasedStudent, ReleasedTeacher
 def load_released(path: str | PathLike[str]) -> ReleasedTeacher | ReleasedStudent:
     """Read a released checkpoint, teacher or student, from a file of ``torch.save``.
 
-    Only tensors are unpickled, onto the CPU; the ``module.`` that parallel wrappers put before every name is
-    dropped.
+    Only tensors are unpickled, onto the CPU. The prefix ``module.`` of parallel wrappers is dropped.
 
     Args:
-        path: a file that holds one mapping of parameter names to tensors.
+        path: file that holds one mapping of parameter names to tensors.
 
     Returns:
-        What :func:`released_teacher` or :func:`released_student` makes of it.
+        The model, as from :func:`released_teacher` or :func:`released_student`.
 
     Raises:
         TypeError: the file holds something else.
@@ -42,10 +41,10 @@ def load_released(path: str | PathLike[str]) -> ReleasedTeacher | ReleasedStuden
 
 
 def released_teacher(state_dict: Mapping[str, Tensor]) -> ReleasedTeacher:
-    """The teacher whose parameters these are, in evaluation mode, on the CPU, in the default floating type.
+    """Make a teacher of released parameters, in evaluation mode, on the CPU, in the default floating type.
 
-    All sizes and the magnifications are read from the names and shapes. Accepted and left out, because no
-    prediction needs them: ``classifier``, ``output_range`` and ``output_shift`` of the ``omic_net_*``.
+    All sizes and the magnifications are read from the names and shapes. The parameters ``classifier``,
+    ``output_range`` and ``output_shift`` of the ``omic_net_*`` are left out, because no prediction needs them.
 
     Args:
         state_dict: parameters under their released names.
@@ -94,10 +93,10 @@ def released_teacher(state_dict: Mapping[str, Tensor]) -> ReleasedTeacher:
 
 
 def released_student(state_dict: Mapping[str, Tensor]) -> ReleasedStudent:
-    """The student whose parameters these are, in evaluation mode, on the CPU, in the default floating type.
+    """Make a student of released parameters, in evaluation mode, on the CPU, in the default floating type.
 
-    All sizes and the magnifications are read from the names and shapes. Accepted and left out, because no
-    prediction needs them: ``student*_net.norm.*``, ``student*_net.pooler1.*``.
+    All sizes and the magnifications are read from the names and shapes. The parameters ``student*_net.norm.*`` and
+    ``student*_net.pooler1.*`` are left out, because no prediction needs them.
 
     Args:
         state_dict: parameters under their released names.
@@ -193,7 +192,7 @@ def _magnifications(names: Iterable[str], stage: str) -> dict[str, str]:
 
 
 def _branches(state: Mapping[str, Tensor], stage: str) -> dict[str, str]:
-    """The branches of a stage, of which there must be one."""
+    """The branches of a stage; at least one must be there."""
     branches = _magnifications(state, stage)
     if not branches:
         raise ValueError(f"state_dict must hold parameters {stage}<magnification>_net.*, got {_some(state)}")
