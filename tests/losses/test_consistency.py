@@ -259,3 +259,11 @@ def test_losses_compile_as_one_graph(generator):
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(a, b), both(a, b))
+
+
+def test_maps_of_sets_are_refused():
+    layer, tokens = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2), torch.randn(2, 9, 8)
+    on_sets, on_squares = layer(tokens, tokens).attention, layer(tokens, tokens, Grid.square(9)).attention
+    for maps in ([on_sets, on_sets], [on_sets, on_squares], [on_squares, on_sets]):
+        with pytest.raises(ValueError, match="leave the consistency loss out, or lay bags out by"):
+            inter_magnification_consistency(*maps)
