@@ -184,6 +184,19 @@ def test_repeated_tokens_change_nothing_about_that(name: str, counts: list[int],
 
 
 @every_module
+@pytest.mark.parametrize("copies", [5, 7])
+def test_many_copies_of_several_tokens_are_clustered_alike_in_any_order(name: str, copies: int) -> None:
+    """The copies are the nearest neighbors of each other, so that all tokens are equally dense."""
+    case = make(name)
+    tokens = draw(5, [4])[0].repeat(1, copies, 1)
+    mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    found = case.call(case.module, tokens, mask)
+    for seed in range(5):
+        other = case.call(case.module, permuted(tokens, orders(seed, *mask.shape)), mask)
+        assert_close(other.staying, found.staying)
+
+
+@every_module
 @given(counts=sizes, seed=st.integers(0, 10**6), filling=st.sampled_from([torch.nan, torch.inf, 7.0]))
 @settings(max_examples=10)
 def test_a_bag_alone_equals_itself_in_a_batch(name: str, counts: list[int], seed: int, filling: float) -> None:

@@ -46,8 +46,8 @@ class DeformableCrossAttention(nn.Module):
     for large bags: their reference points lie further apart, and those without tissue are left out. The default
     leaves bags of up to 16,000 tokens as they are, also where tissue fills only a third of their rectangle.
 
-    Without grids, bags are sets. Then context tokens themselves are the keys, there are no offsets and no position bias,
-    and a bag's results do not depend on the order of its tokens: ``out = softmax(Q K^T / sqrt(d)) V``.
+    Without grids, bags are sets. Then the keys are context tokens, without offsets and without a position bias:
+    ``out = softmax(Q K^T / sqrt(d)) V``. The results do not depend on the order of the tokens.
 
     Args:
         dim: token width C.
@@ -65,8 +65,8 @@ class DeformableCrossAttention(nn.Module):
             at most :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`; ``"exact"`` evaluates
             the network for every query and key, which takes several times longer.
         max_keys: largest number of reference points over tissue, or None for any number. A bag changes only if its
-            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points. A set of
-            more tokens has this many of them as keys, spread over its content.
+            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points. A set
+            of more tokens has this many of them as keys.
         keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
             ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..ops import content_order
+
 
 class SetKeys(NamedTuple):
     """The tokens of a set that are keys.
@@ -23,10 +25,9 @@ class SetKeys(NamedTuple):
 def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     """Choose the keys of every bag: all tokens of a bag of at most ``most``, else a sample spread over its content.
 
-    The sample is systematic: tokens are ranked by their projection on one fixed direction, and every (n / most)-th rank
-    is taken. Keys are then as dense as the tokens they come from, so that an average over keys is close to that over
-    tokens. The direction is generic: different tokens have different projections, and equal tokens are interchangeable.
-    The choice itself has no gradient.
+    The sample is systematic: it takes every (n / most)-th token in the order of
+    :func:`~disentangled_mil.ops.content_order`. Keys are then as dense as the tokens they come from, so that an average
+    over keys is close to that over tokens. The choice itself has no gradient.
 
     Args:
         tokens: finite context tokens; padding may hold anything.
@@ -49,13 +50,10 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     tokens = torch.where(mask[..., None], tokens, 0)
     if most is None or tokens.shape[1] <= most:
         return SetKeys(tokens, None, mask)
-    channel = torch.arange(1, tokens.shape[2] + 1, dtype=torch.float64, device=tokens.device)
-    projection = tokens.detach().double() @ channel.sin()
-    order = projection.masked_fill(~mask, torch.inf).argsort(1)  # [B, N]
     count = mask.sum(1, keepdim=True)
     rank = torch.arange(most, device=tokens.device)[None]
     own = rank < count
     # The middles of ``most`` strata of equal size, in a bag with more tokens than that.
     rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
-    chosen = order.gather(1, rank)
+    chosen = content_order(tokens, mask).gather(1, rank)
     return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)

@@ -2,6 +2,7 @@
 
 from .attention_overlap import attention_overlap
 from .biased_attention import AttentionOutput, AttentionScores, biased_attention
+from .content_order import content_order
 from .density_peaks import DensityPeaks, density_peaks
 from .position_bias import BiasTable, MLPBias
 from .sampling import Corners, bilinear_corners, bilinear_sample, bilinear_spread
@@ -20,6 +21,7 @@ __all__ = [
     "bilinear_corners",
     "bilinear_sample",
     "bilinear_spread",
+    "content_order",
     "density_peaks",
     "depthwise_windows",
     "segment_mean",

@@ -71,15 +71,15 @@ def predict_slides(
         for sample in samples:
             bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
             for name, bag in bags.items():
-                if isinstance(bag.grid, TokenSet) and name not in description["cohort"]["sets"]:
-                    raise ValueError(
-                        f"{sample.bags[name].paths[0]}: must have coordinates, "  # type: ignore[union-attr]
-                        "as in training, got none"
-                    )
                 if bag.patches.shape[2] != width:
                     raise ValueError(
                         f"{sample.bags[name].paths[0]}: must have {width} features per patch, "  # type: ignore[union-attr]
                         f"as in training, got {bag.patches.shape[2]}"
+                    )
+                if isinstance(bag.grid, TokenSet) and name not in description["cohort"]["sets"]:
+                    raise ValueError(
+                        f"{sample.bags[name].paths[0]}: must have coordinates, "  # type: ignore[union-attr]
+                        "as in training, got none"
                     )
             logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])

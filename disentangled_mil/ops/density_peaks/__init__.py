@@ -11,11 +11,13 @@ from ..._checks import check_choice, check_count, check_floating, check_mask, ch
 from ..._operators import operator
 from ..._precision import wide_dtype
 from .._triton_runtime import available, load
+from ..content_order import content_order
 from . import _reference, _streaming
 
 __all__ = ["DensityPeaks", "density_peaks"]
 
 _TILE_PAIRS = 2**20
+_ROUNDINGS = 64  # of the spread of the tokens; those that are closer are copies
 BACKENDS = ("auto", "reference", "streaming", "triton")
 _LARGEST_DENSE_BAG = 128  # up to here one dense matrix beats screening (measured on a CPU)
 
@@ -43,8 +45,8 @@ def density_peaks(
 
     The nearest neighbors include the token itself; the densest token has the largest distance of the bag as
     its :math:`\xi`. The best scores are the centers, every token joins its nearest center and a center joins
-    itself. Ties go to the lower index, so the same tokens always give the same clusters, repeated tokens
-    included. Nothing is differentiable. Padding is taken out first: it may hold anything, NaN too.
+    itself. Ties go to the token that is first in `content_order`, so that clusters do not depend on the order of
+    the tokens. Nothing is differentiable. Padding is taken out first: it may hold anything, NaN too.
 
     Args:
         tokens: Finite tokens. Half precisions are computed in float32.
@@ -74,7 +76,7 @@ def density_peaks(
         Rodriguez & Laio, Science 2014; Zeng et al., CVPR 2022; equations 8-11 of the paper.
 
     Differs from the source:
-        Log-densities instead of densities, which underflow; ties are broken by index instead of by random
+        Log-densities instead of densities, which underflow; ties are broken by content instead of by random
         noise; an absolute number of clusters instead of a share of the tokens.
 
     Example:
@@ -104,9 +106,10 @@ def _density_peaks(
         backend = _fastest(tokens)
     assignment, centers, score = _empty(tokens, mask, clusters, neighbors, backend)
     with torch.autocast(tokens.device.type, enabled=False):
-        for bag in range(len(tokens)):
-            real = mask[bag].nonzero().squeeze(1)  # [n]
-            if len(real):
+        order = content_order(tokens, mask)
+        for bag, count in enumerate(mask.sum(1).tolist()):
+            real = order[bag, :count]
+            if count:
                 cluster, center, peak = _cluster(tokens[bag, real].to(score.dtype), clusters, neighbors, backend)
                 assignment[bag, real] = cluster
                 centers[bag, : len(center)] = real[center]
@@ -144,7 +147,9 @@ def _cluster(tokens: Tensor, clusters: int, neighbors: int, backend: str) -> tup
     unit = math.sqrt(tokens.shape[1])
 
     nearest = distances.nearest(min(neighbors, len(tokens))) / unit  # [n, k]
-    log_density = -nearest.square().mean(1)  # [n]
+    # Copies that differ by rounding only are equally dense.
+    rounding = _ROUNDINGS * torch.finfo(tokens.dtype).eps * (tokens.amax(0) - tokens.amin(0)).max()
+    log_density = -nearest.where(nearest > rounding, 0).square().mean(1)  # [n]
     falling = log_density.argsort(descending=True, stable=True)  # [n]
     rank = torch.empty_like(falling).scatter_(0, falling, torch.arange(len(tokens), device=tokens.device))  # [n]
     score = log_density + (distances.gap(rank) / unit).log()  # [n]
