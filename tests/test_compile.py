@@ -214,8 +214,8 @@ def test_exported_student_predicts_other_slides_of_other_length_and_elsewhere_as
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
-@pytest.mark.parametrize(("cap", "count"), [(1000, 2), (6, 2), (16, 3)], ids=["all below", "all above", "both"])
-def test_many_slides_of_any_shape_need_two_graphs_on_each_side_of_the_cap(cap: int, count: int) -> None:
+@pytest.mark.parametrize(("cap", "count"), [(1000, 2), (16, 3)], ids=["below the cap", "on both sides of it"])
+def test_many_slides_of_any_shape_need_two_graphs_and_one_more_above_the_cap(cap: int, count: int) -> None:
     layer = DeformableCrossAttention(16, max_keys=cap, **SMALL).eval()
     graphs = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
@@ -226,7 +226,7 @@ def test_many_slides_of_any_shape_need_two_graphs_on_each_side_of_the_cap(cap: i
         grid = Grid.from_coords(coords.expand(2, -1, -1), step=1)
         patches = tokens(size, count=size)
         torch.testing.assert_close(compiled(patches, patches, grid).tokens, layer(patches, patches, grid).tokens)
-    assert graphs.frame_count <= count
+    assert graphs.frame_count == count
 
 
 @pytest.mark.parametrize("training", [False, True])

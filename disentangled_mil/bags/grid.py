@@ -277,13 +277,13 @@ class Grid:
         if self.full:
             return tokens
         groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
-        real = widened(torch.where(self.mask[:, None, :, None], tokens, 0))
-        first = (area + 1) * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
+        real = widened(tokens)
+        first = area * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
+        behind = batch * groups * area  # one more row, to which padding goes
+        row = torch.where(self.mask[:, None], first + self._flat_cells()[:, None], behind)
         # Adding whole rows is faster than a scatter of channels, for more than about ten channels.
-        total = real.new_zeros(batch * groups * (area + 1), channels).index_add(
-            0, (first + self._flat_cells()[:, None]).flatten(), real.flatten(0, 2)
-        )
-        total = total.view(batch, groups, area + 1, channels)[:, :, :area]
+        total = real.new_zeros(behind + 1, channels).index_add_(0, row.flatten(), real.flatten(0, 2))
+        total = total[:behind].view(batch, groups, area, channels)
         return (total / self.count[:, None, :, None].clamp(min=1)).to(tokens.dtype)
 
     def _is_full(self) -> bool:

@@ -88,8 +88,9 @@ class PatchEncoder(nn.Module):
         check_floating("patches", patches)
         if mask is not None:
             check_mask("mask", mask, "B N", sizes)
-        standard = (patches.to(self.mean.dtype) - self.mean) / self.std
+        # In place: a copy of wide features costs as much as their projection.
+        standard = (patches.to(self.mean.dtype) - self.mean).div_(self.std)
         if mask is not None:
-            standard = torch.where(mask[..., None], standard, 0)
+            standard.masked_fill_(~mask[..., None], 0)
         tokens: Tensor = self.project(standard.to(weight_dtype(self.project)))
         return tokens

@@ -323,6 +323,18 @@ def test_maps_of_other_places_overlap_by_their_mass_on_a_common_grid(
     torch.testing.assert_close(low.overlap(high, resolution), coarse @ fine.T)
 
 
+@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize(("side", "by_entries"), [(8, True), (10, False)], ids=["16 keys", "25 keys"])
+def test_full_maps_are_compared_entry_by_entry_only_while_they_are_small(
+    side: int, by_entries: bool, keep_weights: bool
+) -> None:
+    low, high = (square_maps(seed, side, keep_weights=keep_weights) for seed in (0, 1))  # at most 4 D = 16 keys
+    assert low.resolution_with(high) == (None if by_entries else 16)
+    maps = (m.weights() if by_entries else m.common_grid(16) for m in (low, high))
+    first, second = (m.flatten(1) for m in maps)
+    torch.testing.assert_close(low.overlap(high), first @ second.T)
+
+
 def test_overlap_refuses_other_bags_and_heads() -> None:
     maps = square_maps(0, 4)
     other = replace(
