@@ -181,6 +181,21 @@ def slides(seed: int, count: int) -> dict[str, Bag]:
     return {"20x": collate_bags(bags)}
 
 
+@pytest.mark.parametrize("most", [8, 100], ids=["some tokens are keys", "all tokens are keys"])
+def test_exported_student_predicts_other_sets_of_other_length_as_the_module_does(most: int) -> None:
+    torch.manual_seed(0)
+    student = Student(10, 3, dim=16, magnifications=("20x",), max_keys=most, **SMALL).eval()
+    made_for, other = ({"20x": Bag(tokens(seed, count=count, width=10))} for seed, count in ((0, 20), (1, 27)))
+    patches = torch.export.Dim("patches", min=9, max=99)
+    dynamic = torch.export.ShapesCollection()
+    for tensor in (made_for["20x"].patches, made_for["20x"].mask):
+        dynamic[tensor] = {1: patches}
+    with torch.no_grad():
+        program = torch.export.export(Logits(student), (made_for,), dynamic_shapes=dynamic)
+        for bags in (made_for, other):
+            torch.testing.assert_close(program.module()(bags), student(bags).logits)
+
+
 LOAD = """
 import sys, torch, disentangled_mil
 program = torch.export.load(sys.argv[1]).module()

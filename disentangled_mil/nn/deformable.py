@@ -227,14 +227,13 @@ class DeformableCrossAttention(nn.Module):
         keys = set_keys(context, context_mask, self.max_keys)
         tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
         k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
-        # Without a bias, positions are not looked at.
-        nowhere = q.new_zeros(len(q), max(q.shape[2], k.shape[2]), 2)
+        # Without a bias, positions do not matter.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
             self._heads(q),
             self._heads(k),
-            nowhere[:, : q.shape[2]],
-            nowhere[:, None, : k.shape[2]],
+            q.new_zeros(len(q), q.shape[2], 2),
+            q.new_zeros(len(q), 1, k.shape[2], 2),
             key_logit=logit[:, None],
             query_mask=query_mask,
         )
