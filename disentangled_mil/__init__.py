@@ -1,6 +1,6 @@
 """Disentangled multi-modal learning of histology and transcriptomics: composable layers for MIL."""
 
-from .bags import Bag, Grid, collate_bags
+from .bags import Bag, Grid, TokenSet, collate_bags
 from .losses import (
     DistillationLoss,
     DistillationTargets,
@@ -21,6 +21,7 @@ from .nn import (
     GeneSelection,
     MagnificationGate,
     PatchEncoder,
+    SetAttention,
     SNNEncoder,
     SubspaceHead,
 )
@@ -49,11 +50,13 @@ __all__ = [
     "MagnificationGate",
     "PatchEncoder",
     "SNNEncoder",
+    "SetAttention",
     "Student",
     "SubspaceDistillation",
     "SubspaceHead",
     "SurvivalTarget",
     "Teacher",
+    "TokenSet",
     "batch_similarity_consistency",
     "collate_bags",
     "discrete_time_nll",

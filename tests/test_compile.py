@@ -89,8 +89,9 @@ def test_deformable_attention_is_one_graph(grid: str, backend: str, bias: str) -
     assert_compiles(layer, lambda x, y: layer(x, y, GRIDS[grid]), tokens(), tokens(1))
 
 
-def test_deformable_attention_without_a_grid_is_one_graph() -> None:
-    layer = DeformableCrossAttention(16, **SMALL).eval()
+@pytest.mark.parametrize("most", [10, 36], ids=["some tokens are keys", "all tokens are keys"])
+def test_deformable_attention_in_sets_is_one_graph(most: int) -> None:
+    layer = DeformableCrossAttention(16, max_keys=most, **SMALL).eval()
     assert_compiles(layer, layer, tokens(), tokens(1))
 
 
@@ -107,13 +108,14 @@ def test_deformable_attention_compiles_in_training_mode() -> None:
     assert all(p.grad.isfinite().all() for p in layer.parameters())
 
 
-def test_a_mask_alone_needs_a_grid_that_is_built_before() -> None:
-    layer, mask = DeformableCrossAttention(16, **SMALL), GRIDS["unequal"].mask
-    compiled = torch.compile(lambda x, m: layer(x, x, mask=m).tokens, fullgraph=True, backend="eager")
+def test_a_grid_is_built_before_and_a_set_anywhere() -> None:
+    layer, mask = DeformableCrossAttention(16, **SMALL).eval(), GRIDS["unequal"].mask
+    compiled = torch.compile(lambda x, m: layer(x, x, Grid.from_mask(m)).tokens, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="build the grid outside of a compiled region"):
         compiled(tokens(), mask)
     cells, shapes = GRIDS["unequal"].cells, GRIDS["unequal"].shapes
-    assert_compiles(layer.eval(), lambda x, c, m: layer(x, x, Grid(c, m, shapes)), tokens(), cells, mask)
+    assert_compiles(layer, lambda x, c, m: layer(x, x, Grid(c, m, shapes)), tokens(), cells, mask)
+    assert_compiles(layer, lambda x, m: layer(x, x, mask=m), tokens(), mask)
 
 
 @pytest.mark.parametrize(("selection_query", "grid"), [("separate", GRIDS["holes"]), ("fused", None)])
@@ -177,6 +179,21 @@ def slides(seed: int, count: int) -> dict[str, Bag]:
         coords = torch.stack([cells[:tissue] % width, cells[:tissue] // width], dim=-1)
         bags.append(Bag.from_slide(torch.randn(tissue, 10, generator=source), coords, step=1))
     return {"20x": collate_bags(bags)}
+
+
+@pytest.mark.parametrize("most", [8, 100], ids=["some tokens are keys", "all tokens are keys"])
+def test_exported_student_predicts_other_sets_of_other_length_as_the_module_does(most: int) -> None:
+    torch.manual_seed(0)
+    student = Student(10, 3, dim=16, magnifications=("20x",), max_keys=most, **SMALL).eval()
+    made_for, other = ({"20x": Bag(tokens(seed, count=count, width=10))} for seed, count in ((0, 20), (1, 27)))
+    patches = torch.export.Dim("patches", min=9, max=99)
+    dynamic = torch.export.ShapesCollection()
+    for tensor in (made_for["20x"].patches, made_for["20x"].mask):
+        dynamic[tensor] = {1: patches}
+    with torch.no_grad():
+        program = torch.export.export(Logits(student), (made_for,), dynamic_shapes=dynamic)
+        for bags in (made_for, other):
+            torch.testing.assert_close(program.module()(bags), student(bags).logits)
 
 
 LOAD = """

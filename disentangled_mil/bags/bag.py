@@ -1,7 +1,8 @@
-"""Slides as layers take them: patch features and their grid, one or several as a batch."""
+"""Slides as layers take them: patch features, and their grid or none; one or several as a batch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,15 +10,20 @@ from torch import Tensor
 from .._checks import check_shape
 from ._pytree import register_pytree
 from .grid import Grid
+from .token_set import TokenSet
 
 
 @dataclass(frozen=True, eq=False)
 class Bag:
-    """A batch of bags: patch features and the grid on which they lie. A single slide is a batch of one.
+    """A batch of bags: patch features, and the grid on which they lie if they have coordinates.
+
+    A single slide is a batch of one. Bags without coordinates are sets: no model's prediction depends on the order of
+    their patches.
 
     Args:
         patches: patch features, in any floating-point type (stored features are often float16).
-        grid: grid of the patches, which also says which of them are real.
+        grid: grid of the patches, which also says which of them are real, or a :class:`TokenSet`; by default a set
+            without padding.
 
     Shape:
         ``patches`` [B, N, C].
@@ -35,15 +41,19 @@ class Bag:
     """
 
     patches: Tensor
-    grid: Grid
+    grid: Grid | TokenSet = field(default=cast(TokenSet, None))
 
     def __post_init__(self) -> None:
+        if self.grid is None:
+            sizes = check_shape("patches", self.patches, "B N C")
+            mask = torch.ones(sizes["B"], sizes["N"], dtype=torch.bool, device=self.patches.device)
+            object.__setattr__(self, "grid", TokenSet(mask))
         batch, tokens = self.grid.mask.shape
         check_shape("patches", self.patches, "B N C", {"B": batch, "N": tokens})
 
     @classmethod
     def from_slide(cls, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> "Bag":
-        """Make a batch of one slide, laid out by its coordinates, or on a square without coordinates.
+        """Make a batch of one slide, laid out by its coordinates, or a set without coordinates.
 
         Args:
             features: patch features.
@@ -63,7 +73,7 @@ class Bag:
         if count == 0:
             raise ValueError("features must hold at least one patch, got none")
         if coords is None:
-            return cls(features[None], Grid.square(count, device=features.device))
+            return cls(features[None])
         check_shape("coords", coords, "N 2", {"N": count})
         return cls(features[None], Grid.from_coords(coords, step=step).to(features.device))
 
@@ -84,14 +94,14 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
     """Put bags of unequal length into one batch, padded to the longest.
 
     Args:
-        bags: bags of one feature width, at least one.
+        bags: bags of one feature width, at least one; all with coordinates or all without.
 
     Returns:
         The batch, in order. Padding is zero and masked out, and no layer reads it.
 
     Raises:
         TypeError: a value is no bag.
-        ValueError: there is no bag, or feature widths differ.
+        ValueError: there is no bag, feature widths differ, or only some of the bags have coordinates.
 
     Example:
         >>> import torch
@@ -108,16 +118,24 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
     widths = sorted({bag.patches.shape[2] for bag in bags})
     if len(widths) > 1:
         raise ValueError(f"bags must have one feature width, got {widths}")
+    sets = [isinstance(bag.grid, TokenSet) for bag in bags]
+    if len(set(sets)) > 1:
+        raise ValueError(
+            f"bags must all have coordinates or all have none, got bags[{sets.index(False)}] with coordinates and "
+            f"bags[{sets.index(True)}] without; Bag(bag.patches, TokenSet(bag.mask)) leaves a bag's coordinates out"
+        )
     longest = max(bag.patches.shape[1] for bag in bags)
 
     def pad(tensors: list[Tensor]) -> Tensor:
         padded = [torch.nn.functional.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1])) for t in tensors]
         return torch.cat(padded)
 
-    cells = pad([bag.grid.cells for bag in bags])
-    mask = pad([bag.grid.mask for bag in bags])
-    shapes = tuple(shape for bag in bags for shape in bag.grid.shapes)
-    return Bag(pad([bag.patches for bag in bags]), Grid(cells, mask, shapes))
+    patches, mask = pad([bag.patches for bag in bags]), pad([bag.mask for bag in bags])
+    grids = [bag.grid for bag in bags if isinstance(bag.grid, Grid)]
+    if not grids:
+        return Bag(patches, TokenSet(mask))
+    shapes = tuple(shape for grid in grids for shape in grid.shapes)
+    return Bag(patches, Grid(pad([grid.cells for grid in grids]), mask, shapes))
 
 
 register_pytree(Bag, ("patches", "grid"))

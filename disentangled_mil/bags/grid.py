@@ -1,6 +1,6 @@
 """Where the tokens of a slide lie."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from typing import cast
@@ -9,10 +9,11 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from .._checks import check_count, check_mask, check_shape
+from .._checks import check_mask, check_shape
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
+from ._counts import mask_of
 from ._pytree import register_pytree
 
 
@@ -169,7 +170,9 @@ class Grid:
 
     @classmethod
     def square(cls, tokens: int | Sequence[int], *, device: torch.device | str | None = None) -> "Grid":
-        """Lay tokens out in order, row by row, on a near-square.
+        """Lay tokens out in order, row by row, on a near-square, as the paper does without coordinates.
+
+        Positions then follow the order of the tokens, and so do predictions. Without a grid, bags are sets instead.
 
         Args:
             tokens: number of tokens, or one number per bag.
@@ -182,13 +185,7 @@ class Grid:
             TypeError: a number is not an integer.
             ValueError: a number is not positive.
         """
-        counts = list(tokens) if isinstance(tokens, Iterable) else [tokens]
-        if not counts:
-            raise ValueError("tokens must hold the number of tokens of at least one bag, got none")
-        for count in counts:
-            check_count("tokens", count)
-        mask = torch.arange(max(counts), device=device) < torch.tensor(counts, device=device)[:, None]
-        return cls._squares(mask, counts)
+        return cls._squares(*mask_of(tokens, device))
 
     @property
     def width(self) -> int:
@@ -304,33 +301,6 @@ class Grid:
     def _flat_cells(self) -> Tensor:
         """The cell of every token on the flattened canvas [B, N]; padding lies on a cell behind the last one."""
         return torch.where(self.mask, self.cells[..., 1] * self.width + self.cells[..., 0], self.width * self.height)
-
-
-def grid_for(tokens: Tensor, grid: Grid | None, mask: Tensor | None, name: str = "grid") -> Grid:
-    """The grid of a batch of tokens.
-
-    Args:
-        tokens: tokens [B, N, C].
-        grid: grid of the tokens.
-        mask: True for real tokens [B, N], laid out on a square, instead of a grid. Without both, all are real.
-        name: name of the grid in errors.
-
-    Returns:
-        A grid of B bags.
-    """
-    batch, count, _ = tokens.shape
-    if grid is not None and mask is not None:
-        raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")
-    if grid is None:
-        if mask is None:
-            return Grid.square(count, device=tokens.device).expand(batch)
-        check_mask("mask", mask, "B N", {"B": batch, "N": count})
-        return Grid.from_mask(mask)
-    if not isinstance(grid, Grid):
-        raise TypeError(f"{name} must be a Grid (Grid.from_coords makes one of coordinates), got {type(grid).__name__}")
-    grid = grid.expand(batch)
-    check_shape(f"{name}.mask", grid.mask, "B N", {"B": batch, "N": count})
-    return grid
 
 
 @operator("nearest_tissue")

@@ -26,11 +26,12 @@ class StoredBag:
     """A bag that stays in its files until it is needed.
 
     Args:
-        paths: one slide, which keeps its coordinates; or several, merged into one bag without coordinates.
+        paths: one slide, or several, which are merged into one bag without coordinates.
         transform: ``"none"``, or ``"log"`` for features that are probabilities: log(x + 1e-6) in float32.
         drop_augmented: leave augmented patches out.
         step: side of a grid cell in the unit of the coordinates; by default from the file, see
             :func:`~.hdf5.read_bag`.
+        as_set: whether coordinates of a single slide are left out too.
 
     Raises:
         ValueError: there is no path, the transform is unknown, or the step is not positive and finite.
@@ -51,6 +52,7 @@ class StoredBag:
     transform: str = "none"
     drop_augmented: bool = False
     step: float | None = None
+    as_set: bool = False
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -67,7 +69,7 @@ class StoredBag:
             ValueError: :func:`~.hdf5.read_bag` refuses a file, or a feature whose log is wanted is
                 negative.
         """
-        if len(self.paths) == 1:
+        if len(self.paths) == 1 and not self.as_set:
             bag = read_bag(self.paths[0], drop_augmented=self.drop_augmented, step=self.step)
         else:
             bag = merge_slides(self.paths, drop_augmented=self.drop_augmented)

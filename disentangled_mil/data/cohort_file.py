@@ -282,14 +282,14 @@ def _samples(folder: Path, section: _Section, slides: Mapping[str, list[str]]) -
     def sample(name: str, patient: str, names: list[str]) -> Sample:
         bags = {
             magnification: StoredBag(
-                tuple(f / f"{n}.h5" for n in names), transform, drop_augmented, steps[magnification]
+                tuple(f / f"{n}.h5" for n in names), transform, drop_augmented, steps[magnification], unit == "patient"
             )
             for magnification, f in folders.items()
         }
         return Sample(name, patient, bags)
 
     if unit == "patient":
-        # As they are merged for a prediction, which knows no other order.
+        # Slides have no common coordinates, so that bags of patients are sets, also of a patient with one slide.
         return tuple(sample(patient, patient, sorted(names)) for patient, names in slides.items())
     return tuple(sample(name, patient, [name]) for patient, names in slides.items() for name in names)
 

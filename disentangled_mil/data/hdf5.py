@@ -54,7 +54,7 @@ def read_bag(
         in the file: features [N, C] or [1, N, C], coords [N, 2] or [1, N, 2], augmented [N].
 
     Returns:
-        A bag with B = 1, on the slide's own grid if it has coordinates, else on a square.
+        A bag with B = 1, on the slide's own grid if it has coordinates, else a set.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,7 +85,7 @@ def read_bag(
 
 
 def merge_slides(paths: Sequence[str | Path], *, features: str | None = None, drop_augmented: bool = False) -> Bag:
-    """Read several slides as one bag without coordinates: all their patches, in order, on a square.
+    """Read several slides as one bag without coordinates: the set of all their patches.
 
     Args:
         paths: at least one file, e.g. all slides of a patient.
@@ -236,7 +236,7 @@ def _read(
 
 
 def _refuse_other_coordinates(path: Path) -> None:
-    """Refuse coordinates under a name that is not known: without a word, the patches would lie on a square."""
+    """Refuse coordinates under a name that is not known, which would be left out without a word."""
     with _open(path) as file:
         for name, item in file.items():
             shape = tuple(getattr(item, "shape", None) or ())

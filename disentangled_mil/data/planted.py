@@ -1,7 +1,7 @@
 """A planted cohort: simulated patients for whom the cause of every label, gene and patch is known."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._checks import check_count, check_interval
-from ..bags import Bag
+from ..bags import Bag, Grid
 from ._planted_slides import draw_appearance, draw_scanner, draw_slides, scan
 from .cohort import Cohort, Sample
 from .hdf5 import write_bag
@@ -225,7 +225,7 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
         for magnification, bag in sample.load().items():
             step = _STEP[magnification]
             file = folder / "slides" / magnification / f"{sample.name}.h5"
-            write_bag(file, bag.patches[0].half(), bag.grid.cells[0] * step, step=step)
+            write_bag(file, bag.patches[0].half(), cast(Grid, bag.grid).cells[0] * step, step=step)
     names = [";".join(slides[patient]) for patient in cohort.patients]
     cohort.clinical.assign(slides=names).to_csv(folder / "clinical.csv")
     description = _DESCRIPTION

@@ -15,6 +15,7 @@ from ..nn.gate import MagnificationGate
 from ..nn.head import SubspaceHead
 from ..nn.ita import ITA
 from ..nn.patch_encoder import PatchEncoder
+from ..nn.set_attention import SetAttention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +41,7 @@ class StudentBranchOutput(NamedTuple):
     centers: Tensor
     assignment: Tensor
     significance: Tensor
-    attention: DeformableAttention
+    attention: DeformableAttention | SetAttention
 
 
 class StudentOutput(NamedTuple):
@@ -118,9 +119,9 @@ class Student(nn.Module):
 
     Example:
         >>> import torch
-        >>> from disentangled_mil import Bag, Grid, Student
+        >>> from disentangled_mil import Bag, TokenSet, Student
         >>> student = Student(1024, 4, dim=32, heads=4, groups=4, dim_head=8)
-        >>> bag = Bag(torch.randn(2, 100, 1024), Grid.square([100, 60]))
+        >>> bag = Bag(torch.randn(2, 100, 1024), TokenSet.of([100, 60]))
         >>> out = student({"10x": bag, "20x": bag})
         >>> out.logits.shape, out.branches["10x"].prototypes.shape
         (torch.Size([2, 4]), torch.Size([2, 2, 32]))

@@ -13,6 +13,7 @@ from ..nn.gate import MagnificationGate
 from ..nn.gene_encoder import SNNEncoder
 from ..nn.head import SubspaceHead
 from ..nn.patch_encoder import PatchEncoder
+from ..nn.set_attention import SetAttention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,7 +32,7 @@ class TeacherBranchOutput(NamedTuple):
     logits: Tensor
     subspace_logits: dict[str, Tensor]
     features: dict[str, Tensor]
-    attention: dict[str, DeformableAttention]
+    attention: dict[str, DeformableAttention | SetAttention]
 
 
 class TeacherOutput(NamedTuple):
@@ -101,9 +102,9 @@ class Teacher(nn.Module):
 
     Example:
         >>> import torch
-        >>> from disentangled_mil import Bag, Grid, Teacher
+        >>> from disentangled_mil import Bag, TokenSet, Teacher
         >>> teacher = Teacher(1024, {"tumor": 59, "tme": 361}, 4, dim=32, heads=4, groups=4, dim_head=8)
-        >>> bag = Bag(torch.randn(2, 100, 1024), Grid.square([100, 60]))
+        >>> bag = Bag(torch.randn(2, 100, 1024), TokenSet.of([100, 60]))
         >>> out = teacher({"10x": bag, "20x": bag}, {"tumor": torch.randn(2, 59), "tme": torch.randn(2, 361)})
         >>> out.logits.shape, out.branches["20x"].features["tme"].shape
         (torch.Size([2, 4]), torch.Size([2, 32]))

@@ -12,6 +12,7 @@ from .position_bias import ContinuousPositionBias
 from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
 from .selection import GeneSelection, SelectionOutput
+from .set_attention import SetAttention
 
 __all__ = [
     "DMSF",
@@ -34,5 +35,6 @@ __all__ = [
     "ReferencePoints",
     "SNNEncoder",
     "SelectionOutput",
+    "SetAttention",
     "SubspaceHead",
 ]

@@ -27,7 +27,37 @@ def is_small(scores: AttentionScores) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class DeformableAttention:
+class LazyAttention:
+    """What attention maps have in common, with or without places.
+
+    Attributes:
+        scores: what the softmax is taken of: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
+        total: the sum of the attention on each key over the real queries [B, H, J].
+        kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
+    """
+
+    scores: AttentionScores
+    total: Tensor
+    kept: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, N, J) of the dense map."""
+        batch, heads, queries, _ = self.scores.query.shape
+        return batch, heads, queries, self.scores.key.shape[2]
+
+    def weights(self) -> Tensor:
+        """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
+        return self.scores.weights() if self.kept is None else self.kept
+
+    def key_mass(self) -> Tensor:
+        """The share of a bag's attention on each key [B, H, J]: the mean over its real queries."""
+        mask = self.scores.query_mask
+        return self.total / (self.shape[2] if mask is None else mask.sum(1).clamp(min=1)[:, None, None])
+
+
+@dataclass(frozen=True, eq=False)
+class DeformableAttention(LazyAttention):
     """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
 
     Attributes:
@@ -50,9 +80,6 @@ class DeformableAttention:
         (torch.Size([1, 4, 100, 4]), torch.Size([1, 4, 9]))
     """
 
-    scores: AttentionScores
-    total: Tensor
-    kept: Tensor | None
     coarse_positions: Tensor
     sampling_positions: Tensor
     query_grid: Grid
@@ -63,16 +90,6 @@ class DeformableAttention:
     def full(self) -> bool:
         """Whether all bags fill one and the same rectangle, so that flattened maps can be compared entry by entry."""
         return self.query_grid.full and self.context_grid.full
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(B, H, N, J) of the dense map."""
-        batch, heads, queries, _ = self.scores.query.shape
-        return batch, heads, queries, self.scores.key.shape[2]
-
-    def weights(self) -> Tensor:
-        """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
-        return self.scores.weights() if self.kept is None else self.kept
 
     def resolution_with(self, other: "DeformableAttention") -> int | None:
         """How these maps and others are compared if no resolution is given.
@@ -109,11 +126,6 @@ class DeformableAttention:
         if resolution is None:
             return attention_overlap(self.weights().flatten(1), other.weights().flatten(1))
         return attention_overlap(self.common_grid(resolution).flatten(1), other.common_grid(resolution).flatten(1))
-
-    def key_mass(self) -> Tensor:
-        """The share of a bag's attention on each sampled key [B, H, J]: the mean over its real queries."""
-        queries = self.query_grid.mask.sum(1).clamp(min=1)
-        return self.total / queries[:, None, None]
 
     def mass(self) -> Tensor:
         """The share of a bag's attention on each context token; padding has none.

@@ -7,14 +7,16 @@ from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
 from .._precision import widened
-from ..bags import Grid, grid_for
-from ..ops import AttentionScores, MLPBias, bilinear_sample
+from ..bags import Grid, TokenSet, grid_for
+from ..ops import AttentionOutput, AttentionScores, MLPBias, bilinear_sample
 from ..ops.attention import BACKENDS
 from .attention import DeformableAttention, is_small
 from .offsets import OffsetNetwork
 from .position_bias import ContinuousPositionBias
 from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
+from .set_attention import SetAttention
+from .set_keys import set_keys
 
 
 class DeformableOutput(NamedTuple):
@@ -26,7 +28,7 @@ class DeformableOutput(NamedTuple):
     """
 
     tokens: Tensor
-    attention: DeformableAttention
+    attention: DeformableAttention | SetAttention
 
 
 class DeformableCrossAttention(nn.Module):
@@ -44,6 +46,9 @@ class DeformableCrossAttention(nn.Module):
     for large bags: their reference points lie further apart, and those without tissue are left out. The default
     leaves bags of up to 16,000 tokens as they are, also where tissue fills only a third of their rectangle.
 
+    Without grids, bags are sets. Then the keys are context tokens, without offsets and without a position bias:
+    ``out = softmax(Q K^T / sqrt(d)) V``. The results do not depend on the order of the tokens.
+
     Args:
         dim: token width C.
         heads: attention heads H.
@@ -60,7 +65,8 @@ class DeformableCrossAttention(nn.Module):
             at most :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`; ``"exact"`` evaluates
             the network for every query and key, which takes several times longer.
         max_keys: largest number of reference points over tissue, or None for any number. A bag changes only if its
-            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points.
+            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points. A set
+            of more tokens has this many of them as keys.
         keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
             ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
@@ -142,8 +148,8 @@ class DeformableCrossAttention(nn.Module):
         self,
         query: Tensor,
         context: Tensor,
-        query_grid: Grid | None = None,
-        context_grid: Grid | None = None,
+        query_grid: Grid | TokenSet | None = None,
+        context_grid: Grid | TokenSet | None = None,
         *,
         mask: Tensor | None = None,
     ) -> DeformableOutput:
@@ -152,9 +158,10 @@ class DeformableCrossAttention(nn.Module):
         Args:
             query: query tokens.
             context: context tokens.
-            query_grid: grid of the queries; a square by default.
-            context_grid: grid of the context; the query grid by default (the same tokens at the same places).
-            mask: True for real tokens of query and context alike [B, N], laid out on squares, instead of grids.
+            query_grid: grid of the queries, or a set of them; a set without padding by default.
+            context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
+                places). A displacement needs two places: if either is a set, both are taken as sets.
+            mask: True for real tokens of query and context alike [B, N], which are sets, instead of grids.
 
         Returns:
             Tokens without the residual, and the lazy attention map.
@@ -175,23 +182,31 @@ class DeformableCrossAttention(nn.Module):
             context_grid = query_grid
         context_grid = grid_for(context, context_grid, None, "context_grid")
         real = query_grid.mask[..., None]
-
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
         q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
+        out, attention = (
+            self._attend_on_grids(q, context, query_grid, context_grid)
+            if isinstance(query_grid, Grid) and isinstance(context_grid, Grid)
+            else self._attend_in_sets(q, context, query_grid.mask, context_grid.mask)
+        )
+        return DeformableOutput(torch.where(real, self.to_out(_together(out)), 0), attention)
+
+    def _attend_on_grids(
+        self, q: Tensor, context: Tensor, query_grid: Grid, context_grid: Grid
+    ) -> tuple[Tensor, DeformableAttention]:
+        """Attend to context sampled at positions that queries [B, G, N, I D] choose; [B, H, N, D] and the map."""
         keys = self._sample(q, query_grid, context, context_grid)
         k, v = self._project(self.to_k, keys.tokens), self._project(self.to_v, keys.tokens)
-        # [B, H, N, D]
-        q, k, v = (torch.unflatten(x, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2) for x in (q, k, v))
         query_position = self.positions.normalize(
             query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
         )
         # Copies, so that an attention map is still its own after the optimizer's next step.
         bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
-        scores = AttentionScores(q, k, query_position, keys.place.normalized, bias, keys.logit, query_grid.mask)
-        dropout = self.dropout if self.training else 0.0
+        scores = AttentionScores(
+            self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
+        )
         keep = self.keep_weights and torch.is_grad_enabled() and is_small(scores)
-        attended = scores.attend(v, dropout=dropout, keep_weights=keep, backend=self.backend)
-        tokens = self.to_out(_together(attended.out))
+        attended = self._attend(scores, v, keep)
         attention = DeformableAttention(
             scores,
             attended.mass,
@@ -202,7 +217,37 @@ class DeformableCrossAttention(nn.Module):
             context_grid,
             self.positions,
         )
-        return DeformableOutput(torch.where(real, tokens, 0), attention)
+        return attended.out, attention
+
+    def _attend_in_sets(
+        self, q: Tensor, context: Tensor, query_mask: Tensor, context_mask: Tensor
+    ) -> tuple[Tensor, SetAttention]:
+        """Attend to context tokens, whatever their order, from queries [B, G, N, I D]; [B, H, N, D] and the map."""
+        self.positions.check_sets()
+        keys = set_keys(context, context_mask, self.max_keys)
+        tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
+        k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
+        # Without a bias, positions do not matter.
+        logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
+        scores = AttentionScores(
+            self._heads(q),
+            self._heads(k),
+            q.new_zeros(len(q), q.shape[2], 2),
+            q.new_zeros(len(q), 1, k.shape[2], 2),
+            key_logit=logit[:, None],
+            query_mask=query_mask,
+        )
+        attended = self._attend(scores, v, keep=False)
+        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.chosen, context_mask)
+
+    def _attend(self, scores: AttentionScores, v: Tensor, keep: bool) -> AttentionOutput:
+        """Attend to values [B, G, J, I D]."""
+        dropout = self.dropout if self.training else 0.0
+        return scores.attend(self._heads(v), dropout=dropout, keep_weights=keep, backend=self.backend)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """Channels by head [B, G, N, I D] -> [B, H, N, D]."""
+        return torch.unflatten(tokens, 3, (-1, self.dim_head)).transpose(2, 3).flatten(1, 2)
 
     def _sample(self, q: Tensor, query_grid: Grid, context: Tensor, grid: Grid) -> "_Keys":
         """Context at the positions that queries [B, G, N, I D] choose."""

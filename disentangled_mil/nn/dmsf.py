@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_names, check_shape, check_subspaces
-from ..bags import Grid, grid_for
+from ..bags import Grid, TokenSet, grid_for
 from .attention import DeformableAttention
 from .deformable import DeformableCrossAttention
 from .positions import Positions
 from .selection import GeneSelection
+from .set_attention import SetAttention
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,7 +46,7 @@ class DMSFOutput(NamedTuple):
 
     features: dict[str, Tensor]
     tokens: dict[str, Tensor]
-    attention: dict[str, DeformableAttention]
+    attention: dict[str, DeformableAttention | SetAttention]
     selection: dict[str, Tensor]
 
 
@@ -120,7 +121,7 @@ class DMSF(nn.Module):
         self,
         patches: Tensor,
         genes: Mapping[str, Tensor],
-        grid: Grid | None = None,
+        grid: Grid | TokenSet | None = None,
         *,
         mask: Tensor | None = None,
     ) -> DMSFOutput:
@@ -129,8 +130,8 @@ class DMSF(nn.Module):
         Args:
             patches: patch tokens.
             genes: gene tokens of every subspace.
-            grid: grid of the patches; a square by default.
-            mask: True where a patch is real [B, N], instead of a grid.
+            grid: grid of the patches, or a set of them; a set without padding by default.
+            mask: True where a patch of a set is real [B, N], instead of a grid.
 
         Returns:
             Subspace vectors, tokens, attention maps and gene selection.
@@ -147,7 +148,8 @@ class DMSF(nn.Module):
         patches = torch.where(grid.mask[..., None], patches, 0).to(dtype)
         genes = {name: genes[name].to(dtype) for name in self.subspaces}
         context = self.norm_patches(patches)
-        tokens, attention = {}, {}
+        tokens: dict[str, Tensor] = {}
+        attention: dict[str, DeformableAttention | SetAttention] = {}
         for name in self.subspaces:
             gene_map = genes[name].mean(1, keepdim=True)
             gene_map = gene_map + patches if self.query == "gene+patch" else gene_map.expand_as(patches)

@@ -45,6 +45,13 @@ class Positions(ABC):
             ValueError: an option does not fit.
         """
 
+    def check_sets(self) -> None:  # noqa: B027  (most conventions say nothing about sets)
+        """Refuse bags without coordinates, if the convention knows grids only.
+
+        Raises:
+            ValueError: the convention needs grids.
+        """
+
     @abstractmethod
     def reference_points(self, grid: Grid, downsample: int, kernel_size: int, max_keys: int | None) -> ReferencePoints:
         """Reference points over the queries.

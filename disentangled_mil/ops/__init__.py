@@ -1,6 +1,7 @@
 """Stateless functions on tensors."""
 
 from .attention import AttentionOutput, AttentionScores, attention_overlap, biased_attention
+from .content_order import content_order
 from .density_peaks import DensityPeaks, density_peaks
 from .matching import match_prototypes
 from .position_bias import BiasTable, MLPBias
@@ -20,6 +21,7 @@ __all__ = [
     "bilinear_corners",
     "bilinear_sample",
     "bilinear_spread",
+    "content_order",
     "density_peaks",
     "depthwise_windows",
     "match_prototypes",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..bags import Bag, collate_bags
+from ..bags import Bag, Grid, TokenSet, collate_bags
 from ..data.cohort import Cohort, Sample, task_labels
 from ..data.expression import ExpressionPipeline
 from ..tasks import Classification, SurvivalTarget, Target, Task
@@ -39,9 +39,22 @@ class BagMemory:
         return bags
 
     def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> None:
-        """Read every sample once, so that a faulty file is refused before any training."""
+        """Read every sample once, so that a faulty file is refused before any training.
+
+        Raises:
+            ValueError: at one magnification some bags have coordinates and others have none.
+        """
+        first: dict[str, tuple[str, bool]] = {}
         for sample in tqdm(samples, desc="reading slides", unit="sample", disable=quiet):
-            self.load(sample)
+            for name, bag in self.load(sample).items():
+                is_set = isinstance(bag.grid, TokenSet)
+                known, known_is_set = first.setdefault(name, (sample.name, is_set))
+                if is_set != known_is_set:
+                    without, placed = (sample.name, known) if is_set else (known, sample.name)
+                    raise ValueError(
+                        f"{name} bags must all have coordinates or all have none, got {without!r} without and "
+                        f"{placed!r} with them"
+                    )
 
 
 class Batch(NamedTuple):
@@ -125,7 +138,22 @@ class Examples:
         """Whether all bags of all magnifications fill rectangles of one and the same shape."""
         grids = (bag.grid for sample in self.samples for bag in self._memory.load(sample).values())
         first = next(grids)
-        return first.full and all(grid.full and grid.shapes == first.shapes for grid in grids)
+        return (
+            isinstance(first, Grid)
+            and first.full
+            and all(isinstance(grid, Grid) and grid.full and grid.shapes == first.shapes for grid in grids)
+        )
+
+    @cached_property
+    def sets(self) -> tuple[str, ...]:
+        """The magnifications whose bags have no coordinates."""
+        with_sets = {
+            name: None
+            for sample in self.samples
+            for name, bag in self._memory.load(sample).items()
+            if isinstance(bag.grid, TokenSet)
+        }
+        return tuple(with_sets)
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
         """The samples at some places."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
+from ..bags import TokenSet
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.expression import ExpressionPipeline
 from ..data.folds import inner_split
@@ -147,6 +148,7 @@ def _reading(cohort: Cohort) -> dict[str, Any]:
         "bag": cohort.unit,
         "transform": stored.transform,
         "drop_augmented": stored.drop_augmented,
+        "sets": [name for name, bag in cohort.samples[0].load().items() if isinstance(bag.grid, TokenSet)],
     }
 
 

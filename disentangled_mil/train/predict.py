@@ -10,7 +10,7 @@ import torch
 
 from .._checks import check_names
 from .._files import replacing
-from ..bags import collate_bags
+from ..bags import TokenSet, collate_bags
 from ..data._tables import read_rows
 from ..data.cohort import Sample, StoredBag
 from ..models import Student
@@ -46,7 +46,8 @@ def predict_slides(
         FileNotFoundError: a file or folder is missing.
         OSError: ``out`` cannot be written.
         ValueError: the checkpoint is no student, ``out`` is the table of patients, a magnification is missing,
-            slides and patients do not fit, or a slide cannot be read or has another feature width.
+            slides and patients do not fit, or a slide cannot be read, has another feature width, or has no
+            coordinates where those of training had.
     """
     model, description = load_model(checkpoint)
     if not isinstance(model, Student):
@@ -74,6 +75,11 @@ def predict_slides(
                     raise ValueError(
                         f"{sample.bags[name].paths[0]}: must have {width} features per patch, "  # type: ignore[union-attr]
                         f"as in training, got {bag.patches.shape[2]}"
+                    )
+                if isinstance(bag.grid, TokenSet) and name not in description["cohort"]["sets"]:
+                    raise ValueError(
+                        f"{sample.bags[name].paths[0]}: must have coordinates, "  # type: ignore[union-attr]
+                        "as in training, got none"
                     )
             logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
@@ -115,7 +121,10 @@ def _samples(
             owner[members[0]],
             {
                 name: StoredBag(
-                    tuple(folders[name] / f"{slide}.h5" for slide in members), **options, step=steps.get(name)
+                    tuple(folders[name] / f"{slide}.h5" for slide in members),
+                    **options,
+                    step=steps.get(name),
+                    as_set=name in reading["sets"],
                 )
                 for name in magnifications
             },

@@ -15,6 +15,7 @@ import torch
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
+from ..bags import Grid
 from ..data.cohort import Cohort, StoredBag, task_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import patient_folds
@@ -281,7 +282,7 @@ def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str])
     tumor = planted.regions[sample.name][magnification]
     prototype_map(
         out / "prototypes.png",
-        bags[magnification].grid,
+        cast(Grid, bags[magnification].grid),
         (~tumor).long(),
         branches[magnification].assignment[0],
         subspaces=student.subspaces,

@@ -1,6 +1,7 @@
 """The stages of the method: what one training step of each model is."""
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..losses import (
     DistillationTargets,
@@ -95,7 +97,11 @@ class TeacherStage(Stage):
         """Compare the attention of all batches on a common grid, unless that of none needs one.
 
         The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
+        Bags without coordinates have no common places, so that their attention is not compared.
         """
+        if self._compares and train.sets:
+            self._compares = False
+            tqdm.write(f"no consistency loss: bags have no coordinates at {', '.join(train.sets)}", file=sys.stderr)
         if self._compares:
             self.resolution = None if train.uniform else COMMON_RESOLUTION
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disentangled_mil.bags import Bag, Grid, collate_bags
+from disentangled_mil.bags import Bag, Grid, TokenSet, collate_bags
 
 few = settings(max_examples=25)
 
@@ -34,10 +34,19 @@ def test_collated_bags_come_back_unchanged(counts: list[int], seed: int) -> None
     assert again.grid.shapes == (*batch.grid.shapes, slides[0].grid.shapes[0])
 
 
-def test_a_slide_without_coordinates_lies_on_a_square() -> None:
+def test_slides_without_coordinates_are_sets() -> None:
     bag = Bag.from_slide(torch.randn(6, 2, dtype=torch.float16))
-    assert bag.grid.shapes == ((3, 2),)
+    assert isinstance(bag.grid, TokenSet)
     assert bag.patches.dtype == torch.float16
+    batch = collate_bags([bag, Bag(torch.ones(2, 3, 2))])
+    assert isinstance(batch.grid, TokenSet)
+    assert batch.mask.sum(1).tolist() == [6, 3, 3]
+    assert isinstance(batch.to("meta").grid, TokenSet)
+
+
+def test_coordinates_are_left_out_by_hand() -> None:
+    placed = Bag.from_slide(torch.ones(3, 2), torch.arange(6).view(3, 2))
+    assert len(collate_bags([Bag(placed.patches, TokenSet(placed.mask)), Bag(torch.ones(1, 5, 2))])) == 2
 
 
 def test_bags_and_grids_move_with_their_parts() -> None:
@@ -76,6 +85,11 @@ def test_bags_and_grids_move_with_their_parts() -> None:
             lambda: collate_bags([Bag.from_slide(torch.zeros(1, 2)), Bag.from_slide(torch.zeros(1, 1))]),
             ValueError,
             "bags must have one feature width, got [1, 2]",
+        ),
+        (
+            lambda: collate_bags([*[Bag(torch.zeros(1, 4, 2), Grid.square(4))] * 2, Bag(torch.zeros(1, 4, 2))]),
+            ValueError,
+            "bags must all have coordinates or all have none, got bags[0] with coordinates and bags[2] without",
         ),
     ],
 )

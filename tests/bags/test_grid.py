@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from disentangled_mil.bags import Grid, grid_for
+from disentangled_mil.bags import Grid, TokenSet, grid_for
 
 few = settings(max_examples=25)
 
@@ -170,10 +170,15 @@ def test_a_thousand_tokens_in_one_cell_are_counted_in_low_precision(dtype: torch
     assert count.item() == 1000
 
 
-def test_grid_for_takes_a_grid_or_a_mask_or_neither() -> None:
+def test_grid_for_takes_a_grid_or_a_set_or_a_mask_or_nothing() -> None:
     tokens, mask = torch.zeros(2, 3, 4), torch.tensor([[True, True, False], [False, False, True]])
-    assert grid_for(tokens, None, None).shapes == Grid.square([3, 3]).shapes
-    assert torch.equal(grid_for(tokens, None, mask).mask, mask)
+    for found, expected in (
+        (grid_for(tokens, None, None), torch.ones_like(mask)),
+        (grid_for(tokens, None, mask), mask),
+        (grid_for(tokens, TokenSet.of(3), None), torch.ones_like(mask)),
+    ):
+        assert isinstance(found, TokenSet)
+        assert torch.equal(found.mask, expected)
     grid = Grid.from_mask(mask)
     assert grid_for(tokens, grid, None) is grid
     assert grid_for(tokens, Grid.square(3), None).mask.shape == (2, 3)
@@ -270,7 +275,7 @@ def test_grid_for_takes_a_grid_or_a_mask_or_neither() -> None:
         (
             lambda: grid_for(torch.zeros(1, 3, 2), torch.zeros(1, 3, 2), None),
             TypeError,
-            "grid must be a Grid (Grid.from_coords makes one of coordinates), got Tensor",
+            "grid must be a Grid (Grid.from_coords makes one of coordinates) or a TokenSet, got Tensor",
         ),
         (
             lambda: grid_for(torch.zeros(1, 4, 2), Grid.square(4), torch.ones(1, 4, dtype=torch.bool), "here"),

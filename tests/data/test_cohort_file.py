@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from disentangled_mil.bags import TokenSet
 from disentangled_mil.data.cohort import task_labels
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.folds import inner_split, patient_folds
@@ -113,6 +114,8 @@ def test_bags_of_patients_merge_their_slides_in_the_order_of_their_names(folder,
     bag = cohort.samples[0].load()["20x"]
     halves = [read_bag(folder / "20x" / f"{name}.h5").patches for name in ("a1", "a2")]
     torch.testing.assert_close(bag.patches, torch.log(torch.cat(halves, dim=1) + 1e-6))
+    # Also of patients with one slide.
+    assert all(isinstance(sample.load()["20x"].grid, TokenSet) for sample in cohort.samples)
 
 
 def test_options_reach_their_readers(folder):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from disentangled_mil import DeformableCrossAttention
+from disentangled_mil import DeformableCrossAttention, Grid
 from disentangled_mil.losses import (
     AttentionMap,
     batch_similarity_consistency,
@@ -150,7 +150,7 @@ def test_loss_of_a_layers_maps_is_that_of_their_dense_maps_with_gradients(normal
     low, high = (torch.randn(3, 25, 8, generator=generator, dtype=torch.float64) for _ in "ab")
     results = []
     for dense in (False, True):
-        a, b = (layer(x, x).attention for x in (low, high))
+        a, b = (layer(x, x, Grid.square(x.shape[1])).attention for x in (low, high))
         if dense:
             a, b = a.weights(), b.weights()
         loss = inter_magnification_consistency(a, b, normalize=normalize, alignment=0.5)
@@ -165,7 +165,7 @@ def test_alignment_compares_maps_and_each_with_itself_in_one_space(tokens, gener
     torch.manual_seed(0)
     layer = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2, downsample=2).double()
     low, high = (torch.randn(3, count, 8, generator=generator, dtype=torch.float64) for count in tokens)
-    a, b = (layer(x, x).attention for x in (low, high))
+    a, b = (layer(x, x, Grid.square(x.shape[1])).attention for x in (low, high))
     found, expected = (
         inter_magnification_consistency(a, b, weight=0, alignment=1.0, resolution=resolution)
         for resolution in (None, COMMON_RESOLUTION)
@@ -259,3 +259,11 @@ def test_losses_compile_as_one_graph(generator):
 
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(a, b), both(a, b))
+
+
+def test_maps_of_sets_are_refused():
+    layer, tokens = DeformableCrossAttention(8, heads=4, dim_head=4, groups=2), torch.randn(2, 9, 8)
+    on_sets, on_squares = layer(tokens, tokens).attention, layer(tokens, tokens, Grid.square(9)).attention
+    for maps in ([on_sets, on_sets], [on_sets, on_squares], [on_squares, on_sets]):
+        with pytest.raises(ValueError, match="leave the consistency loss out, or lay bags out by"):
+            inter_magnification_consistency(*maps)

@@ -305,3 +305,11 @@ def test_offsets_reach_as_far_as_the_cells_of_the_coarse_grid_are_wide(downsampl
 def test_other_conventions_than_the_released_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         ReleasedStudent(6, 3, dim=8, heads=2, groups=2, dim_head=4, **option)
+
+
+def test_bags_without_coordinates_are_refused() -> None:
+    model = released_student(student_state(16, 2, 4, 2, downsample=4, magnification=10))
+    with pytest.raises(ValueError, match=r"bags\['10x'\] must fill squares of one size row by row \(Grid.square\)"):
+        model({"10x": Bag(torch.zeros(1, 36, 6))})
+    with pytest.raises(ValueError, match=r"ReleasedPositions\(\) needs grids .* \(Grid.square\), got a set"):
+        model.branches["10x"].attend(torch.zeros(1, 36, 16), torch.zeros(1, 36, 16))

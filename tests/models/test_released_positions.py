@@ -57,7 +57,7 @@ def test_released_layer_is_met_with_gradients(golden: Golden, name: str) -> None
     layer.load_state_dict({k: v.reshape(parameters[k].shape) for k, v in released_parameters(case, "param/").items()})
     query = case["query_tokens"].transpose(1, 2).requires_grad_()
     value = case["value_tokens"].transpose(1, 2).requires_grad_()
-    out = layer(query, value)
+    out = layer(query, value, Grid.square(query.shape[1]))
     exact = {"rtol": 0, "atol": 1e-9}
     torch.testing.assert_close(out.tokens.transpose(1, 2), case["out"], **exact)
     torch.testing.assert_close(out.attention.weights(), case["attention"], **exact)
@@ -107,7 +107,7 @@ def test_released_positions_are_those_of_a_convolution_on_any_square(side: int, 
     source = torch.Generator().manual_seed(side)
     query, context = torch.randn(2, 2, side**2, 8, dtype=torch.float64, generator=source)
     expected = attend_as_released(layer, query, context, side)
-    torch.testing.assert_close(layer(query, context).tokens, expected, **exact)
+    torch.testing.assert_close(layer(query, context, Grid.square(side**2)).tokens, expected, **exact)
 
 
 @pytest.mark.parametrize("full", ["queries", "context"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from disentangled_mil.bags import Grid
+from disentangled_mil.bags import Grid, TokenSet
 from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
@@ -196,7 +196,7 @@ def test_a_bag_alone_has_the_mass_that_it_has_in_a_batch(generator: torch.Genera
 def test_an_empty_bag_has_no_mass(generator: torch.Generator) -> None:
     tokens = torch.randn(2, 9, 8, generator=generator)
     mask = torch.tensor([True, False])[:, None].expand(2, 9)
-    attention = layer()(tokens, tokens, mask=mask).attention
+    attention = layer()(tokens, tokens, Grid.from_mask(mask)).attention
     torch.testing.assert_close(attention.mass().sum(1), torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(attention.common_grid(2).sum(-1), mask[:, :1].float().expand(2, 4))
 
@@ -363,3 +363,33 @@ def test_a_map_is_still_its_own_after_the_next_step_of_training(bias: str) -> No
     attended.tokens.sum().backward()
     torch.optim.SGD(layer.parameters(), lr=1.0).step()
     assert torch.equal(attended.attention.weights(), before)
+
+
+def test_maps_of_sets_have_masses_and_no_places() -> None:
+    tokens = torch.randn(2, 9, 8)
+    mask = torch.arange(9) < torch.tensor([[9], [4]])
+    for most in (3, 9):
+        attention = layer(max_keys=most)(tokens, tokens, mask=mask).attention
+        weights, mass = attention.weights(), attention.mass()
+        assert weights.shape == (2, 4, 9, most)
+        torch.testing.assert_close(mass.sum(1), torch.ones(2))
+        assert not mass[~mask].any()
+        assert ((mass > 0).sum(1) <= most).all()
+        torch.testing.assert_close(attention.key_mass()[0], weights[0].mean(1))
+        for compare in (lambda: attention.common_grid(3), lambda: attention.overlap(attention)):  # noqa: B023
+            with pytest.raises(ValueError, match="attention must lie on grids to be compared, got bags without"):
+                compare()
+
+
+def test_without_a_cap_all_tokens_of_a_set_are_keys() -> None:
+    tokens = torch.randn(1, 30, 8)
+    torch.testing.assert_close(layer(max_keys=None)(tokens, tokens).tokens, layer()(tokens, tokens).tokens)
+
+
+def test_two_sets_of_other_sizes_and_a_grid_beside_a_set() -> None:
+    query, context = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
+    sets = TokenSet.of([5, 3]), TokenSet.of([7, 4])
+    expected = layer()(query, context, *sets)
+    mixed = layer()(query, context, Grid.square([5, 3]), sets[1])
+    torch.testing.assert_close(mixed.tokens, expected.tokens)
+    assert expected.attention.mass().shape == (2, 7)

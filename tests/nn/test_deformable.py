@@ -50,15 +50,13 @@ def test_without_offsets_on_the_finest_grid_it_is_attention_to_every_cell(
         torch.testing.assert_close(out.attention.mass()[0], weights[cells], **exact)
 
 
-def test_one_grid_serves_the_whole_batch_and_no_grid_is_a_square(generator: torch.Generator) -> None:
+def test_one_grid_serves_the_whole_batch(generator: torch.Generator) -> None:
     layer = small_layer()
     tokens = torch.randn(3, 7, 8, dtype=torch.float64, generator=generator)
     expected = layer(tokens, tokens, Grid.square([7, 7, 7]))
     for out in (
-        layer(tokens, tokens),
         layer(tokens, tokens, Grid.square(7)),
         layer(tokens, tokens, Grid.square(7), Grid.square([7, 7, 7])),
-        layer(tokens, tokens, mask=torch.ones(3, 7, dtype=torch.bool)),
     ):
         torch.testing.assert_close(out.tokens, expected.tokens, **exact)
         torch.testing.assert_close(out.attention.mass(), expected.attention.mass(), **exact)
@@ -250,7 +248,7 @@ def tokens_of(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
             "mask must be a bool tensor (True = real token), got torch.float32",
         ),
         (
-            lambda layer: layer(tokens_of(1, 4, 8), tokens_of(1, 4, 8)).attention.common_grid(0),
+            lambda layer: layer(tokens_of(1, 4, 8), tokens_of(1, 4, 8), Grid.square(4)).attention.common_grid(0),
             ValueError,
             "resolution must be at least 1, got 0",
         ),

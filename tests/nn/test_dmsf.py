@@ -49,7 +49,7 @@ def draw_genes(seed: int, layer: DMSF, batch: int, tokens: int = 3) -> dict[str,
 def test_it_is_deformation_residual_and_selection_in_every_subspace(query: str, selection: str, subspaces: int) -> None:
     layer = small_layer(subspaces, query=query, selection_query=selection)
     patches, grid, genes = draw(1, 2, 9, 8), Grid.square(9), draw_genes(2, layer, 2)
-    out = layer(patches, genes)
+    out = layer(patches, genes, grid)
     maps = {}
     for name in layer.subspaces:
         query_map = genes[name].mean(1, keepdim=True).expand(-1, 9, -1) + (patches if "+" in query else 0)
@@ -125,7 +125,8 @@ def test_subspaces_are_told_apart_by_name_not_by_order() -> None:
 def test_a_gene_map_alone_has_no_patch_in_its_queries() -> None:
     layer = small_layer(query="gene")
     patches, genes = draw(1, 1, 36, 8), draw_genes(2, layer, 1)
-    grids = layer(patches, genes).attention, layer(patches + draw(3, 1, 36, 8), genes).attention
+    grid = Grid.square(36)
+    grids = layer(patches, genes, grid).attention, layer(patches + draw(3, 1, 36, 8), genes, grid).attention
     for name in layer.subspaces:
         first, second = (g[name] for g in grids)
         assert torch.equal(first.coarse_positions, second.coarse_positions)
@@ -137,7 +138,7 @@ def test_an_empty_bag_gives_finite_features_and_gradients(query: str) -> None:
     layer = small_layer(query=query, selection_query="fused")
     patches = draw(1, 2, 5, 8).requires_grad_()
     mask = torch.tensor([[True] * 5, [False] * 5])
-    out = layer(patches, draw_genes(2, layer, 2), mask=mask)
+    out = layer(patches, draw_genes(2, layer, 2), Grid.from_mask(mask))
     torch.stack(list(out.features.values())).sum().backward()
     assert all(f.isfinite().all() for f in out.features.values())
     assert patches.grad.isfinite().all()
@@ -159,9 +160,9 @@ def test_patches_and_genes_of_any_type_are_converted_to_that_of_the_weights(quer
 def test_autocast_to_bfloat16_is_near_float32_and_trains(query: str) -> None:
     layer = small_layer(query=query, selection_query="fused").float()
     patches, genes = draw(1, 2, 9, 8).float(), {n: g.float() for n, g in draw_genes(2, layer, 2).items()}
-    expected = layer(patches, genes)
+    expected = layer(patches, genes, Grid.square(9))
     with torch.autocast("cpu", torch.bfloat16):
-        out = layer(patches, {name: g.bfloat16() for name, g in genes.items()})
+        out = layer(patches, {name: g.bfloat16() for name, g in genes.items()}, Grid.square(9))
     for name in layer.subspaces:
         torch.testing.assert_close(out.features[name].float(), expected.features[name], rtol=0, atol=0.05)
     torch.stack([f.float() for f in out.features.values()]).sum().backward()

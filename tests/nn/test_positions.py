@@ -36,7 +36,7 @@ def test_the_published_sizes_give_144_keys() -> None:
     layer = small_layer(downsample=4)
     assert layer.kernel_size == 6
     tokens = torch.zeros(1, 2500, 8, dtype=torch.float64)
-    assert layer(tokens, tokens).attention.scores.key.shape[2] == 144
+    assert layer(tokens, tokens, Grid.square(2500)).attention.scores.key.shape[2] == 144
 
 
 @given(shape=bag_shapes, scale=st.sampled_from([0.0, 1.0, 100.0]), seed=seeds)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from disentangled_mil import Bag, Classification, DiscreteSurvival
+from disentangled_mil import Bag, Classification, DiscreteSurvival, Grid
 from disentangled_mil.data.cohort import Cohort, Sample
 from disentangled_mil.train.examples import BagMemory, Examples
 
@@ -25,13 +25,40 @@ def sample(name: str, value: float, patient: str = "A") -> Sample:
 def test_bags_are_uniform_if_all_fill_one_rectangle(counts, uniform):
     samples = tuple(
         Sample(
-            name, name, {"10x": Bag.from_slide(torch.ones(counts[0], 2)), "20x": Bag.from_slide(torch.ones(count, 2))}
+            name,
+            name,
+            {
+                "10x": Bag(torch.ones(1, counts[0], 2), Grid.square(counts[0])),
+                "20x": Bag(torch.ones(1, count, 2), Grid.square(count)),
+            },
         )
         for name, count in zip("AB", counts, strict=True)
     )
     clinical = pd.DataFrame({"diagnosis": ["x", "y"]}, index=["A", "B"])
     examples = Examples(Cohort(samples, clinical), Classification(["x", "y"]), "diagnosis")
     assert examples.uniform is uniform
+    assert examples.sets == ()
+
+
+def test_bags_without_coordinates_are_sets_and_not_uniform():
+    samples = tuple(
+        Sample(name, name, {"10x": Bag(torch.ones(1, 4, 2), Grid.square(4)), "20x": Bag(torch.ones(1, 4, 2))})
+        for name in "AB"
+    )
+    clinical = pd.DataFrame({"diagnosis": ["x", "y"]}, index=["A", "B"])
+    examples = Examples(Cohort(samples, clinical), Classification(["x", "y"]), "diagnosis")
+    assert examples.sets == ("20x",)
+    assert not examples.uniform
+
+
+def test_a_cohort_with_coordinates_for_some_bags_only_is_refused_by_name():
+    placed = Sample("A", "A", {"20x": Bag(torch.ones(1, 4, 2), Grid.square(4))})
+    without = Sample("B", "B", {"20x": Bag(torch.ones(1, 4, 2))})
+    BagMemory().check([placed, placed], quiet=True)
+    message = "^20x bags must all have coordinates or all have none, got 'B' without and 'A' with them$"
+    for samples in ([placed, without], [without, placed]):
+        with pytest.raises(ValueError, match=message):
+            BagMemory().check(samples, quiet=True)
 
 
 def test_patients_without_the_label_are_left_out(split):

@@ -88,7 +88,16 @@ def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(reque
 
 def test_checkpoint_notes_how_bags_are_read(by_patient):
     description = json.loads((by_patient.run / "distilled.json").read_text())
-    assert description["cohort"] == {"bag": "patient", "transform": "log", "drop_augmented": False}
+    reading = {"bag": "patient", "transform": "log", "drop_augmented": False, "sets": ["10x", "20x"]}
+    assert description["cohort"] == reading
+
+
+def test_a_slide_without_coordinates_is_refused_by_a_student_that_had_them(by_slide, slides, tmp_path):
+    first = min(slides["20x"].iterdir())
+    with h5py.File(first, "r+") as file:
+        del file["coords"]
+    with pytest.raises(ValueError, match=rf"{first.name}: must have coordinates, as in training, got none"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
 
 
 def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):

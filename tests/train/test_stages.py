@@ -108,6 +108,17 @@ def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(examples, make_
     assert asked == [None if uniform else COMMON_RESOLUTION]
 
 
+def test_without_coordinates_the_teacher_leaves_consistency_out_and_says_so(
+    examples, make_teacher, monkeypatch, capsys
+):
+    monkeypatch.setattr(Examples, "sets", ("20x",))
+    stage = make_teacher()
+    for epoch in range(2):
+        stage.begin_epoch(epoch, examples)
+    assert list(stage.loss(examples.batch(range(3)), 0).parts) == ["task"]
+    assert capsys.readouterr().err == "no consistency loss: bags have no coordinates at 20x\n"
+
+
 def test_consistency_needs_two_magnifications_and_a_weight(examples, task, make_teacher, options):
     batch = examples.batch(range(3))
     assert list(make_teacher(consistency_weight=0).loss(batch, 0).parts) == ["task"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_names, check_subspaces
-from ...bags import Bag
+from ...bags import Bag, Grid
 from ...nn.deformable import DeformableCrossAttention
 from ...nn.dmsf import DeformableOptions
 from ...nn.gene_encoder import SNNEncoder
@@ -271,6 +271,11 @@ def _check_squares(bags: Mapping[str, Bag], magnifications: Sequence[str]) -> No
     check_names("bags", bags, magnifications)
     for name in magnifications:
         grid = bags[name].grid
+        if not isinstance(grid, Grid):
+            raise ValueError(
+                f"bags[{name!r}] must fill squares of one size row by row (Grid.square), as the released models know "
+                "no other bags, got bags without coordinates"
+            )
         if not grid.full or grid.width != grid.height:
             raise ValueError(
                 f"bags[{name!r}] must fill squares of one size row by row, as the released models know no "

@@ -34,6 +34,10 @@ class ReleasedPositions(Positions):
         if max_keys is not None:
             raise ValueError(f"max_keys must be None for {self!r}, which has a fixed number of keys, got {max_keys}")
 
+    def check_sets(self) -> None:
+        """Refuse sets; see the base."""
+        raise ValueError(f"{self!r} needs grids that every bag fills row by row (Grid.square), got a set")
+
     def reference_points(self, grid: Grid, downsample: int, kernel_size: int, max_keys: int | None) -> ReferencePoints:
         """The windows of a convolution of stride ``downsample``, which may leave out the last cells; see the base."""
         _check_full(grid)

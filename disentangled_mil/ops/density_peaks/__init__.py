@@ -25,6 +25,7 @@ from ..._checks import check_choice, check_count, check_floating, check_mask, ch
 from ..._operators import operator
 from ..._precision import wide_dtype
 from .._triton_runtime import available, load
+from ..content_order import content_order
 from ._distances import Distances
 from ._reference import DenseDistances, distances
 from ._streaming import StreamedDistances
@@ -32,6 +33,7 @@ from ._streaming import StreamedDistances
 __all__ = ["DensityPeaks", "density_peaks"]
 
 _TILE_PAIRS = 2**20  # distances to centers that are held at once
+_ROUNDINGS = 64  # Tokens whose distance is at most this many roundings of the spread of the bag count as copies.
 BACKENDS = ("auto", "reference", "streaming", "triton")
 _LARGEST_DENSE_BAG = 128  # The dense matrix is faster up to this size, measured on a CPU.
 
@@ -65,8 +67,9 @@ def density_peaks(
 
     The nearest neighbors include the token itself. The :math:`\xi` of the densest token is the largest distance of the
     bag. The tokens with the best scores are the centers. Every token joins its nearest center, and a center joins
-    itself. Ties go to the lower index, so the same tokens always give the same clusters. The result has no gradient.
-    Padding is removed first, so it may hold any value, even NaN.
+    itself. Ties go to the token that is first in :func:`~disentangled_mil.ops.content_order`, so the order of
+    the tokens does not change the clusters. The result has no gradient. Padding is removed first, so it may hold any
+    value, even NaN.
 
     Args:
         tokens: Finite tokens. Half precisions are computed in float32.
@@ -94,7 +97,7 @@ def density_peaks(
         Rodriguez & Laio, Science 2014; Zeng et al., CVPR 2022; equations 8-11 of the paper.
 
     Differs from the source:
-        Densities are kept as logarithms, because they underflow. Ties are broken by index instead of random noise.
+        Densities are kept as logarithms, because they underflow. Ties are broken by content instead of random noise.
         The number of clusters is absolute, not a share of the tokens.
 
     Example:
@@ -124,9 +127,10 @@ def _density_peaks(
         backend = _fastest(tokens)
     assignment, centers, score = _empty(tokens, mask, clusters, neighbors, backend)
     with torch.autocast(tokens.device.type, enabled=False):
-        for bag in range(len(tokens)):
-            real = mask[bag].nonzero().squeeze(1)  # [n]
-            if len(real):
+        order = content_order(tokens, mask)
+        for bag, count in enumerate(mask.sum(1).tolist()):
+            real = order[bag, :count]
+            if count:
                 cluster, center, peak = _cluster(tokens[bag, real].to(score.dtype), clusters, neighbors, backend)
                 assignment[bag, real] = cluster
                 centers[bag, : len(center)] = real[center]
@@ -164,7 +168,9 @@ def _cluster(tokens: Tensor, clusters: int, neighbors: int, backend: str) -> tup
     unit = math.sqrt(tokens.shape[1])
 
     nearest = pairs.nearest(min(neighbors, len(tokens))) / unit  # [n, k]
-    log_density = -nearest.square().mean(1)  # [n]
+    # Copies that differ by rounding only are equally dense.
+    rounding = _ROUNDINGS * torch.finfo(tokens.dtype).eps * (tokens.amax(0) - tokens.amin(0)).max()
+    log_density = -nearest.where(nearest > rounding, 0).square().mean(1)  # [n]
     descending = log_density.argsort(descending=True, stable=True)  # [n]
     rank = torch.empty_like(descending).scatter_(0, descending, torch.arange(len(tokens), device=tokens.device))  # [n]
     score = log_density + (pairs.gap(rank) / unit).log()  # [n]

@@ -22,8 +22,9 @@ from tests.support.density_peaks import (
 
 
 def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple[list[int], list[int]]:
-    """The definition, token by token."""
+    """The definition, token by token; ties go to the token whose content comes first."""
     n, width = tokens.shape
+    place = np.argsort(np.argsort(tokens @ np.sin(np.arange(1, width + 1)), kind="stable"))
     distance = [[math.dist(a, b) / math.sqrt(width) for b in tokens] for a in tokens]
     k = min(neighbors, n)
     log_density = [-sum(d * d for d in sorted(row)[:k]) / k for row in distance]
@@ -32,11 +33,11 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple
         denser = [
             distance[i][j]
             for j in range(n)
-            if log_density[j] > log_density[i] or (log_density[j] == log_density[i] and j < i)
+            if log_density[j] > log_density[i] or (log_density[j] == log_density[i] and place[j] < place[i])
         ]
         gap = min(denser) if denser else max(map(max, distance))
         score.append(log_density[i] + (math.log(gap) if gap > 0 else -math.inf))
-    centers = sorted(range(n), key=lambda i: (-score[i], i))[:clusters]
+    centers = sorted(range(n), key=lambda i: (-score[i], place[i]))[:clusters]
     assignment = [
         centers.index(i) if i in centers else min(range(len(centers)), key=lambda c: (distance[i][centers[c]], c))
         for i in range(n)

@@ -1,0 +1,69 @@
+"""What a layer hands out as its attention in sets, which have no places."""
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .attention import LazyAttention
+
+
+@dataclass(frozen=True, eq=False)
+class SetAttention(LazyAttention):
+    """The attention map of one layer whose bags are sets. Gradients flow through it.
+
+    Attributes:
+        scores: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
+        total: the sum of the attention on each key over the real queries [B, H, J].
+        kept: None; the dense map is computed when it is asked for.
+        keys: the context token of every key [B, J]; None where key j is token j.
+        context_mask: True where a context token is real [B, M].
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import DeformableCrossAttention
+        >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2, max_keys=10)
+        >>> attention = layer(torch.randn(1, 100, 32), torch.randn(1, 100, 32)).attention
+        >>> attention.weights().shape, attention.mass().shape, (attention.mass() > 0).sum().item()
+        (torch.Size([1, 4, 100, 10]), torch.Size([1, 100]), 10)
+    """
+
+    keys: Tensor | None
+    context_mask: Tensor
+
+    #: Maps of sets are never compared entry by entry.
+    full = False
+
+    def mass(self) -> Tensor:
+        """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none."""
+        share = self.key_mass().mean(1)  # [B, J]
+        if self.keys is None:
+            return share
+        return torch.zeros_like(self.context_mask, dtype=share.dtype).scatter_add(1, self.keys, share)
+
+    def overlap(self, other: Any, resolution: int | None = None) -> NoReturn:
+        """Refuse to compare maps.
+
+        Args:
+            other: maps of another layer.
+            resolution: cells along each side of a common grid.
+
+        Raises:
+            ValueError: always, as sets have no places in common.
+        """
+        self.common_grid(resolution or 1)
+
+    def common_grid(self, resolution: int) -> NoReturn:
+        """Refuse to lay the attention out on a grid.
+
+        Args:
+            resolution: cells along each side of the grid.
+
+        Raises:
+            ValueError: always, as a set has no places.
+        """
+        raise ValueError(
+            "attention must lie on grids to be compared, got bags without coordinates, which have no places in common: "
+            "leave the consistency loss out, or lay bags out by Grid.from_coords or Grid.square"
+        )

@@ -1,0 +1,59 @@
+"""Keys of a set: context tokens that are chosen without regard to their order."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import content_order
+
+
+class SetKeys(NamedTuple):
+    """The tokens of a set that are keys.
+
+    Attributes:
+        tokens: the chosen tokens, in any order; zeros where a bag has fewer [B, J, C].
+        chosen: which tokens they are [B, J]; None for all of them in place.
+        mask: True where a bag has that key [B, J].
+    """
+
+    tokens: Tensor
+    chosen: Tensor | None
+    mask: Tensor
+
+
+def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
+    """Choose the keys of every bag: all tokens of a bag of at most ``most``, else a sample spread over its content.
+
+    The sample is systematic: it takes every (n / most)-th token in the order of
+    :func:`~disentangled_mil.ops.content_order`. Keys are then as dense as the tokens they come from, so that an average
+    over keys is close to that over tokens. The choice itself has no gradient.
+
+    Args:
+        tokens: finite context tokens; padding may hold anything.
+        mask: True where a token is real.
+        most: largest number of keys of a bag, or None for any number.
+
+    Shape:
+        ``tokens`` [B, N, C], ``mask`` [B, N].
+
+    Returns:
+        The keys, J = min(N, most).
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.nn.set_keys import set_keys
+        >>> tokens = torch.tensor([[[4.0], [1.0], [3.0], [2.0]]])
+        >>> set_keys(tokens, torch.ones(1, 4, dtype=torch.bool), 2).tokens.flatten().tolist()
+        [2.0, 4.0]
+    """
+    tokens = torch.where(mask[..., None], tokens, 0)
+    if most is None or tokens.shape[1] <= most:
+        return SetKeys(tokens, None, mask)
+    count = mask.sum(1, keepdim=True)
+    rank = torch.arange(most, device=tokens.device)[None]
+    own = rank < count
+    # The middles of ``most`` strata of equal size, in a bag with more tokens than that.
+    rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
+    chosen = content_order(tokens, mask).gather(1, rank)
+    return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)
