@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .._checks import check_floating, check_mask, check_shape
 
+_ROWS = 256  # tokens of a bag that are projected at once
+
 
 def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
     """Order the tokens of every bag by their projection on one fixed direction, padding last.
@@ -37,5 +39,7 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
     check_floating("tokens", tokens)
     check_mask("mask", mask, "B N", sizes)
     direction = torch.arange(1, sizes["C"] + 1, dtype=torch.float64, device=tokens.device).sin()
-    projection = (tokens.detach().double() @ direction).nan_to_num(0.0, 0.0, 0.0)
+    # In parts, so that no copy of all tokens in float64 is held.
+    parts = [part.double() @ direction for part in tokens.detach().split(_ROWS, dim=1)]
+    projection = torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0)
     return projection.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)
