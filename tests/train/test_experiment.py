@@ -54,7 +54,7 @@ def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
         assert description["label"] == "grading"
         assert description["task"] == fit_task(split.train, "grading", options).state()
         assert description["training"]["epochs"] == 3
-        assert description["cohort"] == {"bag": "slide", "transform": "none", "drop_augmented": False}
+        assert description["cohort"] == {"bag": "slide", "transform": "none", "drop_augmented": False, "sets": []}
         assert ("expression" in description) == (name in ("genes", "teacher"))
     assert load_model(finished.folder / "distilled")[1]["model"] == "student"
 
