@@ -4,6 +4,8 @@ Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a che
 tensor only by `check_values`, where that waits for nothing, and those of arrays by `as_numbers`.
 """
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -72,6 +74,23 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
     if not bool(fits.all()):
         row = int(fits.int().argmin())
         raise ValueError(f"{name} must {requirement}, got {values[row].item()} at position {row}")
+
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def as_number(value: object) -> float:
+    """A number, or the text of a decimal number in a table; NaN for all else.
+
+    Python reads more than that: ``float("12_24")`` is 1224.
+
+    Example:
+        >>> as_number("1.5e3"), as_number("12_24"), as_number(True)
+        (1500.0, nan, 1.0)
+    """
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value.strip()) else math.nan
+    return float(value) if isinstance(value, (Real, np.bool_)) else math.nan
 
 
 def as_numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:

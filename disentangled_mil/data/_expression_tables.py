@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._checks import as_number
 from ._tables import Row, read_rows
 from .gene_sets import gene_symbol
 
@@ -72,6 +73,9 @@ def columns_of(table: pd.DataFrame) -> dict[str, list[int]]:
 def gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[int]], duplicates: str) -> Array:
     """Values [n, G] of the named genes, float64, several columns of one symbol made one."""
     firsts = [places[name][0] for name in names]
+    for name, first in zip(names, firsts, strict=True):
+        if (dtype := table.dtypes.iloc[first]).kind in "cmM":
+            raise TypeError(f"table must hold numbers, got {dtype} for gene {name!r}")
     values: Array = table.iloc[:, firsts].to_numpy(dtype=np.float64, copy=True)
     for place, name in enumerate(names):
         if len(places[name]) > 1 and duplicates != "first":
@@ -115,16 +119,11 @@ def _numbers(path: str | Path, row: Row, genes: Sequence[str]) -> list[float]:
     """The values of one patient; the first cell that is no finite number is an error."""
     try:
         numbers = list(map(float, row.cells[1:]))
-        if all(map(isfinite, numbers)):
+        # Python reads 1_5 as 15, which no other program does.
+        if all(map(isfinite, numbers)) and not any("_" in cell for cell in row.cells[1:]):
             return numbers
     except ValueError:
         pass
-    gene, cell = next(pair for pair in zip(genes, row.cells[1:], strict=True) if not _is_finite_number(pair[1]))
+    faulty = ((gene, cell) for gene, cell in zip(genes, row.cells[1:], strict=True) if not isfinite(as_number(cell)))
+    gene, cell = next(faulty)
     raise ValueError(f"{path}, line {row.line}, gene {gene!r}: must be a finite number, got {cell!r}")
-
-
-def _is_finite_number(cell: str) -> bool:
-    try:
-        return isfinite(float(cell))
-    except ValueError:
-        return False

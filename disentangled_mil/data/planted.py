@@ -1,5 +1,6 @@
 """A planted cohort: simulated patients for whom the cause of every label, gene and patch is known."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .._checks import check_count, check_interval
 from ..bags import Bag
+from ..tasks import Classification, DiscreteSurvival, TaskDefinition
 from ._planted_slides import draw_appearance, draw_scanner, draw_slides, scan
 from .cohort import Cohort, Sample
 from .hdf5 import write_bag
@@ -23,11 +25,17 @@ _STEP = {"10x": 896, "20x": 448}
 _DIAGNOSES = np.array(["A", "B", "C", "D"])
 _GRADES = np.array(["G2", "G3", "G4"])
 
-_DESCRIPTION = """\
+TASKS = {
+    "diagnosis": Classification.define(column="diagnosis"),
+    "grading": Classification.define(column="grade"),
+    "survival": DiscreteSurvival.define(time="time", event="event"),
+}
+
+_CLINICAL = """\
 [clinical]
 table = "clinical.csv"
-time = "time"
-
+"""
+_SLIDES = """
 [slides.10x]
 folder = "slides/10x"
 
@@ -124,7 +132,7 @@ def planted_cohort(
 
     Returns:
         The cohort with its truth. Clinical columns: ``diagnosis`` (A-D), ``grade`` (G2-G4), ``time`` (days),
-        ``event`` (1 = death observed).
+        ``event`` (1 = death observed). Tasks: ``diagnosis``, ``grading`` and ``survival``.
 
     Raises:
         TypeError: a count is no integer or a strength no number.
@@ -188,7 +196,8 @@ def planted_cohort(
                 magnification: torch.from_numpy(view.tumor >= 0.5) for magnification, view in views.items()
             }
     truth = pd.DataFrame(programs, index, ["tumor", "tme"])
-    return PlantedCohort(Cohort(tuple(samples), clinical, expression, gene_sets), regions, truth, gene_sets)
+    cohort = Cohort(tuple(samples), clinical, expression, gene_sets, tasks=TASKS)
+    return PlantedCohort(cohort, regions, truth, gene_sets)
 
 
 def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
@@ -228,7 +237,7 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
             write_bag(file, bag.patches[0].half(), bag.grid.cells[0] * step, step=step)
     names = [";".join(slides[patient]) for patient in cohort.patients]
     cohort.clinical.assign(slides=names).to_csv(folder / "clinical.csv")
-    description = _DESCRIPTION
+    description = _CLINICAL + "".join(_described(name, task) for name, task in cohort.tasks.items()) + _SLIDES
     if cohort.expression is not None:
         cohort.expression.to_csv(folder / "expression.csv.gz")
         lines = ["\t".join([name, "planted", *genes]) + "\n" for name, genes in planted.gene_sets.items()]
@@ -237,6 +246,14 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
     path = folder / "cohort.toml"
     path.write_text(description, encoding="utf-8")
     return path
+
+
+def _described(name: str, task: TaskDefinition) -> str:
+    """The section of a task in a description."""
+    options = {key: value for key, value in task.options.items() if value != task.kind.options[key]}
+    keys = {"kind": task.kind.kind, **task.columns, **options}
+    # Text, numbers, true and false and lists of text are written alike in JSON and in TOML.
+    return f"\n[tasks.{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
 def _gene_model(rng: Generator, gene_sets: dict[str, tuple[str, ...]], other_genes: int) -> _GeneModel:

@@ -1,9 +1,10 @@
 """Classification: one class out of several."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final, cast, final
+from types import MappingProxyType
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -12,11 +13,12 @@ from .._checks import check_integers, check_shape, check_values
 from .._precision import widened
 from ..losses._reduction import check_batch
 from .targets import Target
+from .task import Column, Labels, Task, counted
 
 
 @final
-class Classification:
-    """One class out of several: diagnosis, grade.
+class Classification(Task):
+    """One class out of several: diagnosis, grade, mutation status.
 
     ``loss = mean_i w(y_i) * (-log softmax(logits_i)[y_i])``.
 
@@ -51,7 +53,13 @@ class Classification:
         tensor(0.9242)
     """
 
-    kind: Final = "softmax"
+    kind: ClassVar[str] = "classification"
+    link: ClassVar[str] = "softmax"
+    columns: ClassVar[tuple[Column, ...]] = (Column("column", "label"),)
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType({"classes": (), "balanced": True})
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "Acc"})
+    counts: ClassVar[frozenset[str]] = frozenset({"patients", "classes"})
+    undefined: ClassVar[str] = "nan: all patients of a test set have one class, so there is nothing to tell apart"
 
     def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
@@ -99,6 +107,29 @@ class Classification:
                 raise ValueError(f"labels must hold every class to balance them, got no {name!r}")
         return cls(task.classes, class_weight=len(names) / (task.outputs * counts))
 
+    @classmethod
+    def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:
+        """Read a class; it must be among the classes of the definition, if there are any."""
+        classes = options["classes"]
+        if classes and value not in classes:
+            raise ValueError(f"the class must be among {', '.join(map(repr, classes))}, got {value!r}")
+        return value
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[Hashable]:
+        """The class of every patient."""
+        return list(labels["label"])
+
+    @classmethod
+    def summary(cls, labels: Labels) -> str:
+        """The number of patients per class."""
+        return counted(labels["label"])
+
+    @classmethod
+    def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "Classification":
+        """Fit classes and weights on the labels of training patients."""
+        return cls.fit(labels["label"], options["classes"] or None, options["balanced"])
+
     @property
     def outputs(self) -> int:
         """Number of logits."""
@@ -117,6 +148,10 @@ class Classification:
             if name not in index:
                 raise ValueError(f"labels must be among {list(self.classes)}, got {name!r} at position {row}")
         return torch.tensor([index[name] for name in names], dtype=torch.int64, device=self._device)
+
+    def target_of_labels(self, labels: Labels) -> Tensor:
+        """Class indices [B] of labels."""
+        return self.target(labels["label"])
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
         """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
@@ -152,6 +187,22 @@ class Classification:
         """Probability of each class [B, K]."""
         return widened(logits).softmax(-1)
 
+    def predictions(self, logits: Tensor) -> dict[str, Tensor]:
+        """The columns ``probability_CLASS``."""
+        columns = self.probabilities(logits).unbind(-1)
+        return {f"probability_{name}": column for name, column in zip(self.classes, columns, strict=True)}
+
+    def decisions(self, means: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
+        """The column ``predicted``: the class of the largest mean probability."""
+        rows = zip(*(means[f"probability_{name}"] for name in self.classes), strict=True)
+        return {"predicted": [self.classes[row.index(max(row))] for row in rows]}
+
+    def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
+        """AUC, accuracy and others, see `disentangled_mil.metrics.classification_metrics`."""
+        from ..metrics import classification_metrics
+
+        return classification_metrics(self.probabilities(logits), self.target_of_labels(labels), patients)
+
     def to(self, device: torch.device | str) -> "Classification":
         """The task with its weights and targets on another device."""
         task = copy(self)
@@ -162,7 +213,13 @@ class Classification:
     def state(self) -> dict[str, Any]:
         """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
         weight = None if self.class_weight is None else self.class_weight.tolist()
-        return {"task": "classification", "classes": list(self.classes), "class_weight": weight}
+        return {"kind": self.kind, "classes": list(self.classes), "class_weight": weight}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Classification":
+        """Rebuild the task from its state."""
+        weight = state["class_weight"]
+        return cls(state["classes"], class_weight=None if weight is None else torch.tensor(weight))
 
     def __repr__(self) -> str:
         weight = None if self.class_weight is None else [round(w, 3) for w in self.class_weight.tolist()]

@@ -1,23 +1,30 @@
 """Survival in intervals of time."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final, final
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import as_numbers, check_count, check_interval, check_shape
+from .._checks import as_number, as_numbers, check_count, check_interval, check_shape
 from .._precision import widened
 from ..losses.survival import discrete_time_nll
 from ..ops import hazards
 from .targets import SurvivalTarget, Target
+from .task import Column, Labels, Task
+
+# Columns of such names often hold 1 for patients without the event.
+_OPPOSITE = re.compile("cens|alive|living|survived", re.IGNORECASE)
 
 
 @final
-class DiscreteSurvival:
+class DiscreteSurvival(Task):
     """Survival in K intervals of time, by the hazard of dying in each.
 
     Interval k holds the times in ``[edges[k - 1], edges[k])``; the first is open toward 0, the last has no
@@ -54,7 +61,17 @@ class DiscreteSurvival:
         tensor([-0.9375])
     """
 
-    kind: Final = "hazards"
+    kind: ClassVar[str] = "survival"
+    link: ClassVar[str] = "hazards"
+    columns: ClassVar[tuple[Column, ...]] = (Column("time", "time"), Column("event", "event"))
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"observed": "1", "censored": "0", "bins": 4, "alpha": 0.0},
+    )
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"c_index": "C-index"})
+    counts: ClassVar[frozenset[str]] = frozenset(
+        ("patients", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
+    )
+    undefined: ClassVar[str] = "nan: in a test set no event was observed before another patient's time"
 
     def __init__(self, edges: Tensor, *, alpha: float = 0.0) -> None:
         check_shape("edges", edges, "E")
@@ -110,6 +127,48 @@ class DiscreteSurvival:
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 
+    @classmethod
+    def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        """Check the options, and refuse an event column whose name suggests the opposite coding."""
+        check_count("bins", options.get("bins", 1))
+        check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
+        observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))
+        if _same(observed, censored):
+            raise ValueError(f"observed and censored must be two values of the event column, got {observed!r} for both")
+        if _OPPOSITE.search(columns["event"]) and not {"observed", "censored"} <= options.keys():
+            raise ValueError(
+                f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
+                'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
+            )
+
+    @classmethod
+    def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> float | bool:
+        """Read a time, or whether the event was observed."""
+        if key == "time":
+            number = as_number(value)
+            if not (isfinite(number) and number >= 0):
+                raise ValueError(f"time must be a number >= 0, got {value!r}")
+            return number
+        observed, censored = options["observed"], options["censored"]
+        if _same(value, observed) or _same(value, censored):
+            return _same(value, observed)
+        raise ValueError(f"event must be {observed} (event observed) or {censored} (censored), got {value!r}")
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[Hashable]:
+        """Whether the event was observed, of every patient."""
+        return list(labels["event"])
+
+    @classmethod
+    def summary(cls, labels: Labels) -> str:
+        """The number of observed events."""
+        return f"{sum(labels['event'])} events"
+
+    @classmethod
+    def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "DiscreteSurvival":
+        """Fit the intervals on the labels of training patients."""
+        return cls.fit(labels["time"], event=labels["event"], bins=options["bins"], alpha=options["alpha"])
+
     @property
     def outputs(self) -> int:
         """Number of logits, one per interval."""
@@ -125,6 +184,10 @@ class DiscreteSurvival:
         times, deaths = _observations(time, event)
         interval = torch.bucketize(torch.from_numpy(times), self.edges, right=True)
         return SurvivalTarget(interval.to(self._device), torch.from_numpy(deaths).to(self._device))
+
+    def target_of_labels(self, labels: Labels) -> SurvivalTarget:
+        """The interval of each time, and whether the event was observed."""
+        return self.target(labels["time"], event=labels["event"])
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
         """Mean negative log-likelihood of hazard logits [B, K], a scalar in at least float32."""
@@ -156,6 +219,17 @@ class DiscreteSurvival:
         """Minus the expected number of intervals survived [B]; higher = worse."""
         return hazards.risk(logits)
 
+    def predictions(self, logits: Tensor) -> dict[str, Tensor]:
+        """The columns ``hazard_0`` ... and ``risk`` (higher = worse)."""
+        hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
+        return {**hazard, "risk": self.risk(logits)}
+
+    def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
+        """C-index of the risk and its counts, see `disentangled_mil.metrics.survival_metrics`."""
+        from ..metrics import survival_metrics
+
+        return survival_metrics(self.risk(logits), labels["time"], event=labels["event"], patients=patients)
+
     def to(self, device: torch.device | str) -> "DiscreteSurvival":
         """The task with its targets on another device."""
         task = copy(self)
@@ -164,10 +238,21 @@ class DiscreteSurvival:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
-        return {"task": "survival", "edges": self.edges.tolist(), "alpha": self.alpha}
+        return {"kind": self.kind, "edges": self.edges.tolist(), "alpha": self.alpha}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "DiscreteSurvival":
+        """Rebuild the task from its state."""
+        return cls(torch.tensor(state["edges"], dtype=torch.float64), alpha=state["alpha"])
 
     def __repr__(self) -> str:
         return f"DiscreteSurvival(edges={[round(edge, 3) for edge in self.edges.tolist()]}, alpha={self.alpha})"
+
+
+def _same(value: Any, marker: Any) -> bool:
+    """Whether two values of a table are one: equal numbers, or equal texts but for case."""
+    numbers = as_number(value), as_number(marker)
+    return numbers[0] == numbers[1] or str(value).casefold() == str(marker).casefold()
 
 
 def _observed(target: Target) -> SurvivalTarget:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .._files import replacing
 from .checkpoint import load_progress, save_progress
-from .examples import Examples
+from .datasets import CohortDataset
 from .options import TrainingOptions
 from .stages import Stage
 
@@ -19,8 +19,8 @@ from .stages import Stage
 def train_stage(
     name: str,
     stage: Stage,
-    train: Examples,
-    validation: Examples | None,
+    train: CohortDataset,
+    validation: CohortDataset | None,
     options: TrainingOptions,
     folder: Path,
     *,
@@ -94,22 +94,22 @@ def train_stage(
 
 
 @torch.no_grad()
-def predict_logits(stage: Stage, examples: Examples, options: TrainingOptions) -> Tensor:
-    """Predictions of a stage's model for all examples, in their order [n, K]."""
+def predict_logits(stage: Stage, dataset: CohortDataset, options: TrainingOptions) -> Tensor:
+    """Predictions of a stage's model for all samples, in their order [n, K]."""
     stage.model.eval()
-    batches = examples.batches(options.batch_size)
+    batches = dataset.batches(options.batch_size)
     return torch.cat([stage.logits(batch.to(options.device)).cpu() for batch in batches])
 
 
-def task_loss(stage: Any, examples: Examples, options: TrainingOptions) -> float:
-    """Mean task loss of a stage's predictions over all examples."""
-    loss = stage.task.to("cpu").loss(predict_logits(stage, examples, options), examples.target)
+def task_loss(stage: Any, dataset: CohortDataset, options: TrainingOptions) -> float:
+    """Mean task loss of a stage's predictions over all dataset."""
+    loss = stage.task.to("cpu").loss(predict_logits(stage, dataset, options), dataset.target)
     return float(loss)
 
 
 def _train_epoch(
     stage: Stage,
-    train: Examples,
+    train: CohortDataset,
     options: TrainingOptions,
     epoch: int,
     schedule: torch.optim.lr_scheduler.LRScheduler,

@@ -19,7 +19,7 @@ from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
 from ..nn.attention import COMMON_RESOLUTION
 from ..optim import CGCOptimizer
 from ..tasks import Task
-from .examples import Batch, Examples
+from .datasets import Batch, CohortDataset
 from .options import TrainingOptions
 
 
@@ -50,7 +50,7 @@ class Stage(ABC):
         """Apply the gradients."""
         self.optimizer.step()
 
-    def begin_epoch(self, epoch: int, train: Examples) -> None:  # noqa: B027  (nothing, for most)
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:  # noqa: B027  (nothing, for most)
         """What comes before an epoch over the training samples."""
 
     def complete(self, epoch: int) -> bool:
@@ -91,7 +91,7 @@ class TeacherStage(Stage):
         self._compares = len(model.magnifications) > 1 and bool(options.consistency_weight)
         self.resolution: int | None = None
 
-    def begin_epoch(self, epoch: int, train: Examples) -> None:
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
         """Compare the attention of all batches on a common grid, unless that of none needs one.
 
         The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
@@ -132,12 +132,12 @@ class TeacherStage(Stage):
         return logits
 
     @torch.no_grad()
-    def targets(self, examples: Examples) -> dict[str, DistillationTargets]:
-        """What a student is to learn, by magnification, for every example; computed once."""
+    def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
+        """What a student is to learn, by magnification, for every sample; computed once."""
         self.model.eval()
         device = next(self.model.parameters()).device
         collected: dict[str, list[DistillationTargets]] = {name: [] for name in self.model.magnifications}
-        for batch in examples.batches(self.options.batch_size):
+        for batch in dataset.batches(self.options.batch_size):
             batch = batch.to(device)
             for name, branch in self.model(batch.bags, batch.genes).branches.items():
                 targets = DistillationTargets.from_teacher(
@@ -167,7 +167,7 @@ class StudentStage(Stage):
         self.first_distilled = min(warmup, options.epochs - 1)
         self.optimizer = _adamw(model, options)
         self.distillation = SubspaceDistillation(
-            task.kind,
+            task.link,
             temperature=options.temperature,
             prediction_weight=options.prediction_weight,
             representation_weight=options.representation_weight,
@@ -179,7 +179,7 @@ class StudentStage(Stage):
         return self.targets is None or epoch >= self.first_distilled
 
     @torch.no_grad()
-    def begin_epoch(self, epoch: int, train: Examples) -> None:
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
         """When distillation begins, decide once for the whole training set which prototype is which subspace.
 
         Bag by bag the decision would follow the noise, and the head would see its prototypes change places.
