@@ -123,7 +123,7 @@ class SubspaceDistillation(nn.Module):
     ``total = prediction_weight * KL + representation_weight * MSE``.
 
     Args:
-        kind: what the logits are: ``"softmax"`` over classes or ``"hazards"`` of survival intervals.
+        kind: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``.
         temperature: by which both sides' logits are divided.
         prediction_weight: weight of the divergence of the predictions.
         representation_weight: weight of the error between prototypes and subspaces.
@@ -174,7 +174,7 @@ class SubspaceDistillation(nn.Module):
         matching: str = "slot",
     ) -> None:
         super().__init__()
-        check_choice("kind", kind, ("softmax", "hazards"))
+        check_choice("kind", kind, ("softmax", "hazards", "identity"))
         _check_temperature(temperature)
         check_interval("prediction_weight", prediction_weight, 0.0, float("inf"))
         check_interval("representation_weight", representation_weight, 0.0, float("inf"))
@@ -230,7 +230,8 @@ def prediction_distillation(
         student_logits: the student's logits.
         teacher_logits: the teacher's; no gradient flows into them.
         temperature: positive and finite.
-        kind: ``"softmax"`` over classes or ``"hazards"`` of survival intervals.
+        kind: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``:
+            means of normal distributions of variance 1, whose divergence is half the squared difference.
         weight: weight of each sample in the mean, none negative; rows of weight 0 may hold anything in the
             teacher.
 
@@ -258,7 +259,7 @@ def prediction_distillation(
         >>> prediction_distillation(logits, torch.zeros(1, 2), temperature=1.0)
         tensor(0.4338)
     """
-    check_choice("kind", kind, ("softmax", "hazards"))
+    check_choice("kind", kind, ("softmax", "hazards", "identity"))
     _check_temperature(temperature)
     sizes = check_shape("student_logits", student_logits, "B K")
     check_shape("teacher_logits", teacher_logits, "B K", sizes)
@@ -266,6 +267,8 @@ def prediction_distillation(
     check_floating("teacher_logits", teacher_logits)
     check_batch("student_logits", student_logits)
     teacher = without_absent(teacher_logits.detach(), weight)
+    if kind == "identity":  # The temperature cancels.
+        return weighted_mean((widened(student_logits) - widened(teacher)).square().sum(1) / 2, weight)
     p = _log_outcomes(teacher, temperature, kind)  # [B, 1, K] or [B, K, 2]
     q = _log_outcomes(student_logits, temperature, kind)
     divergence = _divergence(p, q).sum((1, 2))  # [B]

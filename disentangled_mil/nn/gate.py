@@ -34,9 +34,10 @@ class MagnificationGate(nn.Module):
         rule: ``"max_confidence"`` takes, per sample, the most confident magnification (the first in a tie);
             ``"average"`` averages logits; ``"softmax_average"`` averages probabilities; ``"learned"`` averages
             logits with one learned weight per magnification.
-        kind: ``"softmax"`` for class logits; ``"hazards"`` for discrete-time hazard logits. The confidence is
-            the largest probability among the possible outcomes: the classes, or the intervals in which the
-            event can fall and outliving them all.
+        kind: ``"softmax"`` for class logits; ``"hazards"`` for discrete-time hazard logits; ``"identity"`` for
+            numbers, which ``"softmax_average"`` averages as they are. The confidence is the largest probability among
+            the possible outcomes: the classes, or the intervals in which the event can fall and outliving them all.
+            Numbers have none.
 
     Shape:
         {magnification: [B, K]} -> logits [B, K].
@@ -60,7 +61,9 @@ class MagnificationGate(nn.Module):
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         check_choice("rule", rule, RULES)
-        check_choice("kind", kind, ("softmax", "hazards"))
+        check_choice("kind", kind, ("softmax", "hazards", "identity"))
+        if kind == "identity" and rule == "max_confidence":
+            raise ValueError("rule must be an average for numbers, which have no confidence, got 'max_confidence'")
         self.rule, self.kind = rule, kind
         self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
 
@@ -94,7 +97,9 @@ class MagnificationGate(nn.Module):
         return outcome_log_probability(logits) if self.kind == "hazards" else widened(logits).log_softmax(-1)
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
-        """Logits whose probabilities are the mean of the magnifications' probabilities."""
+        """Logits whose probabilities are the mean of the magnifications' probabilities; the mean of numbers."""
+        if self.kind == "identity":
+            return widened(logits).mean(1)
         mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
         if self.kind == "softmax":
             return mean

@@ -161,8 +161,9 @@ class DiscreteSurvival(Task):
 
     @classmethod
     def summary(cls, labels: Labels) -> str:
-        """The number of observed events."""
-        return f"{sum(labels['event'])} events"
+        """The number of observed events and of censored times."""
+        events = sum(labels["event"])
+        return f"events {events}, censored {len(labels['event']) - events}"
 
     @classmethod
     def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "DiscreteSurvival":

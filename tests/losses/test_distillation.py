@@ -308,7 +308,7 @@ def test_repr_shows_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "sigmoid"}, r"kind must be one of 'softmax', 'hazards', got 'sigmoid'"),
+        ({"kind": "sigmoid"}, r"kind must be one of 'softmax', 'hazards', 'identity', got 'sigmoid'"),
         ({"temperature": 0.0}, r"temperature must be positive and finite, got 0\.0"),
         ({"temperature": math.inf}, r"temperature must be positive and finite, got inf"),
         ({"prediction_weight": -1.0}, r"prediction_weight must lie in \[0\.0, inf\], got -1\.0"),
@@ -348,7 +348,7 @@ def test_errors_name_the_argument():
         prediction_distillation(logits.long(), logits)
     with pytest.raises(TypeError, match=r"teacher_logits must be a floating-point tensor, got torch\.int64"):
         prediction_distillation(logits, logits.long())
-    with pytest.raises(ValueError, match=r"kind must be one of 'softmax', 'hazards', got 'both'"):
+    with pytest.raises(ValueError, match=r"kind must be one of 'softmax', 'hazards', 'identity', got 'both'"):
         prediction_distillation(logits, logits, kind="both")
     with pytest.raises(ValueError, match=r"temperature must be positive and finite, got -1"):
         prediction_distillation(logits, logits, temperature=-1)
@@ -389,3 +389,12 @@ def test_targets_are_loaded_from_a_file_of_weights_only(tmp_path, generator):
     assert type(loaded) is DistillationTargets
     for got, wanted in zip(loaded, targets, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_divergence_of_numbers_is_that_of_normal_distributions():
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[3.0, 1.0], [0.0, 0.0]])
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(teacher, 1.0), normal(student, 1.0)).sum(1).mean()
+    for temperature in (1.0, 4.0):
+        loss = prediction_distillation(student, teacher, temperature=temperature, kind="identity")
+        torch.testing.assert_close(loss, expected)

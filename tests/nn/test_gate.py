@@ -203,7 +203,7 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
         (
             lambda: MagnificationGate(NAMES, kind="classes"),
             ValueError,
-            "kind must be one of 'softmax', 'hazards', got 'classes'",
+            "kind must be one of 'softmax', 'hazards', 'identity', got 'classes'",
         ),
         (
             lambda: MagnificationGate(("5x",))([torch.zeros(1, 2)]),
@@ -235,3 +235,12 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
 def test_refusals(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_numbers_are_averaged_and_have_no_confidence():
+    logits = {"10x": torch.tensor([[1.0], [-2.0]]), "20x": torch.tensor([[3.0], [0.0]])}
+    for rule in ("average", "softmax_average", "learned"):
+        gate = MagnificationGate(("10x", "20x"), rule=rule, kind="identity")
+        torch.testing.assert_close(gate(logits).logits, torch.tensor([[2.0], [-1.0]]))
+    with pytest.raises(ValueError, match="rule must be an average for numbers, which have no confidence"):
+        MagnificationGate(("10x", "20x"), kind="identity")

@@ -221,7 +221,7 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
         ("diagnosis", 2, {}, "task"),
         ("grading", 3, {}, "folds"),
         ("grading", 2, {"learning_rate": 0.5}, "training"),
-        ("survival", 3, {"dim": 4}, "task, folds, training"),
+        ("survival", 3, {"dim": 4}, "folds, task, training"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
@@ -471,8 +471,9 @@ def test_deaths_are_told_before_training(description, quick, tmp_path, capsys, u
     with pytest.raises(AssertionError, match="trained"):
         run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2)
     cohort = read_cohort(description)
-    every, paired = (int(c.clinical["event"].sum()) for c in (cohort, cohort.with_expression()))
-    line = f"survival: 34 patients ({every} events), 28 of them with expression ({paired} events)\n"
+    events = [c.labels("survival")["event"] for c in (cohort, cohort.with_expression())]
+    every, paired = (f"events {event.sum()}, censored {(~event).sum()}" for event in events)
+    line = f"survival: 34 patients ({every}), 28 of them with expression ({paired})\n"
     assert line in capsys.readouterr().err
 
 

@@ -6,7 +6,6 @@ import torch
 
 from disentangled_mil import (
     CGCOptimizer,
-    Classification,
     GeneNetwork,
     Student,
     SubspaceDistillation,
@@ -22,8 +21,8 @@ SIZES = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
 
 
 @pytest.fixture
-def task(dataset, options):
-    return Classification.fit(dataset.labels)
+def task(split):
+    return split.train.fit_task("grading")
 
 
 @pytest.fixture
