@@ -51,8 +51,8 @@ class BagCache:
         Raises:
             ValueError: a file is refused.
         """
-        bar = tqdm(samples, desc="reading slides", unit="sample", disable=quiet)
-        return [sum(bag.patches.shape[1] for bag in self.load(sample).values()) for sample in bar]
+        with tqdm(samples, desc="reading slides", unit="sample", disable=quiet) as bar:
+            return [sum(bag.patches.shape[1] for bag in self.load(sample).values()) for sample in bar]
 
 
 class Batch(NamedTuple):

@@ -176,18 +176,9 @@ def test_columns_and_missing_labels_can_be_named(folder):
 
 @pytest.mark.parametrize(
     "cell",
-    ["nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "n/a", "null", "Unknown"]
-    + [
-        "#N/A",
-        "<NA>",
-        "Not Allowed To Collect",
-        "-nan",
-        "n.a.",
-        "#VALUE!",
-        "[Not  Available]",
-        "#DIV/0!",
-        "?",
-        "not_reported",
+    [
+        *("nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "n/a", "null", "Unknown", "#N/A", "<NA>"),
+        *("Not Allowed To Collect", "-nan", "n.a.", "#VALUE!", "[Not  Available]", "#DIV/0!", "?", "not_reported"),
     ],
 )
 def test_what_tables_write_for_no_value_is_no_label(folder, cell):
@@ -513,6 +504,16 @@ tme = ["TME"]
     patches = largest.load()["10x"].patches
     assert patches.shape == (1, 17, 186)
     torch.testing.assert_close((patches.exp() - 1e-6).sum(-1), torch.ones(1, 17))
+
+
+def test_any_column_of_the_real_gastric_cohort_is_a_task(shared):
+    cohort = read_cohort(Path(__file__).parents[2] / "benchmarks" / "cohorts" / "tcga_stad.toml")
+    paired = cohort.with_expression()
+    assert (len(cohort.patients), len(paired.patients), cohort.width) == (369, 330, 376)
+    assert {name: len(paired.labels(name)) for name in ("msi", "subtype")} == {"msi": 327, "subtype": 304}
+    assert cohort.fit_task("msi").classes == ("MSI", "MSS")
+    assert cohort.fit_task("subtype").classes == ("CIN", "EBV", "GS", "MSI")
+    assert cohort.fit_task("survival").outputs == 4
 
 
 def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):

@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
@@ -19,11 +17,10 @@ from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import cross_validation, run_folder
-from disentangled_mil.train.experiment import MODELS, Result
 from disentangled_mil.train.cross_validation import run_cross_validation
+from disentangled_mil.train.experiment import MODELS, Result
 from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
-
 from tests.support.cohorts import copy_with_change
 
 CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
