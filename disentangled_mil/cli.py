@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +20,9 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of the input are one line, and exit status 2."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    if arguments is None and options.threads != 1:
+        _wait_passively()
     try:
         options.run(options)
     except ModuleNotFoundError as error:
@@ -33,6 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _wait_passively() -> None:
+    """Start this program again with OpenMP threads that sleep while they wait for each other.
+
+    By default they keep their core busy. Beside other programs that made a step of four slides with 2,500 patches 14 times
+    slower than with one thread, and sleeping threads 1.1 times. OpenMP reads the variable only as it is loaded.
+    """
+    if sys.platform == "linux" and "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The command line: what is printed where, exit statuses, one line for every error of the input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -291,6 +292,22 @@ def test_version_is_told(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(("threads", "policy", "restarts"), [("auto", None, 1), ("1", None, 0), ("2", "ACTIVE", 0)])
+def test_the_program_starts_again_with_sleeping_threads_unless_there_is_one(monkeypatch, threads, policy, restarts):
+    started = []
+    monkeypatch.setattr("os.environ", {} if policy is None else {"OMP_WAIT_POLICY": policy})
+    monkeypatch.setattr("os.execv", lambda program, argv: started.append((program, argv[1:], dict(os.environ))))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "-m", "disentangled_mil", "demo"])
+    monkeypatch.setattr(sys, "argv", ["disentangled_mil", "demo", "--threads", threads])
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **kwargs: "table")
+    assert main() == 0
+    expected = (sys.executable, ["-W", "error", "-m", "disentangled_mil", "demo"], {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert started == [expected] * restarts
+    assert main(["demo", "--threads", threads]) == 0
+    assert len(started) == restarts
 
 
 def test_a_missing_extra_is_named_without_a_traceback(tmp_path):

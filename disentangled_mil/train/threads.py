@@ -1,4 +1,4 @@
-"""The number of threads that serves a training.
+"""The number of threads that serves a training or a prediction.
 
 PyTorch divides the work of every operator among threads, which wait for each other at its end. The operators of small
 bags are too short for that to pay, and where another program uses a core the waiting multiplies. So ``"auto"`` takes one
