@@ -10,8 +10,8 @@ from ..tasks import TaskDefinition
 from ._section import Section
 from ._tables import read_rows
 
-# Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries. The
-# first one is the empty cell.
+# Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries.
+# The first one is the empty cell.
 _MARKERS = """
 | na | n.a. | n.a | n/a | nan | -nan | none | null | nil | nd | n.d. | missing | - | -- | --- | . | ? | ?? | unk
 | 1.#ind | -1.#ind | 1.#qnan | -1.#qnan | #n/a | #n/a n/a | #na | #value! | #ref! | #div/0! | #name? | #num! | #null!

@@ -17,10 +17,10 @@ Array = np.ndarray[Any, Any]
 
 
 def read_expression(path: str | Path) -> pd.DataFrame:
-    """Read an expression table: one row per patient, the identifier first, one column per gene.
+    r"""Read an expression table: one row per patient, the identifier first, one column per gene.
 
     Args:
-        path: a ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
+        path: ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
 
     Returns:
         A float64 table, patients x genes, in the order and with the names of the file. A gene may occur
@@ -28,15 +28,15 @@ def read_expression(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has
-            no name, or a cell is no finite number. The message names file, line and gene.
+        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has no
+            name, or a cell is no finite number. The message names file, line and gene.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from disentangled_mil.data.expression import read_expression
         >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
-        >>> _ = path.write_text("patient_id,EGFR,CD2\\nA,1.5,0\\nB,0.25,3\\n")
+        >>> _ = path.write_text("patient_id,EGFR,CD2\nA,1.5,0\nB,0.25,3\n")
         >>> read_expression(path).loc["B"].tolist()
         [0.25, 3.0]
     """

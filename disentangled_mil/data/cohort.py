@@ -62,6 +62,9 @@ class StoredBag:
     def load(self) -> Bag:
         """Read the bag.
 
+        Returns:
+            A bag with B = 1.
+
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: :func:`~.hdf5.read_bag` refuses a file, or a feature is negative
@@ -192,10 +195,16 @@ class Cohort:
         return bag.patches.shape[2] if isinstance(bag, Bag) else slide_width(bag.paths[0])
 
     def subset(self, patients: Iterable[str]) -> "Cohort":
-        """The cohort of some patients; everything stays in its order.
+        """The cohort of some patients; the order of everything stays.
+
+        Args:
+            patients: identifiers of the patients.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: there is none, or one is unknown.
+            ValueError: no patient is given, or one is unknown.
         """
         chosen = set(patients)
         unknown = chosen - set(self.clinical.index)
@@ -213,30 +222,39 @@ class Cohort:
         )
 
     def with_expression(self) -> "Cohort":
-        """The cohort of the patients who have expression.
+        """The cohort of the patients with expression.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: nobody has.
+            ValueError: no patient has expression.
         """
         return self.subset([] if self.expression is None else self.expression.index)
 
     def without_expression(self) -> "Cohort":
-        """The cohort of the patients who have no expression; the others are left out.
+        """The cohort of the patients without expression.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: everybody has.
+            ValueError: all patients have expression.
         """
         paired = set() if self.expression is None else set(self.expression.index)
         return self.subset(patient for patient in self.patients if patient not in paired)
 
     def genes_found(self) -> dict[str, tuple[int, int]]:
-        """For each subspace, how many of its genes the expression table has, and how many there are."""
+        """For each subspace, the number of its genes in the expression table, and the number of its genes."""
         symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
 
     def fit_expression(self) -> ExpressionPipeline:
         """Fit the expression pipeline on this cohort's patients: call it on a training subset.
+
+        Returns:
+            The fitted pipeline.
 
         Raises:
             ValueError: there is no expression, or :meth:`ExpressionPipeline.fit` refuses it.

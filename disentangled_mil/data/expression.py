@@ -25,11 +25,11 @@ _FORMAT = "disentangled_mil expression 1"
 
 
 class GeneStatistics(NamedTuple):
-    """What scaling knows of one gene, from the training patients, after log1p where that applies.
+    """Statistics of one gene over the training patients, after log1p where that applies.
 
     Args:
-        median: their median.
-        spread: their robust standard deviation, 1.4826 times the median absolute deviation; the plain one
+        median: median of the values.
+        spread: robust standard deviation, 1.4826 times the median absolute deviation; the plain standard deviation
             where that is 0 (more than half of the patients share one value).
         mean: mean of the limited values.
         std: standard deviation of the limited values (divided by n); 0 for a constant gene.
@@ -152,7 +152,7 @@ class ExpressionPipeline:
         """Align, limit and scale anyone's expression; columns are found by name, whatever their order.
 
         Args:
-            table: patients x genes, in the unit of the training table.
+            table: expression table, patients x genes, in the unit of the training table.
 
         Returns:
             One float32 tensor [n, G] per subspace, rows in the order of the table.
@@ -192,7 +192,7 @@ class ExpressionPipeline:
         return str(self.state()["sha256"])
 
     def state(self) -> dict[str, Any]:
-        """Everything as plain values for JSON, with its SHA-256 under ``"sha256"``."""
+        """The pipeline as plain JSON values, with their SHA-256 under ``"sha256"``."""
         content: dict[str, Any] = {
             "format": _FORMAT,
             **asdict(self.options),
@@ -203,10 +203,16 @@ class ExpressionPipeline:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "ExpressionPipeline":
-        """The pipeline that :meth:`state` came from.
+        """Rebuild a pipeline from its :meth:`state`.
+
+        Args:
+            state: plain JSON values.
+
+        Returns:
+            The pipeline.
 
         Raises:
-            ValueError: it is no such state, or was changed since.
+            ValueError: the state is of another format, or was changed.
         """
         content = dict(state)
         stored = content.pop("sha256", None)
@@ -227,9 +233,15 @@ class ExpressionPipeline:
     def load(cls, path: str | Path) -> "ExpressionPipeline":
         """Read a saved pipeline.
 
+        Args:
+            path: JSON file.
+
+        Returns:
+            The pipeline.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no saved pipeline, or was changed since.
+            ValueError: the file is no saved pipeline, or was changed.
         """
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -14,23 +14,22 @@ from ._patients import agreed, array_of, index_of_patients, mean_of_patients
 def classification_metrics(
     probabilities: npt.ArrayLike | Tensor, labels: npt.ArrayLike | Tensor, patients: Iterable[Any]
 ) -> dict[str, float]:
-    """Quality of class probabilities; the slides of a patient are averaged first.
+    """Quality of class probabilities per patient; the slides of a patient are averaged first.
 
-    Macro averages run over the classes that some patient has: of the others nothing can be known. The AUC of
-    a class is that of telling it from the rest.
+    Macro averages run over the classes that some patient has. The AUC of a class tells it from all other classes.
 
     Args:
         probabilities: probability of every class, one row per slide.
-        labels: index of the true class, one per slide.
+        labels: index of the true class of every slide.
         patients: the patient of every slide.
 
     Shape:
         ``probabilities`` [n, K]; ``labels``, ``patients`` [n].
 
     Returns:
-        ``auc``, ``accuracy``, ``sensitivity``, ``specificity`` and ``f1``, from 0 to 1, all but the accuracy
-        macro averages; ``patients`` and ``classes``, how many there were. With patients of a single class,
-        ``auc`` and ``specificity`` have nothing to compare and are NaN (``classes`` is 1).
+        ``auc``, ``accuracy``, ``sensitivity``, ``specificity`` and ``f1``, from 0 to 1; all but the accuracy are macro
+        averages. ``patients`` and ``classes`` are counts. If all patients have one class, ``auc`` and ``specificity``
+        are NaN.
 
     Raises:
         ValueError: a length differs, there is no slide, a value is not finite, a patient is missing, a label is no

@@ -18,25 +18,25 @@ def survival_metrics(
     event: npt.ArrayLike | Tensor,
     patients: Iterable[Any],
 ) -> dict[str, float]:
-    """How well a risk orders patients by their survival; the risks of a patient's slides are averaged first.
+    """Agreement of risk and survival per patient; the slides of a patient are averaged first.
 
-    ``c_index = (concordant + tied_risk / 2) / comparable_pairs`` (Harrell). A pair is comparable if the one
-    who died did so before the other's time, or at the time at which the other was censored; two deaths at one
-    time are not.
+    ``c_index = (concordant + tied_risk / 2) / comparable_pairs`` (Harrell). A pair is comparable if one patient has the
+    event before the other's time, or at the time at which the other is censored. Two events at one time are not
+    comparable.
 
     Args:
         risk: risk of every slide, higher = worse.
         time: time of the last observation, in any unit.
-        event: 1 or True where the death was observed, 0 or False where the time is censored.
+        event: observations, 1 or True for an observed event, 0 or False for a censored time.
         patients: the patient of every slide.
 
     Shape:
         all [n].
 
     Returns:
-        ``c_index`` from 0 to 1, NaN without a comparable pair; the numbers of pairs it is made of,
-        ``comparable_pairs``, ``concordant``, ``discordant``, ``tied_risk``, and of those comparable
-        ``tied_time``; ``patients`` and ``events``.
+        ``c_index`` from 0 to 1, NaN without a comparable pair; the numbers of pairs ``comparable_pairs``,
+        ``concordant``, ``discordant``, ``tied_risk`` and ``tied_time`` (comparable pairs of equal times); and the
+        counts ``patients`` and ``events``.
 
     Raises:
         TypeError: times or events are dates or spans of time, which have a unit.
@@ -72,7 +72,7 @@ def survival_metrics(
 
 
 def _pairs(risk: npt.NDArray[np.float64], time: npt.NDArray[np.float64], died: npt.NDArray[np.bool_]) -> dict[str, int]:
-    """Count pairs (i, j) of which i is known to have died first."""
+    """Count pairs (i, j) in which i is known to have the event first."""
     tied_time = time[:, None] == time
     comparable = died[:, None] & ((time[:, None] < time) | (tied_time & ~died))
     counts = {

@@ -1,4 +1,4 @@
-"""What is predicted: one class per kind of task owns all that differs between kinds.
+"""Tasks: one class per kind of task owns all that differs between kinds.
 
 A new kind is a new subclass of `Task` in a file of its own, and an entry of `KINDS`.
 """

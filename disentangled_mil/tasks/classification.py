@@ -24,22 +24,21 @@ class Classification(Task):
 
     Args:
         classes: names of the classes, in the order of the logits.
-        class_weight: weight w of each class in the loss, 1 by default.
+        class_weight: weight w of each class in the loss; by default 1.
 
     Shape:
         ``class_weight`` [K].
 
     Raises:
-        TypeError: ``classes`` is one string or holds something else.
+        TypeError: ``classes`` is one string, or holds a value that is no string.
         ValueError: there is no class, a class comes twice, or a weight is negative or not finite.
 
     Source:
         Cross-entropy; the confidence is that of CGC (eq. 6 of the paper).
 
     Differs from the source:
-        The weighted loss is divided by the number of samples, not by the sum of their weights: otherwise the
-        weight cancels in a batch of one, and gradients accumulated over small batches depend on how they were
-        drawn.
+        The weighted loss is divided by the number of samples, not by the sum of their weights. With the latter, the
+        weight cancels in a batch of one, and gradients accumulated over small batches depend on the batches.
 
     Example:
         >>> import torch
@@ -80,17 +79,20 @@ class Classification(Task):
     def fit(
         cls, labels: Iterable[str], classes: Iterable[str] | None = None, balanced: bool = True
     ) -> "Classification":
-        """Take classes and weights from the training patients' labels.
+        """Fit classes and weights on the labels of training patients.
 
         Args:
-            labels: one label per training patient.
-            classes: the classes in order; by default those of ``labels``, sorted.
-            balanced: weigh class k by ``n / (K * n_k)``, so that every class counts the same and the mean
+            labels: label of every training patient.
+            classes: classes in order; by default the sorted ones of ``labels``.
+            balanced: whether class k has the weight ``n / (K * n_k)``. Then all classes count the same, and the mean
                 weight of a training patient is 1.
 
+        Returns:
+            The task.
+
         Raises:
-            TypeError: ``labels`` or ``classes`` is one string or holds something else, a missing value say.
-            ValueError: a label is no class, or there is no label of a class that is to be balanced.
+            TypeError: ``labels`` or ``classes`` is one string, or holds a value that is no string, e.g. a missing one.
+            ValueError: a label is no class, or a class that is to be balanced has no label.
 
         Example:
             >>> from disentangled_mil import Classification
@@ -136,10 +138,16 @@ class Classification(Task):
         return len(self.classes)
 
     def target(self, labels: Iterable[str]) -> Tensor:
-        """Class indices [B], int64, of labels.
+        """Class indices of labels.
+
+        Args:
+            labels: label of every sample.
+
+        Returns:
+            The indices [B], int64.
 
         Raises:
-            TypeError: ``labels`` is one string or holds something else, a missing value say.
+            TypeError: ``labels`` is one string, or holds a value that is no string, e.g. a missing one.
             ValueError: a label is no class.
         """
         index = {name: k for k, name in enumerate(self.classes)}
@@ -154,27 +162,44 @@ class Classification(Task):
         return self.target(labels["label"])
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
-        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
+        """Mean weighted cross-entropy.
+
+        Args:
+            logits: class logits.
+            target: class indices.
+
+        Shape:
+            ``logits`` [B, K], ``target`` [B].
+
+        Returns:
+            A scalar in at least float32.
 
         Raises:
             TypeError: ``target`` is not an integer tensor.
-            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class (on a GPU, where
-                values are not read, it fails the kernel).
+            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class. On a GPU values
+                are not read, and such an index fails the kernel.
         """
         sizes = check_shape("logits", logits, "B K", {"K": self.outputs})
         target = _class_indices(target, sizes)
         check_batch("logits", logits)
         logits = widened(logits)
-        # Not F.cross_entropy, whose ignore_index would count as a loss of 0.
+        # F.cross_entropy would count ignore_index as a loss of 0.
         loss = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]  # [B]
         return (loss if self.class_weight is None else self.class_weight.to(logits.dtype)[target] * loss).mean()
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-        """How sure each subspace is of the truth: ``softmax(logits)[target]`` summed over the batch.
+        """Confidence of every subspace in the truth: ``softmax(logits)[target]`` summed over the batch.
+
+        Args:
+            subspace_logits: class logits of every subspace.
+            target: class indices.
 
         Shape:
             every tensor of ``subspace_logits`` [B, K]; ``target`` [B].
+
+        Returns:
+            A scalar per subspace.
         """
         scores = {}
         for subspace, logits in subspace_logits.items():
@@ -237,7 +262,7 @@ def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
 
 
 def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    """Several names; one string is a sequence of characters, which nobody means."""
+    """A sequence of names; one string is refused, because its characters are hardly meant."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
     given = tuple(values)

@@ -25,29 +25,28 @@ _OPPOSITE = re.compile("cens|alive|living|survived", re.IGNORECASE)
 
 @final
 class DiscreteSurvival(Task):
-    """Survival in K intervals of time, by the hazard of dying in each.
+    """Survival in K intervals of time, by the hazard of the event in each.
 
-    Interval k holds the times in ``[edges[k - 1], edges[k])``; the first is open toward 0, the last has no
-    end. ``hazard(k) = sigmoid(logits[k])``.
+    The event is death, or any other event that happens once, such as recurrence. Interval k holds the times in
+    ``[edges[k - 1], edges[k])``; the first begins at 0, and the last has no end. ``hazard(k) = sigmoid(logits[k])``.
 
     Args:
-        edges: times that separate the intervals, in the unit of ``time`` everywhere; kept in float64 on the
-            CPU, where times are compared with them.
+        edges: times that separate the intervals, in the unit of ``time``. They are kept in float64 on the CPU, where
+            times are compared with them.
         alpha: share by which censored patients are down-weighted in the loss, from 0 to 1.
 
     Shape:
         ``edges`` [K - 1].
 
     Raises:
-        ValueError: ``edges`` do not increase strictly, are negative or not finite, or ``alpha`` is out of
-            range.
+        ValueError: ``edges`` do not increase strictly, are negative or not finite, or ``alpha`` is out of range.
 
     Source:
         The survival task of the paper (4 quartile bins); CGC's confidence in eq. 6.
 
     Differs from the source:
-        The confidence is the likelihood of what was observed; the released code takes a softmax over the
-        hazard logits, which are no distribution, and treats censored patients like deaths.
+        The confidence is the likelihood of the observation. The released code takes a softmax over the hazard logits,
+        which are no distribution, and treats censored times like events.
 
     Example:
         >>> import torch
@@ -93,18 +92,21 @@ class DiscreteSurvival(Task):
         bins: int = 4,
         alpha: float = 0.0,
     ) -> "DiscreteSurvival":
-        """Put the edges at the quantiles of the training patients' observed times of death.
+        """Fit the edges: quantiles of the observed times of the event among training patients.
 
         Args:
-            time: one time per training patient.
-            event: 1 or True where the death was observed, 0 or False where the time is censored.
-            bins: number K of intervals, each with the same share of the deaths.
-            alpha: as for the class.
+            time: time of every training patient.
+            event: observations, 1 or True for an observed event, 0 or False for a censored time.
+            bins: number K of intervals, which hold equal shares of the events.
+            alpha: share by which censored patients are down-weighted in the loss.
+
+        Returns:
+            The task.
 
         Raises:
             TypeError: times or events are dates or spans of time, which have a unit.
-            ValueError: a time is negative or not finite, an event not 0 or 1, no death was observed, or so
-                many deaths share one time that an interval would be empty (take fewer bins).
+            ValueError: a time is negative or not finite, an event is not 0 or 1, no event was observed, or an interval
+                would have no event because many events share one time (take fewer bins).
 
         Example:
             >>> from disentangled_mil import DiscreteSurvival
@@ -176,7 +178,14 @@ class DiscreteSurvival(Task):
         return len(self.edges) + 1
 
     def target(self, time: Iterable[float] | Tensor, *, event: Iterable[Any] | Tensor) -> SurvivalTarget:
-        """The interval of each time, and whether the death was observed.
+        """The interval of each time, and whether the event was observed.
+
+        Args:
+            time: time of every patient.
+            event: observations, 1 or True for an observed event, 0 or False for a censored time.
+
+        Returns:
+            The target of the loss.
 
         Raises:
             TypeError: times or events are dates or spans of time, which have a unit.
@@ -198,12 +207,19 @@ class DiscreteSurvival(Task):
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-        """How sure each subspace is of what was observed: the sum over the batch of its likelihood, a scalar.
+        """Confidence of every subspace: the likelihood of the observation, summed over the batch.
 
-        ``h(k) S(k - 1)`` for a death in interval k, ``S(k)`` for a patient lost to follow-up in it.
+        The likelihood is ``h(k) S(k - 1)`` for an event in interval k, and ``S(k)`` for a time censored in it.
+
+        Args:
+            subspace_logits: hazard logits of every subspace.
+            target: observations.
 
         Shape:
             every tensor of ``subspace_logits`` [B, K].
+
+        Returns:
+            A scalar per subspace.
         """
         target, scores = _observed(target), {}
         for subspace, logits in subspace_logits.items():
@@ -213,7 +229,7 @@ class DiscreteSurvival(Task):
         return scores
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Hazard of each interval [B, K]: the probability of dying in it for whoever entered it."""
+        """Hazard of each interval [B, K]: the probability of the event in it for a patient who entered it."""
         return widened(logits).sigmoid()
 
     def risk(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a prediction is compared with."""
+"""Targets of losses, and the selection of their rows."""
 
 from typing import NamedTuple, TypeAlias
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class SurvivalTarget(NamedTuple):
-    """What was observed of each patient.
+    """Observation of each patient.
 
     Attributes:
         interval: interval of the last observation [B], int64.

@@ -1,7 +1,7 @@
 """The interface of a task, and how a cohort defines one.
 
-A kind of task is one subclass of `Task`. Its class attributes and class methods concern labels before anything is fitted:
-the columns that hold them, how a cell is read, how patients are stratified. `Task.fit_labels` fits the task on training
+A kind of task is one subclass of `Task`. Its class attributes and class methods concern labels before anything is
+fitted: their columns, the reading of a cell, the strata of patients. `Task.fit_labels` fits the task on training
 patients. The fitted task owns the target, the loss, the confidence, the predictions and the metrics.
 """
 
@@ -84,7 +84,7 @@ class Task(ABC):
         columns = {key: value for key, value in keys.items() if key in names}
         return TaskDefinition(cls, columns, {key: value for key, value in keys.items() if key not in names})
 
-    @classmethod
+    @classmethod  # noqa: B027  (a kind need not override it)
     def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
         """Check a definition; by default nothing is refused.
 
@@ -247,6 +247,12 @@ class TaskDefinition:
 
 def counted(names: Iterable[Hashable]) -> str:
     """The number of patients of every class, for `Task.summary`.
+
+    Args:
+        names: class of every patient.
+
+    Returns:
+        The classes in order with their numbers.
 
     Example:
         >>> counted(["low", "high", "low"])

@@ -1,7 +1,7 @@
 """The folder of one run: one run takes it, the same run may resume it, and its results end there.
 
-``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt``
-holds the state after an epoch. ``metrics.json`` appears last: a folder that has it holds a finished run. A run that stops
+``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt`` holds
+the state after an epoch. ``metrics.json`` appears last: a folder that has it holds a finished run. A run that stops
 before its first finished epoch leaves no trace, so that the folder is free again.
 """
 

@@ -51,10 +51,10 @@ class Stage(ABC):
         self.optimizer.step()
 
     def begin_epoch(self, epoch: int, train: CohortDataset) -> None:  # noqa: B027  (nothing, for most)
-        """What comes before an epoch over the training samples."""
+        """Prepare an epoch over the training samples."""
 
     def complete(self, epoch: int) -> bool:
-        """Whether the loss has all of its parts in an epoch, which then may be chosen."""
+        """Whether the loss has all its parts in an epoch; only such an epoch can be kept."""
         return True
 
 
@@ -92,9 +92,10 @@ class TeacherStage(Stage):
         self.resolution: int | None = None
 
     def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
-        """Compare the attention of all batches on a common grid, unless that of none needs one.
+        """Decide for all batches whether attention is compared on a common grid.
 
-        The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
+        Losses on a common grid and on the bags' own grids differ by orders of magnitude. If batches chose for
+        themselves, those of full bags would have another weight.
         """
         if self._compares:
             self.resolution = None if train.uniform else COMMON_RESOLUTION
@@ -133,7 +134,7 @@ class TeacherStage(Stage):
 
     @torch.no_grad()
     def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
-        """What a student is to learn, by magnification, for every sample; computed once."""
+        """The targets of distillation of every sample, by magnification; they are computed once."""
         self.model.eval()
         device = next(self.model.parameters()).device
         collected: dict[str, list[DistillationTargets]] = {name: [] for name in self.model.magnifications}
@@ -162,7 +163,7 @@ class StudentStage(Stage):
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
-        # A share of the epochs may be rounded to just above a whole number.
+        # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
         self.optimizer = _adamw(model, options)
@@ -180,9 +181,9 @@ class StudentStage(Stage):
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
-        """When distillation begins, decide once for the whole training set which prototype is which subspace.
+        """When distillation begins, match prototypes and subspaces once, for the whole training set.
 
-        Bag by bag the decision would follow the noise, and the head would see its prototypes change places.
+        A match per bag would follow the noise of the bag, and prototypes would change places before the head.
         """
         if self.targets is None or epoch != self.first_distilled:
             return

@@ -1,8 +1,8 @@
 """The number of threads that serves a training or a prediction.
 
 PyTorch divides the work of every operator among threads, which wait for each other at its end. The operators of small
-bags are too short for that to pay, and where another program uses a core the waiting multiplies. So ``"auto"`` takes one
-thread for small batches, and PyTorch's own number for large ones. The last digits of results depend on the number.
+bags are too short for that to pay, and where another program uses a core the waiting multiplies. So ``"auto"`` takes
+one thread for small batches, and PyTorch's own number for large ones. The last digits of results depend on the number.
 """
 
 import statistics
