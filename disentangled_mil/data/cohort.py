@@ -275,9 +275,9 @@ class Cohort:
         Raises:
             ValueError: the cohort has no such task.
         """
-        if task not in self.tasks:
-            known = ", ".join(map(repr, self.tasks)) or "none: a section [tasks.NAME] of the description defines one"
-            raise ValueError(f"task must be one of the cohort's tasks, {task!r} is not; they are {known}")
+        if not self.tasks:
+            raise ValueError(f"the cohort must define a task to use, e.g. in a section [tasks.{task}], got none")
+        check_choice("task", task, tuple(self.tasks))
         return self.tasks[task]
 
     def labels(self, task: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from .._checks import check_count
 
 
 class PatientSplit(NamedTuple):
-    """One split of the patients.
+    """Training patients and test patients.
 
     Args:
         train: training patients, in their original order.
@@ -27,7 +27,7 @@ def patient_folds(
 ) -> list[PatientSplit]:
     """Split patients for cross-validation, stratified by label: each is tested exactly once.
 
-    Patients who lack the label or a modality are left out here and may be added to ``train`` of every fold.
+    Patients without the label or a modality take no part; they may be added to ``train`` of every split.
 
     Args:
         patients: identifiers, each once. The splits depend on their order: take that of the clinical table.
@@ -70,7 +70,7 @@ def inner_split(
         seed: seed of the shuffle.
 
     Returns:
-        The patients to learn from (``train``) and those set aside (``test``).
+        The remaining patients (``train``) and those set aside (``test``).
 
     Raises:
         ValueError: ``fraction`` is not between 0 and 1 or leaves one side with fewer patients than labels, a

@@ -19,7 +19,7 @@ from .targets import Target
 
 # One entry per patient under the name of every column of the kind.
 Labels: TypeAlias = Mapping[str, Sequence[Any]]
-Self = TypeVar("Self", bound="Task")
+SomeTask = TypeVar("SomeTask", bound="Task")
 
 
 class Column(NamedTuple):
@@ -125,7 +125,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def fit_labels(cls: type[Self], labels: Labels, options: Mapping[str, Any]) -> Self:
+    def fit_labels(cls: type[SomeTask], labels: Labels, options: Mapping[str, Any]) -> SomeTask:
         """Fit the task on training patients.
 
         Args:
@@ -169,7 +169,7 @@ class Task(ABC):
         """Metrics per patient of the logits [n, K] of n slides; needs the extra ``train``."""
 
     @abstractmethod
-    def to(self: Self, device: torch.device | str) -> Self:
+    def to(self: SomeTask, device: torch.device | str) -> SomeTask:
         """The task with its weights and targets on another device."""
 
     @abstractmethod
@@ -178,7 +178,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def from_state(cls: type[Self], state: Mapping[str, Any]) -> Self:
+    def from_state(cls: type[SomeTask], state: Mapping[str, Any]) -> SomeTask:
         """Rebuild a task from its state."""
 
 
@@ -206,11 +206,11 @@ class TaskDefinition:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_names(f"columns of a {self.kind.kind}", self.columns, [column.key for column in self.kind.columns])
+        check_names(f"columns of kind {self.kind.kind!r}", self.columns, [column.key for column in self.kind.columns])
         for key in self.options:
             if key not in self.kind.options:
                 known = [*self.columns, *self.kind.options]
-                raise ValueError(f"options of a {self.kind.kind} must be among {', '.join(known)}, got {key!r}")
+                raise ValueError(f"options of kind {self.kind.kind!r} must be among {', '.join(known)}, got {key!r}")
         self.kind.check(self.columns, self.options)
         object.__setattr__(self, "options", {**self.kind.options, **self.options})
 
@@ -235,10 +235,6 @@ class TaskDefinition:
             except ValueError as error:
                 raise ValueError(f"column {column!r}: {error}") from error
         return labels
-
-    def strata(self, labels: Labels) -> list[Hashable]:
-        """The stratum of every patient."""
-        return self.kind.strata(labels)
 
     def fit(self, labels: Labels) -> Task:
         """Fit the task on the labels of training patients."""

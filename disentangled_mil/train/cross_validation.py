@@ -99,11 +99,12 @@ def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> li
         for subspace, (found, wanted) in cohort.genes_found().items():
             print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
     splits = []
-    for fold in patient_folds(eligible.index, kind.strata(columns_of_labels(eligible)), folds=folds, seed=seed):
-        tested = set(fold.test)
+    strata = kind.strata(columns_of_labels(eligible))
+    for patients in patient_folds(eligible.index, strata, folds=folds, seed=seed):
+        tested = set(patients.test)
         train = cohort.subset(patient for patient in labels.index if patient not in tested)
         # Labels or genes that cannot be fitted are refused before a slide is read.
         train.fit_task(task)
         train.fit_expression()
-        splits.append(Split(train, {"test": paired.subset(fold.test)}))
+        splits.append(Split(train, {"test": paired.subset(patients.test)}))
     return splits

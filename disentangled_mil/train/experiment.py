@@ -147,7 +147,7 @@ def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Co
     if options.validation == 0:
         return train, None
     labels = train.labels(name)
-    classes = train.definition(name).strata(columns_of_labels(labels))
+    classes = train.definition(name).kind.strata(columns_of_labels(labels))
     expression = train.expression.index if train.expression is not None else ()
     # Patients with and without expression are split alike, so that both sides choose the teacher and the student.
     strata = [f"{stratum} {patient in expression}" for patient, stratum in zip(labels.index, classes, strict=True)]

@@ -1,6 +1,6 @@
 """The options of the reference training."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
@@ -60,7 +60,7 @@ class TrainingOptions:
     cgc: bool = True
     gate: str = "softmax_average"
     seed: int = 0
-    device: str = field(default="cpu", metadata={"saved": False})
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size"):

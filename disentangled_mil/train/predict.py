@@ -102,7 +102,7 @@ def _samples(
     steps: Mapping[str, float],
     reading: Mapping[str, Any],
 ) -> list[Sample]:
-    """The slides in the folders as samples, read as in training."""
+    """The slides of the folders as samples, with the options of training."""
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")

@@ -141,9 +141,9 @@ def test_events_may_be_coded_as_the_definition_says():
 
 
 def test_tasks_without_labels_are_refused():
-    with pytest.raises(ValueError, match="'stage' is not; they are 'diagnosis', 'grading', 'survival'"):
+    with pytest.raises(ValueError, match=r"^task must be one of 'diagnosis', 'grading', 'survival', got 'stage'$"):
         cohort().labels("stage")
-    with pytest.raises(ValueError, match=r"they are none: a section \[tasks\.NAME\] of the description defines one"):
+    with pytest.raises(ValueError, match=r"must define a task to use, e\.g\. in a section \[tasks\.stage\], got none"):
         cohort(tasks={}).labels("stage")
     with pytest.raises(ValueError, match="task 'grading' needs at least one patient with grade, got none"):
         cohort().labels("grading")

@@ -74,13 +74,17 @@ def test_a_state_that_describes_no_task_is_refused(state, error, message):
 @pytest.mark.parametrize(
     ("kind", "keys", "message"),
     [
-        (Classification, {}, r"columns of a classification must have exactly the names \['column'\], got \[\]"),
+        (Classification, {}, r"columns of kind 'classification' must have exactly the names \['column'\], got \[\]"),
         (
             Classification,
             {"column": "x", "bins": 3},
-            "options of a classification must be among column, classes, .*'bins'",
+            "options of kind 'classification' must be among column, classes, .*'bins'",
         ),
-        (DiscreteSurvival, {"time": "t"}, r"columns of a survival must have .* \['event', 'time'\], got \['time'\]"),
+        (
+            DiscreteSurvival,
+            {"time": "t"},
+            r"columns of kind 'survival' must have .* \['event', 'time'\], got \['time'\]",
+        ),
         (DiscreteSurvival, {"time": "t", "event": "e", "bins": 0}, "bins must be at least 1, got 0"),
         (DiscreteSurvival, {"time": "t", "event": "censor"}, "'censor' may be one of censorship"),
         (DiscreteSurvival, {"time": "t", "event": "e", "censored": "1.0"}, "must be two values .*, got '1' for both"),
