@@ -1,9 +1,11 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
-Only metadata (types, shapes, dtypes, plain numbers) is looked at, so that a check never waits for a GPU; values of a
-tensor only by `check_values`, where that waits for nothing, and those of arrays by `as_numbers`.
+Checks read metadata only (types, shapes, dtypes, plain numbers), so that none waits for a GPU. The exceptions are
+`check_values`, which reads small tensors on the CPU, and `as_number` and `as_numbers`, which read values of tables.
 """
 
+import math
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -17,9 +19,13 @@ from ._torch_private import is_transformed
 
 
 def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Check a tensor's shape against ``spec``, e.g. ``"B N C"``.
+    """Check a tensor's shape, and return the size of every letter.
 
-    Letters found in ``sizes`` must have that size; a number stands for itself.
+    Args:
+        name: name of the tensor in errors.
+        tensor: tensor to check.
+        spec: letters and numbers of the dimensions, for instance ``"B N C"``.
+        sizes: sizes of letters that are known.
 
     Returns:
         The size of every letter.
@@ -58,7 +64,7 @@ def check_floating(name: str, tensor: Tensor) -> None:
 
 
 def check_integers(name: str, tensor: Tensor) -> None:
-    """Check that a tensor holds whole numbers."""
+    """Check that a tensor has an integer dtype."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be an integer tensor, got {tensor.dtype}")
 
@@ -73,8 +79,31 @@ def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[T
         raise ValueError(f"{name} must {requirement}, got {values[row].item()} at position {row}")
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def as_number(value: object) -> float:
+    """Read a number, or the text of a decimal number in a table.
+
+    Python reads more than that: ``float("12_24")`` is 1224.
+
+    Args:
+        value: number or text.
+
+    Returns:
+        The number; NaN for all else.
+
+    Example:
+        >>> as_number("1.5e3"), as_number("12_24"), as_number(True)
+        (1500.0, nan, 1.0)
+    """
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value.strip()) else math.nan
+    return float(value) if isinstance(value, (Real, np.bool_)) else math.nan
+
+
 def as_numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
-    """An array as float64: real numbers or their text, but not dates or spans of time, which have a unit."""
+    """Read an array of real numbers or their text as float64; dates and spans of time have a unit and are refused."""
     if values.dtype.kind in "cmM":
         raise TypeError(f"{name} must hold numbers, got {values.dtype}")
     try:
@@ -124,7 +153,7 @@ def check_interval(name: str, value: float, low: float, high: float, *, open_low
 
 
 def check_mapping(name: str, given: object) -> None:
-    """Check that there is something for each of several names (of subspaces, magnifications, ...)."""
+    """Check that an argument is a mapping from names (of subspaces, magnifications, ...)."""
     if not isinstance(given, (Mapping, torch.nn.ModuleDict, torch.nn.ParameterDict)):
         raise TypeError(f"{name} must be a mapping from names, got {type(given).__name__}")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``: takes its place if the block ends well, and vanishes if it does not.
+    """Write a file through a temporary one beside it, which takes its place if the block ends without an error.
 
     Args:
-        path: the file to write; what it held before stays until the new content is complete.
+        path: file to write; its old content stays until the new content is complete.
 
-    Returns:
-        The path to write to.
+    Yields:
+        The temporary path to write to.
 
     Raises:
         OSError: the file cannot be written; the message names it.
@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        # A full disk names no file, a read-only folder the temporary one.
+        # The error of a full disk names no file, and that of a read-only folder the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -43,7 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: str | Path) -> None:
-    """Remove the temporary files of ``path`` that killed processes left; nobody may be writing it.
+    """Remove the temporary files that killed processes left beside ``path``; no process may be writing it.
 
     Example:
         >>> import tempfile

@@ -1,6 +1,7 @@
 """The command line: what is printed where, exit statuses, one line for every error of the input."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,31 +19,32 @@ from matplotlib.image import imread
 import disentangled_mil
 from disentangled_mil import __version__
 from disentangled_mil.cli import main
-from disentangled_mil.data.planted import planted_cohort, write_cohort
-from disentangled_mil.train import predict, runs
+from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.train import cross_validation, demo, predict
+from disentangled_mil.train.cross_validation import TRAIN_OPTIONS
+from disentangled_mil.train.demo import DEMO_OPTIONS
 from disentangled_mil.train.options import TrainingOptions
-from disentangled_mil.train.runs import DEMO_OPTIONS, TRAIN_OPTIONS
 from disentangled_mil.train.stages import StudentStage
+from tests.support.cohorts import small_planted
 
 # Where the package can be imported from, installed or not.
 HOME = Path(disentangled_mil.__file__).parents[1]
 ROWS = ("SNN (genes)", "teacher (slides + genes)", "student from scratch (slides)", "distilled student (slides)")
-SMALL = TrainingOptions(dim=8, heads=2, dim_head=4, gene_tokens=2, epochs=2, batch_size=16, validation=0.25, bins=3)
+SMALL = TrainingOptions(dim=8, heads=2, dim_head=4, gene_tokens=2, epochs=2, batch_size=16, validation=0.25)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     """Small models and slides as defaults, and an empty folder to run in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "TRAIN_OPTIONS", SMALL)
-    monkeypatch.setattr(runs, "DEMO_OPTIONS", SMALL)
-    monkeypatch.setattr(runs, "DEMO_GRID", (5, 4))
+    monkeypatch.setattr(cross_validation, "TRAIN_OPTIONS", SMALL)
+    monkeypatch.setattr(demo, "DEMO_OPTIONS", SMALL)
+    monkeypatch.setattr(demo, "DEMO_GRID", (5, 4))
 
 
 @pytest.fixture(scope="session")
 def description(tmp_path_factory):
-    planted = planted_cohort(28, seed=4, grid=(5, 4), width=8, tumor_genes=8, tme_genes=8, other_genes=2)
-    return write_cohort(planted, tmp_path_factory.mktemp("cohort"))
+    return write_cohort(small_planted(28, seed=4), tmp_path_factory.mktemp("cohort"))
 
 
 def refusal(arguments, capsys) -> str:
@@ -128,7 +130,7 @@ def test_sides_of_cells_reach_the_prediction(monkeypatch, capsys):
     monkeypatch.setattr(predict, "predict_slides", lambda *args, **kwargs: seen.append(kwargs) or [])
     start = ["predict", "student.json", "--slides=20x=a", "--out=p.csv"]
     assert main([*start, "--step=10x=512", "--step=20x=224.5"]) == 0
-    assert seen == [{"patients": None, "steps": {"10x": 512.0, "20x": 224.5}, "device": "cpu"}]
+    assert seen == [{"patients": None, "steps": {"10x": 512.0, "20x": 224.5}, "device": "cpu", "threads": "auto"}]
     capsys.readouterr()
     for sides in (["512"], ["20x=a"], ["20x=1", "20x=1"]):
         line = refusal([*start, *(f"--step={entry}" for entry in sides)], capsys)
@@ -174,7 +176,8 @@ def test_an_interruption_before_anything_is_kept_promises_nothing(description, m
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict if where == "predict_slides" else runs, where, interrupt)
+    module = {"train": cross_validation, "demo": demo, "predict": predict}[arguments[0]]
+    monkeypatch.setattr(module, where, interrupt)
     assert main([argument.format(cohort=description) for argument in arguments]) == 130
     assert capsys.readouterr().err.endswith("\ninterrupted\n")
     assert not Path("o").exists()
@@ -182,19 +185,19 @@ def test_an_interruption_before_anything_is_kept_promises_nothing(description, m
 
 def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr(runs, "run_cross_validation", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
-    monkeypatch.setattr(runs, "run_demo", lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
-    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "bins": 2, "seed": 11}
+    for module, name in ((cross_validation, "run_cross_validation"), (demo, "run_demo")):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
+    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
-    assert main(["demo"]) == 0
+    assert main(["demo", "--threads=2"]) == 0
     assert capsys.readouterr().out == "table\ntable\n"
-    (train, options), (demo, few) = seen
+    (train, options), (planted, few) = seen
     assert [str(train[0]), train[1], str(train[2])] == ["c.toml", "grading", "o"]
     assert train[3] == replace(SMALL, **changes)
-    assert options == {"folds": 4, "resume": True}
-    assert [str(demo[0]), demo[1], demo[2]] == ["runs/demo", "diagnosis", SMALL]
-    assert few == {"resume": False}
+    assert options == {"folds": 4, "resume": True, "threads": "auto"}
+    assert [str(planted[0]), planted[1], planted[2]] == ["runs/demo", "diagnosis", SMALL]
+    assert few == {"resume": False, "threads": 2}
 
 
 @pytest.mark.parametrize(("command", "defaults"), [("demo", DEMO_OPTIONS), ("train", TRAIN_OPTIONS)])
@@ -202,11 +205,11 @@ def test_help_names_the_defaults(command, defaults, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     listed = " ".join(capsys.readouterr().out.split("options:")[1].split())
-    for name in ("epochs", "batch_size", "learning_rate", "bins", "seed"):
+    for name in ("epochs", "batch_size", "learning_rate", "seed"):
         part = listed.split(f"--{name.replace('_', '-')} ")[1].split(" --")[0]
         assert f"(default: {getattr(defaults, name)})" in part
     if command == "demo":
-        patients = signature(runs.run_demo).parameters["patients"].default
+        patients = signature(demo.run_demo).parameters["patients"].default
         assert f"training patients (default: {patients})" in listed
 
 
@@ -214,6 +217,14 @@ def test_a_missing_description_is_one_line(tmp_path, capsys):
     line = refusal(["train", tmp_path / "no.toml", "--task", "grading", "--out", tmp_path / "o"], capsys)
     assert "no.toml" in line
     assert not (tmp_path / "o").exists()
+
+
+def test_a_task_that_is_not_there_is_one_line(description, tmp_path, capsys):
+    line = refusal(["train", description, "--task=staging", "--out", tmp_path / "o"], capsys)
+    assert line == "error: task must be one of 'diagnosis', 'grading', 'survival', got 'staging'"
+    assert "task must be one of 'diagnosis', 'grading', 'survival', got 'staging'" in refusal(
+        ["demo", "--task=staging"], capsys
+    )
 
 
 def test_an_unknown_key_of_the_description_is_one_line(description, tmp_path, capsys):
@@ -229,8 +240,7 @@ def test_an_option_out_of_range_is_one_line(description, tmp_path, capsys):
 
 
 def test_a_value_that_is_not_finite_is_refused_before_training(tmp_path, capsys):
-    planted = planted_cohort(28, seed=4, grid=(5, 4), width=8, tumor_genes=8, tme_genes=8, other_genes=2)
-    description = write_cohort(planted, tmp_path / "cohort")
+    description = write_cohort(small_planted(28, seed=4), tmp_path / "cohort")
     path = sorted((tmp_path / "cohort" / "slides" / "20x").iterdir())[-1]
     with h5py.File(path, "r+") as file:
         file["features"][2, 1] = np.nan
@@ -270,7 +280,7 @@ def test_a_device_without_float64_is_refused_at_once(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["train"], ["demo", "--task", "staging"], ["train", "c.toml", "--task", "grading"], ["demo", "--epochs", "x"]],
+    [[], ["train"], ["train", "c.toml", "--task", "grading"], ["demo", "--epochs", "x"], ["demo", "--threads", "0"]],
 )
 def test_a_wrong_call_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -282,6 +292,22 @@ def test_version_is_told(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(("threads", "policy", "restarts"), [("auto", None, 1), ("1", None, 0), ("2", "ACTIVE", 0)])
+def test_the_program_starts_again_with_sleeping_threads_unless_there_is_one(monkeypatch, threads, policy, restarts):
+    started = []
+    monkeypatch.setattr("os.environ", {} if policy is None else {"OMP_WAIT_POLICY": policy})
+    monkeypatch.setattr("os.execv", lambda program, argv: started.append((program, argv[1:], dict(os.environ))))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "-m", "disentangled_mil", "demo"])
+    monkeypatch.setattr(sys, "argv", ["disentangled_mil", "demo", "--threads", threads])
+    monkeypatch.setattr(demo, "run_demo", lambda *args, **kwargs: "table")
+    assert main() == 0
+    expected = (sys.executable, ["-W", "error", "-m", "disentangled_mil", "demo"], {"OMP_WAIT_POLICY": "PASSIVE"})
+    assert started == [expected] * restarts
+    assert main(["demo", "--threads", threads]) == 0
+    assert len(started) == restarts
 
 
 def test_a_missing_extra_is_named_without_a_traceback(tmp_path):
@@ -308,6 +334,6 @@ def test_defects_of_the_program_keep_their_traceback(monkeypatch, error):
     def fail(*args, **kwargs):
         raise error("a bug")
 
-    monkeypatch.setattr(runs, "run_demo", fail)
+    monkeypatch.setattr(demo, "run_demo", fail)
     with pytest.raises(error):
         main(["demo"])

@@ -27,7 +27,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
     assert (getattr(disentangled_mil, name).__doc__ or "").strip()
 
 
-@pytest.mark.parametrize("part", ["", ".losses", ".models", ".nn", ".ops", ".optim"])
+@pytest.mark.parametrize("part", ["", ".losses", ".models", ".nn", ".ops", ".optim", ".tasks"])
 def test_public_names_exist_and_are_listed_once(part: str) -> None:
     package = import_module(f"disentangled_mil{part}")
     assert len(package.__all__) == len(set(package.__all__))

@@ -1,17 +1,18 @@
 """Slides, genes and patients: readers and the planted cohort. Needs the extra ``train``."""
 
-from .cohort import Cohort, Sample, StoredBag, task_labels
+from .cohort import Cohort, Sample, StoredBag
 from .cohort_file import read_cohort
-from .expression import ExpressionPipeline, read_expression
-from .folds import Fold, inner_split, patient_folds
+from .expression import ExpressionOptions, ExpressionPipeline, read_expression
+from .folds import PatientSplit, inner_split, patient_folds
 from .gene_sets import gene_subspaces, read_gmt
 from .hdf5 import merge_slides, read_bag, slide_width, write_bag
 from .planted import PlantedCohort, planted_cohort, write_cohort
 
 __all__ = [
     "Cohort",
+    "ExpressionOptions",
     "ExpressionPipeline",
-    "Fold",
+    "PatientSplit",
     "PlantedCohort",
     "Sample",
     "StoredBag",
@@ -25,7 +26,6 @@ __all__ = [
     "read_expression",
     "read_gmt",
     "slide_width",
-    "task_labels",
     "write_bag",
     "write_cohort",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._checks import as_number
 from ._tables import Row, read_rows
 from .gene_sets import gene_symbol
 
@@ -16,10 +17,10 @@ Array = np.ndarray[Any, Any]
 
 
 def read_expression(path: str | Path) -> pd.DataFrame:
-    """Read an expression table: one row per patient, the identifier first, one column per gene.
+    r"""Read an expression table: one row per patient, the identifier first, one column per gene.
 
     Args:
-        path: a ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
+        path: ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
 
     Returns:
         A float64 table, patients x genes, in the order and with the names of the file. A gene may occur
@@ -27,15 +28,15 @@ def read_expression(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has
-            no name, or a cell is no finite number. The message names file, line and gene.
+        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has no
+            name, or a cell is no finite number. The message names file, line and gene.
 
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from disentangled_mil.data.expression import read_expression
         >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
-        >>> _ = path.write_text("patient_id,EGFR,CD2\\nA,1.5,0\\nB,0.25,3\\n")
+        >>> _ = path.write_text("patient_id,EGFR,CD2\nA,1.5,0\nB,0.25,3\n")
         >>> read_expression(path).loc["B"].tolist()
         [0.25, 3.0]
     """
@@ -72,6 +73,9 @@ def columns_of(table: pd.DataFrame) -> dict[str, list[int]]:
 def gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[int]], duplicates: str) -> Array:
     """Values [n, G] of the named genes, float64, several columns of one symbol made one."""
     firsts = [places[name][0] for name in names]
+    for name, first in zip(names, firsts, strict=True):
+        if (dtype := table.dtypes.iloc[first]).kind in "cmM":
+            raise TypeError(f"table must hold numbers, got {dtype} for gene {name!r}")
     values: Array = table.iloc[:, firsts].to_numpy(dtype=np.float64, copy=True)
     for place, name in enumerate(names):
         if len(places[name]) > 1 and duplicates != "first":
@@ -115,16 +119,11 @@ def _numbers(path: str | Path, row: Row, genes: Sequence[str]) -> list[float]:
     """The values of one patient; the first cell that is no finite number is an error."""
     try:
         numbers = list(map(float, row.cells[1:]))
-        if all(map(isfinite, numbers)):
+        # Python reads 1_5 as 15, which no other program does.
+        if all(map(isfinite, numbers)) and not any("_" in cell for cell in row.cells[1:]):
             return numbers
     except ValueError:
         pass
-    gene, cell = next(pair for pair in zip(genes, row.cells[1:], strict=True) if not _is_finite_number(pair[1]))
+    faulty = ((gene, cell) for gene, cell in zip(genes, row.cells[1:], strict=True) if not isfinite(as_number(cell)))
+    gene, cell = next(faulty)
     raise ValueError(f"{path}, line {row.line}, gene {gene!r}: must be a finite number, got {cell!r}")
-
-
-def _is_finite_number(cell: str) -> bool:
-    try:
-        return isfinite(float(cell))
-    except ValueError:
-        return False

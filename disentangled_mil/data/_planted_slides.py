@@ -10,18 +10,18 @@ from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.float64]
 
-# strengths relative to the patch noise along an axis of the signal
+# Strengths relative to the patch noise along an axis of the signal.
 _TISSUE_CONTRAST = 5.0
-# of the tumor and the TME program: cells show better at 20x, architecture at 10x
+# Contrast of the tumor and of the TME program: cells show better at 20x, architecture at 10x.
 _PROGRAM_CONTRAST = {"10x": (0.7, 1.0), "20x": (1.0, 0.7)}
 _SHARED_AXIS = 0.4  # cosine of each program's direction with the axis that both share
 _PATIENT_NUISANCE, _SLIDE_NUISANCE = 0.4, 0.3
-# a scanner of shift 1: mixing of the features, spread of their log gain, offset, extra noise
+# A scanner of shift 1: mixing of the features, spread of their log gain, offset, extra noise.
 _MIXING, _GAIN, _OFFSET, _SCANNER_NOISE = 0.5, 0.2, 0.8, 0.3
 
 
 class Appearance(NamedTuple):
-    """How tissue looks to the feature extractor.
+    """The appearance of tissue to the feature extractor.
 
     Args:
         basis: orthonormal rows: axis of the tissue, shared axis of the programs, the tumor program's
@@ -37,7 +37,7 @@ class Appearance(NamedTuple):
 
 
 class Scanner(NamedTuple):
-    """What one site's stain and scanner do: features @ mixing + offset + noise.
+    """The effect of one site's stain and scanner: features @ mixing + offset + noise.
 
     Shape:
         ``mixing`` [C, C], ``offset`` [C].
@@ -53,8 +53,8 @@ class View(NamedTuple):
 
     Args:
         cells: column and row of every patch.
-        tumor: share of the patch that is tumor.
-        features: what the feature extractor makes of it.
+        tumor: share of tumor in every patch.
+        features: features of every patch.
 
     Shape:
         ``cells`` [N, 2], ``tumor`` [N], ``features`` [N, C].
@@ -73,14 +73,14 @@ def draw_appearance(rng: Generator, width: int) -> Appearance:
 
 
 def draw_scanner(rng: Generator, shift: float, width: int) -> Scanner:
-    """A scanner whose every effect grows with ``shift``; at 0 it changes nothing."""
+    """A scanner whose effects grow with ``shift``; at 0 it changes nothing."""
     mixing = np.eye(width) + shift * _MIXING * rng.standard_normal((width, width)) / width**0.5
     gain = np.exp(shift * _GAIN * rng.standard_normal(width))
     return Scanner(mixing * gain, shift * _OFFSET * rng.standard_normal(width), shift * _SCANNER_NOISE)
 
 
 def scan(rng: Generator, features: Array, scanner: Scanner) -> Array:
-    """The features [N, C] as the scanner shows them."""
+    """The features [N, C] after the scanner."""
     noise = scanner.noise * rng.standard_normal(features.shape)
     scanned: Array = features @ scanner.mixing + scanner.offset + noise
     return scanned
@@ -95,7 +95,7 @@ def draw_slides(
         rng: source of randomness.
         shown: strength [2] of the tumor and the TME program in this patient's tissue.
         grid: columns and rows at 10x.
-        appearance: how tissue looks.
+        appearance: appearance of tissue.
 
     Returns:
         The views of every slide by magnification; patches 4 i to 4 i + 3 at 20x are patch i at 10x.

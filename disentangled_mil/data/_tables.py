@@ -14,8 +14,8 @@ class Row(NamedTuple):
     """One row of a table.
 
     Args:
-        line: line of the file, the header being line 1.
-        cells: its cells, as many as the header has.
+        line: line of the file; the header is line 1.
+        cells: cells of the row; there is one per cell of the header.
     """
 
     line: int
@@ -23,13 +23,13 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of a comma- or tab-separated table, header first, empty lines skipped.
+    r"""The rows of a comma- or tab-separated table, header first, empty lines skipped.
 
     Args:
-        path: a ``.csv``, ``.tsv`` or ``.txt`` (tab-separated) file in UTF-8, also with ``.gz`` behind it.
+        path: ``.csv``, ``.tsv`` or ``.txt`` (tab-separated) file in UTF-8, also with ``.gz`` behind it.
 
     Returns:
-        An iterator that reads as it goes.
+        An iterator over the rows; the file is read as it advances.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,7 +39,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> _ = path.write_text("patient,EGFR\\nA,1.5\\n")
+        >>> _ = path.write_text("patient,EGFR\nA,1.5\n")
         >>> [row.cells for row in read_rows(path)]
         [['patient', 'EGFR'], ['A', '1.5']]
     """

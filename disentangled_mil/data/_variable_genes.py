@@ -16,18 +16,18 @@ Array = np.ndarray[Any, Any]
 def dispersion(values: Array, names: Sequence[str]) -> Array:
     """Log dispersion of every gene, standardized among genes of a similar mean.
 
-    log(variance / mean) of the values, less its mean and over its standard deviation within 20 bins of equal
-    width of log1p(mean). A gene alone in its bin counts as 1, a constant gene as minus infinity.
+    The log dispersion is log(variance / mean) of the values. It is standardized within 20 bins of log1p(mean) of equal
+    width. A gene alone in its bin has 1, and a constant gene minus infinity.
 
     Args:
         values: expression on its linear scale (counts, FPKM, TPM).
-        names: gene names, for errors.
+        names: names of the genes, for errors.
 
     Shape:
         ``values`` [n, G].
 
     Returns:
-        One number per gene [G].
+        The standardized log dispersion of every gene [G].
 
     Raises:
         ValueError: a value is negative.
@@ -53,15 +53,23 @@ def dispersion(values: Array, names: Sequence[str]) -> Array:
     bins = pd.Series(log_dispersion).groupby(pd.cut(np.log1p(mean), bins=_BINS, labels=False))
     center, spread = bins.transform("mean").to_numpy(), bins.transform("std").to_numpy()
     alone, alike = np.isnan(spread), spread == 0
-    # Rounded, because two genes of a bin are as far from its mean as those of any other such bin: ties, but for digits
-    # that hang on the order of patients.
+    # Both genes of a bin of two lie 0.7071 from its mean, so such genes are ties. Rounding removes the last digits,
+    # which depend on the order of the patients.
     standardized = np.round((log_dispersion - center) / np.where(alone | alike, 1.0, spread), 9)
     ranks: Array = np.where(varies, np.where(alone, 1.0, standardized), -np.inf)
     return ranks
 
 
 def highest(members: Sequence[str], ranks: Mapping[str, float], fraction: float) -> tuple[str, ...]:
-    """The highest-ranking share of the genes (at least one; ties by name), in their own order.
+    """The genes of the highest ranks (at least one; ties by name), in their own order.
+
+    Args:
+        members: genes.
+        ranks: rank of every gene.
+        fraction: share of the genes to keep.
+
+    Returns:
+        The chosen genes.
 
     Example:
         >>> highest(["SYT1", "EGFR", "CD2"], {"EGFR": 9.0, "SYT1": 4.0, "CD2": 1.0}, 0.7)

@@ -10,12 +10,12 @@ import torch
 
 from .._checks import check_choice
 from ..bags import Bag
+from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import columns_of
-from .expression import ExpressionPipeline
+from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import gene_symbol
 from .hdf5 import merge_slides, read_bag, slide_width
 
-TASKS = ("diagnosis", "grading", "survival")
 TRANSFORMS = ("none", "log")
 
 _LOG_OFFSET = 1e-6
@@ -26,12 +26,12 @@ class StoredBag:
     """A bag that stays in its files until it is needed.
 
     Args:
-        paths: one slide, or several, which are merged into one bag without coordinates.
-        transform: ``"none"``, or ``"log"`` for features that are probabilities: log(x + 1e-6) in float32.
-        drop_augmented: leave augmented patches out.
+        paths: files; one slide keeps its coordinates, several are merged into one bag without coordinates.
+        transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6) in float32.
+        drop_augmented: whether augmented patches are left out.
         step: side of a grid cell in the unit of the coordinates; by default from the file, see
             :func:`~.hdf5.read_bag`.
-        as_set: whether coordinates of a single slide are left out too.
+        as_set: whether the coordinates of a single slide are left out too.
 
     Raises:
         ValueError: there is no path, the transform is unknown, or the step is not positive and finite.
@@ -64,10 +64,13 @@ class StoredBag:
     def load(self) -> Bag:
         """Read the bag.
 
+        Returns:
+            A bag with B = 1.
+
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: :func:`~.hdf5.read_bag` refuses a file, or a feature whose log is wanted is
-                negative.
+            ValueError: :func:`~.hdf5.read_bag` refuses a file, or a feature is negative
+                under ``transform="log"``.
         """
         if len(self.paths) == 1 and not self.as_set:
             bag = read_bag(self.paths[0], drop_augmented=self.drop_augmented, step=self.step)
@@ -84,12 +87,12 @@ class StoredBag:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model sees at once: one bag per magnification, of one slide or of all slides of a patient.
+    """One input of a model: a bag per magnification, of one slide or of all slides of a patient.
 
     Args:
-        name: the slide, or the patient.
-        patient: whom it belongs to; metrics and splits are per patient.
-        bags: the bag of every magnification, in memory or in files.
+        name: name of the slide or of the patient.
+        patient: patient of the sample; metrics and splits are per patient.
+        bags: bag of every magnification, in memory or in files.
 
     Example:
         >>> import torch
@@ -105,7 +108,7 @@ class Sample:
     bags: Mapping[str, Bag | StoredBag]
 
     def load(self) -> dict[str, Bag]:
-        """The bag of every magnification, read if need be."""
+        """The bag of every magnification; stored bags are read."""
         return {magnification: bag if isinstance(bag, Bag) else bag.load() for magnification, bag in self.bags.items()}
 
 
@@ -114,30 +117,33 @@ class Cohort:
     """Patients with their samples, labels and expression.
 
     Args:
-        samples: at least one per patient.
-        clinical: one row per patient, indexed by patient. Columns that tasks read, each optional:
-            ``diagnosis`` and ``grade`` (text, None if missing), ``time`` and ``event`` (NaN if missing;
-            event 1 = death).
-        expression: patients x genes, indexed by patient; patients may be missing. None if there is none.
+        samples: samples, at least one per patient.
+        clinical: clinical table, one row per patient, indexed by patient; None or NaN where a value is missing.
+        expression: expression table, patients x genes, indexed by patient; patients may be missing. None if there is
+            none.
         gene_sets: genes of every subspace.
-        expression_options: keyword arguments of :meth:`ExpressionPipeline.fit`.
-        unit: what one sample is, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
+        expression_options: options of the expression pipeline.
+        unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
+        tasks: tasks by name, whose labels are columns of ``clinical``.
 
     Raises:
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
-            ``clinical``, a patient has no sample, or samples differ in their magnifications.
+            ``clinical``, a patient has no sample, samples differ in their magnifications, or a task needs a column
+            that is not there.
 
     Example:
         >>> import pandas as pd
         >>> import torch
         >>> from disentangled_mil import Bag
-        >>> from disentangled_mil.data.cohort import Cohort, Sample, task_labels
+        >>> from disentangled_mil.data.cohort import Cohort, Sample
+        >>> from disentangled_mil.tasks import Classification
         >>> bag = Bag.from_slide(torch.ones(5, 8))
         >>> samples = tuple(Sample(f"slide {p}", p, {"10x": bag, "20x": bag}) for p in "AB")
-        >>> cohort = Cohort(samples, pd.DataFrame({"grade": ["G2", None]}, index=["A", "B"]))
+        >>> clinical = pd.DataFrame({"grade": ["G2", None]}, index=["A", "B"])
+        >>> cohort = Cohort(samples, clinical, tasks={"grading": Classification.define(column="grade")})
         >>> cohort.patients, cohort.magnifications, cohort.width
         (('A', 'B'), ('10x', '20x'), 8)
-        >>> task_labels(cohort, "grading").to_dict()
+        >>> cohort.labels("grading")["label"].to_dict()
         {'A': 'G2'}
     """
 
@@ -145,8 +151,9 @@ class Cohort:
     clinical: pd.DataFrame
     expression: pd.DataFrame | None = None
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    expression_options: Mapping[str, Any] = field(default_factory=dict)
+    expression_options: ExpressionOptions = field(default_factory=ExpressionOptions)
     unit: str = "slide"
+    tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("slide", "patient"))
@@ -168,6 +175,10 @@ class Cohort:
         if len(kinds) != 1:
             listed = ", ".join(map(str, sorted(kinds))) or "no sample"
             raise ValueError(f"all samples must have the same magnifications, got {listed}")
+        for task, definition in self.tasks.items():
+            for column in definition.columns.values():
+                if column not in self.clinical:
+                    raise ValueError(f"task {task!r} needs the clinical column {column!r}, got {list(self.clinical)}")
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -186,10 +197,16 @@ class Cohort:
         return bag.patches.shape[2] if isinstance(bag, Bag) else slide_width(bag.paths[0])
 
     def subset(self, patients: Iterable[str]) -> "Cohort":
-        """The cohort of some patients; everything stays in its order.
+        """The cohort of some patients; the order of everything stays.
+
+        Args:
+            patients: identifiers of the patients.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: there is none, or one is unknown.
+            ValueError: no patient is given, or one is unknown.
         """
         chosen = set(patients)
         unknown = chosen - set(self.clinical.index)
@@ -207,24 +224,30 @@ class Cohort:
         )
 
     def with_expression(self) -> "Cohort":
-        """The cohort of the patients who have expression.
+        """The cohort of the patients with expression.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: nobody has.
+            ValueError: no patient has expression.
         """
         return self.subset([] if self.expression is None else self.expression.index)
 
     def without_expression(self) -> "Cohort":
-        """The cohort of the patients who have no expression; the others are left out.
+        """The cohort of the patients without expression.
+
+        Returns:
+            The cohort of these patients.
 
         Raises:
-            ValueError: everybody has.
+            ValueError: all patients have expression.
         """
         paired = set() if self.expression is None else set(self.expression.index)
         return self.subset(patient for patient in self.patients if patient not in paired)
 
     def genes_found(self) -> dict[str, tuple[int, int]]:
-        """For each subspace, how many of its genes the expression table has, and how many there are."""
+        """For each subspace, the number of its genes in the expression table, and the number of its genes."""
         symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
@@ -232,47 +255,80 @@ class Cohort:
     def fit_expression(self) -> ExpressionPipeline:
         """Fit the expression pipeline on this cohort's patients: call it on a training subset.
 
+        Returns:
+            The fitted pipeline.
+
         Raises:
             ValueError: there is no expression, or :meth:`ExpressionPipeline.fit` refuses it.
         """
         if self.expression is None:
             raise ValueError("a cohort must have expression to fit its pipeline, got none")
-        return ExpressionPipeline.fit(self.expression, self.gene_sets, **self.expression_options)
+        return ExpressionPipeline.fit(self.expression, self.gene_sets, self.expression_options)
+
+    def definition(self, task: str) -> TaskDefinition:
+        """The definition of a task.
+
+        Args:
+            task: name of the task.
+
+        Returns:
+            Its definition.
+
+        Raises:
+            ValueError: the cohort has no such task.
+        """
+        if not self.tasks:
+            raise ValueError(f"the cohort must define a task to use, e.g. in a section [tasks.{task}], got none")
+        check_choice("task", task, tuple(self.tasks))
+        return self.tasks[task]
+
+    def labels(self, task: str) -> pd.DataFrame:
+        """The labels of a task for the patients who have them.
+
+        Args:
+            task: name of the task.
+
+        Returns:
+            A table indexed by patient, in the order of the clinical table, with the columns of the task's kind:
+            ``label`` for classification, ``time`` and ``event`` (True = observed) for survival.
+
+        Raises:
+            ValueError: the cohort has no such task, a value is no label, or no patient has the label.
+
+        Example: see :class:`Cohort`.
+        """
+        definition = self.definition(task)
+        columns = list(dict.fromkeys(definition.columns.values()))
+        cells = self.clinical[columns].astype(object)
+        rows = {}
+        for patient, row in cells.where(cells.notna(), None).to_dict("index").items():
+            try:
+                read = definition.read(row)
+            except ValueError as error:
+                raise ValueError(f"clinical, patient {patient!r}: task {task!r}, {error}") from error
+            if all(value is not None for value in read.values()):
+                rows[patient] = read
+        if not rows:
+            raise ValueError(f"task {task!r} needs at least one patient with {' and '.join(columns)}, got none")
+        index = pd.Index(list(rows), name=self.clinical.index.name)
+        return pd.DataFrame(list(rows.values()), index=index)
+
+    def fit_task(self, task: str) -> Task:
+        """Fit a task on the labels of this cohort's patients: call it on a training subset.
+
+        Args:
+            task: name of the task.
+
+        Returns:
+            The task, with class weights or intervals of time.
+
+        Raises:
+            ValueError: there is no such task, or the labels do not allow it.
+        """
+        return self.definition(task).fit(columns_of_labels(self.labels(task)))
 
 
-def task_labels(cohort: Cohort, task: str) -> pd.Series | pd.DataFrame:
-    """The labels of a task for the patients who have them.
-
-    Args:
-        cohort: the cohort.
-        task: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
-
-    Returns:
-        Indexed by patient, in the order of the clinical table: a series of text; for survival a table with
-        the columns ``time`` (as in the file, 0 included) and ``event`` (bool, True = death).
-
-    Raises:
-        ValueError: the task is unknown, the clinical table lacks its column, no patient has the label, or an
-            event is not 0 or 1.
-
-    Example: see :class:`Cohort`.
-    """
-    check_choice("task", task, TASKS)
-    columns = {"diagnosis": ["diagnosis"], "grading": ["grade"], "survival": ["time", "event"]}[task]
-    absent = [column for column in columns if column not in cohort.clinical]
-    if absent:
-        raise ValueError(
-            f"task {task!r} needs the clinical column {absent[0]!r}, got {list(cohort.clinical)}; "
-            "[clinical] of a description says which column that is"
-        )
-    labels = cohort.clinical[columns].dropna()
-    if labels.empty:
-        raise ValueError(f"task {task!r} needs at least one patient with {' and '.join(columns)}, got none")
-    if task != "survival":
-        return labels[columns[0]]
-    for patient, event in labels["event"][~labels["event"].isin([0, 1])].head(1).items():
-        raise ValueError(
-            "clinical column 'event' must hold 0 (censored) or 1 (death observed), "
-            f"got {event!r} for patient {patient!r}"
-        )
-    return labels.astype({"event": bool})
+def columns_of_labels(labels: pd.DataFrame) -> Labels:
+    """A table of labels as plain lists, as tasks take them."""
+    columns: dict[str, list[Any]] = labels.to_dict("list")
+    return columns

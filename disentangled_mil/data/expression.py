@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,27 +12,24 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_interval
 from .._files import replacing
 from ._expression_tables import Array, columns_of, first_of, gather, log1p_of, read_expression
-from ._variable_genes import STATISTICS, dispersion, highest
+from ._variable_genes import dispersion, highest
+from .expression_options import ExpressionOptions
 from .gene_sets import gene_symbol
 
-__all__ = ["ExpressionPipeline", "GeneStatistics", "check_options", "read_expression"]
+__all__ = ["ExpressionOptions", "ExpressionPipeline", "GeneStatistics", "read_expression"]
 
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _FORMAT = "disentangled_mil expression 1"
 
-DUPLICATES = ("error", "mean", "max", "first")
-MISSING = ("error", "impute")
-
 
 class GeneStatistics(NamedTuple):
-    """What scaling knows of one gene, from the training patients, after log1p where that applies.
+    """Statistics of one gene over the training patients, after log1p where that applies.
 
     Args:
-        median: their median.
-        spread: their robust standard deviation, 1.4826 times the median absolute deviation; the plain one
+        median: median of the values.
+        spread: robust standard deviation, 1.4826 times the median absolute deviation; the plain standard deviation
             where that is 0 (more than half of the patients share one value).
         mean: mean of the limited values.
         std: standard deviation of the limited values (divided by n); 0 for a constant gene.
@@ -56,30 +53,22 @@ class ExpressionPipeline:
     Build it with :meth:`fit`, or read a saved one with :meth:`load`.
 
     Args:
-        genes: the chosen genes of every subspace, in the order of the outputs.
+        genes: chosen genes of every subspace, in the order of the outputs.
         statistics: median, spread, mean and standard deviation of each of them.
-        log1p: whether values are log-transformed first.
-        fraction: share of each gene set that was kept.
-        statistic: by which it was chosen.
-        clip: limit in robust standard deviations; None for no limit.
-        duplicates: what becomes of several columns with one symbol, before log1p: ``"error"``, ``"mean"``,
-            ``"max"`` or ``"first"``.
-        missing: what becomes of a gene that a table lacks at :meth:`transform`: ``"error"``, or ``"impute"``
-            by the training mean, which is 0 after scaling.
+        options: options of choice and scale.
 
     Raises:
-        TypeError: an option has the wrong type.
-        ValueError: an option is out of range, or a gene has no statistics.
+        ValueError: a gene has no statistics.
 
     Differs from the source: the released code keeps the file's order, selects on all patients, and does not
     scale.
 
     Example:
         >>> import pandas as pd
-        >>> from disentangled_mil.data.expression import ExpressionPipeline
+        >>> from disentangled_mil.data.expression import ExpressionOptions, ExpressionPipeline
         >>> table = pd.DataFrame({"EGFR": [0.0, 9.0, 99.0], "TP53": [1.0, 1.1, 1.2], "CD2": [3.0, 1.0, 2.0]})
         >>> sets = {"tumor": ["EGFR", "TP53"], "tme": ["CD2"]}
-        >>> pipeline = ExpressionPipeline.fit(table, sets, fraction=0.5)
+        >>> pipeline = ExpressionPipeline.fit(table, sets, ExpressionOptions(fraction=0.5))
         >>> pipeline.genes
         {'tumor': ('EGFR',), 'tme': ('CD2',)}
         >>> pipeline.transform(table[["CD2", "EGFR"]])["tme"].shape
@@ -88,15 +77,9 @@ class ExpressionPipeline:
 
     genes: Mapping[str, tuple[str, ...]]
     statistics: Mapping[str, GeneStatistics]
-    log1p: bool = True
-    fraction: float = 0.3
-    statistic: str = "variance"
-    clip: float | None = 10.0
-    duplicates: str = "error"
-    missing: str = "error"
+    options: ExpressionOptions = field(default_factory=ExpressionOptions)
 
     def __post_init__(self) -> None:
-        check_options(**self._options())
         for subspace, genes in self.genes.items():
             unknown = [gene for gene in genes if gene not in self.statistics]
             if unknown:
@@ -107,55 +90,32 @@ class ExpressionPipeline:
         cls,
         table: pd.DataFrame,
         gene_sets: Mapping[str, Sequence[str]],
-        *,
-        log1p: bool = True,
-        fraction: float = 0.3,
-        statistic: str = "variance",
-        clip: float | None = 10.0,
-        duplicates: str = "error",
-        missing: str = "error",
+        options: ExpressionOptions | None = None,
     ) -> "ExpressionPipeline":
         """Choose genes and learn their scale from training patients.
 
-        Of each subspace's genes that the table has, the top ``fraction`` by ``statistic`` are kept (at least
-        one; ties by name), in the order of the gene set:
-
-        * ``"variance"``: variance of the limited values;
-        * ``"mad"``: median absolute deviation;
-        * ``"dispersion"``: log(variance / mean) of the values before log1p, standardized within 20 bins of
-          log1p(mean) over the genes of all subspaces (Seurat's choice); needs values >= 0.
-
-        In a table of z-scores every gene varies alike, which leaves the choice to chance: use ``fraction=1``.
+        The genes of each subspace that the table has are ranked by ``options.statistic``. The top
+        ``options.fraction`` is kept (at least one gene; ties by name), in the order of the gene set.
+        In a table of z-scores all genes vary alike, so the choice would be chance: use ``fraction=1``.
 
         Args:
-            table: training patients x genes, e.g. from :func:`read_expression`.
+            table: expression of the training patients x genes, e.g. from :func:`read_expression`.
             gene_sets: genes of every subspace.
-            log1p: True for counts, FPKM or TPM; False for values that are log-transformed or z-scored
-                already.
-            fraction: share of the genes to keep, in (0, 1].
-            statistic: ``"variance"``, ``"mad"`` or ``"dispersion"``.
-            clip: see the class.
-            duplicates: see the class.
-            missing: see the class.
+            options: options of choice and scale.
+
+        Returns:
+            The fitted pipeline.
 
         Raises:
-            TypeError: an option has the wrong type, or a gene set is one string.
-            ValueError: an option is out of range, fewer than two patients, one of them twice, no subspace,
-                no gene of a subspace in the table, a duplicated gene under ``duplicates="error"``, a value
-                that is not finite, or a negative one under log1p.
+            TypeError: a gene set is one string, or a column holds dates.
+            ValueError: fewer than two patients, one of them twice, no subspace, no gene of a subspace in the
+                table, a duplicated gene under ``duplicates="error"``, a value that is not finite, or a negative
+                one under log1p.
 
         Source: the paper: the top 30 % highly variable genes of shared signatures. Dispersion:
         Satija et al., Nature Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
         """
-        options: dict[str, Any] = {
-            "log1p": log1p,
-            "fraction": fraction,
-            "statistic": statistic,
-            "clip": clip,
-            "duplicates": duplicates,
-            "missing": missing,
-        }
-        check_options(**options)
+        options = options or ExpressionOptions()
         if len(table) < 2:
             raise ValueError(f"table must hold at least two patients, got {len(table)}")
         if table.index.has_duplicates:
@@ -166,22 +126,22 @@ class ExpressionPipeline:
         places = columns_of(table)
         candidates = {s: _candidates(s, members, places) for s, members in gene_sets.items()}
         names = list(dict.fromkeys(gene for members in candidates.values() for gene in members))
-        raw = gather(table, names, places, duplicates)
-        values = log1p_of(raw, names, table) if log1p else raw
+        raw = gather(table, names, places, options.duplicates)
+        values = log1p_of(raw, names, table) if options.log1p else raw
         median = np.median(values, axis=0)
         mad = np.median(np.abs(values - median), axis=0)
         spread = np.where(mad > 0, _MAD_TO_STD * mad, values.std(axis=0))
-        limited = _limit(values, median, spread, clip)
+        limited = _limit(values, median, spread, options.clip)
         constant = np.ptp(limited, axis=0) == 0
         mean, std = limited.mean(axis=0), np.where(constant, 0.0, limited.std(axis=0))
         by_statistic = {"variance": std**2, "mad": mad}
-        score = dispersion(raw, names) if statistic == "dispersion" else by_statistic[statistic]
+        score = dispersion(raw, names) if options.statistic == "dispersion" else by_statistic[options.statistic]
         ranks = dict(zip(names, score.tolist(), strict=True))
-        chosen = {s: highest(members, ranks, fraction) for s, members in candidates.items()}
+        chosen = {s: highest(members, ranks, options.fraction) for s, members in candidates.items()}
         columns = zip(*(column.tolist() for column in (median, spread, mean, std)), strict=True)
         statistics = dict(zip(names, map(GeneStatistics._make, columns), strict=True))
         kept = dict.fromkeys(gene for members in chosen.values() for gene in members)
-        return cls(chosen, {gene: statistics[gene] for gene in kept}, **options)
+        return cls(chosen, {gene: statistics[gene] for gene in kept}, options)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -192,7 +152,7 @@ class ExpressionPipeline:
         """Align, limit and scale anyone's expression; columns are found by name, whatever their order.
 
         Args:
-            table: patients x genes, in the unit of the training table.
+            table: expression table, patients x genes, in the unit of the training table.
 
         Returns:
             One float32 tensor [n, G] per subspace, rows in the order of the table.
@@ -204,18 +164,19 @@ class ExpressionPipeline:
         places = columns_of(table)
         for subspace, genes in self.genes.items():
             absent = [gene for gene in genes if gene not in places]
-            if absent and (self.missing == "error" or len(absent) == len(genes)):
+            if absent and (self.options.missing == "error" or len(absent) == len(genes)):
                 raise ValueError(
                     f"table must hold the {len(genes)} genes of {subspace!r}, but {len(absent)} are missing: "
-                    f"{first_of(absent)}" + ("; missing='impute' would allow it" if self.missing == "error" else "")
+                    f"{first_of(absent)}"
+                    + ("; missing='impute' would allow it" if self.options.missing == "error" else "")
                 )
         names = [gene for gene in self.statistics if gene in places]
-        values = gather(table, names, places, self.duplicates)
-        if self.log1p:
+        values = gather(table, names, places, self.options.duplicates)
+        if self.options.log1p:
             values = log1p_of(values, names, table)
         known = np.array([self.statistics[gene] for gene in names]).reshape(-1, 4)
         median, spread, mean, std = known.T
-        limited = _limit(values, median, spread, self.clip)
+        limited = _limit(values, median, spread, self.options.clip)
         scaled = dict(zip(names, ((limited - mean) / np.where(std > 0, std, np.inf)).T, strict=True))
         absent_gene = np.zeros(len(table))
         return {
@@ -231,10 +192,10 @@ class ExpressionPipeline:
         return str(self.state()["sha256"])
 
     def state(self) -> dict[str, Any]:
-        """Everything as plain values for JSON, with its SHA-256 under ``"sha256"``."""
+        """The pipeline as plain JSON values, with their SHA-256 under ``"sha256"``."""
         content: dict[str, Any] = {
             "format": _FORMAT,
-            **self._options(),
+            **asdict(self.options),
             "genes": [[subspace, list(genes)] for subspace, genes in self.genes.items()],
             "statistics": {gene: list(known) for gene, known in self.statistics.items()},
         }
@@ -242,10 +203,16 @@ class ExpressionPipeline:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "ExpressionPipeline":
-        """The pipeline that :meth:`state` came from.
+        """Rebuild a pipeline from its :meth:`state`.
+
+        Args:
+            state: plain JSON values.
+
+        Returns:
+            The pipeline.
 
         Raises:
-            ValueError: it is no such state, or was changed since.
+            ValueError: the state is of another format, or was changed.
         """
         content = dict(state)
         stored = content.pop("sha256", None)
@@ -255,7 +222,7 @@ class ExpressionPipeline:
             raise ValueError("state must match its SHA-256: genes, options or statistics were changed")
         genes = {subspace: tuple(members) for subspace, members in content.pop("genes")}
         statistics = {gene: GeneStatistics(*known) for gene, known in content.pop("statistics").items()}
-        return cls(genes, statistics, **content)
+        return cls(genes, statistics, ExpressionOptions(**content))
 
     def save(self, path: str | Path) -> None:
         """Write the pipeline as JSON; the file appears whole or not at all."""
@@ -266,9 +233,15 @@ class ExpressionPipeline:
     def load(cls, path: str | Path) -> "ExpressionPipeline":
         """Read a saved pipeline.
 
+        Args:
+            path: JSON file.
+
+        Returns:
+            The pipeline.
+
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no saved pipeline, or was changed since.
+            ValueError: the file is no saved pipeline, or was changed.
         """
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -277,37 +250,6 @@ class ExpressionPipeline:
             return cls.from_state(state)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-    def _options(self) -> dict[str, Any]:
-        names = ("log1p", "fraction", "statistic", "clip", "duplicates", "missing")
-        return {name: getattr(self, name) for name in names}
-
-
-def check_options(
-    *, log1p: bool, fraction: float, statistic: str, clip: float | None, duplicates: str, missing: str
-) -> None:
-    """Check the options of :class:`ExpressionPipeline`.
-
-    Raises:
-        TypeError: an option has the wrong type.
-        ValueError: an option is out of range.
-
-    Example:
-        >>> from disentangled_mil.data.expression import check_options
-        >>> check_options(
-        ...     log1p=True, fraction=0.0, statistic="mad", clip=None, duplicates="mean", missing="error"
-        ... )
-        Traceback (most recent call last):
-        ValueError: fraction must lie in (0, 1], got 0.0
-    """
-    if not isinstance(log1p, bool):
-        raise TypeError(f"log1p must be True or False, got {log1p!r}")
-    check_interval("fraction", fraction, 0, 1, open_low=True)
-    check_choice("statistic", statistic, STATISTICS)
-    if clip is not None:
-        check_interval("clip", clip, 0, 1e6, open_low=True)
-    check_choice("duplicates", duplicates, DUPLICATES)
-    check_choice("missing", missing, MISSING)
 
 
 def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, object]) -> tuple[str, ...]:

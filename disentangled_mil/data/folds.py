@@ -10,35 +10,37 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from .._checks import check_count
 
 
-class Fold(NamedTuple):
-    """One split of the patients.
+class PatientSplit(NamedTuple):
+    """Training patients and test patients.
 
     Args:
-        train: patients to learn from, in their original order.
-        test: all the others, in their original order.
+        train: training patients, in their original order.
+        test: all other patients, in their original order.
     """
 
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
-def patient_folds(patients: Iterable[str], labels: Iterable[Hashable], *, folds: int = 3, seed: int = 0) -> list[Fold]:
+def patient_folds(
+    patients: Iterable[str], labels: Iterable[Hashable], *, folds: int = 3, seed: int = 0
+) -> list[PatientSplit]:
     """Split patients for cross-validation, stratified by label: each is tested exactly once.
 
-    Patients who lack the label or a modality are left out here and may be added to ``train`` of every fold.
+    Patients without the label or a modality take no part; they may be added to ``train`` of every split.
 
     Args:
-        patients: identifiers, each once. The split depends on their order: take that of the clinical table.
-        labels: one label per patient; for survival the event.
-        folds: number of splits.
+        patients: identifiers, each once. The splits depend on their order: take that of the clinical table.
+        labels: label per patient; for survival the event.
+        folds: number of folds.
         seed: seed of the shuffle.
 
     Returns:
-        As many splits as ``folds``.
+        One split per fold, which tests the patients of that fold.
 
     Raises:
         TypeError: ``folds`` is not an integer.
-        ValueError: fewer than two folds, a patient twice, lengths differ, or a label with fewer patients than
+        ValueError: fewer than two folds, a patient twice, lengths differ, or a label has fewer patients than
             folds.
 
     Source: the paper uses three folds by patient; the split is that of scikit-learn's
@@ -46,27 +48,29 @@ def patient_folds(patients: Iterable[str], labels: Iterable[Hashable], *, folds:
 
     Example:
         >>> from disentangled_mil.data.folds import patient_folds
-        >>> folds = patient_folds("abcdef", [0, 0, 0, 1, 1, 1])
-        >>> sorted(patient for fold in folds for patient in fold.test)
+        >>> splits = patient_folds("abcdef", [0, 0, 0, 1, 1, 1])
+        >>> sorted(patient for split in splits for patient in split.test)
         ['a', 'b', 'c', 'd', 'e', 'f']
     """
     check_count("folds", folds, minimum=2)
     names, strata = _check_patients(patients, labels, folds, f"one patient in each of the {folds} folds")
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, strata)
-    return [_fold(names, test) for _, test in splits]
+    return [_split(names, test) for _, test in splits]
 
 
-def inner_split(patients: Iterable[str], labels: Iterable[Hashable], *, fraction: float = 0.2, seed: int = 0) -> Fold:
+def inner_split(
+    patients: Iterable[str], labels: Iterable[Hashable], *, fraction: float = 0.2, seed: int = 0
+) -> PatientSplit:
     """Set some training patients aside, stratified by label, e.g. for early stopping inside a fold.
 
     Args:
         patients: identifiers of the training patients, each once.
-        labels: one label per patient; for survival the event.
+        labels: label per patient; for survival the event.
         fraction: share of the patients to set aside, between 0 and 1, rounded up.
         seed: seed of the shuffle.
 
     Returns:
-        The patients to learn from (``train``) and those set aside (``test``).
+        The remaining patients (``train``) and those set aside (``test``).
 
     Raises:
         ValueError: ``fraction`` is not between 0 and 1 or leaves one side with fewer patients than labels, a
@@ -90,7 +94,7 @@ def inner_split(patients: Iterable[str], labels: Iterable[Hashable], *, fraction
             f"{len(names) - aside} and {aside} patients"
         )
     _, test = train_test_split(np.arange(len(names)), test_size=aside, stratify=strata, random_state=seed)
-    return _fold(names, test)
+    return _split(names, test)
 
 
 def _check_patients(
@@ -118,10 +122,10 @@ def _check_patients(
     return names, strata
 
 
-def _fold(names: Sequence[str], test: Iterable[int]) -> Fold:
+def _split(names: Sequence[str], test: Iterable[int]) -> PatientSplit:
     """The split that tests the patients at the given places."""
     tested = set(map(int, test))
-    return Fold(
+    return PatientSplit(
         tuple(name for place, name in enumerate(names) if place not in tested),
         tuple(name for place, name in enumerate(names) if place in tested),
     )

@@ -10,16 +10,15 @@ _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{11})\.\d+(_PAR_Y)?")
 def gene_symbol(name: str) -> str:
     """The name by which a gene is matched.
 
-    Versions of Ensembl identifiers are dropped (``ENSG00000146648.18`` is ``ENSG00000146648``), and so is
-    what follows a bar (``EGFR|1956`` is ``EGFR``, but ``?|1956`` stays, having no symbol). Everything else
-    counts as it stands, case included: in ``AC012345.1``, ``RP11-34P13.7`` and ``HLA-A`` dots and dashes
-    belong to the symbol.
+    The version of an Ensembl identifier is dropped: ``ENSG00000146648.18`` becomes ``ENSG00000146648``. The part
+    after a bar is dropped: ``EGFR|1956`` becomes ``EGFR``, but ``?|1956`` stays, because it has no symbol. All else
+    counts as it stands, including case: dots and dashes belong to ``AC012345.1``, ``RP11-34P13.7`` and ``HLA-A``.
 
     Args:
-        name: a column of an expression table, or a member of a gene set.
+        name: column of an expression table, or member of a gene set.
 
     Returns:
-        The symbol. Other aliases are the caller's: ``table.rename(columns=aliases)``.
+        The symbol. To match other aliases, rename the columns first: ``table.rename(columns=aliases)``.
 
     Example:
         >>> from disentangled_mil.data.gene_sets import gene_symbol
@@ -34,18 +33,18 @@ def gene_symbol(name: str) -> str:
 
 
 def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Read gene sets: one line per set, tab-separated name, description and genes.
+    r"""Read gene sets: one line per set, tab-separated name, description and genes.
 
     Args:
-        path: a ``.gmt`` file in UTF-8.
+        path: ``.gmt`` file in UTF-8.
 
     Returns:
-        The genes of every set by its name, both in the order of the file; a gene twice in a set counts once.
+        The genes of every set by the name of the set, in the order of the file. A repeated gene counts once.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not UTF-8 text, no set at all, a set without name or genes, or two sets of one name. The
-            message names file and line.
+        ValueError: the file is no UTF-8 text or has no set, a set has no name or no gene, or two sets have one name.
+            The message names file and line.
 
     Source: the GMT format of GSEA/MSigDB (Broad Institute).
 
@@ -54,7 +53,7 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
         >>> from pathlib import Path
         >>> from disentangled_mil.data.gene_sets import read_gmt
         >>> path = Path(tempfile.mkdtemp()) / "sets.gmt"
-        >>> _ = path.write_text("TUMOR\\tsource\\tEGFR\\tTP53\\nTME\\tsource\\tCD2\\n")
+        >>> _ = path.write_text("TUMOR\tsource\tEGFR\tTP53\nTME\tsource\tCD2\n")
         >>> read_gmt(path)
         {'TUMOR': ('EGFR', 'TP53'), 'TME': ('CD2',)}
     """
@@ -85,14 +84,14 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
 def gene_subspaces(
     sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Form subspaces from gene sets: each is the union of the sets chosen for it.
+    """Form subspaces from gene sets: each subspace is the union of its sets.
 
     Args:
         sets: genes by set name, e.g. from :func:`read_gmt`.
-        choice: names of the sets of every subspace; the order of the subspaces is kept.
+        choice: names of the sets of every subspace, subspaces in order.
 
     Returns:
-        The genes of every subspace in the order of its sets, each once. A gene may be in several subspaces.
+        The genes of every subspace in the order of its sets, without repetition. Subspaces may share genes.
 
     Raises:
         ValueError: there is no subspace, one has no set, or a set is unknown.

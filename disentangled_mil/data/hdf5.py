@@ -42,11 +42,11 @@ def read_bag(
     A leading axis of 1 is dropped. Features stay in the type in which they are stored.
 
     Args:
-        path: the file.
-        features: name of the features dataset; found by itself if it is ``features`` or ``feats``.
-        coords: name of the coordinates dataset, which then must be there; by default ``coords`` or ``coordinates``, if
+        path: HDF5 file.
+        features: name of the features dataset; by default ``features`` or ``feats``.
+        coords: name of the coordinates dataset, which must then be there; by default ``coords`` or ``coordinates``, if
             present.
-        drop_augmented: leave augmented patches out.
+        drop_augmented: whether augmented patches are left out.
         step: side of a grid cell in the unit of the coordinates; by default from the file's attributes, else
             inferred (see :meth:`~disentangled_mil.bags.Grid.from_coords`).
 
@@ -58,9 +58,9 @@ def read_bag(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no readable HDF5 file, lacks a dataset, holds no patch, features or
-            coordinates of a wrong shape or type, coordinates under a name that is neither known nor asked for, or a
-            value that is not finite. The message names file, row and reason.
+        ValueError: the file is no readable HDF5 file, lacks a dataset, or holds no patch, features or coordinates of a
+            wrong shape or type, coordinates under an unknown name, or a value that is not finite. The message names
+            file, row and reason.
 
     Example:
         >>> import tempfile
@@ -88,9 +88,9 @@ def merge_slides(paths: Sequence[str | Path], *, features: str | None = None, dr
     """Read several slides as one bag without coordinates: the set of all their patches.
 
     Args:
-        paths: at least one file, e.g. all slides of a patient.
-        features: see :func:`read_bag`.
-        drop_augmented: see :func:`read_bag`.
+        paths: files, at least one, e.g. all slides of a patient.
+        features: name of the features dataset, see :func:`read_bag`.
+        drop_augmented: whether augmented patches are left out.
 
     Returns:
         A bag with B = 1.
@@ -126,11 +126,11 @@ def slide_width(path: str | Path, *, features: str | None = None) -> int:
     """The feature width C of a slide's file, from its metadata alone.
 
     Args:
-        path: the file.
-        features: see :func:`read_bag`.
+        path: HDF5 file.
+        features: name of the features dataset, see :func:`read_bag`.
 
     Returns:
-        Numbers per patch.
+        The number of features per patch.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -154,11 +154,11 @@ def slide_width(path: str | Path, *, features: str | None = None) -> int:
 def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> None:
     """Write one slide in the layout that :func:`read_bag` reads.
 
-    The file appears whole or not at all; what was there before stays until then.
+    The file appears whole or not at all; an old file stays until then.
 
     Args:
-        path: the file, in a folder that exists.
-        features: patch features, float16, float32 or float64; stored as they are.
+        path: HDF5 file in a folder that exists.
+        features: patch features in float16, float32 or float64, which is kept.
         coords: (x, y) of every patch.
         step: side of a grid cell in the unit of ``coords``, stored as the attribute ``patch_size_level0``.
 
@@ -166,9 +166,8 @@ def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, 
         ``features`` [N, C] with N >= 1, ``coords`` [N, 2].
 
     Raises:
-        TypeError: ``features`` is of another type.
-        ValueError: shapes disagree, a value is not finite, ``step`` comes without ``coords``, or it is not
-            positive.
+        TypeError: ``features`` has another dtype.
+        ValueError: shapes disagree, a value is not finite, or ``step`` is not positive or comes without ``coords``.
 
     Example:
         >>> import tempfile
@@ -205,7 +204,7 @@ def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, 
 def _read(
     path: Path, features: str | None, coords: str | None, drop_augmented: bool
 ) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-    """Features [N, C] and coordinates [N, 2], checked, None if the file has none; and the sizes noted with them."""
+    """Checked features [N, C] and coordinates [N, 2] or None, and the sizes in the attributes of the coordinates."""
     with _open(path) as file:
         values = _rows(_features(path, file, features))
         places, sides = None, {}
@@ -236,19 +235,20 @@ def _read(
 
 
 def _refuse_other_coordinates(path: Path) -> None:
-    """Refuse coordinates under a name that is not known, which would be left out without a word."""
+    """Refuse coordinates under an unknown name, which would silently be ignored."""
     with _open(path) as file:
         for name, item in file.items():
             shape = tuple(getattr(item, "shape", None) or ())
             if "coord" in name.casefold() and len(shape) in (2, 3) and shape[-1] == 2:
                 raise ValueError(
-                    f"{path}: coordinates must be in a dataset {' or '.join(_COORDS)}, or asked for by name, got {name}"
+                    f"{path}: coordinates must be in a dataset {' or '.join(_COORDS)}, "
+                    f"or be named by the argument coords, got {name}"
                 )
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading; whatever HDF5 cannot read is an error that names it."""
+    """Open a file for reading; an error of HDF5 becomes one that names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
@@ -287,7 +287,7 @@ def _dataset(path: Path, file: h5py.File, names: Sequence[str]) -> h5py.Dataset:
 
 
 def _step(path: str | Path, sides: Mapping[str, Any]) -> float:
-    """Side of a grid cell in level-0 pixels: the patch size less the overlap, as the writer noted them."""
+    """Side of a grid cell in level-0 pixels: the patch size minus the overlap in the attributes."""
     try:
         numbers = {name: float(np.asarray(value).item()) for name, value in sides.items()}
         side = numbers["patch_size_level0"]

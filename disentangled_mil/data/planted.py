@@ -1,5 +1,6 @@
 """A planted cohort: simulated patients for whom the cause of every label, gene and patch is known."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -12,22 +13,29 @@ from torch import Tensor
 
 from .._checks import check_count, check_interval
 from ..bags import Bag, Grid
+from ..tasks import Classification, DiscreteSurvival, TaskDefinition
 from ._planted_slides import draw_appearance, draw_scanner, draw_slides, scan
 from .cohort import Cohort, Sample
 from .hdf5 import write_bag
 
 Array = NDArray[np.float64]
 
-# side of a patch in level-0 pixels: 224 pixels of 1 um or 0.5 um, level 0 having 0.25 um
+# Side of a patch in level-0 pixels of 0.25 um: a patch has 224 pixels of 1 um (10x) or 0.5 um (20x).
 _STEP = {"10x": 896, "20x": 448}
 _DIAGNOSES = np.array(["A", "B", "C", "D"])
 _GRADES = np.array(["G2", "G3", "G4"])
 
-_DESCRIPTION = """\
+TASKS = {
+    "diagnosis": Classification.define(column="diagnosis"),
+    "grading": Classification.define(column="grade"),
+    "survival": DiscreteSurvival.define(time="time", event="event"),
+}
+
+_CLINICAL = """\
 [clinical]
 table = "clinical.csv"
-time = "time"
-
+"""
+_SLIDES = """
 [slides.10x]
 folder = "slides/10x"
 
@@ -49,11 +57,10 @@ class PlantedCohort(NamedTuple):
     """A cohort and the truth behind it.
 
     Args:
-        cohort: what a model may see: slides at ``"10x"`` and ``"20x"``, clinical table, expression.
-        regions: True where a patch is mostly tumor, per sample and magnification, in the order of its
-            tokens.
+        cohort: data of the models: slides at ``"10x"`` and ``"20x"``, clinical table, expression.
+        regions: masks per sample and magnification, True where a patch is mostly tumor.
         programs: strength of the programs per patient, columns ``tumor`` and ``tme``.
-        gene_sets: the genes that load on each program.
+        gene_sets: genes that load on each program.
 
     Shape:
         ``regions`` [N] bool each.
@@ -66,7 +73,7 @@ class PlantedCohort(NamedTuple):
 
 
 class _GeneModel(NamedTuple):
-    """How expression follows from the programs."""
+    """The parameters by which expression follows from the programs."""
 
     genes: list[str]
     baseline: Array  # [G] mean log expression
@@ -101,30 +108,30 @@ def planted_cohort(
       the share t shows :math:`a t + t (u + \zeta)\, d_T + (1 - t)(v + \zeta')\, d_E` and nuisance of the
       patient, the slide and the patch. A patch at 10x is the same tissue as four at 20x.
 
-    So RNA tells more than histology, histology tells something, and regions taken apart tell more than
-    their mean. The defaults were chosen on seeds 0 to 4 (and 100000 to 100004): report results on others.
+    So RNA is more informative than histology, and regions apart are more informative than their mean. The defaults were
+    chosen on seeds 0 to 4 and 100000 to 100004: report results on other seeds.
 
     Args:
-        patients: their number.
-        seed: draws the patients and the scanner; its first patients are the same for any number of them, but
+        patients: number of patients.
+        seed: seed of the patients and the scanner. The first patients do not depend on the number of patients, except
             for their censoring.
         shift: strength of the site's stain and scanner, 0 (none) to 10: a fixed random mixing, gain and
             offset of the features, and noise. It changes features only.
-        width: features C of a patch, at least 4.
-        grid: columns and rows of the slide at 10x, of which 40 to 85 % are tissue.
-        tumor_genes: genes that load on the tumor program.
-        tme_genes: genes that load on the TME program.
-        other_genes: genes that load on neither.
-        rna_noise: standard deviation of :math:`\eta`, by which RNA misreads the programs.
-        histology_noise: standard deviation of :math:`\zeta`, by which the tissue misstates them.
+        width: number of features C of a patch, at least 4.
+        grid: columns and rows of the slide at 10x; tissue covers 40 to 85 % of it.
+        tumor_genes: number of genes that load on the tumor program.
+        tme_genes: number of genes that load on the TME program.
+        other_genes: number of genes that load on neither.
+        rna_noise: standard deviation of :math:`\eta`, the error of the programs in RNA.
+        histology_noise: standard deviation of :math:`\zeta`, the error of the programs in the tissue.
         label_noise: standard deviation of :math:`\epsilon`.
         censoring: share of the patients whose death is not observed, 0 to 0.9.
-        world_seed: draws what all cohorts share: gene loadings and directions of the features. Cohorts are
-            comparable if ``world_seed``, ``width`` and the numbers of genes agree.
+        world_seed: seed of gene loadings and of the directions of the features. Cohorts are comparable if
+            ``world_seed``, ``width`` and the numbers of genes agree.
 
     Returns:
         The cohort with its truth. Clinical columns: ``diagnosis`` (A-D), ``grade`` (G2-G4), ``time`` (days),
-        ``event`` (1 = death observed).
+        ``event`` (1 = death observed). Tasks: ``diagnosis``, ``grading`` and ``survival``.
 
     Raises:
         TypeError: a count is no integer or a strength no number.
@@ -188,7 +195,8 @@ def planted_cohort(
                 magnification: torch.from_numpy(view.tumor >= 0.5) for magnification, view in views.items()
             }
     truth = pd.DataFrame(programs, index, ["tumor", "tme"])
-    return PlantedCohort(Cohort(tuple(samples), clinical, expression, gene_sets), regions, truth, gene_sets)
+    cohort = Cohort(tuple(samples), clinical, expression, gene_sets, tasks=TASKS)
+    return PlantedCohort(cohort, regions, truth, gene_sets)
 
 
 def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
@@ -197,8 +205,8 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
     Features are stored as float16, as extractors do. The truth is not written.
 
     Args:
-        planted: the cohort.
-        folder: made if it is absent; files of the same names are replaced.
+        planted: cohort to write.
+        folder: folder, which is made if it is absent; files of the same names are replaced.
 
     Returns:
         The description ``cohort.toml``, for :func:`~.cohort_file.read_cohort`. Beside it: ``clinical.csv``,
@@ -228,7 +236,7 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
             write_bag(file, bag.patches[0].half(), cast(Grid, bag.grid).cells[0] * step, step=step)
     names = [";".join(slides[patient]) for patient in cohort.patients]
     cohort.clinical.assign(slides=names).to_csv(folder / "clinical.csv")
-    description = _DESCRIPTION
+    description = _CLINICAL + "".join(_described(name, task) for name, task in cohort.tasks.items()) + _SLIDES
     if cohort.expression is not None:
         cohort.expression.to_csv(folder / "expression.csv.gz")
         lines = ["\t".join([name, "planted", *genes]) + "\n" for name, genes in planted.gene_sets.items()]
@@ -237,6 +245,14 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
     path = folder / "cohort.toml"
     path.write_text(description, encoding="utf-8")
     return path
+
+
+def _described(name: str, task: TaskDefinition) -> str:
+    """The section of a task in a description."""
+    options = {key: value for key, value in task.options.items() if value != task.kind.options[key]}
+    keys = {"kind": task.kind.kind, **task.columns, **options}
+    # Text, numbers, true and false and lists of text are written alike in JSON and in TOML.
+    return f"\n[tasks.{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
 
 
 def _gene_model(rng: Generator, gene_sets: dict[str, tuple[str, ...]], other_genes: int) -> _GeneModel:

@@ -40,6 +40,6 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
     check_mask("mask", mask, "B N", sizes)
     direction = torch.arange(1, sizes["C"] + 1, dtype=torch.float64, device=tokens.device).sin()
     # In parts, so that no copy of all tokens in float64 is held.
-    parts = [part.double() @ direction for part in tokens.detach().split(_ROWS, dim=1)]
+    parts = [part.double() @ direction for part in torch.split(tokens.detach(), _ROWS, dim=1)]
     projection = torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0)
     return projection.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)

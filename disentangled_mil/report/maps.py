@@ -1,4 +1,4 @@
-"""Maps over a slide: where the tumor is, and where a student's prototypes are."""
+"""Maps over a slide: the true regions beside a student's prototypes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +26,12 @@ def prototype_map(
     """Draw the true regions of a slide beside the student's prototypes.
 
     Args:
-        path: of the picture; its suffix chooses the format.
-        grid: where the slide's patches lie (one bag).
-        truth: the subspace that each patch belongs to.
-        assignment: the prototype of each patch; -1 for none.
-        subspaces: names of both, in order.
-        title: above the picture.
+        path: file of the picture; its suffix chooses the format.
+        grid: grid of the slide's patches (one bag).
+        truth: true subspace of each patch.
+        assignment: prototype of each patch; -1 where it has none.
+        subspaces: names of the subspaces, in order.
+        title: title above the picture.
 
     Shape:
         ``truth`` [N], ``assignment`` [N].

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .._checks import check_choice
+from ..tasks import Task
 
 NAMES = {
     "genes": "SNN (genes)",
@@ -13,39 +13,33 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
-HEADLINE = {"diagnosis": ("auc", "accuracy"), "grading": ("auc", "accuracy"), "survival": ("c_index",)}
-_COUNTS = frozenset(
-    ("patients", "classes", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
-)
-_TITLES = {"auc": "AUC", "accuracy": "Acc", "c_index": "C-index"}
 
 
 def results_table(
-    runs: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]], label: str, *, every: bool = False
+    splits: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]], task: Task | type[Task], *, every: bool = False
 ) -> pd.DataFrame:
-    """One row per model: the headline metrics on every test set, mean and standard deviation over runs.
+    """One row per model: the headline metrics on every test set, mean and standard deviation over splits.
 
     Args:
-        runs: of every fold or seed, {model: {test set: {metric: value}}}.
-        label: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
-        every: all measures of quality instead of the headline.
+        splits: metrics of every split (fold or seed), {model: {test set: {metric: value}}}.
+        task: task, or the class of its kind, which names the headline metrics.
+        every: whether all measures of quality are shown instead of the headline.
 
     Returns:
-        Text: ``0.912`` for one run, ``0.912 ± 0.010`` for several (standard deviation, n - 1).
+        A table of text: ``0.912`` for one split, ``0.912 ± 0.010`` for several (standard deviation, n - 1).
 
     Raises:
-        ValueError: the label is unknown, or there is no run.
+        ValueError: there is no split.
     """
-    check_choice("label", label, HEADLINE)
-    if not runs:
-        raise ValueError("runs must hold at least one run, got none")
+    if not splits:
+        raise ValueError("splits must hold the metrics of at least one split, got none")
     rows: dict[str, dict[str, str]] = {}
-    for model in runs[0]:
+    for model in splits[0]:
         row: dict[str, str] = {}
-        for test in runs[0][model]:
-            metrics = [run[model][test] for run in runs]
-            for metric in [m for m in metrics[0] if m not in _COUNTS] if every else HEADLINE[label]:
-                title = f"{test} {_TITLES.get(metric, metric)}"
+        for test in splits[0][model]:
+            metrics = [split[model][test] for split in splits]
+            for metric in [m for m in metrics[0] if m not in task.counts] if every else task.headline:
+                title = f"{test} {task.headline.get(metric, metric)}"
                 row[title] = _mean_and_spread([m[metric] for m in metrics])
         rows[NAMES[model]] = row
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -1,34 +1,63 @@
-"""What is predicted: the target, the loss, the confidence and the prediction of one task, in one object."""
+"""Tasks: one class per kind of task owns all that differs between kinds.
+
+A new kind is a new subclass of `Task` in a file of its own, and an entry of `KINDS`.
+"""
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
-
-import torch
+from types import MappingProxyType
+from typing import Any
 
 from .classification import Classification
 from .survival import DiscreteSurvival
-from .targets import SurvivalTarget, Target
+from .targets import SurvivalTarget, Target, select_target
+from .task import Column, Labels, Task, TaskDefinition
 
-__all__ = ["Classification", "DiscreteSurvival", "SurvivalTarget", "Target", "Task", "task_from_state"]
+__all__ = [
+    "KINDS",
+    "Classification",
+    "Column",
+    "DiscreteSurvival",
+    "Labels",
+    "SurvivalTarget",
+    "Target",
+    "Task",
+    "TaskDefinition",
+    "select_target",
+    "task_from_state",
+]
 
-Task: TypeAlias = Classification | DiscreteSurvival
+KINDS: Mapping[str, type[Task]] = MappingProxyType(
+    {"classification": Classification, "survival": DiscreteSurvival},
+)
 
 
-def task_from_state(state: Mapping[str, Any]) -> Task:
-    """Rebuild a task from what its ``state()`` returned.
+def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = KINDS) -> Task:
+    """Rebuild a task from its ``state()``.
+
+    Args:
+        state: plain values, for instance from a checkpoint.
+        kinds: class of every kind of task.
+
+    Returns:
+        The task.
 
     Raises:
-        ValueError: the state is of no known task.
+        TypeError: the state is no mapping.
+        ValueError: the kind is unknown, or the state does not describe a task of that kind.
 
     Example:
         >>> from disentangled_mil import Classification, task_from_state
         >>> task_from_state(Classification(["low", "high"]).state())
         Classification(classes=('low', 'high'), class_weight=None)
     """
-    kind = state.get("task")
-    if kind == "classification":
-        weight = state["class_weight"]
-        return Classification(state["classes"], class_weight=None if weight is None else torch.tensor(weight))
-    if kind == "survival":
-        return DiscreteSurvival(torch.tensor(state["edges"], dtype=torch.float64), alpha=state["alpha"])
-    raise ValueError(f"state must be of 'classification' or 'survival', got {kind!r}")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a mapping, as task.state() returns it, got {type(state).__name__}")
+    kind = state.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
+    try:
+        return kinds[kind].from_state(state)
+    except KeyError as error:
+        raise ValueError(f"state must describe a task of kind {kind!r}, but lacks the key {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"state must describe a task of kind {kind!r}: {error}") from error

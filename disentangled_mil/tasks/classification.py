@@ -1,9 +1,10 @@
 """Classification: one class out of several."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final, cast, final
+from types import MappingProxyType
+from typing import Any, ClassVar, cast, final
 
 import torch
 from torch import Tensor
@@ -12,32 +13,32 @@ from .._checks import check_integers, check_shape, check_values
 from .._precision import widened
 from ..losses._reduction import check_batch
 from .targets import Target
+from .task import Column, Labels, Task, counted
 
 
 @final
-class Classification:
-    """One class out of several: diagnosis, grade.
+class Classification(Task):
+    """One class out of several: diagnosis, grade, mutation status.
 
     ``loss = mean_i w(y_i) * (-log softmax(logits_i)[y_i])``.
 
     Args:
         classes: names of the classes, in the order of the logits.
-        class_weight: weight w of each class in the loss, 1 by default.
+        class_weight: weight w of each class in the loss; by default 1.
 
     Shape:
         ``class_weight`` [K].
 
     Raises:
-        TypeError: ``classes`` is one string or holds something else.
+        TypeError: ``classes`` is one string, or holds a value that is no string.
         ValueError: there is no class, a class comes twice, or a weight is negative or not finite.
 
     Source:
         Cross-entropy; the confidence is that of CGC (eq. 6 of the paper).
 
     Differs from the source:
-        The weighted loss is divided by the number of samples, not by the sum of their weights: otherwise the
-        weight cancels in a batch of one, and gradients accumulated over small batches depend on how they were
-        drawn.
+        The weighted loss is divided by the number of samples, not by the sum of their weights. With the latter, the
+        weight cancels in a batch of one, and gradients accumulated over small batches depend on the batches.
 
     Example:
         >>> import torch
@@ -51,7 +52,13 @@ class Classification:
         tensor(0.9242)
     """
 
-    kind: Final = "softmax"
+    kind: ClassVar[str] = "classification"
+    link: ClassVar[str] = "softmax"
+    columns: ClassVar[tuple[Column, ...]] = (Column("column", "label"),)
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType({"classes": (), "balanced": True})
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "Acc"})
+    counts: ClassVar[frozenset[str]] = frozenset({"patients", "classes"})
+    undefined: ClassVar[str] = "nan: all patients of a test set have one class, so there is nothing to tell apart"
 
     def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
@@ -72,17 +79,20 @@ class Classification:
     def fit(
         cls, labels: Iterable[str], classes: Iterable[str] | None = None, balanced: bool = True
     ) -> "Classification":
-        """Take classes and weights from the training patients' labels.
+        """Fit classes and weights on the labels of training patients.
 
         Args:
-            labels: one label per training patient.
-            classes: the classes in order; by default those of ``labels``, sorted.
-            balanced: weigh class k by ``n / (K * n_k)``, so that every class counts the same and the mean
+            labels: label of every training patient.
+            classes: classes in order; by default the sorted ones of ``labels``.
+            balanced: whether class k has the weight ``n / (K * n_k)``. Then all classes count the same, and the mean
                 weight of a training patient is 1.
 
+        Returns:
+            The task.
+
         Raises:
-            TypeError: ``labels`` or ``classes`` is one string or holds something else, a missing value say.
-            ValueError: a label is no class, or there is no label of a class that is to be balanced.
+            TypeError: ``labels`` or ``classes`` is one string, or holds a value that is no string, e.g. a missing one.
+            ValueError: a label is no class, or a class that is to be balanced has no label.
 
         Example:
             >>> from disentangled_mil import Classification
@@ -99,16 +109,45 @@ class Classification:
                 raise ValueError(f"labels must hold every class to balance them, got no {name!r}")
         return cls(task.classes, class_weight=len(names) / (task.outputs * counts))
 
+    @classmethod
+    def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:
+        """Read a class; it must be among the classes of the definition, if there are any."""
+        classes = options["classes"]
+        if classes and value not in classes:
+            raise ValueError(f"the class must be among {', '.join(map(repr, classes))}, got {value!r}")
+        return value
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[Hashable]:
+        """The class of every patient."""
+        return list(labels["label"])
+
+    @classmethod
+    def summary(cls, labels: Labels) -> str:
+        """The number of patients per class."""
+        return counted(labels["label"])
+
+    @classmethod
+    def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "Classification":
+        """Fit classes and weights on the labels of training patients."""
+        return cls.fit(labels["label"], options["classes"] or None, options["balanced"])
+
     @property
     def outputs(self) -> int:
         """Number of logits."""
         return len(self.classes)
 
     def target(self, labels: Iterable[str]) -> Tensor:
-        """Class indices [B], int64, of labels.
+        """Class indices of labels.
+
+        Args:
+            labels: label of every sample.
+
+        Returns:
+            The indices [B], int64.
 
         Raises:
-            TypeError: ``labels`` is one string or holds something else, a missing value say.
+            TypeError: ``labels`` is one string, or holds a value that is no string, e.g. a missing one.
             ValueError: a label is no class.
         """
         index = {name: k for k, name in enumerate(self.classes)}
@@ -118,28 +157,49 @@ class Classification:
                 raise ValueError(f"labels must be among {list(self.classes)}, got {name!r} at position {row}")
         return torch.tensor([index[name] for name in names], dtype=torch.int64, device=self._device)
 
+    def target_of_labels(self, labels: Labels) -> Tensor:
+        """Class indices [B] of labels."""
+        return self.target(labels["label"])
+
     def loss(self, logits: Tensor, target: Target) -> Tensor:
-        """Mean weighted cross-entropy of logits [B, K] and class indices [B], a scalar.
+        """Mean weighted cross-entropy.
+
+        Args:
+            logits: class logits.
+            target: class indices.
+
+        Shape:
+            ``logits`` [B, K], ``target`` [B].
+
+        Returns:
+            A scalar in at least float32.
 
         Raises:
             TypeError: ``target`` is not an integer tensor.
-            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class (on a GPU, where
-                values are not read, it fails the kernel).
+            ValueError: a shape differs, the batch is empty, or, on the CPU, an index is of no class. On a GPU values
+                are not read, and such an index fails the kernel.
         """
         sizes = check_shape("logits", logits, "B K", {"K": self.outputs})
         target = _class_indices(target, sizes)
         check_batch("logits", logits)
         logits = widened(logits)
-        # Not F.cross_entropy, whose ignore_index would count as a loss of 0.
+        # F.cross_entropy would count ignore_index as a loss of 0.
         loss = -logits.log_softmax(-1).gather(1, target[:, None])[:, 0]  # [B]
         return (loss if self.class_weight is None else self.class_weight.to(logits.dtype)[target] * loss).mean()
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-        """How sure each subspace is of the truth: ``softmax(logits)[target]`` summed over the batch.
+        """Confidence of every subspace in the truth: ``softmax(logits)[target]`` summed over the batch.
+
+        Args:
+            subspace_logits: class logits of every subspace.
+            target: class indices.
 
         Shape:
             every tensor of ``subspace_logits`` [B, K]; ``target`` [B].
+
+        Returns:
+            A scalar per subspace.
         """
         scores = {}
         for subspace, logits in subspace_logits.items():
@@ -152,6 +212,22 @@ class Classification:
         """Probability of each class [B, K]."""
         return widened(logits).softmax(-1)
 
+    def predictions(self, logits: Tensor) -> dict[str, Tensor]:
+        """The columns ``probability_CLASS``."""
+        columns = self.probabilities(logits).unbind(-1)
+        return {f"probability_{name}": column for name, column in zip(self.classes, columns, strict=True)}
+
+    def decisions(self, means: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
+        """The column ``predicted``: the class of the largest mean probability."""
+        rows = zip(*(means[f"probability_{name}"] for name in self.classes), strict=True)
+        return {"predicted": [self.classes[row.index(max(row))] for row in rows]}
+
+    def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
+        """AUC, accuracy and others, see `disentangled_mil.metrics.classification_metrics`."""
+        from ..metrics import classification_metrics
+
+        return classification_metrics(self.probabilities(logits), self.target_of_labels(labels), patients)
+
     def to(self, device: torch.device | str) -> "Classification":
         """The task with its weights and targets on another device."""
         task = copy(self)
@@ -162,7 +238,13 @@ class Classification:
     def state(self) -> dict[str, Any]:
         """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
         weight = None if self.class_weight is None else self.class_weight.tolist()
-        return {"task": "classification", "classes": list(self.classes), "class_weight": weight}
+        return {"kind": self.kind, "classes": list(self.classes), "class_weight": weight}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Classification":
+        """Rebuild the task from its state."""
+        weight = state["class_weight"]
+        return cls(state["classes"], class_weight=None if weight is None else torch.tensor(weight))
 
     def __repr__(self) -> str:
         weight = None if self.class_weight is None else [round(w, 3) for w in self.class_weight.tolist()]
@@ -180,7 +262,7 @@ def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
 
 
 def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
-    """Several names; one string is a sequence of characters, which nobody means."""
+    """A sequence of names; one string is refused, because its characters are hardly meant."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
     given = tuple(values)

@@ -1,46 +1,52 @@
 """Survival in intervals of time."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any, Final, final
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import as_numbers, check_count, check_interval, check_shape
+from .._checks import as_number, as_numbers, check_count, check_interval, check_shape
 from .._precision import widened
 from ..losses.survival import discrete_time_nll
 from ..ops import hazards
 from .targets import SurvivalTarget, Target
+from .task import Column, Labels, Task
+
+# Columns of such names often hold 1 for patients without the event.
+_OPPOSITE = re.compile("cens|alive|living|survived", re.IGNORECASE)
 
 
 @final
-class DiscreteSurvival:
-    """Survival in K intervals of time, by the hazard of dying in each.
+class DiscreteSurvival(Task):
+    """Survival in K intervals of time, by the hazard of the event in each.
 
-    Interval k holds the times in ``[edges[k - 1], edges[k])``; the first is open toward 0, the last has no
-    end. ``hazard(k) = sigmoid(logits[k])``.
+    The event is death, or any other event that happens once, such as recurrence. Interval k holds the times in
+    ``[edges[k - 1], edges[k])``; the first begins at 0, and the last has no end. ``hazard(k) = sigmoid(logits[k])``.
 
     Args:
-        edges: times that separate the intervals, in the unit of ``time`` everywhere; kept in float64 on the
-            CPU, where times are compared with them.
+        edges: times that separate the intervals, in the unit of ``time``. They are kept in float64 on the CPU, where
+            times are compared with them.
         alpha: share by which censored patients are down-weighted in the loss, from 0 to 1.
 
     Shape:
         ``edges`` [K - 1].
 
     Raises:
-        ValueError: ``edges`` do not increase strictly, are negative or not finite, or ``alpha`` is out of
-            range.
+        ValueError: ``edges`` do not increase strictly, are negative or not finite, or ``alpha`` is out of range.
 
     Source:
         The survival task of the paper (4 quartile bins); CGC's confidence in eq. 6.
 
     Differs from the source:
-        The confidence is the likelihood of what was observed; the released code takes a softmax over the
-        hazard logits, which are no distribution, and treats censored patients like deaths.
+        The confidence is the likelihood of the observation. The released code takes a softmax over the hazard logits,
+        which are no distribution, and treats censored times like events.
 
     Example:
         >>> import torch
@@ -54,7 +60,17 @@ class DiscreteSurvival:
         tensor([-0.9375])
     """
 
-    kind: Final = "hazards"
+    kind: ClassVar[str] = "survival"
+    link: ClassVar[str] = "hazards"
+    columns: ClassVar[tuple[Column, ...]] = (Column("time", "time"), Column("event", "event"))
+    options: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {"observed": "1", "censored": "0", "bins": 4, "alpha": 0.0},
+    )
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"c_index": "C-index"})
+    counts: ClassVar[frozenset[str]] = frozenset(
+        ("patients", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
+    )
+    undefined: ClassVar[str] = "nan: in a test set no event was observed before another patient's time"
 
     def __init__(self, edges: Tensor, *, alpha: float = 0.0) -> None:
         check_shape("edges", edges, "E")
@@ -76,18 +92,21 @@ class DiscreteSurvival:
         bins: int = 4,
         alpha: float = 0.0,
     ) -> "DiscreteSurvival":
-        """Put the edges at the quantiles of the training patients' observed times of death.
+        """Fit the edges: quantiles of the observed times of the event among training patients.
 
         Args:
-            time: one time per training patient.
-            event: 1 or True where the death was observed, 0 or False where the time is censored.
-            bins: number K of intervals, each with the same share of the deaths.
-            alpha: as for the class.
+            time: time of every training patient.
+            event: observations, 1 or True for an observed event, 0 or False for a censored time.
+            bins: number K of intervals, which hold equal shares of the events.
+            alpha: share by which censored patients are down-weighted in the loss.
+
+        Returns:
+            The task.
 
         Raises:
             TypeError: times or events are dates or spans of time, which have a unit.
-            ValueError: a time is negative or not finite, an event not 0 or 1, no death was observed, or so
-                many deaths share one time that an interval would be empty (take fewer bins).
+            ValueError: a time is negative or not finite, an event is not 0 or 1, no event was observed, or an interval
+                would have no event because many events share one time (take fewer bins).
 
         Example:
             >>> from disentangled_mil import DiscreteSurvival
@@ -110,13 +129,63 @@ class DiscreteSurvival:
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 
+    @classmethod
+    def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        """Check the options, and refuse an event column whose name suggests the opposite coding."""
+        check_count("bins", options.get("bins", 1))
+        check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
+        observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))
+        if _same(observed, censored):
+            raise ValueError(f"observed and censored must be two values of the event column, got {observed!r} for both")
+        if _OPPOSITE.search(columns["event"]) and not {"observed", "censored"} <= options.keys():
+            raise ValueError(
+                f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
+                'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
+            )
+
+    @classmethod
+    def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> float | bool:
+        """Read a time, or whether the event was observed."""
+        if key == "time":
+            number = as_number(value)
+            if not (isfinite(number) and number >= 0):
+                raise ValueError(f"time must be a number >= 0, got {value!r}")
+            return number
+        observed, censored = options["observed"], options["censored"]
+        if _same(value, observed) or _same(value, censored):
+            return _same(value, observed)
+        raise ValueError(f"event must be {observed} (event observed) or {censored} (censored), got {value!r}")
+
+    @classmethod
+    def strata(cls, labels: Labels) -> list[Hashable]:
+        """Whether the event was observed, of every patient."""
+        return list(labels["event"])
+
+    @classmethod
+    def summary(cls, labels: Labels) -> str:
+        """The number of observed events and of censored times."""
+        events = sum(labels["event"])
+        return f"events {events}, censored {len(labels['event']) - events}"
+
+    @classmethod
+    def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "DiscreteSurvival":
+        """Fit the intervals on the labels of training patients."""
+        return cls.fit(labels["time"], event=labels["event"], bins=options["bins"], alpha=options["alpha"])
+
     @property
     def outputs(self) -> int:
         """Number of logits, one per interval."""
         return len(self.edges) + 1
 
     def target(self, time: Iterable[float] | Tensor, *, event: Iterable[Any] | Tensor) -> SurvivalTarget:
-        """The interval of each time, and whether the death was observed.
+        """The interval of each time, and whether the event was observed.
+
+        Args:
+            time: time of every patient.
+            event: observations, 1 or True for an observed event, 0 or False for a censored time.
+
+        Returns:
+            The target of the loss.
 
         Raises:
             TypeError: times or events are dates or spans of time, which have a unit.
@@ -126,6 +195,10 @@ class DiscreteSurvival:
         interval = torch.bucketize(torch.from_numpy(times), self.edges, right=True)
         return SurvivalTarget(interval.to(self._device), torch.from_numpy(deaths).to(self._device))
 
+    def target_of_labels(self, labels: Labels) -> SurvivalTarget:
+        """The interval of each time, and whether the event was observed."""
+        return self.target(labels["time"], event=labels["event"])
+
     def loss(self, logits: Tensor, target: Target) -> Tensor:
         """Mean negative log-likelihood of hazard logits [B, K], a scalar in at least float32."""
         check_shape("logits", logits, "B K", {"K": self.outputs})
@@ -134,12 +207,19 @@ class DiscreteSurvival:
 
     @torch.no_grad()
     def confidence(self, subspace_logits: Mapping[str, Tensor], target: Target) -> dict[str, Tensor]:
-        """How sure each subspace is of what was observed: the sum over the batch of its likelihood, a scalar.
+        """Confidence of every subspace: the likelihood of the observation, summed over the batch.
 
-        ``h(k) S(k - 1)`` for a death in interval k, ``S(k)`` for a patient lost to follow-up in it.
+        The likelihood is ``h(k) S(k - 1)`` for an event in interval k, and ``S(k)`` for a time censored in it.
+
+        Args:
+            subspace_logits: hazard logits of every subspace.
+            target: observations.
 
         Shape:
             every tensor of ``subspace_logits`` [B, K].
+
+        Returns:
+            A scalar per subspace.
         """
         target, scores = _observed(target), {}
         for subspace, logits in subspace_logits.items():
@@ -149,12 +229,23 @@ class DiscreteSurvival:
         return scores
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Hazard of each interval [B, K]: the probability of dying in it for whoever entered it."""
+        """Hazard of each interval [B, K]: the probability of the event in it for a patient who entered it."""
         return widened(logits).sigmoid()
 
     def risk(self, logits: Tensor) -> Tensor:
         """Minus the expected number of intervals survived [B]; higher = worse."""
         return hazards.risk(logits)
+
+    def predictions(self, logits: Tensor) -> dict[str, Tensor]:
+        """The columns ``hazard_0`` ... and ``risk`` (higher = worse)."""
+        hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
+        return {**hazard, "risk": self.risk(logits)}
+
+    def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
+        """C-index of the risk and its counts, see `disentangled_mil.metrics.survival_metrics`."""
+        from ..metrics import survival_metrics
+
+        return survival_metrics(self.risk(logits), labels["time"], event=labels["event"], patients=patients)
 
     def to(self, device: torch.device | str) -> "DiscreteSurvival":
         """The task with its targets on another device."""
@@ -164,10 +255,21 @@ class DiscreteSurvival:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
-        return {"task": "survival", "edges": self.edges.tolist(), "alpha": self.alpha}
+        return {"kind": self.kind, "edges": self.edges.tolist(), "alpha": self.alpha}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "DiscreteSurvival":
+        """Rebuild the task from its state."""
+        return cls(torch.tensor(state["edges"], dtype=torch.float64), alpha=state["alpha"])
 
     def __repr__(self) -> str:
         return f"DiscreteSurvival(edges={[round(edge, 3) for edge in self.edges.tolist()]}, alpha={self.alpha})"
+
+
+def _same(value: Any, marker: Any) -> bool:
+    """Whether two values of a table are one: equal numbers, or equal texts but for case."""
+    numbers = as_number(value), as_number(marker)
+    return numbers[0] == numbers[1] or str(value).casefold() == str(marker).casefold()
 
 
 def _observed(target: Target) -> SurvivalTarget:

@@ -1,20 +1,44 @@
-"""What a prediction is compared with."""
+"""Targets of losses, and the selection of their rows."""
 
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 
 class SurvivalTarget(NamedTuple):
-    """What was observed of each patient.
+    """Observation of each patient.
 
     Attributes:
         interval: interval of the last observation [B], int64.
-        event: True where the death was observed, False where the time is censored [B], bool.
+        event: True where the event was observed, False where the time is censored [B], bool.
     """
 
     interval: Tensor
     event: Tensor
 
 
-Target: TypeAlias = Tensor | SurvivalTarget
+Target: TypeAlias = Tensor | tuple[Tensor, ...]
+
+
+def select_target(target: Target, index: Tensor | slice, device: torch.device | str | None = None) -> Target:
+    """Rows of a target, which is a tensor or a NamedTuple of tensors.
+
+    Args:
+        target: target of n samples.
+        index: rows to take.
+        device: device of the result; by default that of the target.
+
+    Returns:
+        A target of the same type.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.tasks import SurvivalTarget, select_target
+        >>> target = SurvivalTarget(torch.tensor([0, 2, 1]), torch.tensor([True, True, False]))
+        >>> select_target(target, torch.tensor([2]))
+        SurvivalTarget(interval=tensor([1]), event=tensor([False]))
+    """
+    if isinstance(target, Tensor):
+        return target[index].to(device or target.device)
+    return type(target)(*(column[index].to(device or column.device) for column in target))

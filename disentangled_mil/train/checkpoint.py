@@ -1,4 +1,4 @@
-"""Models on disk: weights as safetensors beside a JSON of everything needed to build the model again."""
+"""Models on disk: weights as safetensors beside a JSON file from which the model is built again."""
 
 import io
 import json
@@ -25,11 +25,11 @@ def save_model(
     """Write ``path``.safetensors and ``path``.json; each appears whole or not at all, the JSON last.
 
     Args:
-        path: without suffix.
-        model: the model.
-        kind: ``"teacher"``, ``"student"`` or ``"genes"``.
+        path: path of the files without suffix.
+        model: model to save.
+        kind: kind of the model, ``"teacher"``, ``"student"`` or ``"genes"``.
         arguments: constructor arguments of the model.
-        extra: whatever belongs to it: the task, the expression pipeline, ...
+        extra: further JSON values, such as the states of the task and of the expression pipeline.
 
     Raises:
         OSError: the files cannot be written.
@@ -48,7 +48,10 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Build a saved model in evaluation mode, and return it with its description.
 
     Args:
-        path: of the JSON, of the weights, or without suffix.
+        path: path of the JSON, of the weights, or of both without suffix.
+
+    Returns:
+        The model and its description.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -94,7 +97,14 @@ def save_progress(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_progress(path: Path, device: str) -> dict[str, Any]:
-    """Read what :func:`save_progress` wrote.
+    """Read the state of an unfinished training.
+
+    Args:
+        path: file of :func:`save_progress`.
+        device: device of the tensors.
+
+    Returns:
+        The state.
 
     Raises:
         ValueError: the file is not readable.

@@ -10,28 +10,28 @@ import pandas as pd
 import torch
 
 from ..bags import TokenSet
-from ..data.cohort import Cohort, StoredBag, task_labels
+from ..data.cohort import Cohort, StoredBag, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..data.folds import inner_split
 from ..losses import DistillationTargets
 from ..models import GeneNetwork, Student, Teacher
-from ..tasks import Classification, DiscreteSurvival, Task
+from ..tasks import Task
 from .checkpoint import save_model
-from .examples import BagMemory, Examples
+from .datasets import BagCache, CohortDataset
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
-from .predictions import evaluate, predictions_table
+from .predictions import predictions_table
 from .stages import GeneStage, Stage, StudentStage, TeacherStage
 
 MODELS = ("genes", "teacher", "student", "distilled")
 
 
 class Split(NamedTuple):
-    """Who trains and who is tested.
+    """Training patients and test patients.
 
     Attributes:
         train: training patients; those without expression serve the students only.
-        tests: patients to evaluate on, by name of the test set; all with expression.
+        tests: test patients by name of the test set; all have expression.
     """
 
     train: Cohort
@@ -39,45 +39,37 @@ class Split(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of one split.
+    """The results of one split.
 
     Attributes:
         metrics: {model: {test set: {metric: value}}}.
-        predictions: one row per model, test set and patient.
+        predictions: predictions and labels, one row per model, test set and patient.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
     predictions: pd.DataFrame
 
 
-def fit_task(cohort: Cohort, label: str, options: TrainingOptions) -> Task:
-    """The task, with class weights or bins fitted on training patients."""
-    labels = task_labels(cohort, label)
-    if label == "survival":
-        return DiscreteSurvival.fit(labels["time"].to_numpy(), event=labels["event"].to_numpy(), bins=options.bins)
-    return Classification.fit(labels.tolist())
-
-
 def run_split(
     split: Split,
-    label: str,
+    name: str,
     options: TrainingOptions,
     folder: Path,
     *,
-    memory: BagMemory | None = None,
+    cache: BagCache | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Result:
     """Train and evaluate all four models on one split; everything is fitted on its training patients.
 
     Args:
-        split: training and test patients.
-        label: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
-        options: of the training.
-        folder: where checkpoints, logs and states go.
-        memory: bags that were read already.
-        resume: continue an interrupted run of the same split.
-        quiet: show no progress bars.
+        split: training patients and test patients.
+        name: name of the task.
+        options: options of the training.
+        folder: folder for checkpoints, logs and states.
+        cache: cache of bags.
+        resume: whether an interrupted training of the same split is continued.
+        quiet: whether no progress bars are shown.
 
     Returns:
         Metrics and predictions.
@@ -88,31 +80,31 @@ def run_split(
     """
     _check_tests(split)
     folder.mkdir(parents=True, exist_ok=True)
-    task = fit_task(split.train, label, options)
+    task = split.train.fit_task(name)
     pipeline = split.train.fit_expression()
-    memory = memory or BagMemory()
+    cache = cache or BagCache()
 
-    def examples(cohort: Cohort) -> Examples:
-        return Examples(cohort, task, label, pipeline, memory=memory)
+    def dataset(cohort: Cohort) -> CohortDataset:
+        return CohortDataset(cohort, name, task, pipeline, cache=cache)
 
-    learn, choose = _inner_split(split.train, label, options)
-    everyone, paired = examples(learn), examples(learn.with_expression())
-    choose_everyone = examples(choose) if choose is not None else None
-    choose_paired = examples(choose.with_expression()) if choose is not None else None
-    tests = {name: examples(cohort) for name, cohort in split.tests.items()}
+    learn, choose = _inner_split(split.train, name, options)
+    everyone, paired = dataset(learn), dataset(learn.with_expression())
+    choose_everyone = dataset(choose) if choose is not None else None
+    choose_paired = dataset(choose.with_expression()) if choose is not None else None
+    tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
 
     stages: dict[str, Stage] = {}
-    for name in MODELS:
+    for model in MODELS:
         torch.manual_seed(options.seed)
-        arguments = _arguments(name, split.train, task, pipeline, options)
+        arguments = _arguments(model, split.train, task, pipeline, options)
         teacher = stages.get("teacher")
-        targets = teacher.targets(everyone) if name == "distilled" and isinstance(teacher, TeacherStage) else None
-        stage = _stage(name, arguments, task, options, targets)
+        targets = teacher.targets(everyone) if model == "distilled" and isinstance(teacher, TeacherStage) else None
+        stage = _stage(model, arguments, task, options, targets)
         if isinstance(stage, (TeacherStage, StudentStage)):
-            _standardize(stage.model, paired if name == "teacher" else everyone, options.batch_size)
-        sees_genes = name in ("genes", "teacher")
+            _standardize(stage.model, paired if model == "teacher" else everyone, options.batch_size)
+        sees_genes = model in ("genes", "teacher")
         train_stage(
-            name,
+            model,
             stage,
             paired if sees_genes else everyone,
             choose_paired if sees_genes else choose_everyone,
@@ -121,12 +113,12 @@ def run_split(
             resume=resume,
             quiet=quiet,
         )
-        stages[name] = stage
-        kind = "student" if name == "distilled" else name
-        extra = {"label": label, "task": task.state(), "cohort": _reading(split.train)}
+        stages[model] = stage
+        extra = {"task_name": name, "task": task.state(), "cohort": _reading(split.train)}
         if sees_genes:
             extra["expression"] = pipeline.state()
-        save_model(folder / name, stage.model, kind, arguments, {**extra, "training": asdict(options)})
+        kind = "student" if model == "distilled" else model
+        save_model(folder / model, stage.model, kind, arguments, {**extra, "training": asdict(options)})
     return _evaluate(stages, tests, task, options)
 
 
@@ -152,22 +144,22 @@ def _reading(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _inner_split(train: Cohort, label: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:
+def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:
     """Training patients -> those who teach and those who choose the epoch."""
     if options.validation == 0:
         return train, None
-    labels = task_labels(train, label)
-    strata = labels["event"] if isinstance(labels, pd.DataFrame) else labels
+    labels = train.labels(name)
+    classes = train.definition(name).kind.strata(columns_of_labels(labels))
     expression = train.expression.index if train.expression is not None else ()
-    # Those with and without expression are split alike, so that teacher and student are chosen on as many.
-    strata = [f"{stratum} {patient in expression}" for patient, stratum in strata.items()]
+    # Patients with and without expression are split alike, so that both sides choose the teacher and the student.
+    strata = [f"{stratum} {patient in expression}" for patient, stratum in zip(labels.index, classes, strict=True)]
     if options.validation * len(train.with_expression().patients) < 1:
         raise ValueError(
             f"validation must leave at least one patient with expression to choose the epoch, got "
             f"{options.validation} of {len(train.with_expression().patients)}"
         )
-    fold = inner_split(list(labels.index), _pool_rare(strata), fraction=options.validation, seed=options.seed)
-    return train.subset(fold.train), train.subset(fold.test)
+    split = inner_split(list(labels.index), _pool_rare(strata), fraction=options.validation, seed=options.seed)
+    return train.subset(split.train), train.subset(split.test)
 
 
 def _pool_rare(strata: list[str]) -> list[str]:
@@ -190,7 +182,7 @@ def _arguments(
         "features": train.width,
         "dropout": options.dropout,
         "magnifications": list(train.magnifications),
-        "kind": task.kind,
+        "kind": task.link,
         "gate": options.gate,
         "heads": options.heads,
         "groups": options.heads,
@@ -217,26 +209,27 @@ def _stage(
     return StudentStage(Student(**arguments).to(options.device), on_device, options, targets)
 
 
-def _standardize(model: Teacher | Student, examples: Examples, batch_size: int) -> None:
+def _standardize(model: Teacher | Student, dataset: CohortDataset, batch_size: int) -> None:
     """Fit the patch encoders' mean and standard deviation on the training patches, a batch at a time."""
     for name in model.magnifications:
-        bags = (batch.bags[name] for batch in examples.batches(batch_size))
+        bags = (batch.bags[name] for batch in dataset.batches(batch_size))
         encoder = model.get_submodule(f"branches.{name}.patches")
         encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
 
 
 def _evaluate(
-    stages: Mapping[str, Stage], tests: Mapping[str, Examples], task: Task, options: TrainingOptions
+    stages: Mapping[str, Stage], tests: Mapping[str, CohortDataset], task: Task, options: TrainingOptions
 ) -> Result:
+    """Metrics and predictions of every model on every test set."""
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     tables = []
-    for name, stage in stages.items():
-        metrics[name] = {}
-        for test, examples in tests.items():
-            logits = predict_logits(stage, examples, options)
-            metrics[name][test] = evaluate(task, logits, examples)
-            table = predictions_table(task, logits, examples.patients).merge(examples.truth(), on="patient")
-            table.insert(0, "model", name)
+    for model, stage in stages.items():
+        metrics[model] = {}
+        for test, dataset in tests.items():
+            logits = predict_logits(stage, dataset, options)
+            metrics[model][test] = task.metrics(logits, dataset.labels, dataset.patients)
+            table = predictions_table(task, logits, dataset.patients).merge(dataset.truth(), on="patient")
+            table.insert(0, "model", model)
             table.insert(1, "test", test)
             tables.append(table)
     return Result(metrics, pd.concat(tables, ignore_index=True))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .._files import replacing
 from .checkpoint import load_progress, save_progress
-from .examples import Examples
+from .datasets import CohortDataset
 from .options import TrainingOptions
 from .stages import Stage
 
@@ -19,8 +19,8 @@ from .stages import Stage
 def train_stage(
     name: str,
     stage: Stage,
-    train: Examples,
-    validation: Examples | None,
+    train: CohortDataset,
+    validation: CohortDataset | None,
     options: TrainingOptions,
     folder: Path,
     *,
@@ -29,20 +29,20 @@ def train_stage(
 ) -> None:
     """Train one stage; its model ends with the weights of the best epoch, in evaluation mode.
 
-    The best epoch has the smallest task loss on the validation samples, among those with the stage's complete
-    loss; without validation samples it is the last one. After
-    every epoch the whole state goes to ``folder/NAME.progress.pt`` and the log to ``folder/NAME.csv``, so that
-    an interrupted run continues where it stopped, with the numbers that it would have had.
+    The best epoch has the smallest task loss on the validation samples, among the epochs with the stage's complete
+    loss. Without validation samples it is the last epoch. After every epoch the whole state is written to
+    ``folder/NAME.progress.pt`` and the log to ``folder/NAME.csv``. So an interrupted run continues with the numbers
+    that it would have had.
 
     Args:
-        name: what is trained, for files and the progress bar.
+        name: name of the stage, for files and the progress bar.
         stage: model, loss and optimizer.
         train: training samples.
         validation: samples that choose the epoch.
-        options: epochs, batch size, schedule, seed.
-        folder: where files go.
-        resume: continue from the state in ``folder``, if there is one.
-        quiet: show no progress bar.
+        options: options of the training.
+        folder: folder of the files.
+        resume: whether the training continues from the state in ``folder``, if there is one.
+        quiet: whether no progress bar is shown.
 
     Raises:
         FloatingPointError: the training or the validation loss is no longer finite.
@@ -94,22 +94,22 @@ def train_stage(
 
 
 @torch.no_grad()
-def predict_logits(stage: Stage, examples: Examples, options: TrainingOptions) -> Tensor:
-    """Predictions of a stage's model for all examples, in their order [n, K]."""
+def predict_logits(stage: Stage, dataset: CohortDataset, options: TrainingOptions) -> Tensor:
+    """Predictions of a stage's model for all samples, in their order [n, K]."""
     stage.model.eval()
-    batches = examples.batches(options.batch_size)
+    batches = dataset.batches(options.batch_size)
     return torch.cat([stage.logits(batch.to(options.device)).cpu() for batch in batches])
 
 
-def task_loss(stage: Any, examples: Examples, options: TrainingOptions) -> float:
-    """Mean task loss of a stage's predictions over all examples."""
-    loss = stage.task.to("cpu").loss(predict_logits(stage, examples, options), examples.target)
+def task_loss(stage: Any, dataset: CohortDataset, options: TrainingOptions) -> float:
+    """Mean task loss of a stage's predictions over all dataset."""
+    loss = stage.task.to("cpu").loss(predict_logits(stage, dataset, options), dataset.target)
     return float(loss)
 
 
 def _train_epoch(
     stage: Stage,
-    train: Examples,
+    train: CohortDataset,
     options: TrainingOptions,
     epoch: int,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -138,7 +138,7 @@ def _train_epoch(
 
 
 def _finite(name: str, loss: float, epoch: int) -> float:
-    """A loss that training can go on with."""
+    """A loss, which must be finite for the training to go on."""
     if not math.isfinite(loss):
         raise FloatingPointError(f"the {name} loss is {loss} in epoch {epoch + 1}; lower learning_rate")
     return loss

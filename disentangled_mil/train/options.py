@@ -1,6 +1,6 @@
-"""Everything that a training run can be told, in one place."""
+"""The options of the reference training."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
@@ -14,27 +14,26 @@ class TrainingOptions:
 
     Args:
         dim: token width C.
-        heads: attention heads, and offset groups.
+        heads: number of attention heads, and of offset groups.
         dim_head: width of a head.
         gene_tokens: gene tokens per subspace.
-        dropout: of patch tokens and attention.
-        gene_dropout: of the gene layers.
+        dropout: dropout of patch tokens and attention.
+        gene_dropout: dropout of the gene layers.
         epochs: passes of each stage over its training samples.
         batch_size: samples per step.
         learning_rate: peak of the cosine schedule.
         lr_warmup: share of all steps in which the learning rate rises linearly.
-        weight_decay: of AdamW.
+        weight_decay: weight decay of AdamW.
         validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
-        task_warmup: share of the student's epochs on the task alone, before distillation; not the last one.
+        task_warmup: share of the student's epochs on the task alone, before distillation; the last epoch distills.
         consistency_weight: weight of the inter-magnification consistency.
         prediction_weight: weight of the divergence from the teacher's predictions.
         representation_weight: weight of the error between prototypes and subspaces.
-        temperature: of the distilled predictions.
-        cgc: coordinate the gradients of the subspaces.
-        gate: how magnifications are combined; the paper's is ``"max_confidence"``.
-        bins: intervals of discrete-time survival.
-        seed: of initialization, order of samples, dropout and inner split, less than 2^32.
-        device: where to train.
+        temperature: temperature of the distilled predictions.
+        cgc: whether the gradients of the subspaces are coordinated.
+        gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
+        seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
+        device: device of the training.
 
     Raises:
         TypeError: a count is not an integer.
@@ -60,12 +59,11 @@ class TrainingOptions:
     temperature: float = 2.0
     cgc: bool = True
     gate: str = "softmax_average"
-    bins: int = 4
     seed: int = 0
-    device: str = field(default="cpu", metadata={"saved": False})
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "bins"):
+        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size"):
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, minimum=0)
         check_interval("seed", self.seed, 0, _LARGEST_SEED)

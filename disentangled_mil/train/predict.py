@@ -13,10 +13,12 @@ from .._files import replacing
 from ..bags import TokenSet, collate_bags
 from ..data._tables import read_rows
 from ..data.cohort import Sample, StoredBag
+from ..data.hdf5 import slide_width
 from ..models import Student
-from ..tasks import task_from_state
+from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
 from .predictions import predictions_table
+from .threads import Threads, using_threads
 
 
 def predict_slides(
@@ -27,20 +29,25 @@ def predict_slides(
     patients: Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
+    threads: Threads = None,
+    kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
     """Predict for every slide found at all magnifications, and write one row per patient.
 
     Args:
-        checkpoint: a student's checkpoint.
-        folders: HDF5 slides of every magnification of the student.
+        checkpoint: checkpoint of a student.
+        folders: folder of HDF5 slides for every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
             name others; without it every slide is a patient.
         steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
-        device: where to compute.
+        device: device of the computation.
+        threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
+            :mod:`.threads`.
+        kinds: class of every kind of task.
 
     Returns:
-        What was written.
+        The table that was written.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
@@ -64,28 +71,35 @@ def predict_slides(
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
     width = description["arguments"]["features"]
-    task = task_from_state(description["task"])
+    try:
+        task = task_from_state(description["task"], kinds)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
+    _check_files(samples, width)
     model.to(device)
     logits = []
     with torch.no_grad():
         for sample in samples:
             bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
             for name, bag in bags.items():
-                if bag.patches.shape[2] != width:
-                    raise ValueError(
-                        f"{sample.bags[name].paths[0]}: must have {width} features per patch, "  # type: ignore[union-attr]
-                        f"as in training, got {bag.patches.shape[2]}"
-                    )
                 if isinstance(bag.grid, TokenSet) and name not in description["cohort"]["sets"]:
                     raise ValueError(
                         f"{sample.bags[name].paths[0]}: must have coordinates, "  # type: ignore[union-attr]
                         "as in training, got none"
                     )
-            logits.append(model(bags).logits.cpu())
+            with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
+                logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
     return table
+
+
+def _check_files(samples: Sequence[Sample], width: int) -> None:
+    """Compare the metadata of all files before the first prediction, which a late refusal would discard."""
+    for path in {path: None for sample in samples for bag in sample.bags.values() for path in bag.paths}:  # type: ignore[union-attr]
+        if (found := slide_width(path)) != width:
+            raise ValueError(f"{path}: must have {width} features per patch, as in training, got {found}")
 
 
 def _samples(
@@ -95,7 +109,7 @@ def _samples(
     steps: Mapping[str, float],
     reading: Mapping[str, Any],
 ) -> list[Sample]:
-    """The slides in the folders as samples, read as in training."""
+    """The slides of the folders as samples, with the options of training."""
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")

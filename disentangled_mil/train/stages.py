@@ -21,7 +21,7 @@ from ..nn.attention import COMMON_RESOLUTION
 from ..ops import match_prototypes
 from ..optim import CGCOptimizer
 from ..tasks import Task
-from .examples import Batch, Examples
+from .datasets import Batch, CohortDataset
 from .options import TrainingOptions
 
 
@@ -52,11 +52,11 @@ class Stage(ABC):
         """Apply the gradients."""
         self.optimizer.step()
 
-    def begin_epoch(self, epoch: int, train: Examples) -> None:  # noqa: B027  (nothing, for most)
-        """What comes before an epoch over the training samples."""
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:  # noqa: B027  (nothing, for most)
+        """Prepare an epoch over the training samples."""
 
     def complete(self, epoch: int) -> bool:
-        """Whether the loss has all of its parts in an epoch, which then may be chosen."""
+        """Whether the loss has all its parts in an epoch; only such an epoch can be kept."""
         return True
 
 
@@ -93,11 +93,12 @@ class TeacherStage(Stage):
         self._compares = len(model.magnifications) > 1 and bool(options.consistency_weight)
         self.resolution: int | None = None
 
-    def begin_epoch(self, epoch: int, train: Examples) -> None:
-        """Compare the attention of all batches on a common grid, unless that of none needs one.
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
+        """Decide for all batches whether attention is compared on a common grid.
 
-        The two ways differ by orders of magnitude, and no batch should weigh more because its bags happen to be full.
-        Bags without coordinates have no common places, so that their attention is not compared.
+        Losses on a common grid and on the bags' own grids differ by orders of magnitude. If batches chose for
+        themselves, those of full bags would have another weight. Bags without coordinates
+        have no common places, so their attention is not compared.
         """
         if self._compares and train.sets:
             self._compares = False
@@ -138,12 +139,12 @@ class TeacherStage(Stage):
         return logits
 
     @torch.no_grad()
-    def targets(self, examples: Examples) -> dict[str, DistillationTargets]:
-        """What a student is to learn, by magnification, for every example; computed once."""
+    def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
+        """The targets of distillation of every sample, by magnification; they are computed once."""
         self.model.eval()
         device = next(self.model.parameters()).device
         collected: dict[str, list[DistillationTargets]] = {name: [] for name in self.model.magnifications}
-        for batch in examples.batches(self.options.batch_size):
+        for batch in dataset.batches(self.options.batch_size):
             batch = batch.to(device)
             for name, branch in self.model(batch.bags, batch.genes).branches.items():
                 targets = DistillationTargets.from_teacher(
@@ -168,12 +169,12 @@ class StudentStage(Stage):
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
-        # A share of the epochs may be rounded to just above a whole number.
+        # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
         self.optimizer = _adamw(model, options)
         self.distillation = SubspaceDistillation(
-            task.kind,
+            task.link,
             temperature=options.temperature,
             prediction_weight=options.prediction_weight,
             representation_weight=options.representation_weight,
@@ -185,10 +186,10 @@ class StudentStage(Stage):
         return self.targets is None or epoch >= self.first_distilled
 
     @torch.no_grad()
-    def begin_epoch(self, epoch: int, train: Examples) -> None:
-        """When distillation begins, decide once for the whole training set which prototype is which subspace.
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
+        """When distillation begins, match prototypes and subspaces once, for the whole training set.
 
-        Bag by bag the decision would follow the noise, and the head would see its prototypes change places.
+        A match per bag would follow the noise of the bag, and prototypes would change places before the head.
         """
         if self.targets is None or epoch != self.first_distilled:
             return

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from disentangled_mil.bags import Bag, TokenSet
-from disentangled_mil.data.cohort import Cohort, Sample, StoredBag, task_labels
+from disentangled_mil.data.cohort import Cohort, Sample, StoredBag
+from disentangled_mil.data.expression import ExpressionOptions
 from disentangled_mil.data.hdf5 import write_bag
+from disentangled_mil.tasks import Classification, DiscreteSurvival
 
 BAG = Bag.from_slide(torch.ones(3, 4))
+TASKS = {
+    "diagnosis": Classification.define(column="diagnosis"),
+    "grading": Classification.define(column="grade"),
+    "survival": DiscreteSurvival.define(time="time", event="event"),
+}
 
 
 def cohort(**changes: object) -> Cohort:
@@ -29,7 +36,8 @@ def cohort(**changes: object) -> Cohort:
         "clinical": clinical,
         "expression": pd.DataFrame({"EGFR": [1.0, 2.0], "CD2": [0.0, 3.0]}, index=["C", "A"]),
         "gene_sets": {"tumor": ("EGFR",), "tme": ("CD2",)},
-        "expression_options": {"fraction": 1.0},
+        "expression_options": ExpressionOptions(fraction=1.0),
+        "tasks": TASKS,
     }
     return Cohort(**(given | changes))
 
@@ -82,8 +90,8 @@ def test_subsets_of_nobody_or_of_strangers_are_refused(select, got):
 
 
 def test_labels_leave_out_patients_who_lack_them():
-    assert task_labels(cohort(), "diagnosis").to_dict() == {"A": "x", "C": "y"}
-    survival = task_labels(cohort(), "survival")
+    assert cohort().labels("diagnosis")["label"].to_dict() == {"A": "x", "C": "y"}
+    survival = cohort().labels("survival")
     assert survival.to_dict("index") == {
         "A": {"time": 0.0, "event": True},
         "B": {"time": 5.0, "event": False},
@@ -99,10 +107,11 @@ def test_labels_leave_out_patients_who_lack_them():
         pd.array([1, 0, 1], dtype="Int64"),
         pd.array([True, False, None], dtype="boolean"),
         np.array([True, False, None], dtype=object),
+        ["1", "0.0", "1"],
     ],
 )
 def test_events_of_any_type_are_0_or_1(event):
-    survival = task_labels(cohort(clinical=cohort().clinical.assign(event=event)), "survival")
+    survival = cohort(clinical=cohort().clinical.assign(event=event)).labels("survival")
     assert survival["event"].dtype == bool
     assert survival["event"].to_dict() == {"A": True, "B": False}
 
@@ -112,26 +121,41 @@ def test_events_of_any_type_are_0_or_1(event):
     [
         ([1, 2, 1], "2"),
         ([1.0, 0.5, 1.0], r"0\.5"),
-        (["1", "0", "1"], "'1'"),
         ([True, "Alive", False], "'Alive'"),
         (pd.Categorical(["dead", "alive", "dead"]), "'dead'"),
     ],
 )
 def test_events_coded_otherwise_are_refused(event, got):
     clinical = cohort().clinical.assign(event=event)
-    message = rf"clinical column 'event' must hold 0 \(censored\) or 1 \(death observed\), got {got} for patient '[AB]'"
+    message = (
+        rf"clinical, patient '[AB]': task 'survival', column 'event': event must be 1 .* or 0 \(censored\), got {got}"
+    )
     with pytest.raises(ValueError, match=message):
-        task_labels(cohort(clinical=clinical), "survival")
+        cohort(clinical=clinical).labels("survival")
+
+
+def test_events_may_be_coded_as_the_definition_says():
+    died = DiscreteSurvival.define(time="time", event="vital", observed="Dead", censored="Alive")
+    clinical = cohort().clinical.assign(vital=["dead", "Alive", "Dead"])
+    assert cohort(clinical=clinical, tasks={"os": died}).labels("os")["event"].tolist() == [True, False]
 
 
 def test_tasks_without_labels_are_refused():
-    with pytest.raises(ValueError, match="task must be one of 'diagnosis', 'grading', 'survival', got 'stage'"):
-        task_labels(cohort(), "stage")
+    with pytest.raises(ValueError, match=r"^task must be one of 'diagnosis', 'grading', 'survival', got 'stage'$"):
+        cohort().labels("stage")
+    with pytest.raises(ValueError, match=r"must define a task to use, e\.g\. in a section \[tasks\.stage\], got none"):
+        cohort(tasks={}).labels("stage")
     with pytest.raises(ValueError, match="task 'grading' needs at least one patient with grade, got none"):
-        task_labels(cohort(), "grading")
-    bare = cohort(clinical=cohort().clinical[["grade", "time"]])
-    with pytest.raises(ValueError, match=r"task 'survival' needs the clinical column 'event', got \['grade', 'time'\]"):
-        task_labels(bare, "survival")
+        cohort().labels("grading")
+    with pytest.raises(
+        ValueError, match=r"task 'diagnosis' needs the clinical column 'diagnosis', got \['grade', 'time'"
+    ):
+        cohort(clinical=cohort().clinical[["grade", "time", "event"]])
+
+
+def test_a_task_is_fitted_on_the_patients_of_the_cohort():
+    assert cohort().fit_task("diagnosis").classes == ("x", "y")
+    assert cohort().subset("C").fit_task("diagnosis").classes == ("y",)
 
 
 def test_expression_is_fitted_on_the_patients_of_the_cohort():

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from disentangled_mil.bags import TokenSet
-from disentangled_mil.data.cohort import task_labels
 from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
 from disentangled_mil.data.hdf5 import read_bag, write_bag
 
@@ -25,6 +25,19 @@ GMT = "TUMOR\tsource\tEGFR\tTP53\nTME\tsource\tCD2\n"
 COHORT = """
 [clinical]
 table = "clinical.csv"
+
+[tasks.diagnosis]
+kind = "classification"
+column = "diagnosis"
+
+[tasks.grading]
+kind = "classification"
+column = "grade"
+
+[tasks.survival]
+kind = "survival"
+time = "os_days"
+event = "event"
 
 [slides.10x]
 folder = "10x"
@@ -79,30 +92,29 @@ def test_a_description_gives_slides_labels_and_expression(folder):
     bags = cohort.samples[1].load()
     assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").patches)
     assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
-    assert task_labels(cohort, "diagnosis").to_dict() == {"A": "x", "B": "y"}
-    assert task_labels(cohort, "grading").to_dict() == {"A": "G2", "C": "G3"}
-    assert task_labels(cohort, "survival").to_dict("list") == {"time": [10.0, 0.0], "event": [True, False]}
+    assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "x", "B": "y"}
+    assert cohort.labels("grading")["label"].to_dict() == {"A": "G2", "C": "G3"}
+    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 0.0], "event": [True, False]}
     assert cohort.clinical["age"].tolist() == ["50", "", "61"]
     assert cohort.with_expression().patients == ("A", "C")
     assert cohort.fit_expression().genes == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",)}
 
 
 def test_the_documented_description_with_all_defaults_is_valid(folder):
-    text = read_cohort.__doc__.split("have none)::")[1].split("Args:")[0]
+    text = read_cohort.__doc__.split("none)::")[1].split("Args:")[0]
     text = (
         text.replace("features/", "")
         .replace("tumor_tme.gmt", "sets.gmt")
         .replace("expression.csv.gz", "expression.csv")
     )
     (folder / "FULL.toml").write_text(text)
-    full, short = (
-        read_cohort(folder / "FULL.toml"),
-        read_cohort(change(folder, "COHORT.toml", "fraction = 1\n", "")),
-    )
+    change(folder, "COHORT.toml", "fraction = 1\n", "")
+    full, short = read_cohort(folder / "FULL.toml"), read_cohort(folder / "COHORT.toml")
+    assert {name: short.tasks[name] for name in full.tasks} == dict(full.tasks)
     assert full.samples == short.samples
     assert full.expression_options == short.expression_options
     assert full.gene_sets == short.gene_sets
-    assert full.clinical.equals(short.clinical)
+    assert all(full.labels(name).equals(short.labels(name)) for name in full.tasks)
 
 
 @pytest.mark.parametrize("order", ["a1;a2", "a2;a1"])
@@ -126,7 +138,7 @@ def test_options_reach_their_readers(folder):
     cohort = read_cohort(path)
     assert cohort.samples[2].load()["10x"].patches.shape == (1, 1, 5)
     pipeline = cohort.fit_expression()
-    assert (pipeline.clip, pipeline.statistic, pipeline.log1p) == (None, "mad", False)
+    assert (cohort.expression_options.clip, pipeline.options.statistic, pipeline.options.log1p) == (None, "mad", False)
 
 
 def test_the_side_of_a_cell_can_be_given_by_magnification(folder):
@@ -156,39 +168,38 @@ def test_gene_sets_may_come_from_several_files(folder):
 
 def test_columns_and_missing_labels_can_be_named(folder):
     change(folder, "clinical.csv", "os_days,event,age", "months,dead,event")
-    columns = 'time = "months"\nevent = "dead"\ngrade = "diagnosis"\ndiagnosis = "event"\nmissing = ["", "y"]\n'
-    path = change(folder, "COHORT.toml", "\n[slides.10x]", columns + "[slides.10x]")
-    cohort = read_cohort(path)
-    assert task_labels(cohort, "survival")["time"].tolist() == [10.0, 0.0]
-    assert task_labels(cohort, "grading").to_dict() == {"A": "x"}
-    assert task_labels(cohort, "diagnosis").to_dict() == {"A": "50", "C": "61"}
+    change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "event"')
+    change(folder, "COHORT.toml", 'column = "grade"', 'column = "diagnosis"')
+    change(folder, "COHORT.toml", 'time = "os_days"\nevent = "event"', 'time = "months"\nevent = "dead"')
+    cohort = read_cohort(change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nmissing = ["", "y"]'))
+    assert cohort.labels("survival")["time"].tolist() == [10.0, 0.0]
+    assert cohort.labels("grading")["label"].to_dict() == {"A": "x"}
+    assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "50", "C": "61"}
 
 
 @pytest.mark.parametrize(
-    "cell", ["nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "n/a", "null", "Unknown"]
+    "cell",
+    [
+        *("nan", "NaN", "None", "'--", "not reported", "Not Reported", "N/A", "n/a", "null", "Unknown", "#N/A", "<NA>"),
+        *("Not Allowed To Collect", "-nan", "n.a.", "#VALUE!", "[Not  Available]", "#DIV/0!", "?", "not_reported"),
+    ],
 )
 def test_what_tables_write_for_no_value_is_no_label(folder, cell):
     cohort = read_cohort(change(folder, "clinical.csv", "a1;a2,x,G2,10,1.0", ",".join(["a1;a2", *[cell] * 4])))
-    assert task_labels(cohort, "diagnosis").to_dict() == {"B": "y"}
-    assert task_labels(cohort, "grading").to_dict() == {"C": "G3"}
-    assert task_labels(cohort, "survival").index.tolist() == ["B"]
-
-
-def test_columns_that_are_called_like_a_label_but_are_none_take_no_part(folder):
-    cohort = read_cohort(change(folder, "clinical.csv", "os_days", "time"))
-    assert "time" not in cohort.clinical
-    with pytest.raises(ValueError, match="task 'survival' needs the clinical column 'time'"):
-        task_labels(cohort, "survival")
+    assert cohort.labels("diagnosis")["label"].to_dict() == {"B": "y"}
+    assert cohort.labels("grading")["label"].to_dict() == {"C": "G3"}
+    assert cohort.labels("survival").index.tolist() == ["B"]
 
 
 def test_one_column_may_serve_several_purposes(folder):
     (folder / "clinical.csv").write_text("patient_id,grade\na1,G2\nb1,G3\n")
     (folder / "expression.csv").write_text(EXPRESSION.replace("C,", "b1,").replace("A,", "a1,"))
-    columns = 'slides = "patient_id"\ndiagnosis = "grade"\n'
-    cohort = read_cohort(change(folder, "COHORT.toml", "\n[slides.10x]", columns + "[slides.10x]"))
+    (folder / "COHORT.toml").write_text(COHORT[: COHORT.index("[tasks.survival]")] + COHORT[COHORT.index("[slides") :])
+    change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "patient_id"')
+    cohort = read_cohort(change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nslides = "patient_id"'))
     assert [(sample.name, sample.patient) for sample in cohort.samples] == [("a1", "a1"), ("b1", "b1")]
-    assert task_labels(cohort, "diagnosis").to_dict() == {"a1": "G2", "b1": "G3"}
-    assert list(cohort.clinical) == ["diagnosis", "grade"]
+    assert cohort.labels("diagnosis")["label"].to_dict() == {"a1": "a1", "b1": "b1"}
+    assert list(cohort.clinical) == ["patient_id", "grade"]
 
 
 @pytest.mark.parametrize(
@@ -198,12 +209,12 @@ def test_one_column_may_serve_several_purposes(folder):
         (
             "fraction = 1",
             "fractoin = 1",
-            r"\[expression\] has the unknown key 'fractoin'; known are table, clip, log1p",
+            r"\[expression\] has the unknown key 'fractoin'; known are table, log1p, fraction",
         ),
         (
             "[genes]",
             "[gene]",
-            r"COHORT\.toml: has the unknown key 'gene'; known are clinical, slides, expression",
+            r"COHORT\.toml: has the unknown key 'gene'; known are clinical, slides, tasks, expression",
         ),
         ('table = "clinical.csv"', 'tabel = "c.csv"', r"\[clinical\] must have the key 'table', got tabel"),
         (
@@ -274,12 +285,20 @@ def test_subspaces_that_no_model_can_have_are_refused(folder, name):
         ("B,b1", " ,b1", r"line 3: every patient must have a name and one row, got ''"),
         ("B,b1", "B,;", r"line 3: every patient must have a slide, got none for 'B'"),
         ("B,b1", "B,a2", r"line 3: slides must be different, got 'a2' again \(of 'A'\)"),
-        ("10,1.0", "-10,1.0", r"line 2: time must be a number >= 0, got '-10'"),
-        ("10,1.0", "soon,1.0", r"line 2: time must be a number >= 0, got 'soon'"),
-        ("10,1.0", "inf,1.0", r"line 2: time must be a number >= 0, got 'inf'"),
-        ("10,1.0", "10,2", r"line 2: event must be 0 or 1 \(1 = death\), got '2'"),
-        ("10,1.0", "10,dead", r"line 2: event must be 0 or 1 \(1 = death\), got 'dead'"),
-        ("10,1.0", "10,nanny", r"line 2: event must be 0 or 1 \(1 = death\), got 'nanny'"),
+        ("10,1.0", "-10,1.0", r"line 2: task 'survival', column 'os_days': time must be a number >= 0, got '-10'"),
+        ("10,1.0", "soon,1.0", r"line 2: task 'survival', column 'os_days': time must be a number >= 0, got 'soon'"),
+        ("10,1.0", "inf,1.0", r"line 2: task 'survival', column 'os_days': time must be a number >= 0, got 'inf'"),
+        ("10,1.0", "10,2", r"line 2: task 'survival', column 'event': event must be 1 .* or 0 \(censored\), got '2'"),
+        (
+            "10,1.0",
+            "10,dead",
+            r"line 2: task 'survival', column 'event': event must be 1 .* or 0 \(censored\), got 'dead'",
+        ),
+        (
+            "10,1.0",
+            "10,nanny",
+            r"line 2: task 'survival', column 'event': event must be 1 .* or 0 \(censored\), got 'nanny'",
+        ),
         ("event,age", "event,grade", r"must have one column 'grade', got 2 among patient_id, slides"),
         ("10,1.0", "10", r"line 2: a row must have 7 cells like the header, got 6"),
         (
@@ -301,12 +320,90 @@ def test_mistakes_in_the_clinical_table_are_named_by_line(folder, old, new, mess
         read_cohort(path)
 
 
-def test_a_label_column_that_is_named_must_be_there(folder):
+def test_a_label_column_must_be_there(folder):
     path = change(folder, "clinical.csv", "grade", "who")
-    assert "grade" not in read_cohort(path).clinical
-    path = change(folder, "COHORT.toml", "\n[slides.10x]", 'grade = "grade"\n[slides.10x]')
     with pytest.raises(ValueError, match="must have one column 'grade', got 0"):
         read_cohort(path)
+    (folder / "COHORT.toml").write_text(COHORT.replace(COHORT[COHORT.index("[tasks.d") : COHORT.index("[slides")], ""))
+    assert "who" in read_cohort(path).clinical
+
+
+@pytest.mark.parametrize(
+    ("key", "form"),
+    [
+        ("diagnosis", r'kind = "classification", column = '),
+        ("grade", r'kind = "classification", column = '),
+        ("time", r'kind = "survival", time = .*, event = '),
+        ("event", r'kind = "survival", time = .*, event = '),
+    ],
+)
+def test_a_label_column_under_clinical_is_refused_with_the_form_of_a_task(folder, key, form):
+    path = change(folder, "COHORT.toml", 'table = "clinical.csv"', f'table = "clinical.csv"\n{key} = "x"')
+    with pytest.raises(
+        ValueError, match=rf"\[clinical\] must not have the key '{key}': .* \[tasks\.NAME\] with {form}"
+    ):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "survival"', "", r"\[tasks\] \[survival\] must have the key 'kind', got time, event"),
+        ('"survival"', '"surival"', r"\[survival\] kind must be one of 'classification', 'survival', got 'surival'"),
+        ('column = "grade"', "", r"\[grading\] must have the key 'column', got kind"),
+        (
+            'column = "grade"',
+            'column = "grade"\nbins = 3',
+            r"\[grading\] has the unknown key 'bins'; known are kind, col",
+        ),
+        ('column = "grade"', 'column = "grade"\nclasses = "G2"', r"\[grading\] classes must be a list, got 'G2'"),
+        ('time = "os_days"', 'time = "os_days"\nbins = 2.5', r"\[survival\] bins must be a whole number, got 2\.5"),
+        ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[survival\] bins must be at least 1, got 0"),
+        ('time = "os_days"', 'time = "os_days"\nalpha = 2', r"\[survival\] alpha must lie in \[0\.0, 1\.0\], got 2"),
+        (
+            'time = "os_days"',
+            'time = "os_days"\nobserved = "0"',
+            r"observed and censored must be two values .*, got '0'",
+        ),
+        ('event = "event"', 'event = "age"', r"line 2: task 'survival', column 'age': event must be 1 .*, got '50'"),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = ["G2"]',
+            r"line 4: task 'grading', column 'grade': .*, got 'G3'",
+        ),
+    ],
+)
+def test_mistakes_in_a_task_are_named(folder, old, new, message):
+    with pytest.raises(ValueError, match=message):
+        read_cohort(change(folder, "COHORT.toml", old, new))
+
+
+def test_options_of_tasks_reach_their_fit(folder):
+    change(folder, "COHORT.toml", 'column = "grade"', 'column = "grade"\nclasses = ["G3", "G2"]\nbalanced = false')
+    cohort = read_cohort(change(folder, "COHORT.toml", 'time = "os_days"', 'time = "os_days"\nbins = 1\nalpha = 0.5'))
+    grading, survival = cohort.fit_task("grading"), cohort.fit_task("survival")
+    assert (grading.classes, grading.class_weight) == (("G3", "G2"), None)
+    assert (survival.outputs, survival.alpha) == (1, 0.5)
+
+
+@pytest.mark.parametrize("column", ["censorship", "Censored", "is_alive", "os_censor"])
+def test_an_event_column_that_may_hold_the_opposite_needs_its_coding(folder, column):
+    change(folder, "clinical.csv", "event", column)
+    path = change(folder, "COHORT.toml", 'event = "event"', f'event = "{column}"')
+    with pytest.raises(ValueError, match=rf"'{column}' may be one of censorship: say which with observed = \"0\""):
+        read_cohort(path)
+    change(folder, "COHORT.toml", "[tasks.survival]", '[tasks.survival]\nobserved = "0"\ncensored = "1"')
+    assert read_cohort(path).labels("survival")["event"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("number", ["1_0", "0x10", "1,5", "ten", "2020-01-01"])
+def test_numbers_of_another_dialect_are_refused(folder, number):
+    change(folder, "clinical.csv", "G2,10,", f'G2,"{number}",')
+    with pytest.raises(ValueError, match=rf"line 2: .* time must be a number >= 0, got '{number}'"):
+        read_cohort(folder / "COHORT.toml")
+    change(folder, "expression.csv", "C,1", f'C,"{number}"')
+    with pytest.raises(ValueError, match=r"gene 'EGFR': must be a finite number"):
+        read_expression(folder / "expression.csv")
 
 
 def test_expression_of_strangers_and_cells_without_numbers_are_refused(folder):
@@ -360,6 +457,11 @@ def test_the_real_glioma_cohort_is_read_whole(shared, tmp_path):
 [clinical]
 table = "{data}/tcga_gbmlgg/clinical.csv"
 
+[tasks]
+diagnosis = {{kind = "classification", column = "diagnosis"}}
+grading = {{kind = "classification", column = "grade"}}
+survival = {{kind = "survival", time = "os_days", event = "event"}}
+
 [slides]
 bag = "patient"      # a slide is one vector, so a patient is the bag
 transform = "log"    # the vectors are probabilities
@@ -385,15 +487,15 @@ tme = ["TME"]
     paired = cohort.with_expression()
     assert len(paired.patients) == 547
     assert len(cohort.without_expression().patients) == 224
-    assert len(task_labels(cohort, "survival")) == 769
-    assert set(task_labels(cohort, "grading")) == {"G2", "G3", "G4"}
-    assert task_labels(paired, "diagnosis").value_counts().to_dict() == {
+    assert len(cohort.labels("survival")) == 769
+    assert set(cohort.labels("grading")["label"]) == {"G2", "G3", "G4"}
+    assert paired.labels("diagnosis")["label"].value_counts().to_dict() == {
         "glioblastoma": 164,
         "oligodendroglioma": 157,
         "astrocytoma_low_grade": 146,
         "astrocytoma_grade4": 80,
     }
-    events = task_labels(paired, "survival")["event"]
+    events = paired.labels("survival")["event"]
     fold = patient_folds(events.index, events)[0]
     inner = inner_split(fold.train, events.loc[list(fold.train)])
     train = paired.subset(inner.train)
@@ -405,6 +507,16 @@ tme = ["TME"]
     patches = largest.load()["10x"].patches
     assert patches.shape == (1, 17, 186)
     torch.testing.assert_close((patches.exp() - 1e-6).sum(-1), torch.ones(1, 17))
+
+
+def test_any_column_of_the_real_gastric_cohort_is_a_task(shared):
+    cohort = read_cohort(Path(__file__).parents[2] / "benchmarks" / "cohorts" / "tcga_stad.toml")
+    paired = cohort.with_expression()
+    assert (len(cohort.patients), len(paired.patients), cohort.width) == (369, 330, 376)
+    assert {name: len(paired.labels(name)) for name in ("msi", "subtype")} == {"msi": 327, "subtype": 304}
+    assert cohort.fit_task("msi").classes == ("MSI", "MSS")
+    assert cohort.fit_task("subtype").classes == ("CIN", "EBV", "GS", "MSI")
+    assert cohort.fit_task("survival").outputs == 4
 
 
 def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
@@ -419,7 +531,7 @@ def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
             tool.write_bag(tmp_path / "20x" / f"{name}.h5", name, tiles, tool.TILE_LEVEL0, 20)
             tool.write_bag(tmp_path / "10x" / f"{name}.h5", name, tool.halve(tiles), 2 * tool.TILE_LEVEL0, 10)
     (tmp_path / "clinical.csv").write_text("\n".join([header, *small]))
-    (tmp_path / "COHORT.toml").write_text(COHORT.split("[expression]")[0])
+    (tmp_path / "COHORT.toml").write_text(COHORT.split("[expression]")[0].replace('"diagnosis"', '"stage"'))
     cohort = read_cohort(tmp_path / "COHORT.toml")
     assert (len(cohort.patients), cohort.width) == (3, 24)
     assert len(cohort.samples) == sum(len(slides[row]) for row in small)

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
-from disentangled_mil.data.expression import ExpressionPipeline, read_expression
+from disentangled_mil.data.expression import ExpressionOptions, ExpressionPipeline, read_expression
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.gene_sets import gene_subspaces, read_gmt
 
@@ -61,7 +61,7 @@ def test_malformed_tables_are_refused_with_line_and_gene(tmp_path, text, message
 
 def test_without_limits_scaling_is_that_of_scikit_learn_on_log_values():
     table = counts()
-    pipeline = ExpressionPipeline.fit(table, SETS, fraction=1, clip=None)
+    pipeline = ExpressionPipeline.fit(table, SETS, ExpressionOptions(fraction=1, clip=None))
     assert pipeline.genes == {"tumor": ("EGFR", "TP53", "PTEN"), "tme": ("CD2", "EGFR")}
     assert pipeline.sizes == {"tumor": 3, "tme": 2}
     scaler = StandardScaler().fit(np.log1p(table.to_numpy()))
@@ -75,7 +75,7 @@ def test_without_limits_scaling_is_that_of_scikit_learn_on_log_values():
 def test_limits_and_scale_by_hand():
     # median 2, median absolute deviation 1: limits 2 +- 2 * 1.4826
     table = pd.DataFrame({"EGFR": [0.0, 1.0, 2.0, 3.0, 1000.0]})
-    pipeline = ExpressionPipeline.fit(table, {"tumor": ["EGFR"]}, log1p=False, clip=2.0, fraction=1)
+    pipeline = ExpressionPipeline.fit(table, {"tumor": ["EGFR"]}, ExpressionOptions(log1p=False, clip=2.0, fraction=1))
     limited = np.array([0.0, 1.0, 2.0, 3.0, 2 + 2 * 1.4826])
     known = pipeline.statistics["EGFR"]
     assert known == pytest.approx((2.0, 1.4826, limited.mean(), limited.std()))
@@ -85,7 +85,9 @@ def test_limits_and_scale_by_hand():
 
 def test_a_gene_that_is_mostly_zero_is_limited_by_its_standard_deviation():
     table = pd.DataFrame({"EGFR": [0.0] * 9 + [10.0]})
-    known = ExpressionPipeline.fit(table, {"tumor": ["EGFR"]}, log1p=False, clip=2.0).statistics["EGFR"]
+    known = ExpressionPipeline.fit(table, {"tumor": ["EGFR"]}, ExpressionOptions(log1p=False, clip=2.0)).statistics[
+        "EGFR"
+    ]
     assert known.spread == pytest.approx(3.0)
     assert known.mean == pytest.approx(0.6)
 
@@ -95,8 +97,10 @@ def test_one_outlier_leaves_the_scale_of_the_others():
     spoilt = table.copy()
     spoilt.iloc[0] = 1e6
     options = {"log1p": False, "fraction": 1.0}
-    clean, limited = (ExpressionPipeline.fit(t, SETS, **options).transform(table) for t in (table, spoilt))
-    unlimited = ExpressionPipeline.fit(spoilt, SETS, clip=None, **options).transform(table)
+    clean, limited = (
+        ExpressionPipeline.fit(t, SETS, ExpressionOptions(**options)).transform(table) for t in (table, spoilt)
+    )
+    unlimited = ExpressionPipeline.fit(spoilt, SETS, ExpressionOptions(clip=None, **options)).transform(table)
     for subspace in SETS:
         assert 0.7 < limited[subspace][1:].std() / clean[subspace][1:].std() < 1
         assert unlimited[subspace][1:].std() < 1e-3
@@ -105,7 +109,7 @@ def test_one_outlier_leaves_the_scale_of_the_others():
 @pytest.mark.parametrize("clip", [None, 10.0])
 def test_constant_genes_become_zero_for_everyone(clip):
     table = counts().assign(EGFR=0.1)
-    pipeline = ExpressionPipeline.fit(table, SETS, fraction=1, clip=clip)
+    pipeline = ExpressionPipeline.fit(table, SETS, ExpressionOptions(fraction=1, clip=clip))
     other = pipeline.transform(counts(3, seed=5))["tme"]
     assert other[:, 1].tolist() == [0.0, 0.0, 0.0]
     assert other[:, 0].abs().min() > 0
@@ -124,8 +128,10 @@ def test_the_order_of_columns_and_patients_does_not_matter(seed, statistic, frac
     table = counts(patients, seed, tuple(f"G{g}" for g in range(12)))
     sets = {"tumor": [f"G{g}" for g in generator.permutation(12)[:8]], "tme": ["G3", "G0", "G7"]}
     columns, rows = generator.permutation(12), generator.permutation(patients)
-    first = ExpressionPipeline.fit(table, sets, statistic=statistic, fraction=fraction)
-    second = ExpressionPipeline.fit(table.iloc[rows, columns], sets, statistic=statistic, fraction=fraction)
+    first = ExpressionPipeline.fit(table, sets, ExpressionOptions(statistic=statistic, fraction=fraction))
+    second = ExpressionPipeline.fit(
+        table.iloc[rows, columns], sets, ExpressionOptions(statistic=statistic, fraction=fraction)
+    )
     assert first.genes == second.genes
     for subspace, values in first.transform(table).items():
         assert values.shape == (patients, max(1, round(fraction * len(sets[subspace]))))
@@ -138,28 +144,41 @@ def test_the_most_variable_genes_of_each_set_are_kept_in_the_order_of_the_set():
     table = pd.DataFrame({f"G{g}": np.array([0.0, 1.0, 2.0, 3.0]) * g for g in range(10)})
     sets = {"tumor": [f"G{g}" for g in (3, 9, 0, 8, 7)], "tme": ["G1", "G2"]}
     for statistic in ("variance", "mad"):
-        pipeline = ExpressionPipeline.fit(table, sets, log1p=False, fraction=0.4, statistic=statistic)
+        pipeline = ExpressionPipeline.fit(
+            table, sets, ExpressionOptions(log1p=False, fraction=0.4, statistic=statistic)
+        )
         assert pipeline.genes == {"tumor": ("G9", "G8"), "tme": ("G2",)}
 
 
 def test_ties_are_broken_by_name():
     table = pd.DataFrame({name: [0.0, 1.0, 2.0] for name in "CABD"})
-    pipeline = ExpressionPipeline.fit(table, {"tumor": list("DCBA")}, fraction=0.5)
+    pipeline = ExpressionPipeline.fit(table, {"tumor": list("DCBA")}, ExpressionOptions(fraction=0.5))
     assert pipeline.genes == {"tumor": ("B", "A")}
 
 
 def test_selection_never_looks_at_other_patients():
     table = counts(20)
-    before = ExpressionPipeline.fit(table[:10], SETS, fraction=0.5)
+    before = ExpressionPipeline.fit(table[:10], SETS, ExpressionOptions(fraction=0.5))
     table.iloc[10:] *= 1e3
-    assert ExpressionPipeline.fit(table[:10], SETS, fraction=0.5) == before
+    assert ExpressionPipeline.fit(table[:10], SETS, ExpressionOptions(fraction=0.5)) == before
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "timedelta64[ns]", "complex128"])
+def test_columns_of_dates_and_complex_numbers_are_no_expression(dtype):
+    table = counts().assign(EGFR=np.arange(len(counts())).astype(dtype))
+    pipeline = ExpressionPipeline.fit(counts(), SETS)
+    for use in (pipeline.transform, lambda t: ExpressionPipeline.fit(t, SETS)):
+        with pytest.raises(
+            TypeError, match=r"table must hold numbers, got (datetime|timedelta|complex).* for gene 'EGFR'"
+        ):
+            use(table)
 
 
 def test_genes_are_matched_by_symbol():
     names = ["ENSG00000146648.18", "TP53|7157", "HLA-A", "AC012345.1", "?|1", "?|2"]
     table = counts(6, genes=tuple(names))
     sets = {"tumor": ["ENSG00000146648", "TP53"], "tme": ["HLA-A", "AC012345.1", "AC012345"]}
-    pipeline = ExpressionPipeline.fit(table, sets, fraction=1)
+    pipeline = ExpressionPipeline.fit(table, sets, ExpressionOptions(fraction=1))
     assert pipeline.genes == {"tumor": ("ENSG00000146648", "TP53"), "tme": ("HLA-A", "AC012345.1")}
     renamed = table.rename(columns={"ENSG00000146648.18": "ENSG00000146648.2", "TP53|7157": "TP53"})
     for subspace, values in pipeline.transform(renamed).items():
@@ -170,7 +189,7 @@ def test_genes_are_matched_by_symbol():
 def test_columns_of_one_symbol_are_made_one_as_asked(duplicates, value):
     table = pd.DataFrame([[1.0, 3.0, 5.0], [0.0, 0.0, 0.0]], columns=["EGFR|1", "EGFR|2", "CD2"])
     pipeline = ExpressionPipeline.fit(
-        table, {"tumor": ["EGFR"]}, log1p=False, clip=None, fraction=1, duplicates=duplicates
+        table, {"tumor": ["EGFR"]}, ExpressionOptions(log1p=False, clip=None, fraction=1, duplicates=duplicates)
     )
     assert pipeline.statistics["EGFR"].mean == value / 2
     single = pd.DataFrame({"EGFR": [value]})
@@ -188,10 +207,10 @@ def test_duplicates_are_an_error_by_default_but_only_where_they_matter():
 
 def test_missing_genes_are_an_error_or_the_training_mean():
     table = counts()
-    pipeline = ExpressionPipeline.fit(table, SETS, fraction=1)
+    pipeline = ExpressionPipeline.fit(table, SETS, ExpressionOptions(fraction=1))
     with pytest.raises(ValueError, match=r"the 3 genes of 'tumor', but 1 are missing: TP53; missing='impute' would"):
         pipeline.transform(table.drop(columns="TP53"))
-    lenient = replace(pipeline, missing="impute")
+    lenient = replace(pipeline, options=replace(pipeline.options, missing="impute"))
     imputed = lenient.transform(table.drop(columns="TP53"))
     assert imputed["tumor"][:, 1].tolist() == [0.0] * 12
     assert torch.equal(imputed["tumor"][:, [0, 2]], pipeline.transform(table)["tumor"][:, [0, 2]])
@@ -201,7 +220,7 @@ def test_missing_genes_are_an_error_or_the_training_mean():
 
 def test_unusable_values_are_refused_with_patient_and_gene():
     table = counts()
-    pipeline = ExpressionPipeline.fit(table, SETS, fraction=1)
+    pipeline = ExpressionPipeline.fit(table, SETS, ExpressionOptions(fraction=1))
     spoilt = table.copy()
     spoilt.loc["P3", "CD2"] = np.nan
     for use in (pipeline.transform, lambda t: ExpressionPipeline.fit(t, SETS)):
@@ -210,7 +229,7 @@ def test_unusable_values_are_refused_with_patient_and_gene():
         with pytest.raises(ValueError, match=r"log1p needs values >= 0, got -.* need log1p=False"):
             use(table - 50)
     with pytest.raises(ValueError, match=r"statistic 'dispersion' needs values >= 0, got -"):
-        ExpressionPipeline.fit(table - 50, SETS, log1p=False, statistic="dispersion")
+        ExpressionPipeline.fit(table - 50, SETS, ExpressionOptions(log1p=False, statistic="dispersion"))
 
 
 def test_tables_that_cannot_be_fitted_are_refused():
@@ -252,13 +271,11 @@ def test_tables_that_cannot_be_fitted_are_refused():
 )
 def test_options_out_of_range_are_refused(option, error, message):
     with pytest.raises(error, match=message):
-        ExpressionPipeline.fit(counts(), SETS, **option)
-    with pytest.raises(error, match=message):
-        replace(ExpressionPipeline.fit(counts(), SETS), **option)
+        ExpressionOptions(**option)
 
 
 def test_saving_and_loading_changes_nothing(tmp_path):
-    pipeline = ExpressionPipeline.fit(counts(), SETS, fraction=0.5, clip=None, missing="impute")
+    pipeline = ExpressionPipeline.fit(counts(), SETS, ExpressionOptions(fraction=0.5, clip=None, missing="impute"))
     pipeline.save(tmp_path / "genes.json")
     loaded = ExpressionPipeline.load(tmp_path / "genes.json")
     assert loaded == pipeline
@@ -270,15 +287,15 @@ def test_saving_and_loading_changes_nothing(tmp_path):
 
 
 def test_the_digest_tells_genes_order_and_options_apart():
-    base = ExpressionPipeline.fit(counts(), SETS, fraction=1)
+    base = ExpressionPipeline.fit(counts(), SETS, ExpressionOptions(fraction=1))
     digests = {
         pipeline.digest
         for pipeline in (
             base,
-            replace(base, missing="impute"),
+            replace(base, options=replace(base.options, missing="impute")),
             replace(base, genes=dict(reversed(base.genes.items()))),
             replace(base, genes={s: genes[::-1] for s, genes in base.genes.items()}),
-            ExpressionPipeline.fit(counts(seed=1), SETS, fraction=1),
+            ExpressionPipeline.fit(counts(seed=1), SETS, ExpressionOptions(fraction=1)),
         )
     }
     assert len(digests) == 5
@@ -322,7 +339,7 @@ def test_real_z_scores_of_two_cohorts_are_scaled_fold_by_fold(shared):
     with pytest.raises(ValueError, match="log-transformed or z-scored tables need log1p=False"):
         ExpressionPipeline.fit(kidney, sets)
     fold = patient_folds(kidney.index, [0] * 342)[0]
-    pipeline = ExpressionPipeline.fit(kidney.loc[list(fold.train)], sets, log1p=False, fraction=1)
+    pipeline = ExpressionPipeline.fit(kidney.loc[list(fold.train)], sets, ExpressionOptions(log1p=False, fraction=1))
     assert pipeline.sizes == {"tumor": 406, "tme": 235}
     for values in pipeline.transform(kidney.loc[list(fold.train)]).values():
         torch.testing.assert_close(values.mean(0), torch.zeros(values.shape[1]), atol=1e-5, rtol=0)
@@ -336,7 +353,7 @@ def test_real_tpm_with_entrez_numbers_is_selected(shared, statistic):
     with np.load(shared / "data" / "tcga_gbm_tpm.npz") as arrays:
         table = pd.DataFrame(arrays["tpm"], index=arrays["patient_id"], columns=arrays["gene"])
     sets = gene_subspaces(read_gmt(shared / "data" / "genes" / "tumor_tme.gmt"), CHOICE)
-    pipeline = ExpressionPipeline.fit(table, sets, statistic=statistic)
+    pipeline = ExpressionPipeline.fit(table, sets, ExpressionOptions(statistic=statistic))
     assert pipeline.sizes == {"tumor": round(0.3 * 896), "tme": round(0.3 * 726)}
     everything = ExpressionPipeline.fit(table, {"all": [name for name in table if "SLC35E2|" not in name]})
     assert everything.sizes == {"all": round(0.3 * (20531 - 2))}

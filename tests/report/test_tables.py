@@ -3,6 +3,7 @@ import math
 import pytest
 
 from disentangled_mil.report.tables import NAMES, results_table
+from disentangled_mil.tasks import Classification, DiscreteSurvival
 
 FOLDS = [
     {
@@ -17,44 +18,42 @@ FOLDS = [
 
 
 def test_a_single_run_shows_its_numbers():
-    table = results_table(FOLDS[:1], "diagnosis")
+    table = results_table(FOLDS[:1], Classification)
     assert table.index.tolist() == [NAMES["genes"], NAMES["distilled"]]
     assert table.columns.tolist() == ["test AUC", "test Acc"]
     assert table.to_numpy().tolist() == [["0.500", "0.250"], ["0.750", "0.500"]]
 
 
 def test_several_runs_show_mean_and_standard_deviation():
-    table = results_table(FOLDS, "grading")
+    table = results_table(FOLDS, Classification(["low", "high"]))
     # Two values lie their difference / sqrt(2) from one another in standard deviations with n - 1.
     assert table.loc[NAMES["genes"]].tolist() == ["0.600 ± 0.141", "0.250 ± 0.000"]
     assert table.loc[NAMES["distilled"]].tolist() == ["0.800 ± 0.071", "0.562 ± 0.088"]
 
 
 def test_every_metric_is_shown_on_demand():
-    table = results_table(FOLDS, "diagnosis", every=True)
+    table = results_table(FOLDS, Classification, every=True)
     assert table.columns.tolist() == ["test AUC", "test Acc", "test f1"]
     assert table.loc[NAMES["genes"], "test f1"] == "0.150 ± 0.071"
 
 
 def test_numbers_of_patients_and_pairs_are_no_measures_of_quality():
-    runs = [{"teacher": {"test": {"c_index": 0.7, "patients": 9, "comparable_pairs": 12}}}] * 2
-    assert results_table(runs, "survival", every=True).columns.tolist() == ["test C-index"]
+    splits = [{"teacher": {"test": {"c_index": 0.7, "patients": 9, "comparable_pairs": 12}}}] * 2
+    assert results_table(splits, DiscreteSurvival, every=True).columns.tolist() == ["test C-index"]
 
 
 def test_every_test_set_has_its_columns():
-    runs = [{"teacher": {"internal": {"c_index": 0.7}, "external": {"c_index": 0.65}}}]
-    table = results_table(runs, "survival")
+    splits = [{"teacher": {"internal": {"c_index": 0.7}, "external": {"c_index": 0.65}}}]
+    table = results_table(splits, DiscreteSurvival)
     assert table.columns.tolist() == ["internal C-index", "external C-index"]
     assert table.to_numpy().tolist() == [["0.700", "0.650"]]
 
 
 def test_a_metric_that_is_not_defined_is_shown_as_such():
-    runs = [{"teacher": {"test": {"c_index": value}}} for value in (0.7, math.nan)]
-    assert results_table(runs, "survival").iat[0, 0] == "nan ± nan"
+    splits = [{"teacher": {"test": {"c_index": value}}} for value in (0.7, math.nan)]
+    assert results_table(splits, DiscreteSurvival).iat[0, 0] == "nan ± nan"
 
 
-def test_an_unknown_label_or_no_run_is_refused():
-    with pytest.raises(ValueError, match=r"^label must be one of 'diagnosis', 'grading', 'survival', got 'stage'$"):
-        results_table(FOLDS, "stage")
-    with pytest.raises(ValueError, match=r"^runs must hold at least one run, got none$"):
-        results_table([], "diagnosis")
+def test_a_table_of_no_split_is_refused():
+    with pytest.raises(ValueError, match=r"^splits must hold the metrics of at least one split, got none$"):
+        results_table([], Classification)

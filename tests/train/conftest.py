@@ -1,16 +1,17 @@
-"""A tiny planted cohort and one finished training, shared by the tests of training."""
+"""One finished training, shared by the tests of training."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from disentangled_mil.data.planted import PlantedCohort, planted_cohort
-from disentangled_mil.train.examples import Examples
-from disentangled_mil.train.experiment import Result, Split, fit_task, run_split
+from disentangled_mil.data.planted import PlantedCohort
+from disentangled_mil.train.datasets import CohortDataset
+from disentangled_mil.train.experiment import Result, Split, run_split
 from disentangled_mil.train.options import TrainingOptions
+from tests.support.cohorts import small_planted
+from tests.support.training import OPTIONS, small_split
 
 
 class Finished(NamedTuple):
@@ -22,37 +23,17 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def options() -> TrainingOptions:
-    """Small models; distillation from the second of three epochs."""
-    return TrainingOptions(
-        dim=8,
-        heads=2,
-        dim_head=4,
-        gene_tokens=2,
-        dropout=0.2,
-        gene_dropout=0.1,
-        epochs=3,
-        batch_size=16,
-        learning_rate=0.01,
-        lr_warmup=0.2,
-        validation=0.25,
-        task_warmup=0.3,
-        bins=3,
-        seed=5,
-    )
+    return OPTIONS
 
 
 @pytest.fixture(scope="session")
 def planted() -> PlantedCohort:
-    return planted_cohort(34, seed=3, grid=(5, 4), width=8, tumor_genes=8, tme_genes=8, other_genes=2)
+    return small_planted()
 
 
 @pytest.fixture(scope="session")
-def split(planted) -> Split:
-    """24 training patients, of whom the last 8 have no expression, and 10 others to test."""
-    names = planted.cohort.patients
-    train = planted.cohort.subset(names[:24])
-    train = replace(train, expression=train.expression.iloc[:16])
-    return Split(train, {"internal": planted.cohort.subset(names[24:])})
+def split() -> Split:
+    return small_split()
 
 
 @pytest.fixture(scope="session")
@@ -62,8 +43,7 @@ def finished(split, options, tmp_path_factory) -> Finished:
 
 
 @pytest.fixture
-def examples(split, options) -> Examples:
+def dataset(split) -> CohortDataset:
     """The training patients, graded."""
     torch.manual_seed(0)
-    task = fit_task(split.train, "grading", options)
-    return Examples(split.train, task, "grading", split.train.fit_expression())
+    return CohortDataset(split.train, "grading", split.train.fit_task("grading"), split.train.fit_expression())

@@ -13,7 +13,7 @@ from disentangled_mil import Bag
 from disentangled_mil.data.cohort import Cohort
 from disentangled_mil.train import experiment
 from disentangled_mil.train.checkpoint import load_model
-from disentangled_mil.train.experiment import MODELS, Split, fit_task, run_split
+from disentangled_mil.train.experiment import MODELS, Split, run_split
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
 
@@ -51,8 +51,8 @@ def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
     for name in MODELS:
         model, description = load_model(finished.folder / name)
         assert not model.training
-        assert description["label"] == "grading"
-        assert description["task"] == fit_task(split.train, "grading", options).state()
+        assert description["task_name"] == "grading"
+        assert description["task"] == split.train.fit_task("grading").state()
         assert description["training"]["epochs"] == 3
         assert description["cohort"] == {"bag": "slide", "transform": "none", "drop_augmented": False, "sets": []}
         assert ("expression" in description) == (name in ("genes", "teacher"))
@@ -130,9 +130,9 @@ def test_targets_of_distillation_are_computed_once_from_the_trained_teacher(
     calls = []
     targets = TeacherStage.targets
 
-    def spy(self, examples):
-        calls.append((self, examples))
-        return targets(self, examples)
+    def spy(self, dataset):
+        calls.append((self, dataset))
+        return targets(self, dataset)
 
     monkeypatch.setattr(TeacherStage, "targets", spy)
     run_split(split, "grading", options, tmp_path, quiet=True)

@@ -7,16 +7,16 @@ import torch
 
 from disentangled_mil import Classification, GeneNetwork
 from disentangled_mil.train import loop
-from disentangled_mil.train.examples import Examples
+from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.loop import predict_logits, task_loss, train_stage
 from disentangled_mil.train.stages import GeneStage
 
 
 @pytest.fixture
-def paired(split, options) -> Examples:
+def paired(split, options) -> CohortDataset:
     """The training patients with expression."""
     cohort = split.train.with_expression()
-    return Examples(cohort, Classification(["G2", "G3", "G4"]), "grading", cohort.fit_expression())
+    return CohortDataset(cohort, "grading", Classification(["G2", "G3", "G4"]), cohort.fit_expression())
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def validations(monkeypatch, stage):
     def give(*losses):
         seen, left = [], iter(losses)
 
-        def task_loss(stage, examples, options):
+        def task_loss(stage, dataset, options):
             seen.append(snapshot(stage))
             return next(left)
 

@@ -4,8 +4,8 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from disentangled_mil import Classification, DiscreteSurvival
-from disentangled_mil.train.examples import Examples
-from disentangled_mil.train.predictions import evaluate, predictions_table
+from disentangled_mil.train.datasets import CohortDataset
+from disentangled_mil.train.predictions import predictions_table
 
 PATIENTS = ["b", "a", "b", "b"]
 
@@ -35,11 +35,11 @@ def test_hazards_and_risk_of_a_patient_are_averaged():
 
 def test_metrics_count_patients_not_slides(split, options):
     task = Classification(["G2", "G3", "G4"])
-    examples = Examples(split.tests["internal"], task, "grading")
-    logits = torch.randn(len(examples), 3, generator=torch.Generator().manual_seed(0))
-    assert len(examples) > 10
-    metrics = evaluate(task, logits, examples)
-    table = predictions_table(task, logits, examples.patients)
+    dataset = CohortDataset(split.tests["internal"], "grading", task)
+    logits = torch.randn(len(dataset), 3, generator=torch.Generator().manual_seed(0))
+    assert len(dataset) > 10
+    metrics = task.metrics(logits, dataset.labels, dataset.patients)
+    table = predictions_table(task, logits, dataset.patients)
     truth = split.tests["internal"].clinical["grade"][table["patient"]]
     assert metrics["patients"] == len(table) == 10
     assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, table["predicted"]))
@@ -47,8 +47,8 @@ def test_metrics_count_patients_not_slides(split, options):
 
 def test_survival_metrics_use_the_risk(split):
     task = DiscreteSurvival(torch.tensor([500.0]))
-    examples = Examples(split.tests["internal"], task, "survival")
-    time = torch.tensor(examples.labels["time"].to_numpy())
-    early, late = -time / 1000, time / 1000
-    assert evaluate(task, torch.stack([early, early], 1), examples)["c_index"] == 1.0
-    assert evaluate(task, torch.stack([late, late], 1), examples)["c_index"] == 0.0
+    dataset = CohortDataset(split.tests["internal"], "survival", task)
+    time = torch.tensor(dataset.labels["time"])
+    for logits, c_index in ((-time / 1000, 1.0), (time / 1000, 0.0)):
+        metrics = task.metrics(torch.stack([logits, logits], 1), dataset.labels, dataset.patients)
+        assert metrics["c_index"] == c_index

@@ -6,7 +6,6 @@ import torch
 
 from disentangled_mil import (
     CGCOptimizer,
-    Classification,
     GeneNetwork,
     Student,
     SubspaceDistillation,
@@ -15,22 +14,22 @@ from disentangled_mil import (
 )
 from disentangled_mil.nn.attention import COMMON_RESOLUTION
 from disentangled_mil.train import stages
-from disentangled_mil.train.examples import Examples
+from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
 SIZES = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
 
 
 @pytest.fixture
-def task(examples, options):
-    return Classification.fit(examples.labels)
+def task(split):
+    return split.train.fit_task("grading")
 
 
 @pytest.fixture
-def make_teacher(examples, task, options):
+def make_teacher(dataset, task, options):
     def make(**changes):
         torch.manual_seed(1)
-        genes = {name: values.shape[1] for name, values in examples.genes.items()}
+        genes = {name: values.shape[1] for name, values in dataset.genes.items()}
         changed = replace(options, dropout=0.0, gene_dropout=0.0, **changes)
         return TeacherStage(Teacher(8, genes, 3, dropout=0.0, gene_dropout=0.0, **SIZES), task, changed)
 
@@ -50,10 +49,10 @@ def anchors(stage: StudentStage) -> torch.Tensor:
     return torch.stack([branch.aggregate.anchors.clone() for branch in stage.model.branches.values()])
 
 
-def test_gene_stage_learns_its_task_from_genes_alone(examples, task, options):
-    genes = {name: values.shape[1] for name, values in examples.genes.items()}
+def test_gene_stage_learns_its_task_from_genes_alone(dataset, task, options):
+    genes = {name: values.shape[1] for name, values in dataset.genes.items()}
     stage = GeneStage(GeneNetwork(genes, 3, dim=8, dropout=0.0), task, options)
-    batch = examples.batch(range(6))
+    batch = dataset.batch(range(6))
     loss = stage.loss(batch._replace(bags={}), 0)
     assert loss.total is loss.parts["task"]
     assert loss.confidence == {}
@@ -73,9 +72,9 @@ def test_only_vectors_are_spared_the_weight_decay(make_teacher):
     assert len(decayed["params"]) + len(others["params"]) == len(list(stage.model.parameters()))
 
 
-def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examples, task, make_teacher):
+def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(dataset, task, make_teacher):
     stage = make_teacher(consistency_weight=0.5)
-    batch = examples.batch(range(5))
+    batch = dataset.batch(range(5))
     loss = stage.loss(batch, 0)
     branches = stage.model(batch.bags, batch.genes).branches
     wanted = sum(task.loss(branch.logits, batch.target) for branch in branches.values())
@@ -94,7 +93,7 @@ def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(examp
 
 
 @pytest.mark.parametrize("uniform", [True, False])
-def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(examples, make_teacher, monkeypatch, uniform):
+def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(dataset, make_teacher, monkeypatch, uniform):
     stage, asked = make_teacher(), []
 
     def record(a, b, *, resolution):
@@ -102,38 +101,36 @@ def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(examples, make_
         return inter_magnification_consistency(a, b, resolution=resolution)
 
     monkeypatch.setattr(stages, "inter_magnification_consistency", record)
-    monkeypatch.setattr(Examples, "uniform", uniform)
-    stage.begin_epoch(0, examples)
-    stage.loss(examples.batch(range(3)), 0)
+    monkeypatch.setattr(CohortDataset, "uniform", uniform)
+    stage.begin_epoch(0, dataset)
+    stage.loss(dataset.batch(range(3)), 0)
     assert asked == [None if uniform else COMMON_RESOLUTION]
 
 
-def test_without_coordinates_the_teacher_leaves_consistency_out_and_says_so(
-    examples, make_teacher, monkeypatch, capsys
-):
-    monkeypatch.setattr(Examples, "sets", ("20x",))
+def test_without_coordinates_the_teacher_leaves_consistency_out_and_says_so(dataset, make_teacher, monkeypatch, capsys):
+    monkeypatch.setattr(CohortDataset, "sets", ("20x",))
     stage = make_teacher()
     for epoch in range(2):
-        stage.begin_epoch(epoch, examples)
-    assert list(stage.loss(examples.batch(range(3)), 0).parts) == ["task"]
+        stage.begin_epoch(epoch, dataset)
+    assert list(stage.loss(dataset.batch(range(3)), 0).parts) == ["task"]
     assert capsys.readouterr().err == "no consistency loss: bags have no coordinates at 20x\n"
 
 
-def test_consistency_needs_two_magnifications_and_a_weight(examples, task, make_teacher, options):
-    batch = examples.batch(range(3))
+def test_consistency_needs_two_magnifications_and_a_weight(dataset, task, make_teacher, options):
+    batch = dataset.batch(range(3))
     assert list(make_teacher(consistency_weight=0).loss(batch, 0).parts) == ["task"]
-    genes = {name: values.shape[1] for name, values in examples.genes.items()}
+    genes = {name: values.shape[1] for name, values in dataset.genes.items()}
     single = TeacherStage(Teacher(8, genes, 3, magnifications=["20x"], **SIZES), task, options)
     loss = single.loss(batch._replace(bags={"20x": batch.bags["20x"]}), 0)
     assert list(loss.parts) == ["task"]
     assert len(list(combinations(single.model.magnifications, 2))) == 0
 
 
-def test_teacher_coordinates_its_gradients_unless_told_not_to(examples, make_teacher):
+def test_teacher_coordinates_its_gradients_unless_told_not_to(dataset, make_teacher):
     plain, coordinated = make_teacher(cgc=False), make_teacher(cgc=True)
     assert plain.coordinated is None
     assert isinstance(coordinated.optimizer, CGCOptimizer)
-    batch = examples.batch(range(8))
+    batch = dataset.batch(range(8))
     for stage in (plain, coordinated):
         before = [parameter.clone() for parameter in stage.model.parameters()]
         loss = stage.loss(batch, 0)
@@ -142,51 +139,51 @@ def test_teacher_coordinates_its_gradients_unless_told_not_to(examples, make_tea
         assert any(not torch.equal(a, b) for a, b in zip(before, stage.model.parameters(), strict=True))
 
 
-def test_coordination_is_given_the_confidences_of_the_batch(examples, make_teacher, monkeypatch):
+def test_coordination_is_given_the_confidences_of_the_batch(dataset, make_teacher, monkeypatch):
     given = []
     monkeypatch.setattr(CGCOptimizer, "step", lambda self, closure=None, **options: given.append(options))
     stage = make_teacher(cgc=True)
-    loss = stage.loss(examples.batch(range(4)), 0)
+    loss = stage.loss(dataset.batch(range(4)), 0)
     stage.step(loss)
     assert given == [{"confidence": loss.confidence}]
 
 
-def test_targets_are_those_of_the_teacher_at_rest_and_absent_without_expression(examples, make_teacher):
+def test_targets_are_those_of_the_teacher_at_rest_and_absent_without_expression(dataset, make_teacher):
     stage = make_teacher()
     stage.model.train()
-    targets = stage.targets(examples)
+    targets = stage.targets(dataset)
     assert not stage.model.training
     assert list(targets) == ["10x", "20x"]
-    batch = examples.batch(range(len(examples)))
+    batch = dataset.batch(range(len(dataset)))
     with torch.no_grad():
         branches = stage.model(batch.bags, batch.genes).branches
     for name, target in targets.items():
-        assert torch.equal(target.present, examples.paired)
+        assert torch.equal(target.present, dataset.paired)
         assert not any(column.requires_grad for column in target)
-        paired = examples.paired
+        paired = dataset.paired
         torch.testing.assert_close(target.logits[paired], branches[name].logits[paired], atol=1e-5, rtol=1e-4)
         vectors = torch.stack(list(branches[name].features.values()), 1)
         torch.testing.assert_close(target.subspaces[paired], vectors[paired], atol=1e-5, rtol=1e-4)
         assert not target.logits[~paired].any()
         assert not target.subspaces[~paired].any()
-    assert 0 < int(examples.paired.sum()) < len(examples)
+    assert 0 < int(dataset.paired.sum()) < len(dataset)
 
 
-def test_distillation_sends_no_gradient_to_the_teacher(examples, make_teacher, make_student):
+def test_distillation_sends_no_gradient_to_the_teacher(dataset, make_teacher, make_student):
     teacher = make_teacher()
-    student = make_student(teacher.targets(examples))
+    student = make_student(teacher.targets(dataset))
     before = {name: value.clone() for name, value in teacher.model.state_dict().items()}
-    loss = student.loss(examples.batch(range(6)), student.options.epochs - 1)
+    loss = student.loss(dataset.batch(range(6)), student.options.epochs - 1)
     loss.total.backward()
     student.step(loss)
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in teacher.model.state_dict().items())
 
 
-def test_warm_up_of_a_distilled_student_is_on_the_task_alone(examples, task, make_teacher, make_student):
-    targets = make_teacher().targets(examples)
+def test_warm_up_of_a_distilled_student_is_on_the_task_alone(dataset, task, make_teacher, make_student):
+    targets = make_teacher().targets(dataset)
     distilled, scratch = (make_student(of, epochs=4, task_warmup=0.5) for of in (targets, None))
-    batch = examples.batch(range(6))
+    batch = dataset.batch(range(6))
     for stage in (distilled, scratch):
         stage.model.train()
     early, alone = distilled.loss(batch, 1), scratch.loss(batch, 1)
@@ -197,11 +194,11 @@ def test_warm_up_of_a_distilled_student_is_on_the_task_alone(examples, task, mak
     assert list(scratch.loss(batch, 3).parts) == ["task"]
 
 
-def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make_teacher, make_student):
-    targets = make_teacher().targets(examples)
+def test_student_loss_adds_the_distillation_of_every_branch(dataset, task, make_teacher, make_student):
+    targets = make_teacher().targets(dataset)
     stage = make_student(targets, temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
     stage.model.eval()
-    batch = examples.batch([0, 3, len(examples) - 1])
+    batch = dataset.batch([0, 3, len(dataset) - 1])
     loss = stage.loss(batch, stage.options.epochs - 1)
     distil = SubspaceDistillation("softmax", temperature=3.0, prediction_weight=0.5, representation_weight=0.25)
     wanted = {"task": 0.0, "prediction": 0.0, "representation": 0.0}
@@ -217,52 +214,52 @@ def test_student_loss_adds_the_distillation_of_every_branch(examples, task, make
     torch.testing.assert_close(loss.total, total)
 
 
-def test_patients_without_a_teacher_are_not_distilled(examples, make_teacher, make_student):
-    stage = make_student(make_teacher().targets(examples))
+def test_patients_without_a_teacher_are_not_distilled(dataset, make_teacher, make_student):
+    stage = make_student(make_teacher().targets(dataset))
     stage.model.train()
-    loss = stage.loss(examples.batch(torch.nonzero(~examples.paired)[:3, 0]), stage.options.epochs - 1)
+    loss = stage.loss(dataset.batch(torch.nonzero(~dataset.paired)[:3, 0]), stage.options.epochs - 1)
     assert loss.parts["prediction"] == loss.parts["representation"] == 0
     torch.testing.assert_close(loss.total, loss.parts["task"])
 
 
 def test_which_prototype_is_which_subspace_is_decided_once_when_distillation_begins(
-    examples, make_teacher, make_student
+    dataset, make_teacher, make_student
 ):
-    stage = make_student(make_teacher().targets(examples))
+    stage = make_student(make_teacher().targets(dataset))
     first = next(e for e in range(stage.options.epochs) if stage.complete(e))
     assert 0 < first < stage.options.epochs - 1
 
     def prototypes():
         stage.model.eval()
         with torch.no_grad():
-            return torch.cat([stage.model(b.bags).branches["20x"].prototypes for b in examples.batches(8)])
+            return torch.cat([stage.model(b.bags).branches["20x"].prototypes for b in dataset.batches(8)])
 
     before = prototypes()
     targets = stage.targets["20x"]
     swapped = torch.where(targets.present[:, None, None], before.flip(1), 0)  # the teacher has the other order
     stage.targets = {**stage.targets, "20x": targets._replace(subspaces=swapped)}
     for epoch in range(stage.options.epochs):
-        stage.begin_epoch(epoch, examples)
+        stage.begin_epoch(epoch, dataset)
         expected = before if epoch < first else before.flip(1)
         torch.testing.assert_close(prototypes(), expected)
 
 
-def test_distillation_begins_in_one_epoch_whatever_the_rounding(examples, make_teacher, make_student, monkeypatch):
-    targets = make_teacher().targets(examples)
+def test_distillation_begins_in_one_epoch_whatever_the_rounding(dataset, make_teacher, make_student, monkeypatch):
+    targets = make_teacher().targets(dataset)
     for epochs, warmup in product([1, 3, 7, 10, 19], [0.0, 0.1, 0.1 * 3, 1 / 3, 0.9, 0.999, 1.0]):
         stage = make_student(targets, epochs=epochs, task_warmup=warmup)
         reordered = []
         monkeypatch.setattr(stage.model, "reorder", lambda *_: reordered.append(epoch))  # noqa: B023  (of this round)
         for epoch in range(epochs):
-            stage.begin_epoch(epoch, examples)
+            stage.begin_epoch(epoch, dataset)
         first = next(epoch for epoch in range(epochs) if stage.complete(epoch))
         assert reordered == [first] * len(targets)
         assert first == epochs - 1 or -1e-6 < first - warmup * epochs < 1
         assert stage.complete(epochs - 1)
 
 
-def test_predictions_of_a_stage_are_those_of_the_gate(examples, make_teacher, make_student):
-    batch = examples.batch(range(3))
+def test_predictions_of_a_stage_are_those_of_the_gate(dataset, make_teacher, make_student):
+    batch = dataset.batch(range(3))
     for stage, inputs in ((make_teacher(), (batch.bags, batch.genes)), (make_student(), (batch.bags,))):
         stage.model.eval()
         assert torch.equal(stage.logits(batch), stage.model(*inputs).logits)

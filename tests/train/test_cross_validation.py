@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.image import imread
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
-from disentangled_mil.data.cohort import task_labels
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
-from disentangled_mil.train import runs
+from disentangled_mil.train import cross_validation, run_folder
+from disentangled_mil.train.cross_validation import run_cross_validation
 from disentangled_mil.train.experiment import MODELS, Result
-from disentangled_mil.train.runs import run_cross_validation, run_demo
+from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+from tests.support.cohorts import copy_with_change
 
 CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
 
@@ -50,30 +49,13 @@ def finished_run(description, quick, tmp_path_factory):
 
 
 @pytest.fixture
-def small_demo(monkeypatch):
-    monkeypatch.setattr(runs, "DEMO_GRID", (5, 4))
-
-
-@pytest.fixture
 def untrained(monkeypatch):
     """Fail where anything is trained."""
 
     def run_split(*args, **kwargs):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(runs, "run_split", run_split)
-
-
-def change(description: Path, folder: Path, name: str, old: str, new: str) -> Path:
-    """A copy of the description, with its tables, in which a text is replaced."""
-    for file in ("clinical.csv", "gene_sets.gmt", "cohort.toml"):
-        (folder / file).write_text((description.parent / file).read_text())
-    for file in ("slides", "expression.csv.gz"):
-        (folder / file).symlink_to(description.parent / file)
-    text = (folder / name).read_text()
-    assert old in text
-    (folder / name).write_text(text.replace(old, new, 1))
-    return folder / "cohort.toml"
+    monkeypatch.setattr(cross_validation, "run_split", run_split)
 
 
 def test_cross_validation_leaves_the_documented_files(finished_run):
@@ -92,7 +74,7 @@ def test_cross_validation_leaves_the_documented_files(finished_run):
 def test_folds_test_every_graded_patient_with_expression_once(finished_run, description):
     out, _ = finished_run
     cohort = read_cohort(description)
-    eligible = task_labels(cohort.with_expression(), "grading")
+    eligible = cohort.with_expression().labels("grading")["label"]
     table = pd.read_csv(out / "predictions.csv")
     for _, rows in table.groupby("model"):
         assert sorted(rows["patient"]) == sorted(eligible.index)
@@ -108,7 +90,7 @@ def test_metrics_are_those_of_the_predictions_of_each_fold(finished_run, descrip
     written = json.loads((out / "metrics.json").read_text())
     assert written["task"] == "grading"
     assert "device" not in written["training"]
-    for number, run in enumerate(written["runs"]):
+    for number, run in enumerate(written["splits"]):
         assert list(run) == list(MODELS)
         for model, metrics in run.items():
             rows = table[(table["fold"] == number) & (table["model"] == model)]
@@ -119,24 +101,12 @@ def test_metrics_are_those_of_the_predictions_of_each_fold(finished_run, descrip
 
 def test_table_shows_mean_and_spread_over_folds(finished_run):
     out, printed = finished_run
-    runs_ = json.loads((out / "metrics.json").read_text())["runs"]
-    auc = [run["teacher"]["test"]["auc"] for run in runs_]
+    splits = json.loads((out / "metrics.json").read_text())["splits"]
+    auc = [split["teacher"]["test"]["auc"] for split in splits]
     assert f"{np.mean(auc):.3f} ± {np.std(auc, ddof=1):.3f}" in printed
     for name in ("SNN (genes)", "teacher", "student from scratch", "distilled student"):
         assert name in printed
     assert str(out) in printed
-
-
-@pytest.mark.parametrize(
-    ("label", "reason"),
-    [("grading", "nan: .* one class"), ("survival", "nan: .* known to have died first")],
-)
-def test_the_report_says_why_a_measure_is_nan(tmp_path, label, reason):
-    for value, lines in (("null", 1), ("0.5", 0)):
-        (tmp_path / "metrics.json").write_text(
-            f'{{"runs": [{{"teacher": {{"test": {{"auc": {value}, "accuracy": 1, "c_index": {value}}}}}}}]}}'
-        )
-        assert len(re.findall(f"^{reason}", runs._report(tmp_path, label), re.MULTILINE)) == lines
 
 
 def test_an_interrupted_cross_validation_continues_to_the_same_numbers(
@@ -186,9 +156,9 @@ def test_the_end_of_a_run_removes_what_is_its_own_only(finished_run, description
     (tmp_path / "run" / "metrics.json").unlink()
     result = Result({}, pd.DataFrame({"patient": ["A"]}))
     monkeypatch.setattr(
-        runs, "run_split", lambda *args, **kwargs: result._replace(predictions=result.predictions.copy())
+        cross_validation, "run_split", lambda *args, **kwargs: result._replace(predictions=result.predictions.copy())
     )
-    monkeypatch.setattr(runs, "_report", lambda *args: "table")
+    monkeypatch.setattr(run_folder.RunFolder, "report", lambda self: "table")
     run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, resume=True, quiet=True)
     assert all((tmp_path / "run" / name).exists() for name in others)
     assert not any((tmp_path / "run" / name).exists() for name in own)
@@ -248,7 +218,7 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
         ("diagnosis", 2, {}, "task"),
         ("grading", 3, {}, "folds"),
         ("grading", 2, {"learning_rate": 0.5}, "training"),
-        ("survival", 3, {"dim": 4}, "task, folds, training"),
+        ("survival", 3, {"dim": 4}, "folds, task, training"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
@@ -273,7 +243,7 @@ def test_resuming_with_other_options_is_refused(
     ],
 )
 def test_resuming_with_another_cohort_is_refused(finished_run, description, quick, untrained, tmp_path, name, old, new):
-    other = change(description, tmp_path, name, old, new)
+    other = copy_with_change(description, tmp_path, name, old, new)
     with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
         run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
@@ -287,7 +257,7 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
 
 
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
-    moved = change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
+    moved = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
     assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
@@ -304,19 +274,19 @@ def test_expression_tells_cohorts_apart(description):
     cohort = read_cohort(description)
     renamed = cohort.expression.rename(columns={"TME000": "TME999"})
     others = (replace(cohort, expression=table) for table in (None, renamed, cohort.expression * 2))
-    digests = {runs._digest(other) for other in (cohort, read_cohort(description), *others)}
+    digests = {cohort_digest(other) for other in (cohort, read_cohort(description), *others)}
     assert len(digests) == 4
 
 
 def test_slides_of_the_same_size_tell_cohorts_apart_and_their_times_do_not(planted, tmp_path):
     cohort = read_cohort(write_cohort(planted, tmp_path))
     path = cohort.samples[5].bags["20x"].paths[0]
-    before, data = runs._digest(cohort), bytearray(path.read_bytes())
+    before, data = cohort_digest(cohort), bytearray(path.read_bytes())
     os.utime(path, (0, 0))
-    assert runs._digest(cohort) == before
+    assert cohort_digest(cohort) == before
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert runs._digest(cohort) != before
+    assert cohort_digest(cohort) != before
 
 
 def test_the_first_and_the_last_megabyte_of_a_slide_are_compared(tmp_path):
@@ -327,31 +297,31 @@ def test_the_first_and_the_last_megabyte_of_a_slide_are_compared(tmp_path):
         if at is not None:
             data[at] = 1
         path.write_bytes(data)
-        seen.add(runs._fingerprint(path))
+        seen.add(run_folder._fingerprint(path))
     assert len(seen) == 5  # the middle is not looked at
     path.write_bytes(bytes(4 << 20))
-    assert runs._fingerprint(path) not in seen
+    assert run_folder._fingerprint(path) not in seen
 
 
 def test_a_folder_is_taken_by_one_of_two_runs(description, quick, tmp_path, monkeypatch):
     """The second run comes when the first has looked and found the folder free."""
-    started, found = [], runs._finished
+    started, splits = [], cross_validation._splits
 
     def look_and_wait(*args):
-        finished = found(*args)
+        found = splits(*args)
         if not started:
             started.append("other")
             with pytest.raises(KeyboardInterrupt):
                 run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
-        return finished
+        return found
 
     def run_split(*args, **kwargs):
         (tmp_path / "run" / "fold0").mkdir()
         (tmp_path / "run" / "fold0" / "genes.progress.pt").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_finished", look_and_wait)
-    monkeypatch.setattr(runs, "run_split", run_split)
+    monkeypatch.setattr(cross_validation, "_splits", look_and_wait)
+    monkeypatch.setattr(cross_validation, "run_split", run_split)
     with pytest.raises(ValueError, match="run: already holds a run"):
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
     assert (tmp_path / "run" / "run.json").stat().st_size
@@ -365,7 +335,7 @@ def test_a_run_that_trained_nothing_leaves_the_folder_free(description, quick, t
         folder.mkdir(parents=True, exist_ok=True)
         raise error
 
-    monkeypatch.setattr(runs, "run_split", run_split)
+    monkeypatch.setattr(cross_validation, "run_split", run_split)
     with pytest.raises(type(error)) as caught:
         run_cross_validation(description, "survival", out, quick, folds=2, quiet=True)
     assert str(caught.value) == str(error)
@@ -381,7 +351,7 @@ def test_a_run_that_trained_nothing_leaves_the_files_of_others(description, quic
     def run_split(*args, **kwargs):
         raise ValueError("refused")
 
-    monkeypatch.setattr(runs, "run_split", run_split)
+    monkeypatch.setattr(cross_validation, "run_split", run_split)
     with pytest.raises(ValueError, match="refused"):
         run_cross_validation(description, "survival", tmp_path, quick, folds=2, quiet=True)
     assert all(path.exists() for path in others)
@@ -390,23 +360,23 @@ def test_a_run_that_trained_nothing_leaves_the_files_of_others(description, quic
 
 def test_a_run_that_trains_for_another_process_keeps_its_folder(description, quick, tmp_path, monkeypatch):
     """Before its first epoch is finished, another one tries to resume it: as it is, and with other options."""
-    out, check = tmp_path / "run", runs.BagMemory.check
+    out, check = tmp_path / "run", cross_validation.BagCache.check
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     def intrude(*args, **kwargs):
-        monkeypatch.setattr(runs.BagMemory, "check", interrupted)
+        monkeypatch.setattr(cross_validation.BagCache, "check", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
         with pytest.raises(ValueError, match="cannot be resumed with another folds than it was started with"):
             run_cross_validation(description, "grading", out, quick, folds=3, resume=True, quiet=True)
         assert (out / "run.json").stat().st_size
-        monkeypatch.setattr(runs.BagMemory, "check", check)
+        monkeypatch.setattr(cross_validation.BagCache, "check", check)
         (out / "genes.progress.pt").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs.BagMemory, "check", intrude)
+    monkeypatch.setattr(cross_validation.BagCache, "check", intrude)
     with pytest.raises(KeyboardInterrupt, match="continue with --resume"):
         run_cross_validation(description, "grading", out, quick, folds=2, quiet=True)
 
@@ -429,7 +399,7 @@ def test_a_run_folder_that_cannot_be_made_is_refused_before_slides_are_read(desc
     def check(*args, **kwargs):
         raise AssertionError("read slides")
 
-    monkeypatch.setattr(runs.BagMemory, "check", check)
+    monkeypatch.setattr(cross_validation.BagCache, "check", check)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match=r"file: must be a folder, to hold the run, got a file"):
         run_cross_validation(description, "grading", tmp_path / "file", quick, folds=2, quiet=True)
@@ -472,7 +442,7 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
     def run_split(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run_split", run_split)
+    monkeypatch.setattr(cross_validation, "run_split", run_split)
     with pytest.raises(KeyboardInterrupt):
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2)
     printed = capsys.readouterr()
@@ -480,10 +450,11 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
     first, *genes = printed.err.splitlines()[:3]
     cohort = read_cohort(description)
     counts = [
-        ", ".join(f"{grade} {count}" for grade, count in task_labels(c, "grading").value_counts().sort_index().items())
+        ", ".join(f"{grade} {count}" for grade, count in c.clinical["grade"].value_counts().sort_index().items())
         for c in (cohort, cohort.with_expression())
     ]
-    assert first == f"grading: 33 patients ({counts[0]}), 27 of them with expression ({counts[1]})"
+    left_out = "; 1 without the label are left out"
+    assert first == f"grading: 33 patients ({counts[0]}), 27 of them with expression ({counts[1]}){left_out}"
     assert counts[0].startswith("G2 ")
     assert genes == [
         f"{subspace}: {len(members)} of {len(members)} genes in the expression table"
@@ -497,8 +468,9 @@ def test_deaths_are_told_before_training(description, quick, tmp_path, capsys, u
     with pytest.raises(AssertionError, match="trained"):
         run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2)
     cohort = read_cohort(description)
-    every, paired = (int(c.clinical["event"].sum()) for c in (cohort, cohort.with_expression()))
-    line = f"survival: 34 patients ({every} deaths), 28 of them with expression ({paired} deaths)\n"
+    events = [c.labels("survival")["event"] for c in (cohort, cohort.with_expression())]
+    every, paired = (f"events {event.sum()}, censored {(~event).sum()}" for event in events)
+    line = f"survival: 34 patients ({every}), 28 of them with expression ({paired})\n"
     assert line in capsys.readouterr().err
 
 
@@ -506,8 +478,9 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
     description, quick, tmp_path, monkeypatch, untrained
 ):
     monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    many = copy_with_change(description, tmp_path, "cohort.toml", "bins = 3", "bins = 50")
     with pytest.raises(ValueError, match="bins must leave no interval without a death"):
-        run_cross_validation(description, "survival", tmp_path / "run", replace(quick, bins=50), folds=2, quiet=True)
+        run_cross_validation(many, "survival", tmp_path / "run", quick, folds=2, quiet=True)
     fits = []
 
     def fit(cohort):
@@ -520,31 +493,3 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
     with pytest.raises(ValueError, match="the second fold"):
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
     assert not (tmp_path / "run").exists()
-
-
-def test_demo_leaves_the_documented_files_and_tells_internal_and_external_results(quick, tmp_path, small_demo):
-    printed = run_demo(tmp_path / "demo", "survival", replace(quick, epochs=1), patients=20, quiet=True)
-    assert "internal C-index" in printed
-    assert "external C-index" in printed
-    names = {path.name for path in (tmp_path / "demo").iterdir()}
-    assert names == CHECKPOINTS | {"run.json", "metrics.json", "predictions.csv", "prototypes.png"}
-    assert imread(tmp_path / "demo" / "prototypes.png").ndim == 3
-    table = pd.read_csv(tmp_path / "demo" / "predictions.csv")
-    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())["runs"][0]
-    for (model, test), rows in table.groupby(["model", "test"]):
-        assert rows["patient"].is_unique
-        assert len(rows) == metrics[model][test]["patients"]
-    assert {test for tests in metrics.values() for test in tests} == {"internal", "external"}
-    again = run_demo(tmp_path / "demo", "survival", replace(quick, epochs=1), patients=20, resume=True, quiet=True)
-    assert again == printed
-
-
-def test_demo_needs_patients(quick, tmp_path):
-    with pytest.raises(ValueError, match=r"^patients must be at least 20, got 19$"):
-        run_demo(tmp_path / "demo", "grading", quick, patients=19)
-    assert not (tmp_path / "demo").exists()
-
-
-def test_a_demo_is_not_resumed_as_cross_validation(finished_run, quick, untrained):
-    with pytest.raises(ValueError, match="cannot be resumed with another run, patients than it was started with"):
-        run_demo(finished_run[0], "grading", quick, resume=True, quiet=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sksurv.metrics import concordance_index_censored
 
-from disentangled_mil.train.metrics import classification_metrics, survival_metrics
+from disentangled_mil.metrics import classification_metrics, survival_metrics
 
 COUNTS = ["concordant", "discordant", "tied_risk", "tied_time"]
 

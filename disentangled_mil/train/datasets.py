@@ -1,4 +1,4 @@
-"""Samples of a cohort, ready to be drawn in batches."""
+"""Datasets: the samples of a cohort with genes and targets, drawn in batches."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,20 +10,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..bags import Bag, Grid, TokenSet, collate_bags
-from ..data.cohort import Cohort, Sample, task_labels
+from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
-from ..tasks import Classification, SurvivalTarget, Target, Task
+from ..tasks import Target, Task, select_target
 
 
-class BagMemory:
-    """Bags of stored samples, kept once they were read, up to a limit.
+class BagCache:
+    """Bags of stored samples, kept in memory up to a limit.
 
     Args:
-        limit: bytes of patch features to keep; what comes after is read anew each time.
+        limit: bytes of patch features to keep; bags beyond it are read again each time.
     """
 
     def __init__(self, limit: int = 4 << 30) -> None:
-        # By identity: two cohorts may use one name. The sample is kept so that its identity is not given away.
+        # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
         self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
         self._room = limit
 
@@ -38,15 +38,25 @@ class BagMemory:
             self._room -= size
         return bags
 
-    def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> None:
+    def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
         """Read every sample once, so that a faulty file is refused before any training.
 
+        Args:
+            samples: samples to read.
+            quiet: whether no progress bar is shown.
+
+        Returns:
+            The number of patches of every sample, over all magnifications.
+
         Raises:
-            ValueError: at one magnification some bags have coordinates and others have none.
+            ValueError: a file is refused, or some bags of a magnification have coordinates and others have none.
         """
+        counts: list[int] = []
         first: dict[str, tuple[str, bool]] = {}
         for sample in tqdm(samples, desc="reading slides", unit="sample", disable=quiet):
-            for name, bag in self.load(sample).items():
+            bags = self.load(sample)
+            counts.append(sum(bag.patches.shape[1] for bag in bags.values()))
+            for name, bag in bags.items():
                 is_set = isinstance(bag.grid, TokenSet)
                 known, known_is_set = first.setdefault(name, (sample.name, is_set))
                 if is_set != known_is_set:
@@ -55,17 +65,18 @@ class BagMemory:
                         f"{name} bags must all have coordinates or all have none, got {without!r} without and "
                         f"{placed!r} with them"
                     )
+        return counts
 
 
 class Batch(NamedTuple):
-    """Some samples at once.
+    """Several samples.
 
     Attributes:
-        bags: the bags of every magnification.
+        bags: bags of every magnification.
         genes: {subspace: [B, G]}; zeros for samples without expression.
         paired: True where the sample has expression [B].
-        target: what the task's loss takes.
-        rows: places of the samples among the examples [B].
+        target: target of the task's loss.
+        rows: rows of the samples in the dataset [B].
     """
 
     bags: dict[str, Bag]
@@ -85,58 +96,50 @@ class Batch(NamedTuple):
         )
 
 
-class Examples:
-    """The samples of a cohort's patients who have the task's label, with genes and targets.
+class CohortDataset:
+    """The samples of a cohort's patients who have the labels of a task, with genes and targets.
 
     Args:
-        cohort: the patients.
-        task: turns labels into targets.
-        label: ``"diagnosis"``, ``"grading"`` or ``"survival"``.
-        pipeline: turns expression into network inputs; None for a cohort without expression.
-        memory: bags that were read already; share one among the examples of a cohort.
+        cohort: patients with samples and labels.
+        name: name of the task in the cohort.
+        task: fitted task, which turns labels into targets.
+        pipeline: fitted pipeline, which turns expression into network inputs; None for a cohort without expression.
+        cache: cache of bags; share one among the datasets of a cohort.
 
     Raises:
-        ValueError: no patient has the label, or the pipeline refuses the table.
+        ValueError: no patient has the labels, or the pipeline refuses the table.
     """
 
     def __init__(
         self,
         cohort: Cohort,
+        name: str,
         task: Task,
-        label: str,
         pipeline: ExpressionPipeline | None = None,
         *,
-        memory: "BagMemory | None" = None,
+        cache: BagCache | None = None,
     ) -> None:
-        labels = task_labels(cohort, label)
+        labels = cohort.labels(name)
         self.samples: tuple[Sample, ...] = tuple(s for s in cohort.samples if s.patient in labels.index)
         self.patients = tuple(sample.patient for sample in self.samples)
-        rows = labels.loc[list(self.patients)]
-        if isinstance(task, Classification):
-            self.labels = rows.tolist()
-            self.target: Target = task.target(self.labels)
-        else:
-            self.labels = rows
-            self.target = task.target(rows["time"].to_numpy(), event=rows["event"].to_numpy())
+        self.labels = columns_of_labels(labels.loc[list(self.patients)])
+        self.target = task.target_of_labels(self.labels)
         self.paired, self.genes = _genes(cohort, self.patients, pipeline)
-        self._memory = memory if memory is not None else BagMemory()
+        self._cache = cache if cache is not None else BagCache()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def truth(self) -> pd.DataFrame:
-        """What was observed of every patient: the column ``patient``, then ``label``, or ``time`` and ``event``."""
-        if isinstance(self.labels, pd.DataFrame):
-            table = self.labels.reset_index(drop=True)
-        else:
-            table = pd.DataFrame({"label": self.labels})
+        """The labels of every patient: the column ``patient``, then those of the task's kind."""
+        table = pd.DataFrame(self.labels)
         table.insert(0, "patient", self.patients)
         return table.drop_duplicates("patient")
 
     @cached_property
     def uniform(self) -> bool:
         """Whether all bags of all magnifications fill rectangles of one and the same shape."""
-        grids = (bag.grid for sample in self.samples for bag in self._memory.load(sample).values())
+        grids = (bag.grid for sample in self.samples for bag in self._cache.load(sample).values())
         first = next(grids)
         return (
             isinstance(first, Grid)
@@ -150,15 +153,15 @@ class Examples:
         with_sets = {
             name: None
             for sample in self.samples
-            for name, bag in self._memory.load(sample).items()
+            for name, bag in self._cache.load(sample).items()
             if isinstance(bag.grid, TokenSet)
         }
         return tuple(with_sets)
 
     def batch(self, index: Sequence[int] | Tensor) -> Batch:
-        """The samples at some places."""
+        """The samples of some rows."""
         index = torch.as_tensor(index)
-        loaded = [self._memory.load(self.samples[int(i)]) for i in index]
+        loaded = [self._cache.load(self.samples[int(i)]) for i in index]
         bags = {name: collate_bags([bags[name] for bags in loaded]) for name in loaded[0]}
         genes = {name: values[index] for name, values in self.genes.items()}
         return Batch(bags, genes, self.paired[index], select_target(self.target, index), index)
@@ -170,17 +173,10 @@ class Examples:
             yield self.batch(order[start : start + size])
 
 
-def select_target(target: Target, index: Tensor | slice, device: torch.device | str | None = None) -> Target:
-    """Some entries of a target, on a device."""
-    if isinstance(target, SurvivalTarget):
-        return SurvivalTarget(*(column[index].to(device or column.device) for column in target))
-    return target[index].to(device or target.device)
-
-
 def _genes(
     cohort: Cohort, patients: Sequence[str], pipeline: ExpressionPipeline | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Which samples have expression, and their network inputs; zeros for the others."""
+    """Whether each sample has expression, and the network inputs; zeros where it has none."""
     if pipeline is None or cohort.expression is None:
         return torch.zeros(len(patients), dtype=torch.bool), {}
     row = {patient: i for i, patient in enumerate(cohort.expression.index)}

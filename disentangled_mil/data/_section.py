@@ -1,0 +1,94 @@
+"""Tables of a description: values are taken by type, and keys that nobody took are refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_NAMES = {str: "text", bool: "true or false", float: "a number", int: "a whole number", dict: "a table", list: "a list"}
+
+
+@dataclass
+class Section:
+    """One table of the description.
+
+    Args:
+        name: name of the table, which starts every error.
+        content: values as they were parsed.
+        known: keys that were taken so far.
+
+    Example:
+        >>> section = Section("cohort.toml: [slides]", {"bag": "slide", "tranform": "log"})
+        >>> section.take("bag", str), section.take("transform", str, "none")
+        ('slide', 'none')
+        >>> section.end()
+        Traceback (most recent call last):
+        ValueError: cohort.toml: [slides] has the unknown key 'tranform'; known are bag, transform
+    """
+
+    name: str
+    content: dict[str, Any]
+    known: list[str] = field(default_factory=list)
+
+    def take(self, key: str, kind: type, default: Any = None) -> Any:
+        """Take one value.
+
+        Args:
+            key: key of the value.
+            kind: type of the value; whole numbers serve as float.
+            default: value where the key is absent; without a default the key must be there.
+
+        Returns:
+            The value.
+
+        Raises:
+            ValueError: the key is missing, or the value has another type.
+        """
+        self.known.append(key)
+        value = self.content.get(key, default)
+        if value is None:
+            raise ValueError(f"{self.name} must have the key {key!r}, got {', '.join(self.content) or 'none'}")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ValueError(f"{self.name} {key} must be {_NAMES[kind]}, got {value!r}")
+        return value
+
+    def optional(self, key: str, kind: type) -> Any:
+        """One value of the given type; None where it is absent."""
+        if key in self.content:
+            return self.take(key, kind)
+        self.known.append(key)
+        return None
+
+    def texts(self, key: str, default: list[str] | None = None) -> list[str]:
+        """A list of texts."""
+        value: list[str] = self.take(key, list, default)
+        if not all(isinstance(entry, str) for entry in value):
+            raise ValueError(f"{self.name} {key} must be a list of texts, got {value!r}")
+        return value
+
+    def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that are there, each of the type of its default; a tuple is a list of texts."""
+        given = {}
+        for key, default in defaults.items():
+            if key not in self.content:
+                self.known.append(key)
+            elif isinstance(default, tuple):
+                given[key] = tuple(self.texts(key))
+            else:
+                given[key] = self.take(key, type(default))
+        return given
+
+    def section(self, key: str, default: dict[str, Any] | None = None) -> "Section":
+        """A table inside this one."""
+        return Section(f"{self.name} [{key}]", self.take(key, dict, default))
+
+    def sections(self) -> dict[str, "Section"]:
+        """All values that nobody took, which must be tables."""
+        return {key: self.section(key) for key in self.content if key not in self.known}
+
+    def end(self) -> None:
+        """Refuse keys that nobody took."""
+        unknown = [key for key in self.content if key not in self.known]
+        if unknown:
+            raise ValueError(f"{self.name} has the unknown key {unknown[0]!r}; known are {', '.join(self.known)}")

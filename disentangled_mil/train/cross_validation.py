@@ -1,0 +1,110 @@
+"""Cross-validation by patient on a cohort of one's own."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..data.cohort import Cohort, columns_of_labels
+from ..data.cohort_file import read_cohort
+from ..data.folds import patient_folds
+from ..tasks import KINDS, Task
+from .datasets import BagCache
+from .experiment import Split, run_split
+from .options import TrainingOptions
+from .run_folder import RunFolder, cohort_digest
+from .threads import Threads, using_threads
+
+TRAIN_OPTIONS = TrainingOptions()
+
+
+def run_cross_validation(
+    description: Path,
+    task: str,
+    out: Path,
+    options: TrainingOptions,
+    *,
+    folds: int = 3,
+    threads: Threads = None,
+    resume: bool = False,
+    quiet: bool = False,
+    kinds: Mapping[str, type[Task]] = KINDS,
+) -> str:
+    """Cross-validate by patient on the patients with expression; the others help to train the students.
+
+    Writes one folder per fold with checkpoints and logs, and ``metrics.json`` and ``predictions.csv``.
+
+    Args:
+        description: TOML file, see :func:`~disentangled_mil.data.read_cohort`.
+        task: name of a task of the description.
+        out: run folder.
+        options: options of the training.
+        folds: number of folds, stratified by the task's kind, in the order of the clinical table.
+        threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
+        resume: whether an interrupted run is continued.
+        quiet: whether no progress bars are shown.
+        kinds: class of every kind of task.
+
+    Returns:
+        The table of results and the place of the files, as text.
+
+    Raises:
+        FileNotFoundError: a file of the cohort is missing.
+        ValueError: the cohort is refused, it has no such task, ``out`` holds another run, or the options do not
+            allow the task.
+    """
+    cohort = read_cohort(description, kinds=kinds)
+    if cohort.expression is None:
+        raise ValueError(
+            f"{description}: must have [expression] and [genes], from which the teacher learns, got neither"
+        )
+    folder = RunFolder(
+        out,
+        task,
+        cohort.definition(task),
+        options,
+        resume=resume,
+        description={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
+    )
+    if folder.finished:
+        return folder.report()
+    splits = _splits(cohort, task, folds, options.seed, quiet)
+    cache, results = BagCache(), []
+    folders = [out / f"fold{number}" for number in range(folds)]
+    with folder.taken():
+        sizes = cache.check(cohort.samples, quiet=quiet)
+        with using_threads(threads, sizes, options.batch_size) as used:
+            folder.record(threads=used)
+            for number, (split, place) in enumerate(zip(splits, folders, strict=True)):
+                if not quiet:
+                    print(f"fold {number + 1} of {folds}", file=sys.stderr)
+                result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
+                result.predictions.insert(0, "fold", number)
+                results.append(result)
+        return folder.finish(folders, results)
+
+
+def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> list[Split]:
+    """The splits, after everything that is fitted on training patients was fitted once."""
+    kind = cohort.definition(task).kind
+    labels, paired = cohort.labels(task), cohort.with_expression()
+    eligible = labels.loc[[patient for patient in paired.patients if patient in labels.index]]
+    if not quiet:
+        without = len(cohort.patients) - len(labels)
+        print(
+            f"{task}: {len(labels)} patients ({kind.summary(columns_of_labels(labels))}), "
+            f"{len(eligible)} of them with expression ({kind.summary(columns_of_labels(eligible))})"
+            + (f"; {without} without the label are left out" if without else ""),
+            file=sys.stderr,
+        )
+        for subspace, (found, wanted) in cohort.genes_found().items():
+            print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
+    splits = []
+    strata = kind.strata(columns_of_labels(eligible))
+    for patients in patient_folds(eligible.index, strata, folds=folds, seed=seed):
+        tested = set(patients.test)
+        train = cohort.subset(patient for patient in labels.index if patient not in tested)
+        # Labels or genes that cannot be fitted are refused before a slide is read.
+        train.fit_task(task)
+        train.fit_expression()
+        splits.append(Split(train, {"test": paired.subset(patients.test)}))
+    return splits

@@ -1,0 +1,223 @@
+"""The folder of one run: one run takes it, the same run may resume it, and its results end there.
+
+``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt`` holds
+the state after an epoch. ``metrics.json`` appears last: a folder that has it holds a finished run. A run that stops
+before its first finished epoch leaves no trace, so that the folder is free again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+
+from .. import __version__
+from .._files import remove_leftovers, replacing
+from ..data.cohort import Cohort, StoredBag
+from ..report.tables import results_table
+from ..tasks import TaskDefinition
+from .checkpoint import write_json
+from .experiment import MODELS, Result
+from .options import TrainingOptions
+
+_END = 1 << 20
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        path: folder, which need not exist.
+        name: name of the task.
+        task: definition of the task.
+        options: options of the training.
+        resume: whether a run is continued.
+        description: all else that decides the numbers of the run, as JSON values.
+
+    Raises:
+        ValueError: the folder holds another run, a run that is not to be resumed, or none to resume.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        task: TaskDefinition,
+        options: TrainingOptions,
+        *,
+        resume: bool,
+        description: Mapping[str, Any],
+    ) -> None:
+        self.path, self.name, self.task, self.options, self.resume = path, name, task, options, resume
+        defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
+        run = {**description, "task": defined, "training": _saved(options)}
+        self.run: dict[str, Any] = json.loads(json.dumps(run))
+        self._check()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds this run to its end."""
+        return self.resume and (self.path / "metrics.json").is_file()
+
+    def _check(self) -> None:
+        """Refuse a folder that may not be used for this run."""
+        note = self._note
+        if not self.resume:
+            if note.is_file() or _trained(self.path):
+                raise ValueError(self._occupied)
+        elif not note.is_file():
+            raise ValueError(f"{self.path}: holds no run to resume")
+        else:
+            before = _read_note(note)
+            changed = [key for key in self.run if before.get(key) != self.run[key]]
+            if changed:
+                listed = ", ".join(changed)
+                raise ValueError(f"{self.path}: cannot be resumed with another {listed} than it was started with")
+
+    @property
+    def _note(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def _occupied(self) -> str:
+        return f"{self.path}: already holds a run; give another --out, or --resume to continue it"
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
+
+        Another process may own a run that is resumed, so nothing of it is removed.
+        """
+        path = self.path
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(f"{path}: must be a folder, to hold the run, got a file")
+        path.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            try:
+                self._note.touch(exist_ok=False)
+            except FileExistsError as error:  # Another run took the folder after `_check`.
+                raise ValueError(self._occupied) from error
+        try:
+            if not self.resume:
+                write_json(self._note, self.run)
+            yield
+        except BaseException as error:
+            if not self.resume and not _trained(path):
+                self._note.unlink(missing_ok=True)
+                for folder in (*path.glob("fold[0-9]*"), *made):
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
+            elif isinstance(error, KeyboardInterrupt) and _trained(path):
+                raise KeyboardInterrupt(
+                    "everything up to the last finished epoch is kept: continue with --resume"
+                ) from error
+            raise
+
+    def record(self, **values: Any) -> None:
+        """Add values to run.json that do not decide the numbers of the run."""
+        write_json(self._note, {**_read_note(self._note), **values})
+
+    def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
+        """Write metrics and predictions, and remove states for resuming and halves of killed writes.
+
+        Args:
+            folders: folder of every split.
+            results: results of every split.
+
+        Returns:
+            The table of results and the place of the files, as text.
+        """
+        with replacing(self.path / "predictions.csv") as temporary:
+            pd.concat([result.predictions for result in results], ignore_index=True).to_csv(temporary, index=False)
+        write_json(
+            self.path / "metrics.json",
+            {
+                "version": __version__,
+                "task": self.name,
+                "training": _saved(self.options),
+                "splits": [result.metrics for result in results],
+            },
+        )
+        for folder in folders:
+            for model in MODELS:
+                for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
+                    remove_leftovers(folder / f"{model}{suffix}")
+                (folder / f"{model}.progress.pt").unlink(missing_ok=True)
+        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+            remove_leftovers(self.path / name)
+        return self.report()
+
+    def report(self) -> str:
+        """The table of a finished run and the place of its files, as text."""
+        splits = json.loads((self.path / "metrics.json").read_text())["splits"]
+        table = results_table(splits, self.task.kind, every=len(splits) > 1).to_string()
+        lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
+        return f"\n{table}\n{lacking}\nmetrics, predictions, logs and checkpoints: {self.path}"
+
+
+def cohort_digest(cohort: Cohort) -> str:
+    """A digest that recognizes a cohort wherever it lies: labels, slides, expression and its options.
+
+    A slide is recognized by its name, its size, and its first and last megabyte.
+
+    Args:
+        cohort: cohort whose bags are in files.
+
+    Returns:
+        The digest.
+    """
+    digest = hashlib.sha256()
+    fingerprint = cache(_fingerprint)  # Magnifications may share their files.
+    digest.update(cohort.clinical.to_csv().encode())
+    for sample in cohort.samples:
+        for magnification, bag in sample.bags.items():
+            stored = cast(StoredBag, bag)
+            files = [(path.name, fingerprint(path)) for path in stored.paths]
+            reading = (stored.transform, stored.drop_augmented, stored.step)
+            digest.update(repr((sample.name, magnification, files, *reading)).encode())
+    if cohort.expression is not None:
+        digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
+        digest.update(cohort.expression.to_numpy().tobytes())
+        # The rule of choice may change between versions, so its result counts as well.
+        digest.update(cohort.fit_expression().digest.encode())
+    digest.update(repr((dict(cohort.gene_sets), asdict(cohort.expression_options))).encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> str:
+    """Size of a file, and a digest of its first and last megabyte."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END)
+        file.seek(max(len(ends), size - _END))
+        ends += file.read()
+    return f"{size} {hashlib.sha256(ends).hexdigest()}"
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """The description of a run in run.json."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must describe the run to resume: {error}") from error
+    if not isinstance(run, dict):
+        raise ValueError(f"{path}: must describe the run to resume, got {run!r}")
+    return run
+
+
+def _trained(path: Path) -> bool:
+    """Whether a folder holds a finished run, or a finished epoch of one."""
+    return (path / "metrics.json").is_file() or any(
+        state for pattern in ("*.progress.pt", "fold[0-9]*/*.progress.pt") for state in path.glob(pattern)
+    )
+
+
+def _saved(options: TrainingOptions) -> dict[str, Any]:
+    """The options that decide the numbers of a run."""
+    return {name: value for name, value in asdict(options).items() if name != "device"}

@@ -1,0 +1,34 @@
+"""Small trainings for tests."""
+
+from dataclasses import replace
+
+from disentangled_mil.train.experiment import Split
+from disentangled_mil.train.options import TrainingOptions
+
+from .cohorts import small_planted
+
+# Small models; distillation begins in the second of three epochs.
+OPTIONS = TrainingOptions(
+    dim=8,
+    heads=2,
+    dim_head=4,
+    gene_tokens=2,
+    dropout=0.2,
+    gene_dropout=0.1,
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.01,
+    lr_warmup=0.2,
+    validation=0.25,
+    task_warmup=0.3,
+    seed=5,
+)
+
+
+def small_split() -> Split:
+    """24 training patients, of whom the last 8 have no expression, and 10 others to test."""
+    cohort = small_planted().cohort
+    train = cohort.subset(cohort.patients[:24])
+    return Split(
+        replace(train, expression=train.expression.iloc[:16]), {"internal": cohort.subset(cohort.patients[24:])}
+    )

@@ -1,0 +1,36 @@
+import json
+import re
+
+import pytest
+
+from disentangled_mil.data.planted import TASKS
+from disentangled_mil.train.options import TrainingOptions
+from disentangled_mil.train.run_folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"), [("grading", "nan: .* have one class"), ("survival", "nan: .* no event was observed")]
+)
+def test_the_report_says_why_a_metric_is_nan(tmp_path, task, reason):
+    for value, lines in ((None, 1), (0.5, 0)):
+        folder = RunFolder(tmp_path / str(value), task, TASKS[task], TrainingOptions(), resume=False, description={})
+        folder.path.mkdir()
+        metrics = {"auc": value, "accuracy": 1, "c_index": value}
+        (folder.path / "metrics.json").write_text(json.dumps({"splits": [{"teacher": {"test": metrics}}]}))
+        assert len(re.findall(f"^{reason}", folder.report(), re.MULTILINE)) == lines
+
+
+def test_what_is_recorded_is_no_reason_to_refuse_the_run(tmp_path):
+    def folder(resume: bool) -> RunFolder:
+        return RunFolder(
+            tmp_path, "survival", TASKS["survival"], TrainingOptions(), resume=resume, description={"run": "x"}
+        )
+
+    with folder(resume=False).taken():
+        folder(resume=True).record(threads=7)
+    with folder(resume=True).taken():
+        folder(resume=True).record(threads=2)
+    note = json.loads((tmp_path / "run.json").read_text())
+    assert note["threads"] == 2
+    assert note["task"]["columns"] == {"time": "time", "event": "event"}
+    assert note["run"] == "x"
