@@ -1,4 +1,4 @@
-"""The figure: time and memory of one layer over the number of tokens."""
+"""The figure of time and memory of one layer over the number of tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _PANELS = (("seconds", "time of forward and backward (s)", 1.0), ("peak_bytes", 
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Time and memory over tokens, both logarithmic, a line per candidate; the dense ones end where they do not fit."""
+    """Draw time and memory over tokens on logarithmic axes; dense candidates end where they do not fit."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, (key, label, unit) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for name in dict.fromkeys(name for record in records for name in record["candidates"]):
@@ -27,7 +27,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"one deformable layer, {', '.join(sorted({record['device'] for record in records}))}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The same results give the same file.
+    # A fixed salt and no date make the file depend on the results only.
     with mpl.rc_context({"svg.hashsalt": "benchmarks"}), replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
