@@ -72,7 +72,7 @@ def keep(cohort: str, folders: Sequence[Path], command: str, results: Path = RES
     if len(tasks) != 1:
         raise ValueError(f"folders must be runs of one task, got {', '.join(sorted(map(str, tasks)))}")
     (task,) = tasks
-    runs = [metrics for run in finished for metrics in run["runs"]]
+    runs = [metrics for run in finished for metrics in run["splits"]]
     models = {
         model: {
             test: {name: [run[model][test][name] for run in runs] for name in runs[0][model][test]}
