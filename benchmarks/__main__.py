@@ -67,19 +67,21 @@ def _memory(device: torch.device) -> int:
 
 
 def _show(path: Path, figure: Path) -> int:
-    """Print the table of the stored results and draw the figure of how they scale."""
+    """Print the table of the stored results and draw the figures."""
     records = results.read(path)
     if not records:
         print(f"error: {path} holds no results; measure first", file=sys.stderr)
         return 2
     print(results.table(records))
     try:
-        from .plot import draw
+        from .plot import draw, draw_growth
     except ModuleNotFoundError as error:
         print(f"error: {error}; the figure needs matplotlib: pip install matplotlib", file=sys.stderr)
         return 2
-    draw([record for record in records if record["case"] == "scaling"], figure)
-    print(f"drawn in {figure}", file=sys.stderr)
+    for case, drawn, target in (("scaling", draw, figure), ("growth", draw_growth, figure.with_name("growth.svg"))):
+        if chosen := [record for record in records if record["case"] == case]:
+            drawn(chosen, target)
+            print(f"drawn in {target}", file=sys.stderr)
     return 0
 
 

@@ -7,26 +7,48 @@ A page holds each table between two comments: ``<!-- table: NAME -->`` and ``<!-
 import re
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from . import quality, results
 from .results import Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = tuple(REPOSITORY / page for page in ("README.md", "docs/performance.md", "docs/results.md"))
-# Cases that users have, their sizes, and the candidates that the page shows.
-WORK = {
-    "layer": "one deformable layer",
-    "teacher": "one training step of the teacher",
-    "density-peaks": "clustering of one bag",
-    "scaling": "one deformable layer",
-}
-SIZES = {"scaling": (10_000, 40_000), "density-peaks": (10_000, 100_000)}
-CANDIDATES = {
-    "streaming, table": "table",
-    "streaming": "exact",
-    "triton, table": "table, Triton",
-    "triton": "exact, Triton",
-}
+
+
+class Shown(NamedTuple):
+    """A row of the short table.
+
+    Attributes:
+        case: the name of the case.
+        candidate: the candidate of the case.
+        work: what the row says.
+        bias: the kind of position bias, where there is one.
+        sizes: numbers of tokens to show; all that are stored by default.
+    """
+
+    case: str
+    candidate: str
+    work: str
+    bias: str = ""
+    sizes: tuple[int, ...] = ()
+
+
+_BIASED = (
+    ("layer", "one deformable layer", ()),
+    ("scaling", "one deformable layer", (10_000, 40_000)),
+    ("teacher", "one training step of the teacher", ()),
+)
+SHOWN = (
+    *(Shown(case, "streaming, table", work, "table", sizes) for case, work, sizes in _BIASED),
+    *(Shown(case, "triton, table", f"{work}, Triton", "table", sizes) for case, work, sizes in _BIASED),
+    *(Shown(case, "streaming", work, "exact", sizes) for case, work, sizes in _BIASED),
+    *(Shown(case, "triton", f"{work}, Triton", "exact", sizes) for case, work, sizes in _BIASED),
+    Shown("growth", "teacher step", "training step of the teacher, one slide", "table", (16_000, 64_000)),
+    Shown("growth", "student prediction", "prediction of the student, one slide", "table", (16_000, 64_000)),
+    Shown("density-peaks", "streaming", "clustering of one bag", sizes=(10_000, 100_000)),
+    Shown("density-peaks", "triton", "clustering of one bag, Triton", sizes=(10_000, 100_000)),
+)
 _MARKED = re.compile(r"(<!-- table: ([\w -]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -68,59 +90,54 @@ def speed(folder: Path = results.RESULTS, *, brief: bool = False) -> str:
 
     Args:
         folder: the folder of the results, one file for each device.
-        brief: whether to show the default position bias only, and no conditions.
+        brief: whether to show the default position bias only, and of the conditions the device only.
 
     Returns:
         The tables in Markdown, each with its conditions above.
     """
     parts = []
+    head = ["work", "tokens", "position bias", "time", "of dense time", "peak memory", "of dense memory"]
     for path in sorted(folder.glob("*.json")):
-        records = [r for r in results.read(path) if r["case"] in WORK and _is_shown(r)]
-        head = ["work", "tokens", "position bias", "time", "of dense time", "peak memory", "of dense memory"]
-        rows = [row for record in records for row in _rows(record, brief)]
+        records = results.read(path)
+        rows = [
+            (record, shown)
+            for shown in SHOWN
+            for record in records
+            if record["case"] == shown.case
+            and (not shown.sizes or record["size"] in shown.sizes)
+            and "seconds" in record["candidates"].get(shown.candidate, {})
+            and not (brief and shown.bias == "exact")
+        ]
         if rows:
-            parts.append(
-                "\n".join([*([] if brief else [_conditions(records), ""]), *map(_line, [head, ["---"] * 7, *rows])])
-            )
+            conditions = _conditions([record for record, _ in rows], brief)
+            lines = [head, ["---"] * len(head), *(_cells(record, shown) for record, shown in rows)]
+            parts.append("\n".join([conditions, "", *(f"| {' | '.join(cells)} |" for cells in lines)]))
     return "\n\n".join(parts)
 
 
-def _is_shown(record: Record) -> bool:
-    return record["case"] not in SIZES or record["size"] in SIZES[record["case"]]
+def _cells(record: Record, shown: Shown) -> list[str]:
+    """Give the cells of one row."""
+    measured = record["candidates"][shown.candidate]
+    compared = measured["oracle"] is not None
+    time, memory = results.ratios(measured, record["candidates"].get("reference", {})) if compared else ("", "")
+    lacking = "does not fit" if compared else ""
+    seconds, peak = median(measured["seconds"]), measured["peak_bytes"]
+    return [
+        shown.work,
+        f"{record['size']:,}",
+        shown.bias,
+        f"{seconds:.2g}\u00a0s" if seconds < 10 else f"{seconds:.0f}\u00a0s",
+        time or lacking,
+        "" if peak is None else f"{peak / 1e6:,.0f}\u00a0MB",
+        memory or lacking,
+    ]
 
 
-def _rows(record: Record, brief: bool) -> list[list[str]]:
-    """Give the rows of one case at one size."""
-    rows = []
-    reference = record["candidates"].get("reference", {})
-    for name, bias in CANDIDATES.items():
-        measured = record["candidates"].get(name, {})
-        has_bias = "streaming, table" in record["candidates"]
-        if "seconds" not in measured or (brief and has_bias and "table" not in bias):
-            continue
-        time, memory = results.ratios(measured, reference)
-        seconds, peak = median(measured["seconds"]), measured["peak_bytes"]
-        rows.append(
-            [
-                WORK[record["case"]],
-                f"{record['size']:,}",
-                bias if has_bias else "",
-                f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s",
-                time or "does not fit",
-                "" if peak is None else f"{peak / 1e6:,.0f} MB",
-                memory or "does not fit",
-            ]
-        )
-    return rows
-
-
-def _conditions(records: list[Record]) -> str:
+def _conditions(records: list[Record], brief: bool) -> str:
     """Say where and with what the records were measured."""
     devices = ", ".join(sorted({record["device"] for record in records}))
+    if brief:
+        return f"{devices}:"
     commits = ", ".join(dict.fromkeys(str(record["commit"])[:7] for record in records))
     versions = ", ".join(sorted({f"PyTorch {record['versions']['torch']}" for record in records}))
     return f"{devices}; {versions}; commits {commits}; command `python -m benchmarks`:"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

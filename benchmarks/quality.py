@@ -154,7 +154,7 @@ def _shown(metric: Metric | None, brief: bool) -> str:
     else:
         mean = statistics.fmean(metric)
         deviation = statistics.stdev(metric) if len(metric) > 1 else 0.0
-    return f"{mean:.3f}" if brief or not deviation else f"{mean:.3f} ± {deviation:.3f}"
+    return f"{mean:.3f}" if brief or not deviation else f"{mean:.3f}\u00a0±\u00a0{deviation:.3f}"
 
 
 def _row(cells: Iterable[str]) -> str:

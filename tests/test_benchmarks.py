@@ -257,7 +257,7 @@ def test_run_folders_are_stored_as_one_experiment(tmp_path):
     assert "`train --task msi` at commit" in run.source
     table = quality.table("stomach", [run])
     assert "| model | inputs at test | msi AUC / Acc |" in table
-    assert "| **teacher** | slides + RNA | 0.800 ± 0.141 / 0.500 |" in table
+    assert "| **teacher** | slides + RNA | 0.800\u00a0±\u00a00.141 / 0.500 |" in table
     assert f"* msi, this package: {run.source}." in table
     assert "±" not in quality.table("stomach", [run], brief=True)
 
@@ -301,7 +301,7 @@ def test_page_that_asks_for_an_unknown_table_is_refused():
 
 def test_reference_that_does_not_fit_is_named_in_the_short_table(add_case, tmp_path, monkeypatch):
     add_case(streaming=Candidate(giving(wave), "reference"))
-    monkeypatch.setitem(pages.WORK, "fake", "a wave")
+    monkeypatch.setattr(pages, "SHOWN", (pages.Shown("fake", "streaming", "a wave"),))
     assert run(tmp_path, "fake", "--size", "20", "--no-memory") == 0
     (path,) = tmp_path.iterdir()
     stored = json.loads(path.read_text())
