@@ -100,25 +100,6 @@ def test_performance_is_a_short_page():
     assert len((DOCS / "performance.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
-def test_formulas_become_mathml(tmp_path):
-    """Without a script or a font of another server."""
-    pytest.importorskip("sphinx", reason="needs the extra docs")
-    from sphinx.application import Sphinx
-
-    formulas = r":math:`x^2`" + "\n\n" + r".. math:: \frac{a}{b}"
-    (tmp_path / "index.rst").write_text(f"Page\n====\n\n{formulas}\n", encoding="utf-8")
-    settings = {"extensions": ["mathml"], "html_math_renderer": "mathml"}
-    sys.path.insert(0, str(DOCS / "_extensions"))
-    try:
-        Sphinx(tmp_path, None, tmp_path / "out", tmp_path / "trees", "html", settings, status=None).build()
-    finally:
-        sys.path.pop(0)
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert page.count("<math ") == 2
-    assert "<mfrac>" in page
-    assert "mathjax" not in page.lower()
-
-
 @pytest.mark.parametrize("package", ["", *PACKAGES])
 def test_reference_lists_every_public_name(package):
     module = importlib.import_module(f"disentangled_mil.{package}".rstrip("."))
