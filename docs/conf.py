@@ -35,6 +35,7 @@ html_static_path = ["_static"]
 html_css_files = ["page.css"]
 html_title = f"disentangled_mil {release}"
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 default_role = "py:obj"
 
 autodoc_typehints_format = "short"
