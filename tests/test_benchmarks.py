@@ -308,3 +308,13 @@ def test_reference_that_does_not_fit_is_named_in_the_short_table(add_case, tmp_p
     stored["records"][0]["candidates"]["reference"] = {"absent": "would take about 5 GB"}
     path.write_text(json.dumps(stored))
     assert "| does not fit |" in pages.speed(tmp_path)
+
+
+def test_growth_is_drawn_beside_linear_growth(tmp_path):
+    records = [
+        {"size": size, "device": "a machine", "candidates": {"teacher step": {"seconds": [size], "peak_bytes": None}}}
+        for size in (10, 20)
+    ]
+    plot = pytest.importorskip("benchmarks.plot", reason="needs matplotlib")
+    plot.draw_growth(records, tmp_path / "growth.svg")
+    assert "<svg" in (tmp_path / "growth.svg").read_text()
