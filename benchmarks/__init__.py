@@ -1,4 +1,4 @@
-"""Time and memory of the operators and layers against their dense reference: ``python -m benchmarks``.
+"""Benchmarks of the operators and layers against their dense reference: ``python -m benchmarks``.
 
-Runs from a checkout; it is no part of the installed package.
+They run from a checkout and are not part of the installed package.
 """

@@ -1,4 +1,4 @@
-"""The command: choose cases and sizes, refuse what disagrees, measure, keep, print."""
+"""The command: choose cases and sizes, refuse candidates that disagree, measure, store, print."""
 
 import argparse
 import os
@@ -8,23 +8,25 @@ from pathlib import Path
 
 import torch
 
-from . import results
+from . import pages, results
 from .agreement import Checked, Disagreement, check
 from .cases import CASES
 from .measure import ceilings, measure
 
-_SHARE_OF_MEMORY = 0.7  # that a candidate may take
-_FEWEST_TOKENS = 16  # for one sampled key
-_RESULTS = Path(__file__).parent / "results"
+_SHARE_OF_MEMORY = 0.7  # largest share that a candidate may take
+_FEWEST_TOKENS = 16  # a layer samples one key from 16 tokens
 _FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "scaling.svg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 1 where a candidate disagrees with its oracle, 2 where the input is wrong."""
+    """Run the command; return 1 where a candidate disagrees with its oracle and 2 where the input is wrong."""
     options = _parser().parse_args(arguments)
     if options.list:
         for name, case in CASES.items():
             print(f"{name:18}{case.about} ({', '.join(f'{size:,}' for size in case.sizes)} tokens)")
+        return 0
+    if options.pages:
+        pages.write()
         return 0
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -47,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.keep(path, records[-1])
     print(results.table(records))
     if device.type == "cpu":
-        print("\nOpen: everything on a GPU, which this run did not use.")
-    print(f"kept in {path}", file=sys.stderr)
+        print("\nThis run measured nothing on a GPU.")
+    print(f"stored in {path}", file=sys.stderr)
     return 0
 
 
@@ -58,17 +60,17 @@ def _check(name: str, size: int, limit: float, device: torch.device) -> Checked:
 
 
 def _memory(device: torch.device) -> int:
-    """Bytes of memory that the device has."""
+    """Count the bytes of memory of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _show(path: Path, figure: Path) -> int:
-    """The table of the kept results, and the figures of how they scale."""
+    """Print the table of the stored results and draw the figures."""
     records = results.read(path)
     if not records:
-        print(f"error: there are no results in {path}; measure first", file=sys.stderr)
+        print(f"error: {path} holds no results; measure first", file=sys.stderr)
         return 2
     print(results.table(records))
     try:
@@ -86,25 +88,26 @@ def _show(path: Path, figure: Path) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time and memory against the dense reference, of candidates that agree with it.",
+        description="Compare time and memory of candidates with the dense reference, after a check that they agree.",
     )
     add = parser.add_argument
-    add("cases", nargs="*", type=_case, metavar="CASE", help="by default all of them; see --list")
-    add("--list", action="store_true", help="name the cases, and measure nothing")
-    add("--plot", nargs="?", type=Path, const=_FIGURE, metavar="FILE", help="print and draw what is kept, no more")
-    add("--size", nargs="+", type=_tokens, metavar="TOKENS", help="by default those of the case")
+    add("cases", nargs="*", type=_case, metavar="CASE", help="cases to measure (default: all; see --list)")
+    add("--list", action="store_true", help="name the cases and measure nothing")
+    add("--plot", nargs="?", type=Path, const=_FIGURE, metavar="FILE", help="print and draw stored results")
+    add("--pages", action="store_true", help="write the tables of the documentation from stored results")
+    add("--size", nargs="+", type=_tokens, metavar="TOKENS", help="numbers of tokens (default: those of the case)")
     add("--device", type=_device, default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--threads", type=_positive, default=torch.get_num_threads(), help="of a CPU (default: %(default)s)")
-    add("--repeats", type=_positive, default=7, help="the most rounds (default: %(default)s)")
+    add("--threads", type=_positive, default=torch.get_num_threads(), help="threads of the CPU (default: %(default)s)")
+    add("--repeats", type=_positive, default=7, help="largest number of rounds (default: %(default)s)")
     add(
         "--seconds",
         type=float,
         default=30.0,
-        help="for the rounds of one case and size; work that takes longer is called once (default: %(default)s)",
+        help="time for the rounds of a case and size; longer work runs once (default: %(default)s)",
     )
-    add("--limit", type=float, metavar="GB", help="for dense candidates (default: 70 %% of the device's memory)")
+    add("--limit", type=float, metavar="GB", help="memory for dense candidates (default: 70 %% of the device's)")
     add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory on a CPU")
-    add("--out", type=Path, default=_RESULTS, help="folder of the results (default: benchmarks/results)")
+    add("--out", type=Path, default=results.RESULTS, help="folder of the results (default: benchmarks/results)")
     return parser
 
 

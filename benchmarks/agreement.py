@@ -1,4 +1,4 @@
-"""Whether the candidates of a case compute the same: nothing is timed that does not."""
+"""The check that the candidates of a case compute the same; the command times nothing else."""
 
 import math
 from functools import cache
@@ -12,16 +12,16 @@ from .cases import CASES
 
 
 class Disagreement(Exception):
-    """A candidate does not compute what its oracle computes."""
+    """A candidate deviates too far from its oracle."""
 
 
 class Checked(NamedTuple):
-    """Which candidates may be measured at a size.
+    """The candidates that may be measured at a size.
 
     Attributes:
-        compared_at: tokens at which they were compared.
-        deviations: of those that agree, from their oracle; 0 for those that have none.
-        absent: why the others are left out.
+        compared_at: number of tokens at which they were compared.
+        deviations: deviation of each candidate from its oracle; 0 for a candidate that has none.
+        absent: reason for which each of the others is left out.
     """
 
     compared_at: int
@@ -30,10 +30,10 @@ class Checked(NamedTuple):
 
 
 def check(name: str, size: int, limit: float, device: torch.device) -> Checked:
-    """Compare the candidates at a size, or at the largest one at which all of them fit into ``limit`` bytes.
+    """Compare the candidates at a size, or at the largest size at which all of them fit into ``limit`` bytes.
 
     Raises:
-        Disagreement: a candidate does not compute what its oracle computes.
+        Disagreement: a candidate deviates too far from its oracle.
     """
     case = CASES[name]
     at = case.compared_at(size, limit)
@@ -50,7 +50,7 @@ def check(name: str, size: int, limit: float, device: torch.device) -> Checked:
 
 @cache
 def _agreement(of: str, case: Case, size: int, device: torch.device) -> dict[str, float | str]:
-    """The deviation of every candidate from its oracle, or why the candidate cannot run here."""
+    """Give the deviation of each candidate from its oracle, or the reason for which it cannot run here."""
     outputs: dict[str, Outputs] = {}
     found: dict[str, float | str] = {}
     for name, candidate in case.candidates.items():
@@ -72,7 +72,7 @@ def _agreement(of: str, case: Case, size: int, device: torch.device) -> dict[str
 
 
 def _deviation(candidate: Candidate, got: Outputs, wanted: Outputs) -> tuple[str, float]:
-    """The tensor that deviates most, and how much."""
+    """Find the tensor that deviates most, and its deviation."""
     if candidate.approximate:
         got, wanted = ({"result": outputs["result"]} for outputs in (got, wanted))
     if got.keys() != wanted.keys():
@@ -82,7 +82,7 @@ def _deviation(candidate: Candidate, got: Outputs, wanted: Outputs) -> tuple[str
 
 
 def _share(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference as a share of the largest entry; integers must be equal."""
+    """Give the largest difference as a share of the largest entry; integers must be equal."""
     if got.shape != wanted.shape:
         return math.inf
     if not wanted.is_floating_point():

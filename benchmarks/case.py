@@ -1,4 +1,4 @@
-"""What there is to measure: cases, and the candidates that do the same work."""
+"""Cases, and the candidates that do the work of a case."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Prepare: TypeAlias = Callable[[int, torch.device], Work]
 
 
 class Unavailable(Exception):
-    """A candidate cannot run here, and why: a library that is not installed, a device that it does not know."""
+    """A candidate cannot run here; the message names the missing library or device."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,17 @@ class Candidate:
     """One way to do the work of a case.
 
     Attributes:
-        prepare: makes the inputs of a size on a device; what it returns does the work and gives values and gradients.
-        oracle: the candidate whose outputs these must be; None for the reference itself and for yardsticks, which do
-            some other work of known cost.
-        tolerance: largest deviation from the oracle, as a share of each tensor's largest entry; some gradients are
-            sums of millions of rounded terms, and the dense ones are themselves off by 1e-3 from those in float64.
-        approximate: whether only the values are compared: the gradient of an approximation is its own.
-        proof: what is compared instead of ``prepare``, where randomness would tell candidates apart.
-        memory: estimate of the peak memory in bytes, by which sizes that do not fit are left out.
-        most_on_cpu: tokens beyond which it takes too long on a CPU.
-        cost: operations that the result needs, and bytes that must be moved for it, however it is computed.
+        prepare: function that makes the inputs of a size on a device, and returns the work. The work returns values
+            and gradients.
+        oracle: name of the candidate with which this one must agree. The reference has none, and neither has a
+            yardstick, which does other work of known cost.
+        tolerance: largest deviation from the oracle, as a share of each tensor's largest entry. Some gradients are
+            sums of millions of rounded terms; the dense ones deviate by 1e-3 from their values in float64.
+        approximate: whether to compare values only, because an approximation has a gradient of its own.
+        proof: function that replaces ``prepare`` in the comparison where randomness would make candidates differ.
+        memory: function that estimates the peak memory in bytes; sizes that do not fit are left out.
+        most_on_cpu: largest number of tokens that does not take too long on a CPU.
+        cost: function that counts the operations of the result and the bytes that must be moved for it.
     """
 
     prepare: Prepare
@@ -43,20 +44,20 @@ class Candidate:
     cost: Callable[[int], tuple[float, float]] | None = None
 
     def fits(self, size: int, limit: float) -> bool:
-        """Whether a size is expected to stay below a limit of memory in bytes."""
+        """Tell whether a size is expected to stay below a limit of memory in bytes."""
         return self.memory is None or self.memory(size) <= limit
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """The same work, done by several candidates.
+    """Work that several candidates do in different ways.
 
     Attributes:
-        about: one line for ``--list``.
-        sizes: tokens; measured where no others are asked for.
-        candidates: by name; ratios are against the one that is called ``"reference"``.
-        summaries: further ratios, from the seconds of the candidates.
-        small: tokens of the warm-up.
+        about: description for ``--list``, one line.
+        sizes: numbers of tokens that are measured by default.
+        candidates: candidates by name; the one called ``"reference"`` is what ratios refer to.
+        summaries: functions that compute further ratios from the seconds of the candidates.
+        small: number of tokens of the warm-up.
     """
 
     about: str
@@ -66,7 +67,7 @@ class Case:
     small: int = 64
 
     def compared_at(self, size: int, limit: float) -> int:
-        """The size at which candidates are compared: this one, or the largest at which all of them fit."""
+        """Choose the size of the comparison: this one, or the largest one at which all candidates fit."""
         fitting = [
             s for s in (self.small, *self.sizes, size) if all(c.fits(s, limit) for c in self.candidates.values())
         ]

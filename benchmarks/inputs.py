@@ -1,4 +1,4 @@
-"""What the work is done on: seeded, so that every candidate gets the same numbers."""
+"""Inputs of the cases; a seed gives every candidate the same numbers."""
 
 from collections.abc import Iterable
 from math import isqrt
@@ -17,7 +17,7 @@ CLUSTERS, NEIGHBORS = 8, 5
 
 
 class AttentionInputs(NamedTuple):
-    """Biased attention of the size at which a deformable layer meets it, with one group per head."""
+    """Inputs of biased attention in the sizes of a deformable layer, with one group for each head."""
 
     query: Tensor  # [B, H, N, D]
     key: Tensor  # [B, H, J, D]
@@ -25,11 +25,11 @@ class AttentionInputs(NamedTuple):
     query_position: Tensor  # [B, N, 2]
     key_position: Tensor  # [B, H, J, 2]
     network: ContinuousPositionBias
-    arriving: Tensor  # gradient of the output [B, H, N, D]
+    arriving: Tensor  # [B, H, N, D], gradient of the output
 
     @classmethod
     def of(cls, size: int, device: torch.device, *, batch: int = 1, seed: int = 0) -> "AttentionInputs":
-        """For ``size`` queries on a square and as many keys as a layer samples there."""
+        """Draw ``size`` queries on a square, and the keys that a layer samples there."""
         torch.manual_seed(seed)
         keys = sampled_keys(size)
         network = ContinuousPositionBias(DIM // 4, 1).to(device)
@@ -44,42 +44,45 @@ class AttentionInputs(NamedTuple):
 
     @property
     def leaves(self) -> dict[str, Tensor]:
-        """What needs a gradient, as a layer would have it."""
+        """Tensors that need a gradient in a layer."""
         tensors = {name: getattr(self, name) for name in ("query", "key", "value", "key_position")}
         return tensors | dict(self.network.named_parameters())
 
     def bias(self, kind: str) -> MLPBias | BiasTable:
-        """The position bias, ``"exact"`` or as a ``"table"``."""
+        """Make the position bias, ``"exact"`` or as a ``"table"``."""
         return self.network.table() if kind == "table" else self.network.weights()
 
     def scores(self, kind: str) -> AttentionScores:
-        """The attention map that nobody has computed yet."""
+        """Make the scores of the attention map, which are not computed yet."""
         return AttentionScores(self.query, self.key, self.query_position, self.key_position, self.bias(kind))
 
     def displacement(self) -> Tensor:
-        """Of every query from every key [B, H, N, J, 2]."""
+        """Compute the displacement of every query from every key [B, H, N, J, 2]."""
         return self.query_position[:, None, :, None] - self.key_position[:, :, None]
 
 
 def sampled_keys(size: int) -> int:
-    """Keys J of a layer that samples one in 4 x 4 tokens."""
+    """Count the keys J of a layer that samples one in 4 x 4 tokens."""
     return (isqrt(size) // 4) ** 2
 
 
 def blobs(size: int, device: torch.device) -> Tensor:
-    """Tokens [1, N, C] around well separated centers."""
+    """Draw tokens [1, N, C] around well separated centers."""
     torch.manual_seed(0)
     centers = 3 * torch.randn(CLUSTERS, DIM)
     return (centers[torch.arange(size) % CLUSTERS] + torch.randn(size, DIM))[None].to(device)
 
 
 def with_gradients(result: Tensor, leaves: dict[str, Tensor], arriving: Tensor) -> Outputs:
-    """A result and what it passes back."""
+    """Give a result and its gradients."""
     gradients = torch.autograd.grad(result, list(leaves.values()), arriving)
     return {"result": result.detach()} | named_gradients(zip(leaves, gradients, strict=True))
 
 
 def named_gradients(gradients: Iterable[tuple[str, Tensor | None]]) -> Outputs:
-    """Those that can be compared: the last number of a bias network moves all logits of a row alike, which the softmax
-    does not see, so that its gradient is nothing but rounding."""
+    """Name the gradients that can be compared.
+
+    The last bias of a position-bias network moves all logits of a row alike. The softmax ignores it, so its gradient is
+    rounding error and is left out.
+    """
     return {f"gradient of {n}": g for n, g in gradients if g is not None and not n.endswith("mlp.4.bias")}

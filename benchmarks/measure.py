@@ -1,4 +1,4 @@
-"""How it is measured: memory, then time; and what the machine itself can do."""
+"""The measurement: memory, then time, and the rates that the machine itself reaches."""
 
 import ctypes
 import gc
@@ -19,7 +19,7 @@ from .agreement import Checked
 from .case import Candidate, Outputs, Work
 from .cases import CASES
 
-_SHORTEST_ROUND = 0.05  # seconds: quicker work is repeated within a round
+_SHORTEST_ROUND = 0.05  # seconds; quicker work is repeated within a round
 _FLUSH_BYTES = 1 << 28  # larger than the L2 cache of any GPU
 
 
@@ -40,16 +40,19 @@ def measure(
     seconds: float,
     memory: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Time and memory of the candidates of a case: a first call of each, then rounds in which they take turns.
+    """Measure the candidates of a case: a first call of each, then rounds in which they take turns.
 
     Args:
-        name: of the case.
-        size: tokens.
-        checked: which candidates.
-        device: where.
-        repeats: the most rounds.
-        seconds: about as long as all rounds may take; work that takes longer by itself is not called again in rounds.
-        memory: whether to measure the memory on a CPU, in a process for each candidate.
+        name: name of the case.
+        size: number of tokens.
+        checked: candidates that agree with their oracle.
+        device: device of the inputs.
+        repeats: largest number of rounds.
+        seconds: time for all rounds together; work that takes longer by itself takes no part in them.
+        memory: whether to measure memory on a CPU, in a process for each candidate.
+
+    Returns:
+        The measurements of each candidate, or the reason for which it is absent.
     """
     case = CASES[name]
     kept: dict[str, dict[str, Any]] = {}
@@ -73,7 +76,7 @@ def measure(
             kept[candidate]["operations"], kept[candidate]["bytes"] = chosen.cost(size)
         if first.seconds <= seconds:
             works[candidate] = chosen.prepare(size, device)
-        elif apart:  # where giving memory back at once takes time too
+        elif apart:  # the process for memory is slower, because it returns freed blocks at once
             kept[candidate]["seconds"] = [Clock(device)(chosen.prepare(size, device))]
     first_seconds = {candidate: kept[candidate]["first_seconds"] for candidate in works}
     count = max(2, min(repeats, int(seconds / max(sum(first_seconds.values()), _SHORTEST_ROUND))))
@@ -84,11 +87,11 @@ def measure(
 
 
 def first_call(candidate: Candidate, size: int, small: int, device: torch.device) -> FirstCall | str:
-    """Seconds and peak memory above the inputs of one call, or that the GPU has too little memory.
+    """Measure seconds and peak memory above the inputs in one call, or say that the GPU has too little memory.
 
-    On a CPU the memory means something only in a fresh process.
+    On a CPU the memory is meaningful in a fresh process only.
     """
-    # So that workspaces of libraries are not counted, nor, on a GPU, the choice among variants of a kernel.
+    # The warm-up keeps workspaces of libraries and, on a GPU, the choice of a kernel's variant out of the measurement.
     candidate.prepare(size if device.type == "cuda" else small, device)()
     work, clock = candidate.prepare(size, device), Clock(device)
     gc.collect()
@@ -101,15 +104,15 @@ def first_call(candidate: Candidate, size: int, small: int, device: torch.device
 
 
 def first_call_apart(case: str, size: int, candidate: str) -> FirstCall | str:
-    """:func:`first_call` on the CPU in a process of its own, or how that process ended."""
+    """Run :func:`first_call` on the CPU in a process of its own, or say how that process ended."""
     command = [sys.executable, "-m", "benchmarks.measure", case, str(size), candidate, str(torch.get_num_threads())]
-    # Every block from 64 KiB on goes back to the system when it is freed: what is held counts, not what malloc hoards.
+    # Freed blocks of at least 64 KiB return to the system, so that memory kept by malloc does not count.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     ended = subprocess.run(
         command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, check=False
     )
     if ended.returncode < 0:
-        return f"killed by signal {-ended.returncode}, for want of memory most likely"
+        return f"killed by signal {-ended.returncode}, probably because memory ran out"
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{ended.stderr}")
     return FirstCall(*json.loads(ended.stdout.splitlines()[-1]))
@@ -118,7 +121,7 @@ def first_call_apart(case: str, size: int, candidate: str) -> FirstCall | str:
 def _rounds(
     works: Mapping[str, Work], first: Mapping[str, float], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of one call in every round, in which the candidates take turns."""
+    """Time one call of each candidate in every round."""
     clock = Clock(device)
     calls = {name: max(1, math.ceil(_SHORTEST_ROUND / first[name])) for name in works}
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -129,7 +132,7 @@ def _rounds(
 
 
 class Clock:
-    """Times one call: by the clock on a CPU, by events after flushing the L2 cache on a GPU."""
+    """Timer of one call: the clock on a CPU, events after a flush of the L2 cache on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._flush = torch.empty(_FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
@@ -150,7 +153,7 @@ class Clock:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Operations and bytes per second that a float32 matrix product and a copy reach on this device."""
+    """Measure the operations and bytes per second of a float32 matrix product and of a copy."""
     side, numbers = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 24)
     matrix = torch.randn(side, side, device=device)
     source = torch.ones(numbers, device=device)
@@ -168,7 +171,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def _reset_peak(device: torch.device) -> int | None:
-    """Follow the peak memory from now on; what is in use now, or None where the system keeps no such peak."""
+    """Reset the peak memory and give the memory in use now, or None where the system tracks no peak."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -177,7 +180,7 @@ def _reset_peak(device: torch.device) -> int | None:
     if not switch.exists():
         return None
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # memory that is free but kept would hide what the call takes
+        libc.malloc_trim(0)  # free memory that malloc keeps would hide what the call takes
     switch.write_text("5")
     return _peak(device)
 
@@ -190,7 +193,7 @@ def _peak(device: torch.device) -> int:
 
 
 def _main(case: str, size: str, candidate: str, threads: str) -> None:
-    """What :func:`first_call_apart` starts."""
+    """Do the work of the process that :func:`first_call_apart` starts."""
     torch.set_num_threads(int(threads))
     print(json.dumps(first_call(CASES[case].candidates[candidate], int(size), CASES[case].small, torch.device("cpu"))))
 

@@ -1,4 +1,4 @@
-"""What other libraries make of the same work."""
+"""The same work done by other libraries."""
 
 import math
 import warnings
@@ -14,7 +14,7 @@ from .inputs import CLUSTERS, NEIGHBORS, AttentionInputs, blobs, with_gradients
 
 
 def sdpa(size: int, device: torch.device, *, bias: str, backward: bool) -> Work:
-    """``scaled_dot_product_attention`` with the bias of every query and key in memory."""
+    """Run ``scaled_dot_product_attention`` with the bias of every query and key in memory."""
     inputs = AttentionInputs.of(size, device)
 
     def work() -> Outputs:
@@ -27,23 +27,23 @@ def sdpa(size: int, device: torch.device, *, bias: str, backward: bool) -> Work:
 
 
 def flex(size: int, device: torch.device, *, backward: bool) -> Work:
-    """``flex_attention``, compiled, that reads the bias from a captured table."""
+    """Run compiled ``flex_attention``, which reads the bias from a captured table."""
     if backward and device.type == "cpu":
         raise Unavailable("flex_attention has no backward on a CPU")
     inputs = AttentionInputs.of(size, device)
     attend = torch.compile(_flex, dynamic=False)
     tensors: tuple[Tensor, ...] = inputs.query, inputs.key, inputs.value, inputs.query_position, inputs.key_position
     if not backward:
-        tensors = tuple(tensor.detach() for tensor in tensors)  # on a CPU it refuses even to seem to need a gradient
+        tensors = tuple(tensor.detach() for tensor in tensors)  # on a CPU it refuses tensors that need a gradient
 
     def work() -> Outputs:
         with torch.set_grad_enabled(backward):
             out = attend(inputs.network.table(), *tensors)
             return with_gradients(out, inputs.leaves, inputs.arriving) if backward else {"result": out}
 
-    with warnings.catch_warnings():  # of the compiler
+    with warnings.catch_warnings():  # the compiler warns
         warnings.simplefilter("ignore")
-        work()  # compile, for this size
+        work()  # compile for this size
     return work
 
 
@@ -72,7 +72,7 @@ def _flex(
 
 
 def keops(size: int, device: torch.device) -> Work:
-    """Density peaks with both searches as reductions of KeOps."""
+    """Run density peaks with both searches as reductions of KeOps."""
     try:
         from pykeops.torch import LazyTensor
     except ImportError as error:
@@ -85,13 +85,13 @@ def keops(size: int, device: torch.device) -> Work:
     def work() -> Outputs:
         width = tokens.shape[1]
         log_density = -squared(tokens).Kmin(min(NEIGHBORS, size), dim=1).mean(1) / width  # [N]
-        falling = log_density.argsort(descending=True, stable=True)
-        sorted_tokens = tokens[falling]
+        descending = log_density.argsort(descending=True, stable=True)
+        sorted_tokens = tokens[descending]
         distance, index = squared(sorted_tokens), torch.arange(size, dtype=tokens.dtype, device=device)
         later = LazyTensor(index[:, None, None]) - LazyTensor(index[None, :, None]) - 0.5
         gap = torch.empty_like(log_density)
-        gap[falling] = later.ifelse(distance, math.inf).min(dim=1).squeeze(1)
-        gap[falling[0]] = distance.max(dim=1).max()
+        gap[descending] = later.ifelse(distance, math.inf).min(dim=1).squeeze(1)
+        gap[descending[0]] = distance.max(dim=1).max()
         score = log_density + (gap / width).log() / 2
         centers = score.argsort(descending=True, stable=True)[:CLUSTERS]
         assignment = torch.cdist(tokens, tokens[centers]).argmin(1)

@@ -1,4 +1,4 @@
-"""The figures: time and memory over the number of tokens, of one layer and of whole models."""
+"""The figures of time and memory over the number of tokens: one layer, and whole models on large slides."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,53 +17,53 @@ _PANELS = (("seconds", "time (s)", 1.0), ("peak_bytes", "peak memory above input
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Time and memory of a layer, a line per candidate; the dense ones end where they do not fit."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, (key, label, unit) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for name in dict.fromkeys(name for record in records for name in record["candidates"]):
-            _line(axes, records, name, key, unit)
-        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
-        axes.grid(which="major", linewidth=0.4)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"one deformable layer, {', '.join(sorted({record['device'] for record in records}))}", fontsize=10)
+    """Draw time and memory of one layer; dense candidates end where they do not fit."""
+    figure = _figure(records, "one deformable layer, forward and backward")
+    for axes, (key, _, unit) in zip(figure.axes, _PANELS, strict=True):
+        for name in _candidates(records):
+            implementation, _, bias = name.partition(", ")
+            style = "o--" if bias == "table" else "o-"
+            if points := _points(records, name, key, unit):
+                axes.plot(*zip(*points, strict=True), style, color=_COLORS[implementation], label=name, markersize=4)
     _save(figure, path)
 
 
 def draw_growth(records: Sequence[Record], path: Path) -> None:
-    """Time and memory of whole models beside growth in proportion to the tokens."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    for axes, (key, label, unit) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for name in dict.fromkeys(name for record in records for name in record["candidates"]):
+    """Draw time and memory of whole models; a dotted line from each first point shows linear growth."""
+    figure = _figure(records, "one slide; dotted: linear growth")
+    for axes, (key, _, unit) in zip(figure.axes, _PANELS, strict=True):
+        for name in _candidates(records):
             if points := _points(records, name, key, unit):
-                sizes, values = zip(*points, strict=True)
-                (line,) = axes.plot(sizes, values, "o-", label=name, markersize=4)
-                ends = sizes[0], sizes[-1]
-                axes.plot(
-                    ends, [values[0] * size / sizes[0] for size in ends], ":", color=line.get_color(), linewidth=1
-                )
-        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
-        axes.grid(which="major", linewidth=0.4)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    title = f"one slide, {', '.join(sorted({record['device'] for record in records}))}; dotted: in proportion to tokens"
-    figure.suptitle(title, fontsize=10)
+                (line,) = axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
+                (first, value), (last, _) = points[0], points[-1]
+                axes.plot((first, last), (value, value * last / first), ":", color=line.get_color(), linewidth=1)
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write a figure, with letters as text; the same results give the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none"}), replacing(path) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+def _figure(records: Sequence[Record], title: str) -> Figure:
+    """Make the panels of time and memory with logarithmic axes."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes: Axes
+    for axes, (_, label, _) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        axes.grid(which="major", linewidth=0.4)
+    figure.suptitle(f"{title}, {', '.join(sorted({record['device'] for record in records}))}", fontsize=10)
+    return figure
+
+
+def _candidates(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in record["candidates"]))
 
 
 def _points(records: Sequence[Record], name: str, key: str, unit: float) -> list[tuple[int, float]]:
-    """What was measured of a candidate, by size."""
+    """Give the measurements of a candidate with their sizes."""
     measured = [(record["size"], record["candidates"].get(name, {}).get(key)) for record in records]
     return [(size, unit * (median(v) if isinstance(v, list) else v)) for size, v in measured if v]
 
 
-def _line(axes: Axes, records: Sequence[Record], name: str, key: str, unit: float) -> None:
-    if points := _points(records, name, key, unit):
-        implementation, _, bias = name.partition(", ")
-        style = "o--" if bias == "table" else "o-"
-        axes.plot(*zip(*points, strict=True), style, color=_COLORS[implementation], label=name, markersize=4)
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure; a fixed salt and no date make the file depend on the results only."""
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none"}), replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What is kept of a run: one JSON file per device, and the table that is made of it."""
+"""Stored measurements, one JSON file for each device, and the full table that is made of them."""
 
 import importlib.metadata
 import json
@@ -18,18 +18,19 @@ from disentangled_mil._files import replacing
 
 from .cases import CASES
 
-Record: TypeAlias = dict[str, Any]  # of one case at one size
+Record: TypeAlias = dict[str, Any]  # measurements of one case at one size
 
 _LIBRARIES = ("torch", "triton", "pykeops")
-# Columns: what a candidate reaches, as a share of a matrix product and of a copy in the same run.
+# Columns: the rate that a candidate reaches, as a share of a matrix product's or a copy's rate in the same run.
 _SHARES = {"of a product": "operations", "of a copy": "bytes"}
+RESULTS = Path(__file__).parent / "results"
 _REPOSITORY = Path(__file__).resolve().parents[1]
-# Where a change that is not committed could have changed a number.
+# Folders in which an uncommitted change could change a number.
 _MEASURED = ("disentangled_mil", "benchmarks", ":!benchmarks/results")
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """Name the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpus = Path("/proc/cpuinfo")
@@ -39,12 +40,12 @@ def device_name(device: torch.device) -> str:
 
 
 def file_of(folder: Path, device: str) -> Path:
-    """Where the results of a device are kept."""
+    """Give the file that keeps the results of a device."""
     return folder / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def record(case: str, size: int, device: torch.device, ceilings: Record, candidates: Record) -> Record:
-    """The measurements of one case at one size, and all that they depend on."""
+    """Put the measurements of one case at one size together with everything that they depend on."""
     return {
         "case": case,
         "size": size,
@@ -58,6 +59,12 @@ def record(case: str, size: int, device: torch.device, ceilings: Record, candida
     }
 
 
+def code_state() -> str:
+    """Say which commit this checkout is at, and whether something is changed that is not committed."""
+    commit = _git("rev-parse", "--short", "HEAD") or "unknown"
+    return f"commit {commit}{' with changes' if _git('status', '--porcelain', '--', *_MEASURED) else ''}"
+
+
 def _versions() -> Iterator[tuple[str, str]]:
     for library in _LIBRARIES:
         try:
@@ -67,7 +74,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this checkout, or None where there is no git."""
+    """Ask git about this checkout; None where there is no git."""
     try:
         said = subprocess.run(["git", *arguments], cwd=_REPOSITORY, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -76,12 +83,12 @@ def _git(*arguments: str) -> str | None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file; none where there is no file."""
+    """Read the records of a file; there are none without the file."""
     return list(json.loads(path.read_text(encoding="utf-8"))["records"]) if path.exists() else []
 
 
 def keep(path: Path, record: Record) -> None:
-    """Put a record into a file, in place of the one of the same case and size."""
+    """Store a record; it replaces an older one of the same case and size."""
     kept = {(r["case"], r["size"]): r for r in (*read(path), record)}
     order = list(CASES)
     records = sorted(kept.values(), key=lambda r: (order.index(r["case"]) if r["case"] in order else -1, r["size"]))
@@ -91,7 +98,7 @@ def keep(path: Path, record: Record) -> None:
 
 
 def table(records: Iterable[Record]) -> str:
-    """Ratios to the dense reference, as a table in Markdown, and the summaries of the cases beneath."""
+    """Make the table of ratios to the dense reference in Markdown, with the summaries of the cases below."""
     head = ("case", "tokens", "candidate", "time (range)", "fastest", "memory", "peak", *_SHARES, "deviation")
     lines, notes = [_row(head), _row(["---"] * len(head))], []
     for record in records:
@@ -100,7 +107,7 @@ def table(records: Iterable[Record]) -> str:
             lines.append(_row([record["case"], f"{record['size']:,}", name, *cells]))
         seconds = {n: median(c["seconds"]) for n, c in record["candidates"].items() if "seconds" in c}
         for name, summary in CASES[record["case"]].summaries.items():
-            with suppress(KeyError):  # of a candidate that could not run here
+            with suppress(KeyError):  # a candidate may be unable to run on this device
                 notes.append(f"* {record['case']}, {record['size']:,} tokens: {name} = {summary(seconds):.3g}")
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
@@ -109,16 +116,25 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cells(record: Record, candidate: Record) -> list[str]:
-    """What the table says of one candidate."""
-    reference = record["candidates"].get("reference", {})
-    time = fastest = memory = ""
+def ratios(candidate: Record, reference: Record) -> tuple[str, str]:
+    """Compare the median time and the peak memory of a candidate with the reference's; empty where one is unknown."""
+    time = memory = ""
     if "seconds" in reference:
-        ratios = _by_round(candidate["seconds"], reference["seconds"])
-        time = f"{_ratio(median(ratios))} ({_ratio(min(ratios))} to {_ratio(max(ratios))})"
-        fastest = _ratio(min(candidate["seconds"]) / min(reference["seconds"]))
+        time = _ratio(median(_by_round(candidate["seconds"], reference["seconds"])))
         if candidate["peak_bytes"] is not None and reference["peak_bytes"]:
             memory = _ratio(candidate["peak_bytes"] / reference["peak_bytes"])
+    return time, memory
+
+
+def _cells(record: Record, candidate: Record) -> list[str]:
+    """Give the cells of one candidate."""
+    reference = record["candidates"].get("reference", {})
+    time, memory = ratios(candidate, reference)
+    fastest = ""
+    if time:
+        rounds = _by_round(candidate["seconds"], reference["seconds"])
+        time = f"{time} ({_ratio(min(rounds))} to {_ratio(max(rounds))})"
+        fastest = _ratio(min(candidate["seconds"]) / min(reference["seconds"]))
     peak = "not measured" if candidate["peak_bytes"] is None else f"{candidate['peak_bytes'] / 1e6:,.1f} MB"
     per_cost = {what: min(candidate["seconds"]) * ceiling for what, ceiling in record["ceilings"].items()}
     shares = [f"{candidate[what] / per_cost[what]:.0%}" if what in candidate else "" for what in _SHARES.values()]
@@ -129,7 +145,7 @@ def _cells(record: Record, candidate: Record) -> list[str]:
 
 
 def _by_round(seconds: Sequence[float], reference: Sequence[float]) -> list[float]:
-    """Ratios round by round, or of the medians where one of the two was called only once."""
+    """Compare round by round; compare medians where one of the two ran only once."""
     if len(seconds) == len(reference):
         return [ours / theirs for ours, theirs in zip(seconds, reference, strict=True)]
     return [median(seconds) / median(reference)]

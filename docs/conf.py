@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,28 @@ from sphinx.util.nodes import make_refnode
 
 from disentangled_mil import __version__
 
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
 project = "disentangled_mil"
 author = "The disentangled_mil authors"
 copyright = f"2026, {author}"
 release = __version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build", "gallery"]
+exclude_patterns = ["_build", "_extensions", "gallery"]
+html_math_renderer = "mathml"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["page.css"]
 html_title = f"disentangled_mil {release}"
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 default_role = "py:obj"
 
 autodoc_typehints_format = "short"
@@ -38,25 +45,26 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Names of other libraries, whose documentation is not linked: builds need no network.
+# The documentation of other libraries is not linked, so that a build needs no network.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|npt|numpy|pd|pandas|scipy|scanpy|h5py|tqdm|argparse|pathlib|collections|typing|os)\..*"),
+    ("py:.*", r"(.*\.)?Self|<class .*"),  # a type of the class itself, and classes within a default
     ("py:.*", r"(Tensor|Path|Sequence|Mapping|Iterable|Callable|Any|PathLike.*|Unpack.*|optional|ArrayLike)"),
 ]
 
-# One-line and block sections of a docstring that become fields beside its parameters.
+# Sections of a docstring that become fields beside its parameters.
 _FIELDS = re.compile(r"^(Shape|Source|Differs from the source|Example):(?: (?P<text>.+))?$")
 
 
 def setup(app: Sphinx) -> None:
-    """Register what this project needs beyond the extensions."""
+    """Register the hooks of this project."""
     app.connect("builder-inited", _draw_gallery)
-    app.connect("autodoc-process-docstring", _fields, priority=400)  # before napoleon, which knows no such sections
+    app.connect("autodoc-process-docstring", _fields, priority=400)  # napoleon does not know these sections
     app.connect("missing-reference", _by_last_name)
 
 
 def _draw_gallery(app: Sphinx) -> None:
-    """Execute the gallery where its picture is missing or older than its script."""
+    """Run the gallery script if its picture is missing or older than the script."""
     script = Path(app.srcdir) / "gallery" / "where_genes_look.py"
     picture = script.parent / "_generated" / "where_genes_look.png"
     if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
@@ -64,9 +72,9 @@ def _draw_gallery(app: Sphinx) -> None:
 
 
 def _fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """``Source: text`` and ``Shape:`` with an indented block -> a field; a block of examples stays a section."""
+    """Turn ``Source: text`` and ``Shape:`` with an indented block into fields; a block of examples stays a section."""
     changed: list[str] = []
-    inside = False  # a one-line section that may continue without indentation
+    inside = False  # a one-line section may continue without indentation
     for line in lines:
         section = _FIELDS.match(line)
         if section and (section["text"] or section[1] != "Example"):

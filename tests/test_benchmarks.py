@@ -1,4 +1,4 @@
-"""The benchmark command at sizes of no interest: what it refuses, keeps and prints. No time is asserted."""
+"""The benchmark command at small sizes: its errors, its stored results and its tables. No time is asserted."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, results
+from benchmarks import cases, pages, quality, results
 from benchmarks.__main__ import main
 from benchmarks.agreement import check
 from benchmarks.case import Candidate, Case, Outputs, Unavailable, Work
@@ -19,7 +19,7 @@ from benchmarks.measure import ceilings, first_call_apart
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-COMPILED = "flex, table"  # takes long to compile
+COMPILED = "flex, table"  # compiles for a long time
 
 
 def giving(make: Callable[[], Outputs]) -> Callable[[int, torch.device], Work]:
@@ -33,7 +33,7 @@ def wave(scale: float = 1.0) -> Outputs:
 
 @pytest.fixture
 def add_case(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put a case among the others, with a reference and what else is given."""
+    """Add a case that has a reference and the given candidates."""
 
     def add(**candidates: Candidate) -> None:
         case = Case("for tests", (20, 30), {"reference": Candidate(giving(wave))} | candidates, small=16)
@@ -114,7 +114,7 @@ def test_nothing_is_timed_that_disagrees_with_the_reference(wrong, where, add_ca
     assert not list(tmp_path.iterdir())
 
 
-def test_of_an_approximation_only_values_are_compared(add_case):
+def test_only_values_of_an_approximation_are_compared(add_case):
     coarse = Candidate(
         giving(lambda: wave(1.01) | {"gradient of x": torch.zeros(50)}), "reference", 2e-2, approximate=True
     )
@@ -137,7 +137,7 @@ def test_run_keeps_raw_measurements_and_what_they_depend_on(tmp_path, capsys):
         assert candidate["compared_at"] == 40
     printed = capsys.readouterr().out
     assert "| segment-mean | 40 | reference | 1.00 (1.00 to 1.00) | 1.00 |" in printed
-    assert "Open: everything on a GPU" in printed
+    assert "This run measured nothing on a GPU" in printed
 
 
 def test_results_are_merged_by_case_and_size(add_case, tmp_path):
@@ -204,7 +204,7 @@ print(first_call(Candidate(prepare), 16, 1, torch.device("cpu")).peak_bytes)
 
 
 def test_memory_is_the_peak_of_one_call_above_its_inputs():
-    # In a fresh process: what others left behind in this one can hide or add memory.
+    # A fresh process, because memory that other tests left can hide or add memory.
     order = [sys.executable, "-c", ONE_CALL]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(order, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
@@ -227,7 +227,7 @@ def test_machine_reaches_something():
 def test_figure_is_drawn_from_what_was_kept(tmp_path, capsys, monkeypatch):
     out, figure = tmp_path / "results", tmp_path / "figures" / "scaling.svg"
     assert run(out, "--plot", str(figure)) == 2
-    assert "there are no results" in capsys.readouterr().err
+    assert "holds no results; measure first" in capsys.readouterr().err
     two = {name: cases.CASES["scaling"].candidates[name] for name in ("reference", "streaming")}
     monkeypatch.setitem(cases.CASES, "scaling", replace(cases.CASES["scaling"], candidates=two))
     assert run(out, "scaling", "--size", "40", "80", "--no-memory") == 0
@@ -238,3 +238,83 @@ def test_figure_is_drawn_from_what_was_kept(tmp_path, capsys, monkeypatch):
     assert "<svg" in first
     assert run(out, "--plot", str(figure)) == 0
     assert figure.read_text() == first
+
+
+def finished_run(folder: Path, auc: float) -> Path:
+    """A run folder with the metrics of one split."""
+    folder.mkdir()
+    splits = [{"teacher": {"test": {"auc": auc, "accuracy": 0.5, "patients": 20}}}]
+    (folder / "metrics.json").write_text(json.dumps({"task": "msi", "splits": splits}), encoding="utf-8")
+    return folder
+
+
+def test_run_folders_are_stored_as_one_experiment(tmp_path):
+    folders = [finished_run(tmp_path / name, auc) for name, auc in (("a", 0.7), ("b", 0.9))]
+    path = quality.keep("stomach", folders, "train --task msi", tmp_path / "stored")
+    assert path.name == "stomach-msi.json"
+    (run,) = quality.read(tmp_path / "stored")
+    assert run.models["teacher"]["test"]["auc"] == [0.7, 0.9]
+    assert "`train --task msi` at commit" in run.source
+    table = quality.table("stomach", [run])
+    assert "| model | inputs at test | msi AUC / Acc |" in table
+    assert "| **teacher** | slides + RNA | 0.800\u00a0±\u00a00.141 / 0.500 |" in table
+    assert f"* msi, this package: {run.source}." in table
+    assert "±" not in quality.table("stomach", [run], brief=True)
+
+
+def test_runs_of_different_tasks_are_not_one_experiment(tmp_path):
+    folders = [finished_run(tmp_path / name, 0.7) for name in "ab"]
+    metrics = folders[1] / "metrics.json"
+    metrics.write_text(metrics.read_text().replace("msi", "subtype"))
+    with pytest.raises(ValueError, match="folders must be runs of one task, got msi, subtype"):
+        quality.keep("stomach", folders, "train", tmp_path / "stored")
+    assert quality.main(["stomach", *map(str, folders), "--command", "train", "--out", str(tmp_path)]) == 2
+
+
+def test_metric_that_is_not_known_is_said():
+    known, unknown = {"auc": [0.9], "accuracy": [0.8]}, {"auc": [None]}
+    run = quality.Run(
+        "stomach", "msi", "a paper", {"linear; RNA": {"test": known}, "linear; slides": {"test": unknown}}
+    )
+    table = quality.table("stomach", [run])
+    assert "| linear | RNA | 0.900 / 0.800 |" in table
+    assert "| linear | slides | not known / not known |" in table
+    assert "* msi, linear and released models: a paper." in table
+
+
+def test_tables_of_a_page_are_written_between_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n\n<!-- table: speed -->\nold\n<!-- end of table -->\n\nAfter.\n", encoding="utf-8")
+    pages.write((page,))
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("Before.\n\n<!-- table: speed -->\n\n")
+    assert text.endswith("\n\n<!-- end of table -->\n\nAfter.\n")
+    assert "| one deformable layer | 2,500 | table |" in text
+    assert "old" not in text
+    assert pages.rendered(text) == text
+
+
+def test_page_that_asks_for_an_unknown_table_is_refused():
+    with pytest.raises(ValueError, match=r"a table must be speed or a cohort of .*, got 'liver'"):
+        pages.rendered("<!-- table: liver -->\n<!-- end of table -->")
+
+
+def test_reference_that_does_not_fit_is_named_in_the_short_table(add_case, tmp_path, monkeypatch):
+    add_case(streaming=Candidate(giving(wave), "reference"))
+    monkeypatch.setattr(pages, "SHOWN", (pages.Shown("fake", "streaming", "a wave"),))
+    assert run(tmp_path, "fake", "--size", "20", "--no-memory") == 0
+    (path,) = tmp_path.iterdir()
+    stored = json.loads(path.read_text())
+    stored["records"][0]["candidates"]["reference"] = {"absent": "would take about 5 GB"}
+    path.write_text(json.dumps(stored))
+    assert "| does not fit |" in pages.speed(tmp_path)
+
+
+def test_growth_is_drawn_beside_linear_growth(tmp_path):
+    records = [
+        {"size": size, "device": "a machine", "candidates": {"teacher step": {"seconds": [size], "peak_bytes": None}}}
+        for size in (10, 20)
+    ]
+    plot = pytest.importorskip("benchmarks.plot", reason="needs matplotlib")
+    plot.draw_growth(records, tmp_path / "growth.svg")
+    assert "<svg" in (tmp_path / "growth.svg").read_text()

@@ -123,7 +123,7 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
         (lambda: check_interval("p", float("nan"), 0, 1), ValueError, "p must lie in [0, 1], got nan"),
         (lambda: check_interval("p", "1", 0, 1), TypeError, "p must be a number, got str"),  # type: ignore[arg-type]
         (lambda: check_interval("p", True, 0, 1), TypeError, "p must be a number, got bool"),
-        (lambda: check_interval("p", np.bool_(True), 0, 1), TypeError, "p must be a number, got bool"),  # type: ignore[arg-type]
+        (lambda: check_interval("p", np.bool_(True), 0, 1), TypeError, f"p must be a number, got {np.bool_.__name__}"),  # type: ignore[arg-type]
         (lambda: check_interval("p", None, 0, 1), TypeError, "p must be a number, got NoneType"),  # type: ignore[arg-type]
         (
             lambda: check_interval("p", torch.tensor(0.5), 0, 1),  # type: ignore[arg-type]

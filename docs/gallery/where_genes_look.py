@@ -1,4 +1,4 @@
-"""Draws ``_generated/where_genes_look.png``: a planted slide, and where a DMSF layer looks on it."""
+"""Draw ``_generated/where_genes_look.png``: a planted slide, and where a DMSF layer looks on it."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def _figure(path: Path, grid: Grid, tumor: Tensor, panels: dict[str, tuple[Tenso
     _map(axes[0], grid, tumor.float(), "Oranges", (-0.3, 1.3))
     axes[0].set_title("truth: tumor nests, stroma", fontsize=10)
     for panel, (name, (points, mass)) in zip(axes[1:], panels.items(), strict=True):
-        share = len(mass) * mass  # 1 = as much as every patch would get of an even attention
+        share = len(mass) * mass  # 1 = the mass under even attention
         picture = _map(panel, grid, share, "viridis", (0, float(share.quantile(0.98))))
         panel.plot(*points.T, "o", color="white", markeredgecolor="black", markersize=2.5, markeredgewidth=0.4)
         on_tumor = float(mass[tumor].sum())
