@@ -23,7 +23,7 @@ LAYERS = {
     "losses": {"ops"},
     "optim": set[str](),
     "tasks": {"ops", "losses", "metrics"},
-    "models": {"bags", "nn"},
+    "models": {"ops", "bags", "nn"},
     "data": {"bags", "tasks"},
     "report": {"bags", "tasks"},
     # Training notes the version that is written at the top level.

@@ -22,7 +22,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
-    """Dotted names below ``torch`` of which a part is private."""
+    """Dotted names below ``torch`` that have a private part."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "torch":
             names = [f"{node.module}.{alias.name}" for alias in node.names]

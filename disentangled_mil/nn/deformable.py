@@ -176,7 +176,7 @@ class DeformableCrossAttention(nn.Module):
         if context_grid is None:
             if context.shape[1] != query.shape[1]:
                 raise ValueError(
-                    f"context must have as many tokens as query, {query.shape[1]}, or a context_grid of its own, "
+                    f"context must have the number of tokens of query, {query.shape[1]}, or a context_grid of its own, "
                     f"got {context.shape[1]}"
                 )
             context_grid = query_grid

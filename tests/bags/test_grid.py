@@ -96,7 +96,7 @@ def test_masked_layouts_equal_those_of_the_real_tokens_alone(tokens: int, batch:
         (Grid.from_coords(rectangle(3, 2)), True),
         (Grid.square(8), False),
         (Grid.square([4, 9]), False),
-        # As many cells as tokens, and yet a hole: behind padding, under a duplicate.
+        # The numbers of cells and tokens agree, and yet there is a hole: behind padding, under a duplicate.
         (Grid.from_mask(torch.tensor([[True, True, True, False]])), False),
         (Grid.from_coords(torch.tensor([[0, 0], [0, 0], [1, 0], [1, 1]])), False),
         # Column by column: token n does not lie on cell n.

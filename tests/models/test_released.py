@@ -152,10 +152,10 @@ def test_subspace_parameters_are_the_halves_of_the_classifiers(teacher_case: Cas
         ([0.0, 0.0], [0.0, 0.0], 1),
         ([900.0, 0.0], [0.0, 50.0], 1),
     ],
-    ids=["coarse is surer", "fine is surer", "tie", "both saturated"],
+    ids=["coarse is more confident", "fine is more confident", "tie", "both saturated"],
 )
 @torch.no_grad()
-def test_the_gate_takes_the_surer_magnification_and_the_fine_one_in_a_tie(
+def test_the_gate_takes_the_more_confident_magnification_and_the_fine_one_in_a_tie(
     coarse: list[float], fine: list[float], chosen: int
 ) -> None:
     model = ReleasedStudent(6, 2, dim=16, heads=2, groups=2, dim_head=4)

@@ -223,7 +223,7 @@ def tokens_of(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         (
             lambda layer: layer(tokens_of(1, 4, 8), tokens_of(1, 5, 8)),
             ValueError,
-            "context must have as many tokens as query, 4, or a context_grid of its own, got 5",
+            "context must have the number of tokens of query, 4, or a context_grid of its own, got 5",
         ),
         (
             lambda layer: layer(tokens_of(1, 4, 8), tokens_of(1, 4, 8), Grid.square(5)),

@@ -27,7 +27,7 @@ def random_bags(seed: int, bags: int, size: int, width: int = 8) -> Tensor:
 
 
 def two_tissues(seed: int, bags: int, size: int, width: int = 8) -> tuple[Tensor, Tensor]:
-    """Bags of two tissues, either of which may be the higher peak, and the tissue of every token."""
+    """Bags of two tissues, where either may be the higher peak, and the tissue of every token."""
     generator = torch.Generator().manual_seed(seed)
     share = 0.2 + 0.6 * torch.rand(bags, 1, generator=generator, dtype=torch.float64)
     tissue = (torch.rand(bags, size, generator=generator, dtype=torch.float64) < share).long()

@@ -65,7 +65,7 @@ class TiledPiecewise:
 
     @property
     def most_pairs(self) -> float:
-        """The number of pairs of which the network gets about as many as a tile of its own has."""
+        """The number of pairs in a tile. The network gets its share of kinked ones, about a tile of its own."""
         return MOST_PAIRS / self.kinked.mean().item()
 
     def tile(self, queries: Tensor, keys: Tensor) -> "PiecewiseTile":
@@ -87,7 +87,7 @@ class TiledPiecewise:
         return torch.stack([x, y], dim=-1)
 
     def _stripes(self, overlap: int = 1) -> list[slice]:
-        """Rows of nodes in stripes that share their outer rows, as many as the network is evaluated for at a time."""
+        """Rows of nodes in stripes that share their outer rows. The network is evaluated for one stripe at a time."""
         count = len(self.nodes)
         step = max(1, MOST_PAIRS // count)
         return [slice(start, min(start + step + overlap, count)) for start in range(0, count - overlap, step)]

@@ -286,7 +286,7 @@ def test_it_compiles_without_a_graph_break(kind: str, dtype: torch.dtype, kept: 
 
 @pytest.fixture
 def identity() -> dict[str, Any]:
-    """Arguments of which the output is the weights."""
+    """Arguments whose output is the weights."""
     given = draw(9, queries=60, keys=32, width=32)
     given["value"] = torch.eye(32).expand(2, 4, -1, -1)
     return moved(given, torch.float32)
