@@ -65,8 +65,9 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
     kept = (index < size.prod(1, keepdim=True)) & (_over_tissue(grid, size, count) | ~large[:, None])
     # Bags that fill one rectangle are all thinned.
     most = max_keys if grid.full else min(count, _SPARSE * max_keys)
-    kept, index = (part[:, :most] for part in kept.sort(dim=1, descending=True, stable=True))
-    return points_at(index, kept, grid, size, grid.sizes / size, kernel_size)
+    # CUDA sorts no bool in every supported version.
+    kept, index = (part[:, :most] for part in kept.to(torch.uint8).sort(dim=1, descending=True, stable=True))
+    return points_at(index, kept.bool(), grid, size, grid.sizes / size, kernel_size)
 
 
 def coarse_sizes(grid: Grid, downsample: int, least: int) -> tuple[Tensor, int]:

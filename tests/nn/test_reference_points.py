@@ -1,5 +1,7 @@
 """The cap on sampled keys: nothing changes below it; above it points thin out evenly, over tissue only."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil.bags import Bag, Grid, collate_bags
+from disentangled_mil.models import Student, Teacher
 from disentangled_mil.nn import DMSF, DeformableCrossAttention
 from disentangled_mil.nn.reference_points import even_points
 from tests.support.deformable import bag_shapes, draw_bag, exact, few, seeds, small_layer
@@ -159,6 +162,15 @@ def test_an_empty_bag_beside_a_thinned_one_gives_finite_results() -> None:
     assert (out.attention.mass()[1] == 0).all()
 
 
-def test_the_cap_is_an_option_of_the_fusion_layer_too() -> None:
-    fuse = DMSF(8, ("tumor",), heads=2, dim_head=4, groups=2, selection_heads=2, max_keys=7)
-    assert [layer.max_keys for layer in fuse.modules() if isinstance(layer, DeformableCrossAttention)] == [7]
+@pytest.mark.parametrize("options", [{}, {"max_keys": 7, "bias": "exact"}])
+def test_cap_and_kind_of_the_bias_are_options_of_every_model(options: dict[str, Any]) -> None:
+    sizes: dict[str, Any] = {"heads": 2, "dim_head": 4, "groups": 2} | options
+    models = [
+        DMSF(8, ("tumor",), selection_heads=2, **sizes),
+        Teacher(5, {"tumor": 3}, 2, dim=8, selection_heads=2, **sizes),
+        Student(5, 2, dim=8, **sizes),
+    ]
+    layers = [m for model in models for m in model.modules() if isinstance(m, DeformableCrossAttention)]
+    assert len(layers) == 5
+    assert {m.max_keys for m in layers} == {options.get("max_keys", 1000)}
+    assert {m.tabulate for m in layers} == {"bias" not in options}
