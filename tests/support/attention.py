@@ -80,7 +80,7 @@ def without_value(arguments: Arguments) -> Arguments:
 
 @contextmanager
 def tiles(entries: int, *, piecewise: bool = False) -> Iterator[None]:
-    """Set the number of entries in a tile; networks are read from piecewise tables, however small the work, or never."""
+    """Set the entries in a tile; networks are read from piecewise tables, however small the work, or never."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in {
             "attention._bag.ENTRIES": entries,
