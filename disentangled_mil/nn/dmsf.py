@@ -51,7 +51,7 @@ class DMSFOutput(NamedTuple):
 
 
 class DMSF(nn.Module):
-    """Deformable multi-modal subspace fusion: genes look at histology, histology selects genes, per subspace.
+    """Disentangled multi-modal subspace fusion: genes look at histology, histology selects genes, per subspace.
 
     ::
 

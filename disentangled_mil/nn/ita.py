@@ -1,4 +1,4 @@
-"""Intra-modal token aggregation (ITA): the tokens of a bag become a few prototypes."""
+"""Informative token aggregation (ITA): the tokens of a bag become a few prototypes."""
 
 from typing import NamedTuple
 
