@@ -57,7 +57,7 @@ class Positions(ABC):
         """Reference points over the queries.
 
         Args:
-            grid: where the queries lie.
+            grid: grid of the queries.
             downsample: cells per reference point along each axis.
             kernel_size: side of the window of the offset network, in cells.
             max_keys: largest number of points over tissue; None for any number.
@@ -87,7 +87,7 @@ class Positions(ABC):
 
         Args:
             normalized: positions [B, G, J, 2], which offsets may have moved out of [-1, 1].
-            grid: where the context lies.
+            grid: grid of the context.
 
         Returns:
             Where context is sampled, normalized and in cells.
@@ -101,7 +101,7 @@ class Positions(ABC):
         """The cells that positions read, and on which their attention mass is spread.
 
         Args:
-            grid: where the context lies.
+            grid: grid of the context.
             cells: positions in cells of the grid [B, G, J, 2].
 
         Returns:

@@ -47,7 +47,7 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
     """Reference points that are spread evenly over the rectangle of every bag.
 
     Args:
-        grid: where the queries lie.
+        grid: grid of the queries.
         downsample: cells per reference point along each axis; an axis of fewer cells than the kernel has one per cell.
         kernel_size: side S of the windows in cells.
         max_keys: largest number of points over tissue; None for any number.
@@ -74,7 +74,7 @@ def coarse_sizes(grid: Grid, downsample: int, least: int) -> tuple[Tensor, int]:
     """The coarse grid of every bag: one point per ``downsample`` cells, and per cell of short axes.
 
     Args:
-        grid: where the queries lie.
+        grid: grid of the queries.
         downsample: cells per reference point along each axis.
         least: fewest cells of an axis that is sampled coarsely.
 
@@ -99,7 +99,7 @@ def points_at(
     Args:
         index: points, counted row by row on the coarse grid of their bag [B, J], or [1, J] for all bags.
         mask: True where the bag has that point [B, J].
-        grid: where the queries lie.
+        grid: grid of the queries.
         size: (columns, rows) of the coarse grid of every bag [B, 2].
         pitch: cells from one point to the next along each axis [B, 2].
         kernel_size: side S of the windows in cells.
