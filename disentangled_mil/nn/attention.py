@@ -73,9 +73,9 @@ class DeformableAttention(LazyAttention):
 
     Example:
         >>> import torch
-        >>> from disentangled_mil import DeformableCrossAttention
+        >>> from disentangled_mil import DeformableCrossAttention, Grid
         >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2)
-        >>> attention = layer(torch.randn(1, 100, 32), torch.randn(1, 100, 32)).attention
+        >>> attention = layer(torch.randn(1, 100, 32), torch.randn(1, 100, 32), Grid.square(100)).attention
         >>> attention.weights().shape, attention.common_grid(3).shape
         (torch.Size([1, 4, 100, 4]), torch.Size([1, 4, 9]))
     """

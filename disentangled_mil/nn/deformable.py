@@ -84,10 +84,10 @@ class DeformableCrossAttention(nn.Module):
 
     Example:
         >>> import torch
-        >>> from disentangled_mil import DeformableCrossAttention
+        >>> from disentangled_mil import DeformableCrossAttention, Grid
         >>> layer = DeformableCrossAttention(32, heads=4, dim_head=8, groups=2)
         >>> genes, patches = torch.randn(2, 1, 32).expand(-1, 100, -1), torch.randn(2, 100, 32)
-        >>> out = layer(genes, patches)
+        >>> out = layer(genes, patches, Grid.square(100))
         >>> out.tokens.shape, out.attention.weights().shape, out.attention.mass().shape
         (torch.Size([2, 100, 32]), torch.Size([2, 4, 100, 4]), torch.Size([2, 100]))
     """
