@@ -7,6 +7,7 @@ from statistics import median
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from disentangled_mil._files import replacing
 
@@ -46,7 +47,13 @@ def _figure(records: Sequence[Record], title: str) -> Figure:
     axes: Axes
     for axes, (_, label, _) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
-        axes.grid(which="major", linewidth=0.4)
+        axes.set_xticks(sorted({record["size"] for record in records}))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+        axes.grid(linewidth=0.4)
     figure.suptitle(f"{title}, {', '.join(sorted({record['device'] for record in records}))}", fontsize=10)
     return figure
 
