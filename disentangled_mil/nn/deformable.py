@@ -135,14 +135,14 @@ class DeformableCrossAttention(nn.Module):
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
         self.dropout, self.positions, self.backend = dropout, positions, backend
-        self.max_keys, self.tabulate, self.keep_weights = max_keys, bias == "table", keep_weights
+        self.bias, self.max_keys, self.keep_weights = bias, max_keys, keep_weights
         inner = heads * dim_head
         self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_v = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_out = nn.Linear(inner, dim)
         self.to_offsets = OffsetNetwork(inner // groups, kernel_size)
-        self.bias = ContinuousPositionBias(max(1, dim // 4), heads // groups)
+        self.position_bias = ContinuousPositionBias(max(1, dim // 4), heads // groups)
 
     def forward(
         self,
@@ -201,7 +201,11 @@ class DeformableCrossAttention(nn.Module):
             query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
         )
         # Copies, so that an attention map is still its own after the optimizer's next step.
-        bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
+        bias = (
+            self.position_bias.table()
+            if self.bias == "table"
+            else MLPBias(*(part.clone() for part in self.position_bias.weights()))
+        )
         scores = AttentionScores(
             self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
         )
@@ -274,7 +278,7 @@ class DeformableCrossAttention(nn.Module):
             f"{self.dim}, heads={self.heads}, dim_head={self.dim_head}, groups={self.groups}, "
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
             f"dropout={self.dropout}, positions={self.positions!r}, "
-            f"bias={'table' if self.tabulate else 'exact'!r}, max_keys={self.max_keys}, "
+            f"bias={self.bias!r}, max_keys={self.max_keys}, "
             f"keep_weights={self.keep_weights}, backend={self.backend!r}"
         )
 

@@ -23,12 +23,12 @@ def released_parameters(case: dict[str, Tensor], prefix: str) -> dict[str, Tenso
         "to_offsets.0.weight": "to_offsets.depthwise.weight",
         "to_offsets.0.bias": "to_offsets.depthwise.bias",
         "to_offsets.2.weight": "to_offsets.pointwise.weight",
-        "rel_pos_bias.mlp.0.0.weight": "bias.mlp.0.weight",
-        "rel_pos_bias.mlp.0.0.bias": "bias.mlp.0.bias",
-        "rel_pos_bias.mlp.1.0.weight": "bias.mlp.2.weight",
-        "rel_pos_bias.mlp.1.0.bias": "bias.mlp.2.bias",
-        "rel_pos_bias.mlp.2.weight": "bias.mlp.4.weight",
-        "rel_pos_bias.mlp.2.bias": "bias.mlp.4.bias",
+        "rel_pos_bias.mlp.0.0.weight": "position_bias.mlp.0.weight",
+        "rel_pos_bias.mlp.0.0.bias": "position_bias.mlp.0.bias",
+        "rel_pos_bias.mlp.1.0.weight": "position_bias.mlp.2.weight",
+        "rel_pos_bias.mlp.1.0.bias": "position_bias.mlp.2.bias",
+        "rel_pos_bias.mlp.2.weight": "position_bias.mlp.4.weight",
+        "rel_pos_bias.mlp.2.bias": "position_bias.mlp.4.bias",
         "to_q.weight": "to_q.weight",
         "to_k.weight": "to_k.weight",
         "to_v.weight": "to_v.weight",
@@ -94,7 +94,7 @@ def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: 
     k, v = layer.to_k(sampled), layer.to_v(sampled)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     cells = normalize(columns.double(), rows.double(), side).reshape(1, -1, 1, 2)
-    bias = layer.bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
+    bias = layer.position_bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
     logits = heads(q) @ heads(k).mT * layer.dim_head**-0.5 + bias.reshape(batch, layer.heads, side**2, -1)
     return layer.to_out((logits.softmax(-1) @ heads(v)).mT.flatten(1, 2).mT)
 

@@ -137,9 +137,9 @@ def released_student(state_dict: Mapping[str, Tensor]) -> ReleasedStudent:
 _DEFORMABLE = {
     "to_offsets.depthwise": "to_offsets.0",
     "to_offsets.pointwise": "to_offsets.2",
-    "bias.mlp.0": "rel_pos_bias.mlp.0.0",
-    "bias.mlp.2": "rel_pos_bias.mlp.1.0",
-    "bias.mlp.4": "rel_pos_bias.mlp.2",
+    "position_bias.mlp.0": "rel_pos_bias.mlp.0.0",
+    "position_bias.mlp.2": "rel_pos_bias.mlp.1.0",
+    "position_bias.mlp.4": "rel_pos_bias.mlp.2",
     "to_q": "to_q",
     "to_k": "to_k",
     "to_v": "to_v",
