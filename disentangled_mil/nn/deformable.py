@@ -17,6 +17,7 @@ from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
 from .set_attention import SetAttention
 from .set_keys import set_keys
+from .unused import with_zero_gradients
 
 
 class DeformableOutput(NamedTuple):
@@ -231,6 +232,7 @@ class DeformableCrossAttention(nn.Module):
         keys = set_keys(context, context_mask, self.max_keys)
         tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
         k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
+        v = with_zero_gradients(v, self.to_offsets, self.position_bias)
         # Without a bias, positions do not matter.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
