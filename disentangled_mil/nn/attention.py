@@ -6,6 +6,7 @@ of 16 x 16 cells that all bags share. The forward pass computes this mass anyway
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from einops import rearrange, reduce
 from torch import Tensor
@@ -50,6 +51,10 @@ class LazyAttention:
         """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
         return self.scores.weights() if self.kept is None else self.kept
 
+    def resolution_with(self, other: Any) -> int | None:
+        """The resolution at which these maps and others are compared by default; None where there is no choice."""
+        return None
+
     def key_mass(self) -> Tensor:
         """The attention mass of each key [B, H, J]: the mean over the real queries of a bag."""
         mask = self.scores.query_mask
@@ -92,10 +97,10 @@ class DeformableAttention(LazyAttention):
         return self.query_grid.full and self.context_grid.full
 
     def resolution_with(self, other: "DeformableAttention") -> int | None:
-        """How these maps and others are compared if no resolution is given.
+        """The resolution at which these maps and others are compared by default.
 
         Args:
-            other: maps of as many bags and heads.
+            other: maps of the same numbers of bags and heads.
 
         Returns:
             Cells along each side of the common grid: 16. None if maps are compared entry by entry, which holds for
@@ -108,7 +113,7 @@ class DeformableAttention(LazyAttention):
         """Inner products of these maps with others, entry by entry or by attention mass on a common grid.
 
         Args:
-            other: maps of as many bags and heads.
+            other: maps of the same numbers of bags and heads.
             resolution: cells along each side of the common grid; by default that of :meth:`resolution_with`.
 
         Returns:

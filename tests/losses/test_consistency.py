@@ -22,11 +22,15 @@ class Lazy:
     """An attention map that notes the resolutions at which it was compared."""
 
     dense: Tensor
+    default: int | None = None
     asked: list[int | None] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.dense.shape)
+
+    def resolution_with(self, other: "Lazy") -> int | None:
+        return self.default
 
     def overlap(self, other: "Lazy", resolution: int | None) -> Tensor:
         self.asked.append(resolution)
@@ -134,6 +138,22 @@ def test_lazy_maps_are_compared_by_themselves(alignment, resolution, generator):
     loss = inter_magnification_consistency({"tumor": a}, {"tumor": b}, alignment=alignment, resolution=resolution)
     torch.testing.assert_close(loss, inter_magnification_consistency(a.dense, b.dense, alignment=alignment))
     assert set(a.asked) == {resolution}
+
+
+def test_maps_choose_one_resolution_for_each_pair_and_for_each_map_with_itself(generator):
+    a, b = Lazy(maps(generator, 3, 2, 4, 5), default=9), Lazy(maps(generator, 3, 2, 4, 5), default=8)
+    inter_magnification_consistency(a, b, alignment=0.5)
+    assert a.asked == [9, 9]
+    assert b.asked == [9]
+
+
+def test_maps_of_layers_meet_the_protocol(generator):
+    layer = DeformableCrossAttention(8, heads=2, dim_head=4, groups=2)
+    tokens = torch.randn(1, 9, 8, generator=generator)
+    assert isinstance(layer(tokens, tokens, Grid.square(9)).attention, AttentionMap)
+    of_set = layer(tokens, tokens).attention
+    assert isinstance(of_set, AttentionMap)
+    assert of_set.resolution_with(of_set) is None
 
 
 def test_lazy_maps_of_different_size_are_theirs_to_compare(generator):
