@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef as CustomOpDef
@@ -49,15 +50,7 @@ def is_transformed() -> bool:
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether a tensor takes part in forward-mode differentiation.
-
-    Returns:
-        The answer; False without the interface, so that operators drop tangents without an error.
-    """
-    try:
-        from torch.autograd.forward_ad import unpack_dual
-    except ImportError:
-        return False
+    """Whether a tensor takes part in forward-mode differentiation; ``unpack_dual`` is public and always there."""
     return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
