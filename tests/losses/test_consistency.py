@@ -15,6 +15,7 @@ from disentangled_mil.losses import (
     inter_magnification_consistency,
 )
 from disentangled_mil.nn.attention import COMMON_RESOLUTION
+from tests.support.golden import load_golden
 
 
 @dataclass
@@ -41,8 +42,8 @@ def maps(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
 
-def test_released_loss_and_gradients_are_reproduced(golden):
-    case = golden("inter_magnification_consistency")
+def test_released_loss_and_gradients_are_reproduced():
+    case = load_golden("inter_magnification_consistency")
     a = {name: case[f"{name}_10x"].requires_grad_() for name in ("tumor", "tme")}
     b = {name: case[f"{name}_20x"].requires_grad_() for name in ("tme", "tumor")}
     loss = inter_magnification_consistency(a, b, weight=1e4, normalize="rows", unbiased=True)
@@ -236,8 +237,8 @@ def test_errors_name_the_argument():
         inter_magnification_consistency(a[:0], a[:0])
 
 
-def test_released_batch_similarity_is_reproduced(golden):
-    case = golden("batch_similarity_consistency")
+def test_released_batch_similarity_is_reproduced():
+    case = load_golden("batch_similarity_consistency")
     matrix = batch_similarity_consistency(case["att_10x"], case["att_20x"], reduction="none")
     torch.testing.assert_close(matrix, case["loss_matrix"], rtol=0, atol=1e-9)
     torch.testing.assert_close(matrix, case["loss_matrix"])

@@ -1,7 +1,6 @@
 """The released convention of positions: golden numbers, and a convolution with grid sampling as the oracle."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from disentangled_mil.bags import Grid
 from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn import DeformableCrossAttention
 from tests.support.deformable import exact, small_layer
+from tests.support.golden import load_golden
 
-Golden = Callable[[str], dict[str, Tensor]]
 RELEASED = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
 
 
@@ -39,8 +38,8 @@ def released_parameters(case: dict[str, Tensor], prefix: str) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize("name", ["g2_h8", "g4_h4", "g4_h4_r2"])
-def test_released_layer_is_met_with_gradients(golden: Golden, name: str) -> None:
-    case = golden(f"deformable_cross_attention_{name}")
+def test_released_layer_is_met_with_gradients(name: str) -> None:
+    case = load_golden(f"deformable_cross_attention_{name}")
     config = {key.removeprefix("config/"): int(case[key]) for key in case if key.startswith("config/")}
     layer = DeformableCrossAttention(
         config["dim"],
