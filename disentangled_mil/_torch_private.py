@@ -13,7 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef as CustomOpDef
 else:
-    CustomOpDef = Any  # what torch.library.custom_op returns; only type checkers need the name
+    CustomOpDef = Any  # torch.library.custom_op returns it; only type checkers need the name.
 
 try:
     from torch.utils import _pytree
@@ -83,7 +83,7 @@ def grid_sample_backward(
         gradient: gradient of the values that were read.
         table: tables that were read.
         place: places where they were read.
-        wanted: whether the gradient of the table is needed, and that of the places.
+        wanted: two flags: whether the gradients of the table and of the places are needed.
 
     Shape:
         ``gradient`` [G, I, Y, X], ``table`` [G, I, R, S], ``place`` [G, Y, X, 2].

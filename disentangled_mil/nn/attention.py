@@ -16,9 +16,8 @@ from ..bags import Grid
 from ..ops import AttentionScores, attention_overlap, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
 
-# Cells along each side of the common grid.
-COMMON_RESOLUTION = 16
-# A map is small if a row of it is no longer than this many keys are wide.
+COMMON_RESOLUTION = 16  # Cells along each side of the common grid.
+# A map is small if a row holds at most this number times D entries.
 _SMALL = 4
 
 
@@ -32,7 +31,7 @@ class LazyAttention:
     """What attention maps have in common, with or without places.
 
     Attributes:
-        scores: what the softmax is taken of: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
+        scores: input of the softmax: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
         mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
         kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
     """
@@ -71,9 +70,9 @@ class DeformableAttention(LazyAttention):
         mass_sums: attention mass of each sampled key, summed over the real queries [B, H, J].
         kept: dense map [B, H, N, J] if the layer kept it, else None.
         coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
-        sampling_positions: the same in cells of the context grid [B, G, J, 2].
-        query_grid: where the queries lie.
-        context_grid: where the context tokens lie.
+        sampling_positions: sampling positions in cells of the context grid [B, G, J, 2].
+        query_grid: grid of the queries.
+        context_grid: grid of the context tokens.
         positions: convention of the layer, which says from which cells a key was sampled.
 
     Example:

@@ -162,7 +162,7 @@ class DeformableCrossAttention(nn.Module):
             query_grid: grid of the queries, or a set of them; a set without padding by default.
             context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
                 places). A displacement needs two places: if either is a set, both are taken as sets.
-            mask: True for real tokens of query and context alike [B, N], which are sets, instead of grids.
+            mask: mask of sets [B, N], instead of grids; True where a token of query and context is real.
 
         Returns:
             Tokens without the residual, and the lazy attention map.
@@ -201,7 +201,7 @@ class DeformableCrossAttention(nn.Module):
         query_position = self.positions.normalize(
             query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
         )
-        # Copies, so that an attention map is still its own after the optimizer's next step.
+        # The weights are copied, so that the optimizer's next step does not change the attention map.
         bias = (
             self.position_bias.table()
             if self.bias == "table"
@@ -233,7 +233,7 @@ class DeformableCrossAttention(nn.Module):
         tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
         k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
         v = with_zero_gradients(v, self.to_offsets, self.position_bias)
-        # Without a bias, positions do not matter.
+        # Positions do not matter without a bias.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
             self._heads(q),
@@ -292,7 +292,7 @@ class _Keys(NamedTuple):
         tokens: context at the sampling positions [B, G, J, C / G].
         logit: log of the tissue share of every key; -inf takes the key out [B, G, J].
         coarse_positions: sampling positions in cells of the coarse grid [B, G, J, 2].
-        place: the same positions on the context grid.
+        place: sampling positions on the context grid.
     """
 
     tokens: Tensor
@@ -311,7 +311,7 @@ def _logit(share: Tensor, points: ReferencePoints, grid: Grid) -> Tensor:
 
 def _apart(tokens: Tensor, groups: int) -> Tensor:
     """Channels of tokens by group [B, N, G D] -> [B, G, N, D]."""
-    # Not by einops here: torch.compile traces how a pattern is read, which took half of a layer's tracing.
+    # einops is not used here, because torch.compile traces how it reads a pattern: half of the tracing of a layer.
     return torch.unflatten(tokens, 2, (groups, -1)).transpose(1, 2)
 
 

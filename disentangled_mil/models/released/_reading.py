@@ -133,7 +133,7 @@ def released_student(state_dict: Mapping[str, Tensor]) -> ReleasedStudent:
     return model.eval()
 
 
-# Released modules (and, for the head, parameters) under our names.
+# These tables lead from our names of modules to the released ones; for the head, they name parameters.
 _DEFORMABLE = {
     "to_offsets.depthwise": "to_offsets.0",
     "to_offsets.pointwise": "to_offsets.2",
