@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef as CustomOpDef
 else:
-    CustomOpDef = Any  # what torch.library.custom_op returns; only type checkers need the name
+    CustomOpDef = Any  # torch.library.custom_op returns it; only type checkers need the name.
 
 try:
     from torch.utils import _pytree
@@ -49,15 +50,7 @@ def is_transformed() -> bool:
 
 
 def has_tangent(tensor: Tensor) -> bool:
-    """Whether a tensor takes part in forward-mode differentiation.
-
-    Returns:
-        The answer; False without the interface, so that operators drop tangents without an error.
-    """
-    try:
-        from torch.autograd.forward_ad import unpack_dual
-    except ImportError:
-        return False
+    """Whether a tensor takes part in forward-mode differentiation; ``unpack_dual`` is public and always there."""
     return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
@@ -90,7 +83,7 @@ def grid_sample_backward(
         gradient: gradient of the values that were read.
         table: tables that were read.
         place: places where they were read.
-        wanted: whether the gradient of the table is needed, and that of the places.
+        wanted: two flags: whether the gradients of the table and of the places are needed.
 
     Shape:
         ``gradient`` [G, I, Y, X], ``table`` [G, I, R, S], ``place`` [G, Y, X, 2].

@@ -1,23 +1,20 @@
 """What all tests share: the device, the folder of golden numbers and real data, and reproducible randomness."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 # Processes side by side (pytest -n auto) must not keep cores busy with waiting. OpenMP reads this as torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.golden import shared_folder
+
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = Path(os.environ.get("DISENTANGLED_MIL_SHARED", REPOSITORY.parent / "shared"))
 
 # Measuring coverage makes compilers and Triton's interpreter up to twice as slow. Hardly a line (pytrees, refusals
 # while compiling) is run by the former alone, and of kernels one test runs nearly all.
@@ -58,20 +55,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with golden numbers and real patients; tests that need it skip only where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs the golden numbers and real data of {SHARED}, which is absent")
-    return SHARED
-
-
-@pytest.fixture(scope="session")
-def golden(shared: Path) -> Callable[[str], dict[str, torch.Tensor]]:
-    """Load one golden case as tensors, e.g. ``golden("dpc_knn_plain")``."""
-
-    def load(name: str) -> dict[str, torch.Tensor]:
-        with np.load(shared / "golden" / f"{name}.npz") as arrays:
-            return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files}
-
-    return load
+    return shared_folder()
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ def register_pytree(kind: type, parts: Sequence[str], constants: Sequence[str] =
         return [(attribute_key(name), part) for name, part in zip(parts, values, strict=True)], fixed
 
     def unflatten(values: Iterable[Any], fixed: Iterable[Any]) -> Any:
-        value: Any = object.__new__(kind)  # without checks: the parts of a tree may be anything
+        # The checks are left out, because the parts of a tree may be anything.
+        value: Any = object.__new__(kind)
         vars(value).update(zip((*parts, *constants), (*values, *fixed), strict=True))
         return value
 

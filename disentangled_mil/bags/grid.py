@@ -1,4 +1,4 @@
-"""Where the tokens of a slide lie."""
+"""The grid on which the tokens of a slide lie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -279,7 +279,7 @@ class Grid:
         groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
         real = widened(tokens)
         first = area * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
-        behind = batch * groups * area  # one more row, to which padding goes
+        behind = batch * groups * area  # Padding goes to one more row.
         row = torch.where(self.mask[:, None], first + self._flat_cells()[:, None], behind)
         # Adding whole rows is faster than a scatter of channels, for more than about ten channels.
         total = real.new_zeros(behind + 1, channels).index_add_(0, row.flatten(), real.flatten(0, 2))

@@ -53,7 +53,7 @@ class TokenSet:
 
         Args:
             tokens: number of tokens, or one number per bag.
-            device: where to put the mask.
+            device: device of the mask.
 
         Returns:
             One bag for a number (layers use it for every bag of a batch), else one bag per entry.

@@ -27,16 +27,24 @@ class AttentionMap(Protocol):
         """(B, H, and the maps' own sizes)."""
         ...
 
+    def resolution_with(self, other: Any) -> int | None:
+        """The resolution at which these maps and others are compared by default.
+
+        Args:
+            other: maps of the same numbers of bags and heads.
+
+        Returns:
+            Cells per side of a common grid, or None where the maps need no common grid.
+        """
+        ...
+
     def overlap(self, other: Any, resolution: int | None) -> Tensor:
         """Inner products of the maps of this batch with those of another.
 
-        Maps that have more than one way of comparison have a method ``resolution_with(other)``, which returns the
-        resolution that is used by default, or None.
-
         Args:
-            other: maps of as many bags and heads.
-            resolution: cells per side of a common grid on which the mass of the maps is compared; None leaves the way
-                to the maps.
+            other: maps of the same numbers of bags and heads.
+            resolution: cells per side of a common grid on which the mass of the maps is compared; None where the maps
+                need no common grid.
 
         Returns:
             Inner products [B, B].
@@ -194,7 +202,7 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
         if bags[0] == 0:
             raise ValueError(f"attention_a{name} must hold at least one sample, got shape {list(a.shape)}")
         # The products of both maps, and of each with itself, are taken in one space.
-        if resolution is None and hasattr(a, "resolution_with"):
+        if resolution is None:
             resolution = a.resolution_with(b)
         return lambda one, other: one.overlap(other, resolution)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
@@ -217,7 +225,7 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
 
 
 def _is_map(attention: object) -> TypeGuard[AttentionMap]:
-    """Whether an object has the method of a map: a compiled region cannot look for a property."""
+    # Not by isinstance, which finds no property in a compiled region.
     return hasattr(attention, "overlap")
 
 

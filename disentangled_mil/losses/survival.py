@@ -19,14 +19,14 @@ def discrete_time_nll(
 
     .. math::
         \mathrm{loss} = \begin{cases}
-            -\log h(k) - \log S(k - 1) & \text{if the death was observed in interval } k \\
+            -\log h(k) - \log S(k - 1) & \text{if the event was observed in interval } k \\
             -(1 - \alpha) \log S(k) & \text{if the time is censored in interval } k
         \end{cases}
 
     Args:
         logits: Hazard logits.
         interval: Interval of the last observation, from 0 to K - 1.
-        event: 1 or True = the death was observed, 0 or False = the time is censored, in any type.
+        event: 1 or True = the event was observed, 0 or False = the time is censored, in any type.
         alpha: Share by which censored terms are reduced, from 0 to 1.
         reduction: Reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -68,9 +68,9 @@ def discrete_time_nll(
     check_values("interval", interval, f"be an index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
     check_values("event", event, "be 0 (censored) or 1 (death observed)", lambda e: (e == 0) | (e == 1))
     k = interval[:, None]  # [B, 1]
-    died = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
+    occurred = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
     survived = log_survival(logits).gather(1, k)[:, 0]  # [B]
-    loss = -torch.where(event == 1, died, (1 - alpha) * survived)
+    loss = -torch.where(event == 1, occurred, (1 - alpha) * survived)
     if event.dtype != torch.bool:
         loss = loss * torch.ones_like(loss).masked_fill((event != 0) & (event != 1), math.nan)
     if reduction == "none":

@@ -131,7 +131,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
-        options.setdefault("keep_weights", True)  # for the consistency loss
+        options.setdefault("keep_weights", True)  # The consistency loss needs the weights.
         self.subspaces = check_subspaces(genes, "genes")
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=gene_dropout)
         self.branches = nn.ModuleDict()

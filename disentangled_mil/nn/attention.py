@@ -6,6 +6,7 @@ of 16 x 16 cells that all bags share. The forward pass computes this mass anyway
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from einops import rearrange, reduce
 from torch import Tensor
@@ -15,9 +16,8 @@ from ..bags import Grid
 from ..ops import AttentionScores, attention_overlap, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
 
-# Cells along each side of the common grid.
-COMMON_RESOLUTION = 16
-# A map is small if a row of it is no longer than this many keys are wide.
+COMMON_RESOLUTION = 16  # Cells along each side of the common grid.
+# A map is small if a row holds at most this number times D entries.
 _SMALL = 4
 
 
@@ -31,7 +31,7 @@ class LazyAttention:
     """What attention maps have in common, with or without places.
 
     Attributes:
-        scores: what the softmax is taken of: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
+        scores: input of the softmax: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
         mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
         kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
     """
@@ -50,6 +50,10 @@ class LazyAttention:
         """The dense map [B, H, N, J], before dropout; rows of padded queries are zero."""
         return self.scores.weights() if self.kept is None else self.kept
 
+    def resolution_with(self, other: Any) -> int | None:
+        """The resolution at which these maps and others are compared by default; None where there is no choice."""
+        return None
+
     def key_mass(self) -> Tensor:
         """The attention mass of each key [B, H, J]: the mean over the real queries of a bag."""
         mask = self.scores.query_mask
@@ -66,9 +70,9 @@ class DeformableAttention(LazyAttention):
         mass_sums: attention mass of each sampled key, summed over the real queries [B, H, J].
         kept: dense map [B, H, N, J] if the layer kept it, else None.
         coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
-        sampling_positions: the same in cells of the context grid [B, G, J, 2].
-        query_grid: where the queries lie.
-        context_grid: where the context tokens lie.
+        sampling_positions: sampling positions in cells of the context grid [B, G, J, 2].
+        query_grid: grid of the queries.
+        context_grid: grid of the context tokens.
         positions: convention of the layer, which says from which cells a key was sampled.
 
     Example:
@@ -92,10 +96,10 @@ class DeformableAttention(LazyAttention):
         return self.query_grid.full and self.context_grid.full
 
     def resolution_with(self, other: "DeformableAttention") -> int | None:
-        """How these maps and others are compared if no resolution is given.
+        """The resolution at which these maps and others are compared by default.
 
         Args:
-            other: maps of as many bags and heads.
+            other: maps of the same numbers of bags and heads.
 
         Returns:
             Cells along each side of the common grid: 16. None if maps are compared entry by entry, which holds for
@@ -108,7 +112,7 @@ class DeformableAttention(LazyAttention):
         """Inner products of these maps with others, entry by entry or by attention mass on a common grid.
 
         Args:
-            other: maps of as many bags and heads.
+            other: maps of the same numbers of bags and heads.
             resolution: cells along each side of the common grid; by default that of :meth:`resolution_with`.
 
         Returns:

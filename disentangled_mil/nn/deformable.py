@@ -17,6 +17,7 @@ from .positions import CellCenters, Place, Positions
 from .reference_points import ReferencePoints
 from .set_attention import SetAttention
 from .set_keys import set_keys
+from .unused import with_zero_gradients
 
 
 class DeformableOutput(NamedTuple):
@@ -135,14 +136,14 @@ class DeformableCrossAttention(nn.Module):
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale
         self.dropout, self.positions, self.backend = dropout, positions, backend
-        self.max_keys, self.tabulate, self.keep_weights = max_keys, bias == "table", keep_weights
+        self.bias, self.max_keys, self.keep_weights = bias, max_keys, keep_weights
         inner = heads * dim_head
         self.to_q = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_k = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_v = nn.Conv1d(dim, inner, 1, groups=groups, bias=False)
         self.to_out = nn.Linear(inner, dim)
         self.to_offsets = OffsetNetwork(inner // groups, kernel_size)
-        self.bias = ContinuousPositionBias(max(1, dim // 4), heads // groups)
+        self.position_bias = ContinuousPositionBias(max(1, dim // 4), heads // groups)
 
     def forward(
         self,
@@ -161,7 +162,7 @@ class DeformableCrossAttention(nn.Module):
             query_grid: grid of the queries, or a set of them; a set without padding by default.
             context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
                 places). A displacement needs two places: if either is a set, both are taken as sets.
-            mask: True for real tokens of query and context alike [B, N], which are sets, instead of grids.
+            mask: mask of sets [B, N], instead of grids; True where a token of query and context is real.
 
         Returns:
             Tokens without the residual, and the lazy attention map.
@@ -200,8 +201,12 @@ class DeformableCrossAttention(nn.Module):
         query_position = self.positions.normalize(
             query_grid.cells.to(keys.place.normalized.dtype), query_grid.sizes[:, None]
         )
-        # Copies, so that an attention map is still its own after the optimizer's next step.
-        bias = self.bias.table() if self.tabulate else MLPBias(*(part.clone() for part in self.bias.weights()))
+        # The weights are copied, so that the optimizer's next step does not change the attention map.
+        bias = (
+            self.position_bias.table()
+            if self.bias == "table"
+            else MLPBias(*(part.clone() for part in self.position_bias.weights()))
+        )
         scores = AttentionScores(
             self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
         )
@@ -227,7 +232,8 @@ class DeformableCrossAttention(nn.Module):
         keys = set_keys(context, context_mask, self.max_keys)
         tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
         k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
-        # Without a bias, positions do not matter.
+        v = with_zero_gradients(v, self.to_offsets, self.position_bias)
+        # Positions do not matter without a bias.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
             self._heads(q),
@@ -274,7 +280,7 @@ class DeformableCrossAttention(nn.Module):
             f"{self.dim}, heads={self.heads}, dim_head={self.dim_head}, groups={self.groups}, "
             f"downsample={self.downsample}, kernel_size={self.kernel_size}, offset_scale={self.offset_scale}, "
             f"dropout={self.dropout}, positions={self.positions!r}, "
-            f"bias={'table' if self.tabulate else 'exact'!r}, max_keys={self.max_keys}, "
+            f"bias={self.bias!r}, max_keys={self.max_keys}, "
             f"keep_weights={self.keep_weights}, backend={self.backend!r}"
         )
 
@@ -286,7 +292,7 @@ class _Keys(NamedTuple):
         tokens: context at the sampling positions [B, G, J, C / G].
         logit: log of the tissue share of every key; -inf takes the key out [B, G, J].
         coarse_positions: sampling positions in cells of the coarse grid [B, G, J, 2].
-        place: the same positions on the context grid.
+        place: sampling positions on the context grid.
     """
 
     tokens: Tensor
@@ -305,7 +311,7 @@ def _logit(share: Tensor, points: ReferencePoints, grid: Grid) -> Tensor:
 
 def _apart(tokens: Tensor, groups: int) -> Tensor:
     """Channels of tokens by group [B, N, G D] -> [B, G, N, D]."""
-    # Not by einops here: torch.compile traces how a pattern is read, which took half of a layer's tracing.
+    # einops is not used here, because torch.compile traces how it reads a pattern: half of the tracing of a layer.
     return torch.unflatten(tokens, 2, (groups, -1)).transpose(1, 2)
 
 

@@ -131,7 +131,7 @@ class DMSF(nn.Module):
             patches: patch tokens.
             genes: gene tokens of every subspace.
             grid: grid of the patches, or a set of them; a set without padding by default.
-            mask: True where a patch of a set is real [B, N], instead of a grid.
+            mask: mask of sets [B, N], instead of a grid; True where a patch is real.
 
         Returns:
             Subspace vectors, tokens, attention maps and gene selection.

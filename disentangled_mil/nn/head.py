@@ -61,8 +61,9 @@ class SubspaceHead(nn.Module):
         # The blocks are cut from one Linear(S C, K), so they are initialized like it.
         whole = nn.Linear(dim * len(self.subspaces), outputs)
         blocks = whole.weight.detach().chunk(len(self.subspaces), dim=1)
+        # A ParameterDict sorts the names of a dict, so the blocks are added one by one.
         self.blocks = nn.ParameterDict()
-        for name, block in zip(self.subspaces, blocks, strict=True):  # ParameterDict would sort the names of a dict
+        for name, block in zip(self.subspaces, blocks, strict=True):
             self.blocks[name] = nn.Parameter(block.clone())
         self.bias = nn.Parameter(whole.bias.detach().clone())
 

@@ -111,7 +111,8 @@ class ITA(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.significance = nn.Linear(dim, 1)
         default = torch.get_default_dtype()
-        anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))  # QR needs float32
+        # The QR decomposition of the initialization needs at least float32.
+        anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))
         self.register_buffer("anchors", nn.init.orthogonal_(anchors).to(default) if order == "anchor" else None)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> ITAOutput:
@@ -130,7 +131,7 @@ class ITA(nn.Module):
         merging = significance.exp() if self.eps else weights
         prototypes = segment_mean(normed, assignment, self.prototypes, weight=merging, eps=self.eps)
 
-        whole = mask.long() - 1  # all real tokens are one segment
+        whole = mask.long() - 1  # All real tokens are one segment.
         weight = segment_softmax(significance, whole, 1)  # [B, N]
         everything = segment_mean(normed, whole, 1, weight=weight)  # [B, 1, C]
         prototypes = prototypes.where(centers[..., None] >= 0, everything)

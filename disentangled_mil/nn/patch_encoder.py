@@ -96,7 +96,7 @@ class PatchEncoder(nn.Module):
         check_floating("patches", patches)
         if mask is not None:
             check_mask("mask", mask, "B N", sizes)
-        # In place: a copy of wide features costs as much as their projection.
+        # The division is in place, because a copy of wide features costs as much as their projection.
         standard = (patches.to(self.mean.dtype) - self.mean).div_(self.std)
         if mask is not None:
             standard.masked_fill_(~mask[..., None], 0)

@@ -1,4 +1,4 @@
-"""What a layer hands out as its attention in sets, which have no places."""
+"""The attention map of a layer whose bags are sets, which have no places."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -16,8 +16,8 @@ class SetAttention(LazyAttention):
     Attributes:
         scores: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
         mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
-        kept: None; the dense map is computed when it is asked for.
-        keys: the context token of every key [B, J]; None where key j is token j.
+        kept: None; :meth:`weights` computes the dense map.
+        keys: index of the context token of every key [B, J]; None where key j is token j.
         context_mask: True where a context token is real [B, M].
 
     Example:

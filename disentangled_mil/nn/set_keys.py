@@ -13,7 +13,7 @@ class SetKeys(NamedTuple):
 
     Attributes:
         tokens: the chosen tokens, in any order; zeros where a bag has fewer [B, J, C].
-        chosen: which tokens they are [B, J]; None for all of them in place.
+        chosen: indices of the chosen tokens [B, J]; None if all tokens are keys, in their order.
         mask: True where a bag has that key [B, J].
     """
 
@@ -28,6 +28,10 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     The sample is systematic: it takes every (n / most)-th token in the order of
     :func:`~disentangled_mil.ops.content_order`. Keys are then as dense as the tokens they come from, so that an average
     over keys is close to that over tokens. The choice itself has no gradient.
+
+    The choice does not depend on the order of the tokens, but a hard choice is not continuous in their values.
+    Relative noise of 6e-8 on 60,000 random tokens swapped 0 to 3 of 1,000 keys. Each swap moves an output by the
+    attention weight of the key, about 1 / 1,000, times the difference of two values.
 
     Args:
         tokens: finite context tokens; padding may hold anything.
@@ -53,7 +57,7 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     count = mask.sum(1, keepdim=True)
     rank = torch.arange(most, device=tokens.device)[None]
     own = rank < count
-    # The middles of ``most`` strata of equal size, in a bag with more tokens than that.
+    # A larger bag has ``most`` strata of equal size; their middles are its keys.
     rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
     chosen = content_order(tokens, mask).gather(1, rank)
     return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)

@@ -52,5 +52,5 @@ def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
     return Corners(cells, weight), torch.where(touches, share, 0)
 
 
-# A mean over less tissue than this would be divided by nearly nothing.
+# A smaller share of tissue counts as none, because the mean would be divided by nearly zero.
 _LEAST_TISSUE = 1e-4

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .._checks import check_floating, check_mask, check_shape
 
-_ROWS = 256  # tokens of a bag that are projected at once
+_ROWS = 256  # Tokens of a bag that are projected at once.
 
 
 def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -13,6 +13,9 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
 
     The direction is generic, so that different tokens have different projections. Then the order of the input counts
     among equal tokens only, which are interchangeable. Nothing is differentiable.
+
+    The order is not continuous: two tokens with nearly equal projections change places if their values are rounded
+    otherwise, for example on another device. The same values have the same order.
 
     Args:
         tokens: finite tokens; padding may hold anything.
@@ -39,7 +42,7 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
     check_floating("tokens", tokens)
     check_mask("mask", mask, "B N", sizes)
     direction = torch.arange(1, sizes["C"] + 1, dtype=torch.float64, device=tokens.device).sin()
-    # In parts, so that no copy of all tokens in float64 is held.
+    # Tokens are projected in parts, so that no copy of all of them in float64 is held.
     parts = [part.double() @ direction for part in torch.split(tokens.detach(), _ROWS, dim=1)]
     projection = torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0)
     return projection.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)

@@ -15,6 +15,7 @@ from disentangled_mil.losses import (
     inter_magnification_consistency,
 )
 from disentangled_mil.nn.attention import COMMON_RESOLUTION
+from tests.support.golden import load_golden
 
 
 @dataclass
@@ -22,11 +23,15 @@ class Lazy:
     """An attention map that notes the resolutions at which it was compared."""
 
     dense: Tensor
+    default: int | None = None
     asked: list[int | None] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.dense.shape)
+
+    def resolution_with(self, other: "Lazy") -> int | None:
+        return self.default
 
     def overlap(self, other: "Lazy", resolution: int | None) -> Tensor:
         self.asked.append(resolution)
@@ -37,8 +42,8 @@ def maps(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
 
-def test_released_loss_and_gradients_are_reproduced(golden):
-    case = golden("inter_magnification_consistency")
+def test_released_loss_and_gradients_are_reproduced():
+    case = load_golden("inter_magnification_consistency")
     a = {name: case[f"{name}_10x"].requires_grad_() for name in ("tumor", "tme")}
     b = {name: case[f"{name}_20x"].requires_grad_() for name in ("tme", "tumor")}
     loss = inter_magnification_consistency(a, b, weight=1e4, normalize="rows", unbiased=True)
@@ -136,6 +141,22 @@ def test_lazy_maps_are_compared_by_themselves(alignment, resolution, generator):
     assert set(a.asked) == {resolution}
 
 
+def test_maps_choose_one_resolution_for_each_pair_and_for_each_map_with_itself(generator):
+    a, b = Lazy(maps(generator, 3, 2, 4, 5), default=9), Lazy(maps(generator, 3, 2, 4, 5), default=8)
+    inter_magnification_consistency(a, b, alignment=0.5)
+    assert a.asked == [9, 9]
+    assert b.asked == [9]
+
+
+def test_maps_of_layers_meet_the_protocol(generator):
+    layer = DeformableCrossAttention(8, heads=2, dim_head=4, groups=2)
+    tokens = torch.randn(1, 9, 8, generator=generator)
+    assert isinstance(layer(tokens, tokens, Grid.square(9)).attention, AttentionMap)
+    of_set = layer(tokens, tokens).attention
+    assert isinstance(of_set, AttentionMap)
+    assert of_set.resolution_with(of_set) is None
+
+
 def test_lazy_maps_of_different_size_are_theirs_to_compare(generator):
     a, b = Lazy(maps(generator, 3, 2, 20)), Lazy(maps(generator, 3, 2, 4, 5))
     loss = inter_magnification_consistency(a, b)
@@ -216,8 +237,8 @@ def test_errors_name_the_argument():
         inter_magnification_consistency(a[:0], a[:0])
 
 
-def test_released_batch_similarity_is_reproduced(golden):
-    case = golden("batch_similarity_consistency")
+def test_released_batch_similarity_is_reproduced():
+    case = load_golden("batch_similarity_consistency")
     matrix = batch_similarity_consistency(case["att_10x"], case["att_20x"], reduction="none")
     torch.testing.assert_close(matrix, case["loss_matrix"], rtol=0, atol=1e-9)
     torch.testing.assert_close(matrix, case["loss_matrix"])

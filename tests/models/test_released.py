@@ -1,6 +1,5 @@
 """Released checkpoints: their numbers, their sizes, their gate, and what is refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,20 @@ from disentangled_mil.models.teacher import TeacherOutput
 from disentangled_mil.nn import CellCenters
 from disentangled_mil.nn.deformable import DeformableCrossAttention
 from disentangled_mil.ops.hazards import log_survival, risk
+from tests.support.golden import load_golden
 
-Golden = Callable[[str], dict[str, Tensor]]
 Case = dict[str, Tensor]
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture
-def teacher_case(golden: Golden) -> Case:
-    return golden("teacher_two_magnifications")
+def teacher_case() -> Case:
+    return load_golden("teacher_two_magnifications")
 
 
 @pytest.fixture
-def student_case(golden: Golden) -> Case:
-    return golden("student_two_magnifications")
+def student_case() -> Case:
+    return load_golden("student_two_magnifications")
 
 
 def parameters(case: Case) -> Case:

@@ -1,7 +1,6 @@
 """The released convention of positions: golden numbers, and a convolution with grid sampling as the oracle."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from disentangled_mil.bags import Grid
 from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn import DeformableCrossAttention
 from tests.support.deformable import exact, small_layer
+from tests.support.golden import load_golden
 
-Golden = Callable[[str], dict[str, Tensor]]
 RELEASED = {"positions": ReleasedPositions(), "bias": "exact", "max_keys": None}
 
 
@@ -23,12 +22,12 @@ def released_parameters(case: dict[str, Tensor], prefix: str) -> dict[str, Tenso
         "to_offsets.0.weight": "to_offsets.depthwise.weight",
         "to_offsets.0.bias": "to_offsets.depthwise.bias",
         "to_offsets.2.weight": "to_offsets.pointwise.weight",
-        "rel_pos_bias.mlp.0.0.weight": "bias.mlp.0.weight",
-        "rel_pos_bias.mlp.0.0.bias": "bias.mlp.0.bias",
-        "rel_pos_bias.mlp.1.0.weight": "bias.mlp.2.weight",
-        "rel_pos_bias.mlp.1.0.bias": "bias.mlp.2.bias",
-        "rel_pos_bias.mlp.2.weight": "bias.mlp.4.weight",
-        "rel_pos_bias.mlp.2.bias": "bias.mlp.4.bias",
+        "rel_pos_bias.mlp.0.0.weight": "position_bias.mlp.0.weight",
+        "rel_pos_bias.mlp.0.0.bias": "position_bias.mlp.0.bias",
+        "rel_pos_bias.mlp.1.0.weight": "position_bias.mlp.2.weight",
+        "rel_pos_bias.mlp.1.0.bias": "position_bias.mlp.2.bias",
+        "rel_pos_bias.mlp.2.weight": "position_bias.mlp.4.weight",
+        "rel_pos_bias.mlp.2.bias": "position_bias.mlp.4.bias",
         "to_q.weight": "to_q.weight",
         "to_k.weight": "to_k.weight",
         "to_v.weight": "to_v.weight",
@@ -39,8 +38,8 @@ def released_parameters(case: dict[str, Tensor], prefix: str) -> dict[str, Tenso
 
 
 @pytest.mark.parametrize("name", ["g2_h8", "g4_h4", "g4_h4_r2"])
-def test_released_layer_is_met_with_gradients(golden: Golden, name: str) -> None:
-    case = golden(f"deformable_cross_attention_{name}")
+def test_released_layer_is_met_with_gradients(name: str) -> None:
+    case = load_golden(f"deformable_cross_attention_{name}")
     config = {key.removeprefix("config/"): int(case[key]) for key in case if key.startswith("config/")}
     layer = DeformableCrossAttention(
         config["dim"],
@@ -94,7 +93,7 @@ def attend_as_released(layer: DeformableCrossAttention, query: Tensor, context: 
     k, v = layer.to_k(sampled), layer.to_v(sampled)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     cells = normalize(columns.double(), rows.double(), side).reshape(1, -1, 1, 2)
-    bias = layer.bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
+    bias = layer.position_bias(cells - places.reshape(batch * groups, 1, -1, 2)).movedim(-1, 1)  # [BG, H/G, N, J]
     logits = heads(q) @ heads(k).mT * layer.dim_head**-0.5 + bias.reshape(batch, layer.heads, side**2, -1)
     return layer.to_out((logits.softmax(-1) @ heads(v)).mT.flatten(1, 2).mT)
 

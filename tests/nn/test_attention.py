@@ -233,7 +233,7 @@ def test_gradients_reach_queries_keys_positions_and_bias(what: str, generator: t
     attention = model(tokens, tokens, Grid.square(36)).attention
     value = attention.common_grid(3) if what == "common_grid" else getattr(attention, what)()
     value.square().sum().backward()
-    for module in (model.to_q, model.to_k, model.to_offsets.pointwise, model.bias.mlp[0]):
+    for module in (model.to_q, model.to_k, model.to_offsets.pointwise, model.position_bias.mlp[0]):
         assert module.weight.grad.isfinite().all()
         assert module.weight.grad.abs().sum() > 0
 

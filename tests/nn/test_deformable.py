@@ -23,7 +23,7 @@ def attend_by_hand(layer: DeformableCrossAttention, query: Tensor, context: Tens
     keys = torch.stack([context[0, (cells == cell).all(1)].mean(0) for cell in occupied])
     place = [(2 * c.double() + 1) / size - 1 for c in (cells, occupied)]
     q, k, v = (to(x.T) for to, x in ((layer.to_q, query[0]), (layer.to_k, keys), (layer.to_v, keys)))
-    bias = layer.bias(place[0][:, None] - place[1])  # [N, J, H / G]
+    bias = layer.position_bias(place[0][:, None] - place[1])  # [N, J, H / G]
     heads = []
     for head in range(layer.heads):
         rows = slice(head * layer.dim_head, (head + 1) * layer.dim_head)

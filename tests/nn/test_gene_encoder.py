@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from disentangled_mil.nn.gene_encoder import SNNEncoder
+from tests.support.golden import load_golden
 
 
 def _deep(activation: str, dropout: float = 0.0) -> SNNEncoder:
@@ -23,8 +24,8 @@ def _depths(encoder: SNNEncoder, values: Tensor) -> list[tuple[float, float]]:
     return moments
 
 
-def test_the_released_variant_meets_the_golden_numbers(golden):
-    case = golden("snn_gene_encoder")
+def test_the_released_variant_meets_the_golden_numbers():
+    case = load_golden("snn_gene_encoder")
     encoder = SNNEncoder({"tumor": 59}, 128, activation="elu").eval()
     state = {
         f"networks.tumor.{name.removeprefix('param/encoder.')}": value

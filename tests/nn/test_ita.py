@@ -1,7 +1,6 @@
 """ITA: the released merge, the order of the prototypes, and what padding must not do."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from disentangled_mil.nn.ita import ITA
 from disentangled_mil.ops.density_peaks import density_peaks
+from tests.support.golden import load_golden
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -36,10 +36,8 @@ def two_tissues(seed: int, bags: int, size: int, width: int = 8) -> tuple[Tensor
     return center[tissue] + 0.3 * noise, tissue
 
 
-def test_prototypes_are_the_released_ones_with_their_eps(
-    golden: Callable[[str], dict[str, Tensor]],
-) -> None:
-    stored = golden("cluster_merge_block")
+def test_prototypes_are_the_released_ones_with_their_eps() -> None:
+    stored = load_golden("cluster_merge_block")
     count = stored["merged"].shape[1]
     ita = make(16, count, order="peak", eps=1e-6)
     ita.norm.load_state_dict({name: stored[f"param/norm.{name}"] for name in ("weight", "bias")})

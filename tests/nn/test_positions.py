@@ -75,7 +75,7 @@ def test_queries_may_lie_on_another_grid_than_the_context(
 def test_swapping_x_and_y_in_coordinates_and_weights_changes_nothing(shape: tuple[int, int, int], seed: int) -> None:
     layer, bag = small_layer(seed), draw_bag(seed, *shape)
     mirrored = deepcopy(layer)
-    offsets, first = mirrored.to_offsets, mirrored.bias.mlp[0]
+    offsets, first = mirrored.to_offsets, mirrored.position_bias.mlp[0]
     with torch.no_grad():
         offsets.depthwise.weight.copy_(offsets.depthwise.weight.transpose(2, 3).clone())
         offsets.pointwise.weight.copy_(offsets.pointwise.weight.flip(0))

@@ -173,4 +173,4 @@ def test_cap_and_kind_of_the_bias_are_options_of_every_model(options: dict[str, 
     layers = [m for model in models for m in model.modules() if isinstance(m, DeformableCrossAttention)]
     assert len(layers) == 5
     assert {m.max_keys for m in layers} == {options.get("max_keys", 1000)}
-    assert {m.tabulate for m in layers} == {"bias" not in options}
+    assert {m.bias for m in layers} == {options.get("bias", "table")}

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from disentangled_mil.ops.hazards import log_survival, outcome_log_probability, risk
+from tests.support.golden import load_golden
 
 FUNCTIONS = [log_survival, outcome_log_probability, risk]
 
@@ -34,8 +35,8 @@ def test_outcomes_are_a_distribution_and_agree_with_products_of_probabilities(ba
 
 
 @pytest.mark.parametrize("branch", ["tea10", "tea20", "teas"])
-def test_released_survival_and_risk_are_reproduced(golden, branch):
-    case = golden("teacher_two_magnifications")
+def test_released_survival_and_risk_are_reproduced(branch):
+    case = load_golden("teacher_two_magnifications")
     logits = case[f"logits/logits_{branch}"]
     torch.testing.assert_close(log_survival(logits).exp(), case[f"survival/S_{branch}"], rtol=0, atol=1e-6)
     torch.testing.assert_close(risk(logits), case[f"risk/risk_{branch}"], rtol=0, atol=1e-6)

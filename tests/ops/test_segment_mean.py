@@ -1,7 +1,6 @@
 """Segment means and softmax against golden numbers, loops and derivatives."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil.ops.segment_mean import segment_mean, segment_softmax
+from tests.support.golden import load_golden
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -23,8 +23,8 @@ def random_case(seed: int, bags: int, size: int, segments: int) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_merging_is_the_released_one_with_its_eps(golden: Callable[[str], dict[str, Tensor]], case: str) -> None:
-    stored = golden(case)
+def test_merging_is_the_released_one_with_its_eps(case: str) -> None:
+    stored = load_golden(case)
     clusters, assignment = int(stored["num_clusters"]), stored["assignment"]
     weight = stored["token_weight"].squeeze(2)
     merged = segment_mean(stored["tokens"], assignment, clusters, weight=weight, eps=1e-6)

@@ -70,7 +70,8 @@ def prediction_distillation(
     check_floating("teacher_logits", teacher_logits)
     check_batch("student_logits", student_logits)
     teacher = without_absent(teacher_logits.detach(), weight)
-    if link == "identity":  # half the squared difference, from which the temperature cancels
+    if link == "identity":
+        # The divergence is half the squared difference, from which the temperature cancels.
         return weighted_mean((widened(student_logits) - widened(teacher)).square().sum(1) / 2, weight)
     p = _log_outcomes(teacher, temperature, link)  # [B, 1, K] or [B, K, 2]
     q = _log_outcomes(student_logits, temperature, link)

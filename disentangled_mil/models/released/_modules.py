@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SUBSPACES = ("tumor", "tme")
-# Not stored, and without effect on predictions.
+# The dropout is not stored, and it has no effect on predictions.
 _GENE_DROPOUT = 0.25
 _RELEASED_EPS = 1e-6
 

@@ -133,13 +133,13 @@ def released_student(state_dict: Mapping[str, Tensor]) -> ReleasedStudent:
     return model.eval()
 
 
-# Released modules (and, for the head, parameters) under our names.
+# These tables lead from our names of modules to the released ones; for the head, they name parameters.
 _DEFORMABLE = {
     "to_offsets.depthwise": "to_offsets.0",
     "to_offsets.pointwise": "to_offsets.2",
-    "bias.mlp.0": "rel_pos_bias.mlp.0.0",
-    "bias.mlp.2": "rel_pos_bias.mlp.1.0",
-    "bias.mlp.4": "rel_pos_bias.mlp.2",
+    "position_bias.mlp.0": "rel_pos_bias.mlp.0.0",
+    "position_bias.mlp.2": "rel_pos_bias.mlp.1.0",
+    "position_bias.mlp.4": "rel_pos_bias.mlp.2",
     "to_q": "to_q",
     "to_k": "to_k",
     "to_v": "to_v",

@@ -10,7 +10,7 @@ from ..._torch_private import relu_backward
 from .._tile_size import on_device
 from ._tiled import BiasWanted, into_places
 
-# Pairs whose hidden layers a tile holds: those of 32 features and float32 then fit into the second-level cache.
+# A tile holds the hidden layers of this number of pairs: with 32 features in float32, they fit into the L2 cache.
 MOST_PAIRS = 11 << 10
 
 
@@ -63,7 +63,7 @@ class HiddenLayers:
 
     def __init__(self, network: MLPBias, displacement: Tensor) -> None:
         self.network, self.displacement = network, displacement
-        # As log_spaced, in fewer passes but without a derivative at 0.
+        # These are the values of log_spaced in fewer passes, but without a derivative at 0.
         self.spaced = displacement.abs().log1p_().copysign_(displacement)
         self.first = torch.addmm(network.b1, self.spaced, network.w1.T).relu_()
         self.second = torch.addmm(network.b2, self.first, network.w2.T).relu_()
@@ -84,7 +84,7 @@ class HiddenLayers:
             The gradient of the displacements [M, 2], or None.
         """
         network = self.network
-        product = torch.mul if len(network.w3) == 1 else torch.mm  # equal results; mul is faster for one head
+        product = torch.mul if len(network.w3) == 1 else torch.mm  # Both are right for one head; mul is faster.
         into_second = relu_backward(product(gradient, network.w3), self.second)
         into_first = relu_backward(into_second @ network.w2, self.first)
         if into is not None:
@@ -93,7 +93,7 @@ class HiddenLayers:
             into.b2.add_(into_second.sum(0))
             into.w2.addmm_(into_second.T, self.first)
             into.b1.add_(into_first.sum(0))
-            into.w1.add_((self.spaced.T @ into_first).T)  # products are faster with the side of two outside
+            into.w1.add_((self.spaced.T @ into_first).T)  # The product is faster in this order.
         if not want_displacement:
             return None
         into_spaced = torch.mm(into_first, network.w1.T.contiguous().T)
@@ -143,7 +143,7 @@ class NetworkTile:
 
 def log_spaced(displacement: Tensor) -> Tensor:
     """sign(d) log(1 + abs(d)) of each coordinate; its derivative 1 / (1 + abs(d)) holds at 0 too."""
-    # Clamping instead would have other slopes at its limits in other releases of PyTorch.
+    # Slopes of clamp at its limits differ between releases of PyTorch.
     left = displacement < 0
     onwards = displacement.masked_fill(left, 0).log1p()
     return torch.where(left, -displacement.where(left, 0).neg().log1p(), onwards)

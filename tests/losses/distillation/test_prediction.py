@@ -13,11 +13,12 @@ from disentangled_mil.losses import (
     representation_distillation,
 )
 from tests.support.distillation import LINKS, normal
+from tests.support.golden import load_golden
 
 
 @pytest.mark.parametrize("temperature", ["1.0", "2.0", "4.0"])
-def test_released_prediction_loss_and_gradient_are_reproduced(golden, temperature):
-    case = golden(f"prediction_distillation_T{temperature}")
+def test_released_prediction_loss_and_gradient_are_reproduced(temperature):
+    case = load_golden(f"prediction_distillation_T{temperature}")
     student = case["student_logits"].requires_grad_()
     loss = prediction_distillation(student, case["teacher_logits"], temperature=case["temperature"].item())
     loss.backward()

@@ -1,14 +1,12 @@
 """The clusters: golden numbers, a bag worked out by hand, the definition in numpy, and properties."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from disentangled_mil.ops import density_peaks
 from tests.support.density_peaks import (
@@ -19,6 +17,7 @@ from tests.support.density_peaks import (
     repeated_bag,
     seeds,
 )
+from tests.support.golden import load_golden
 
 
 def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple[list[int], list[int]]:
@@ -47,10 +46,8 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_clusters_are_the_released_ones(
-    golden: Callable[[str], dict[str, Tensor]], case: str, backend: str, device: str
-) -> None:
-    stored = golden(case)
+def test_clusters_are_the_released_ones(case: str, backend: str, device: str) -> None:
+    stored = load_golden(case)
     mask = stored["mask"].bool()
     found = find(
         stored["tokens"],
