@@ -78,12 +78,6 @@ def _attention_cost(size: int, bias: str, *, backward: bool) -> tuple[float, flo
     return float(operations * (3 if backward else 1)), 4.0 * numbers
 
 
-def _overlap_cost(size: int, bias: str) -> tuple[float, float]:
-    """Logits of two maps of two bags each and their products, then twice as much on the way back."""
-    operations, _ = _attention_cost(size, bias, backward=True)
-    return 4 * operations, 4.0 * 4 * HEADS * WIDTH * 3 * (size + sampled_keys(size))
-
-
 def _peaks_cost(size: int) -> tuple[float, float]:
     return 4.0 * size**2 * DIM, 4.0 * size * DIM
 
@@ -143,19 +137,6 @@ def _growth() -> dict[str, Candidate]:
     }
 
 
-def _overlap() -> dict[str, Candidate]:
-    kept = {
-        f"weights kept{suffix}": Candidate(
-            _using(work.overlap, backend="kept", bias=bias),
-            f"reference{suffix}",
-            cost=partial(_overlap_cost, bias=bias),
-        )
-        for bias, suffix in (("exact", ""), ("table", ", table"))
-    }
-    candidates = _attending(work.overlap, maps=4, cost=_overlap_cost) | kept
-    return {name: candidate for name, candidate in candidates.items() if "triton" not in name}  # there is no kernel
-
-
 def _share(name: str) -> Callable[[Mapping[str, float]], float]:
     return lambda seconds: 1 - seconds[f"{name}, plain"] / seconds[name]
 
@@ -201,11 +182,6 @@ CASES: Mapping[str, Case] = {
         "biased attention alone, forward, beside its peers",
         (2500,),
         _attention(backward=False),
-    ),
-    "overlap": Case(
-        "inner products of the attention maps of two batches of 2, forward and backward",
-        (2500,),
-        _overlap(),
     ),
     "density-peaks": Case(
         "density-peak clustering, beside KeOps and two passes of the plain matrix product",

@@ -28,16 +28,16 @@ class AttentionInputs(NamedTuple):
     arriving: Tensor  # [B, H, N, D], gradient of the output
 
     @classmethod
-    def of(cls, size: int, device: torch.device, *, batch: int = 1, seed: int = 0) -> "AttentionInputs":
+    def of(cls, size: int, device: torch.device) -> "AttentionInputs":
         """Draw ``size`` queries on a square, and the keys that a layer samples there."""
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         keys = sampled_keys(size)
         network = ContinuousPositionBias(DIM // 4, 1).to(device)
-        query, arriving = (torch.randn(batch, HEADS, size, WIDTH, device=device) for _ in range(2))
-        key, value = (torch.randn(batch, HEADS, keys, WIDTH, device=device) for _ in range(2))
-        cells = Grid.square(size, device=device).cells.expand(batch, -1, -1)
+        query, arriving = (torch.randn(1, HEADS, size, WIDTH, device=device) for _ in range(2))
+        key, value = (torch.randn(1, HEADS, keys, WIDTH, device=device) for _ in range(2))
+        cells = Grid.square(size, device=device).cells
         query_position = (2 * cells + 1) / (cells.amax() + 1) - 1
-        key_position = 2 * torch.rand(batch, HEADS, keys, 2, device=device) - 1
+        key_position = 2 * torch.rand(1, HEADS, keys, 2, device=device) - 1
         for tensor in (query, key, value, key_position):
             tensor.requires_grad_()
         return cls(query, key, value, query_position, key_position, network, arriving)

@@ -17,7 +17,7 @@ from disentangled_mil import (
     inter_magnification_consistency,
 )
 from disentangled_mil.nn import ITAOutput
-from disentangled_mil.ops import attention_overlap, density_peaks
+from disentangled_mil.ops import density_peaks
 
 from .case import Outputs, Work
 from .inputs import CLUSTERS, DIM, HEADS, NEIGHBORS, WIDTH, AttentionInputs, blobs, named_gradients, with_gradients
@@ -115,30 +115,6 @@ def attention(size: int, device: torch.device, *, backend: str, bias: str, backw
         with torch.set_grad_enabled(backward):
             out = inputs.scores(bias).attend(inputs.value, backend=backend).out
             return with_gradients(out, inputs.leaves, inputs.arriving) if backward else {"result": out}
-
-    return work
-
-
-def overlap(size: int, device: torch.device, *, backend: str, bias: str) -> Work:
-    """Inner products of two batches of attention maps, forward and backward.
-
-    From dense maps (``"reference"``), from streamed ones whose weights are kept (``"kept"``), or from their scores.
-    """
-    low, high = (AttentionInputs.of(size, device, batch=2, seed=seed) for seed in (0, 1))
-    torch.manual_seed(2)
-    arriving = torch.randn(2, 2, device=device)
-    leaves = {
-        f"{of}.{name}": t for of, x in (("a", low), ("b", high)) for name, t in x.leaves.items() if name != "value"
-    }
-
-    def work() -> Outputs:
-        maps = [of.scores(bias) for of in (low, high)]
-        if backend == "kept":
-            maps = [scores.weights().flatten(1) for scores in maps]
-        if backend == "reference":
-            dense = (scores.attend(scores.key, keep_weights=True, backend=backend).weights for scores in maps)
-            maps = [weights.flatten(1) for weights in dense if weights is not None]
-        return with_gradients(attention_overlap(*maps), leaves, arriving)
 
     return work
 

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the folder of golden numbers and real data, and reproducible randomness."""
+"""What all tests share: the device, the folder of golden numbers and real data, and reproducible randomness."""
 
 import os
 from collections.abc import Callable
@@ -11,10 +11,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-
-# Without a GPU the kernels run in Triton's interpreter; Triton reads this when it is first imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
@@ -29,11 +25,34 @@ UNMEASURED = {"test_compile.py", "test_docs.py", "test_triton.py"}
 MEASURED = "test_results_and_gradients_are_those_of_the_reference"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names the device."""
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where kernels are tested: compiled on cuda, or in Triton's interpreter on the cpu (default: %(default)s)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose Triton's interpreter for the CPU; Triton reads the variable when it is first imported."""
+    if config.getoption("device") == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Measure coverage only where it tells something."""
     for item in items:
         if item.path.name in UNMEASURED and not item.name.startswith(MEASURED):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of ``--device``, ``"cpu"`` or ``"cuda"``."""
+    chosen: str = request.config.getoption("device")
+    return chosen
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,8 @@ class Student(nn.Module):
         magnifications: names of the magnifications; any number of them.
         subspaces: names of the subspaces, in order; each has one prototype.
         neighbors: number of neighbors k in the density estimate of the clustering.
-        kind: meaning of the logits: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        link: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+            of numbers.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         dropout: dropout probability of patch tokens and attention weights.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
@@ -136,7 +137,7 @@ class Student(nn.Module):
         magnifications: Sequence[str] = ("10x", "20x"),
         subspaces: Sequence[str] = ("tumor", "tme"),
         neighbors: int = 5,
-        kind: str = "softmax",
+        link: str = "softmax",
         gate: str = "max_confidence",
         dropout: float = 0.1,
         **options: "Unpack[DeformableOptions]",
@@ -155,7 +156,7 @@ class Student(nn.Module):
                 for name in self.magnifications
             }
         )
-        self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
+        self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
 
     def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
         """Predict from bags at every magnification.

@@ -80,7 +80,8 @@ class Teacher(nn.Module):
         dim: token width C.
         magnifications: names of the magnifications; any number of them.
         gene_tokens: gene tokens T per subspace.
-        kind: meaning of the logits: ``"softmax"`` for classes, ``"hazards"`` for discrete-time survival.
+        link: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+            of numbers.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         query: query map of :class:`~disentangled_mil.DMSF`.
         selection_query: query of the selection layer.
@@ -119,7 +120,7 @@ class Teacher(nn.Module):
         dim: int = 128,
         magnifications: Sequence[str] = ("10x", "20x"),
         gene_tokens: int = 4,
-        kind: str = "softmax",
+        link: str = "softmax",
         gate: str = "max_confidence",
         query: str = "gene+patch",
         selection_query: str = "separate",
@@ -146,7 +147,7 @@ class Teacher(nn.Module):
             )
             patches = PatchEncoder(features, dim, dropout=dropout)
             self.branches[name] = TeacherBranch(patches, fuse, SubspaceHead(dim, outputs, self.subspaces))
-        self.gate = MagnificationGate(self.magnifications, rule=gate, kind=kind)
+        self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
 
     def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:
         """Predict from bags at every magnification and genes.

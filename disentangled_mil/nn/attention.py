@@ -2,7 +2,7 @@
 
 Two maps are compared by their inner product, in one of two ways. Small maps of full bags of one size have entries at
 the same places and are compared entry by entry. All others are compared by the attention mass of their keys on a grid
-of 16 x 16 cells that all bags share; the forward pass has that mass already, so that it costs next to nothing.
+of 16 x 16 cells that all bags share. The forward pass computes this mass anyway.
 """
 
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ class LazyAttention:
 
     Attributes:
         scores: what the softmax is taken of: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
-        total: the sum of the attention on each key over the real queries [B, H, J].
+        mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
         kept: the dense map [B, H, N, J] where the operator keeps it anyway, else None.
     """
 
     scores: AttentionScores
-    total: Tensor
+    mass_sums: Tensor
     kept: Tensor | None
 
     @property
@@ -51,9 +51,9 @@ class LazyAttention:
         return self.scores.weights() if self.kept is None else self.kept
 
     def key_mass(self) -> Tensor:
-        """The share of a bag's attention on each key [B, H, J]: the mean over its real queries."""
+        """The attention mass of each key [B, H, J]: the mean over the real queries of a bag."""
         mask = self.scores.query_mask
-        return self.total / (self.shape[2] if mask is None else mask.sum(1).clamp(min=1)[:, None, None])
+        return self.mass_sums / (self.shape[2] if mask is None else mask.sum(1).clamp(min=1)[:, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class DeformableAttention(LazyAttention):
     Attributes:
         scores: queries [B, H, N, D], sampled keys [B, H, J, D], their normalized positions, the position bias, the
             log of the tissue under each key (-inf takes a key out) and the mask of the queries.
-        total: sum of the attention on each sampled key over the real queries [B, H, J].
+        mass_sums: attention mass of each sampled key, summed over the real queries [B, H, J].
         kept: dense map [B, H, N, J] if the layer kept it, else None.
         coarse_positions: sampling positions in cells of the coarse reference grid [B, G, J, 2] (p + dp).
         sampling_positions: the same in cells of the context grid [B, G, J, 2].
@@ -105,7 +105,7 @@ class DeformableAttention(LazyAttention):
         return None if small and self.full and other.full else COMMON_RESOLUTION
 
     def overlap(self, other: "DeformableAttention", resolution: int | None = None) -> Tensor:
-        """Inner products of this batch's maps with another's, entry by entry or by the mass of keys on a common grid.
+        """Inner products of these maps with others, entry by entry or by attention mass on a common grid.
 
         Args:
             other: maps of as many bags and heads.
@@ -128,24 +128,26 @@ class DeformableAttention(LazyAttention):
         return attention_overlap(self.common_grid(resolution).flatten(1), other.common_grid(resolution).flatten(1))
 
     def mass(self) -> Tensor:
-        """The share of a bag's attention on each context token; padding has none.
+        """The attention mass of each context token; padding has none.
 
-        The share of a key goes to the cells that it was sampled from, and there in equal parts to the tokens of a cell.
+        The attention mass of a key goes to the cells that it was sampled from, and there in equal parts to the tokens
+        of a cell.
 
         Returns:
-            [B, M]; sums to one over a bag. By the released convention, shares of keys outside of the map are lost.
+            [B, M]; sums to one over a bag. By the released convention, the attention mass of keys outside of the map is
+            lost.
         """
         grid = self.context_grid
-        heads, groups = self.total.shape[1], self.sampling_positions.shape[1]
+        heads, groups = self.mass_sums.shape[1], self.sampling_positions.shape[1]
         per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
         corners, _ = self.positions.corners(grid, self.sampling_positions)
         cells = bilinear_spread(per_group, corners, grid.width * grid.height)
-        share = reduce(cells, "(b g) c -> b c", "sum", g=groups) / grid.count.clamp(min=1)
+        mass = reduce(cells, "(b g) c -> b c", "sum", g=groups) / grid.count.clamp(min=1)
         index = grid.cells[..., 1] * grid.width + grid.cells[..., 0]
-        return share.gather(1, index) * grid.mask
+        return mass.gather(1, index) * grid.mask
 
     def common_grid(self, resolution: int) -> Tensor:
-        """The map reduced to the mass of its keys on a grid that all bags and magnifications share.
+        """The map reduced to the attention mass of its keys on a grid that all bags and magnifications share.
 
         Args:
             resolution: cells along each side of the bag's rectangle.
@@ -157,7 +159,7 @@ class DeformableAttention(LazyAttention):
             ValueError: ``resolution`` is not positive.
         """
         check_count("resolution", resolution)
-        heads, key_position = self.total.shape[1], self.scores.key_position
+        heads, key_position = self.mass_sums.shape[1], self.scores.key_position
         position = key_position.repeat_interleave(heads // key_position.shape[1], dim=1).flatten(0, 1)
         cell = ((position + 1) * resolution - 1) / 2
         corners = bilinear_corners(cell.clamp(0, resolution - 1), resolution, resolution)

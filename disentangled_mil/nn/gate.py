@@ -38,10 +38,10 @@ class MagnificationGate(nn.Module):
         rule: Rule of the weights. ``"max_confidence"`` takes the most confident magnification of each sample, and the
             first one in a tie. ``"average"`` averages logits. ``"softmax_average"`` averages probabilities.
             ``"learned"`` averages logits with one learned weight per magnification.
-        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
-            numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or death in each
-            of the intervals and survival of all of them. Numbers have no confidence, and ``"softmax_average"`` averages
-            them like ``"average"``.
+        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+            of numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or death in
+            each of the intervals and survival of all of them. Numbers have no confidence, and ``"softmax_average"``
+            averages them like ``"average"``.
 
     Shape:
         {magnification: [B, K]} -> logits [B, K].
@@ -67,14 +67,14 @@ class MagnificationGate(nn.Module):
         [[0.0, 1.0]]
     """
 
-    def __init__(self, magnifications: Sequence[str], *, rule: str = "max_confidence", kind: str = "softmax") -> None:
+    def __init__(self, magnifications: Sequence[str], *, rule: str = "max_confidence", link: str = "softmax") -> None:
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         check_choice("rule", rule, RULES)
-        check_choice("kind", kind, ("softmax", "hazards", "identity"))
-        if kind == "identity" and rule == "max_confidence":
+        check_choice("link", link, ("softmax", "hazards", "identity"))
+        if link == "identity" and rule == "max_confidence":
             raise ValueError("rule must be an average for numbers, which have no confidence, got 'max_confidence'")
-        self.rule, self.kind = rule, kind
+        self.rule, self.link = rule, link
         self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
 
     def forward(self, logits: Mapping[str, Tensor]) -> GateOutput:
@@ -96,7 +96,7 @@ class MagnificationGate(nn.Module):
     def _weights(self, logits: Tensor) -> Tensor:
         """The weight of each magnification [B, M]."""
         if self.rule == "max_confidence":
-            outcomes = outcome_log_probability(logits) if self.kind == "hazards" else widened(logits)
+            outcomes = outcome_log_probability(logits) if self.link == "hazards" else widened(logits)
             confidence = _log_odds_of_largest(outcomes)  # [B, M]
             return nn.functional.one_hot(confidence.argmax(1), logits.shape[1]).to(logits.dtype)
         if self.mixture is not None:
@@ -104,14 +104,14 @@ class MagnificationGate(nn.Module):
         return logits.new_full(logits.shape[:2], 1 / logits.shape[1])
 
     def _log_probability(self, logits: Tensor) -> Tensor:
-        return outcome_log_probability(logits) if self.kind == "hazards" else widened(logits).log_softmax(-1)
+        return outcome_log_probability(logits) if self.link == "hazards" else widened(logits).log_softmax(-1)
 
     def _average_probabilities(self, logits: Tensor) -> Tensor:
         """Logits [B, K] whose probabilities are the mean of those of the magnifications; the mean of numbers."""
-        if self.kind == "identity":
+        if self.link == "identity":
             return widened(logits).mean(1)
         mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
-        if self.kind == "softmax":
+        if self.link == "softmax":
             return mean
         # The odds of a hazard are the probability of death in the interval over that of a later death or survival.
         later = mean.flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
@@ -119,7 +119,7 @@ class MagnificationGate(nn.Module):
 
     def extra_repr(self) -> str:
         """The options of the constructor."""
-        return f"{self.magnifications}, rule={self.rule!r}, kind={self.kind!r}"
+        return f"{self.magnifications}, rule={self.rule!r}, link={self.link!r}"
 
 
 def _log_odds_of_largest(log_weight: Tensor) -> Tensor:

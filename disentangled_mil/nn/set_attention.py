@@ -15,7 +15,7 @@ class SetAttention(LazyAttention):
 
     Attributes:
         scores: queries [B, H, N, D], keys [B, H, J, D] and the mask of the queries.
-        total: the sum of the attention on each key over the real queries [B, H, J].
+        mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
         kept: None; the dense map is computed when it is asked for.
         keys: the context token of every key [B, J]; None where key j is token j.
         context_mask: True where a context token is real [B, M].
@@ -36,11 +36,11 @@ class SetAttention(LazyAttention):
     full = False
 
     def mass(self) -> Tensor:
-        """The share of a bag's attention on each context token [B, M]; sums to one over a bag, padding has none."""
-        share = self.key_mass().mean(1)  # [B, J]
+        """The attention mass of each context token [B, M]; sums to one over a bag, padding has none."""
+        mass = self.key_mass().mean(1)  # [B, J]
         if self.keys is None:
-            return share
-        return torch.zeros_like(self.context_mask, dtype=share.dtype).scatter_add(1, self.keys, share)
+            return mass
+        return torch.zeros_like(self.context_mask, dtype=mass.dtype).scatter_add(1, self.keys, mass)
 
     def overlap(self, other: Any, resolution: int | None = None) -> NoReturn:
         """Refuse to compare maps.

@@ -182,7 +182,7 @@ def _arguments(
         "features": train.width,
         "dropout": options.dropout,
         "magnifications": list(train.magnifications),
-        "kind": task.link,
+        "link": task.link,
         "gate": options.gate,
         "heads": options.heads,
         "groups": options.heads,

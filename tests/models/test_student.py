@@ -139,12 +139,12 @@ def test_another_order_of_the_prototypes_changes_names_and_no_prediction() -> No
         student.reorder("10x", torch.tensor([0, 0]))
 
 
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
 @pytest.mark.parametrize("gate", ["max_confidence", "average", "softmax_average", "learned"])
-def test_every_gate_trains_every_branch_it_uses(kind: str, gate: str) -> None:
-    student = small_student(kind=kind, gate=gate).train()
+def test_every_gate_trains_every_branch_it_uses(link: str, gate: str) -> None:
+    student = small_student(link=link, gate=gate).train()
     out = student(collated(draw_slides(3, student, 3)))
-    assert (student.gate.kind, student.gate.rule) == (kind, gate)
+    assert (student.gate.link, student.gate.rule) == (link, gate)
     (out.logits.square().sum() + sum(b.logits.square().sum() for b in out.branches.values())).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
 

@@ -120,13 +120,13 @@ def test_magnifications_share_gene_encoders_and_nothing_else() -> None:
     assert not any(name.startswith("branches.10x.") for name in touched)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
 @pytest.mark.parametrize("gate", ["max_confidence", "average", "softmax_average", "learned"])
-def test_every_gate_trains_every_branch_it_uses(kind: str, gate: str) -> None:
-    teacher = small_teacher(kind=kind, gate=gate).train()
+def test_every_gate_trains_every_branch_it_uses(link: str, gate: str) -> None:
+    teacher = small_teacher(link=link, gate=gate).train()
     slides, genes = draw_case(3, teacher, 2)
     out = teacher(collated(slides), genes)
-    assert (teacher.gate.kind, teacher.gate.rule) == (kind, gate)
+    assert (teacher.gate.link, teacher.gate.rule) == (link, gate)
     (out.logits.square().sum() + sum(b.logits.square().sum() for b in out.branches.values())).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in teacher.parameters())
 

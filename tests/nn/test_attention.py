@@ -30,7 +30,7 @@ def attention_at(positions: Tensor, share: Tensor, grid: Grid, context: Grid | N
     )
     return DeformableAttention(
         scores,
-        total=scores.weights().sum(2),
+        mass_sums=scores.weights().sum(2),
         kept=None,
         coarse_positions=positions[None],
         sampling_positions=positions[None],

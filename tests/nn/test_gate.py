@@ -50,8 +50,8 @@ def test_confidences_that_round_to_one_are_told_apart(first: float, second: floa
     logits = {"10x": torch.tensor([[first, 0.0]], dtype=dtype), "20x": torch.tensor([[0.0, second]], dtype=dtype)}
     assert MagnificationGate(("10x", "20x"))(logits).weights.tolist() == [[0.0, 1.0]]
     for rule in RULES:
-        for kind in ("softmax", "hazards"):
-            assert {part.dtype for part in MagnificationGate(("10x", "20x"), rule=rule, kind=kind)(logits)} == {dtype}
+        for link in ("softmax", "hazards"):
+            assert {part.dtype for part in MagnificationGate(("10x", "20x"), rule=rule, link=link)(logits)} == {dtype}
 
 
 def test_the_first_magnification_wins_a_tie() -> None:
@@ -69,23 +69,23 @@ def test_the_order_of_the_mapping_does_not_matter() -> None:
 def test_confidence_in_hazards_is_that_of_the_likeliest_outcome() -> None:
     # Hazards 0.5, 0.5: outcomes 0.5, 0.25, 0.25. Hazards 0.1, 0.4: outcomes 0.1, 0.36, 0.54.
     even, late = (logit(torch.tensor([h])) for h in ([0.5, 0.5], [0.1, 0.4]))
-    out = MagnificationGate(("10x", "20x"), kind="hazards")({"10x": even, "20x": late})
+    out = MagnificationGate(("10x", "20x"), link="hazards")({"10x": even, "20x": late})
     assert out.weights.tolist() == [[0.0, 1.0]]
     assert torch.equal(out.logits, late)
     # A softmax over the same numbers would have preferred a likely late death to a certain survival.
     safe, risky = torch.full((1, 2), -6.0), torch.tensor([[-6.0, 1.0]])
     both = {"10x": safe, "20x": risky}
-    assert MagnificationGate(("10x", "20x"), kind="hazards")(both).weights.tolist() == [[1.0, 0.0]]
+    assert MagnificationGate(("10x", "20x"), link="hazards")(both).weights.tolist() == [[1.0, 0.0]]
     assert MagnificationGate(("10x", "20x"))(both).weights.tolist() == [[0.0, 1.0]]
 
 
-@given(magnifications=st.integers(1, 3), kind=st.sampled_from(["softmax", "hazards"]), seed=seeds)
+@given(magnifications=st.integers(1, 3), link=st.sampled_from(["softmax", "hazards"]), seed=seeds)
 @few
-def test_max_confidence_is_one_of_the_magnifications_to_the_bit(magnifications: int, kind: str, seed: int) -> None:
+def test_max_confidence_is_one_of_the_magnifications_to_the_bit(magnifications: int, link: str, seed: int) -> None:
     logits = draw(seed, magnifications)
-    out = MagnificationGate(NAMES[:magnifications], kind=kind)(logits)
+    out = MagnificationGate(NAMES[:magnifications], link=link)(logits)
     stacked = torch.stack(list(logits.values()), dim=1)  # [B, M, K]
-    probabilities = outcomes(stacked.sigmoid()) if kind == "hazards" else stacked.softmax(-1)
+    probabilities = outcomes(stacked.sigmoid()) if link == "hazards" else stacked.softmax(-1)
     best = probabilities.amax(-1).argmax(1)
     assert torch.equal(out.weights.argmax(1), best)
     assert torch.equal(out.logits, stacked[torch.arange(3), best])
@@ -107,11 +107,11 @@ def test_autocast_does_not_round_the_logits() -> None:
         assert torch.equal(MagnificationGate(("10x", "20x"))(logits).logits, logits["10x"])
 
 
-@given(magnifications=st.integers(1, 3), kind=st.sampled_from(["softmax", "hazards"]), seed=seeds)
+@given(magnifications=st.integers(1, 3), link=st.sampled_from(["softmax", "hazards"]), seed=seeds)
 @few
-def test_average_is_the_mean_of_the_logits(magnifications: int, kind: str, seed: int) -> None:
+def test_average_is_the_mean_of_the_logits(magnifications: int, link: str, seed: int) -> None:
     logits = draw(seed, magnifications)
-    out = MagnificationGate(NAMES[:magnifications], rule="average", kind=kind)(logits)
+    out = MagnificationGate(NAMES[:magnifications], rule="average", link=link)(logits)
     torch.testing.assert_close(out.logits, torch.stack(list(logits.values())).mean(0))
     torch.testing.assert_close(out.weights, torch.full((3, magnifications), 1 / magnifications).double())
 
@@ -130,16 +130,16 @@ def test_averaged_probabilities_are_those_of_the_returned_logits(magnifications:
     names, stacked = NAMES[:magnifications], torch.stack(list(logits.values()))
     classes = MagnificationGate(names, rule="softmax_average")(logits).logits
     torch.testing.assert_close(classes.softmax(-1), stacked.softmax(-1).mean(0))
-    hazards = MagnificationGate(names, rule="softmax_average", kind="hazards")(logits).logits
+    hazards = MagnificationGate(names, rule="softmax_average", link="hazards")(logits).logits
     assert hazards.shape == (3, outputs)
     torch.testing.assert_close(outcomes(hazards.sigmoid()), outcomes(stacked.sigmoid()).mean(0))
 
 
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
-def test_saturated_logits_average_to_finite_values_with_finite_gradients(kind: str) -> None:
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
+def test_saturated_logits_average_to_finite_values_with_finite_gradients(link: str) -> None:
     logits = {"10x": torch.tensor([[200.0, -200.0]]), "20x": torch.tensor([[-200.0, 200.0]])}
     logits = {name: value.requires_grad_() for name, value in logits.items()}
-    out = MagnificationGate(("10x", "20x"), rule="softmax_average", kind=kind)(logits).logits
+    out = MagnificationGate(("10x", "20x"), rule="softmax_average", link=link)(logits).logits
     assert out.isfinite().all()
     out.sum().backward()
     assert all(value.grad.isfinite().all() for value in logits.values())
@@ -159,32 +159,32 @@ def test_learned_shares_start_even_follow_their_parameter_and_train() -> None:
     assert gate.mixture.grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
-def test_averaged_probabilities_are_exact_in_float64_whatever_the_default_device(kind: str) -> None:
-    logits, gate = draw(5, 3), MagnificationGate(NAMES, rule="softmax_average", kind=kind)
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
+def test_averaged_probabilities_are_exact_in_float64_whatever_the_default_device(link: str) -> None:
+    logits, gate = draw(5, 3), MagnificationGate(NAMES, rule="softmax_average", link=link)
     with torch.device("meta"):
         out = gate(logits)
-    each = [logits[name].softmax(-1) if kind == "softmax" else outcomes(logits[name].sigmoid()) for name in NAMES]
-    averaged = out.logits.exp() if kind == "softmax" else outcomes(out.logits.sigmoid())
+    each = [logits[name].softmax(-1) if link == "softmax" else outcomes(logits[name].sigmoid()) for name in NAMES]
+    averaged = out.logits.exp() if link == "softmax" else outcomes(out.logits.sigmoid())
     torch.testing.assert_close(averaged, sum(each) / 3, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
-def test_one_magnification_is_itself_whatever_the_rule(rule: str, kind: str) -> None:
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
+def test_one_magnification_is_itself_whatever_the_rule(rule: str, link: str) -> None:
     logits = draw(2, 1)["5x"]
-    out = MagnificationGate(("5x",), rule=rule, kind=kind)({"5x": logits})
+    out = MagnificationGate(("5x",), rule=rule, link=link)({"5x": logits})
     assert (out.weights == 1).all()
-    if rule == "softmax_average" and kind == "softmax":
+    if rule == "softmax_average" and link == "softmax":
         torch.testing.assert_close(out.logits, logits.log_softmax(-1))
     else:
         torch.testing.assert_close(out.logits, logits)
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["softmax", "hazards"])
-def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
-    gate, logits = MagnificationGate(NAMES, rule=rule, kind=kind), draw(3, 3)
+@pytest.mark.parametrize("link", ["softmax", "hazards"])
+def test_options_weights_and_copies_come_back(rule: str, link: str) -> None:
+    gate, logits = MagnificationGate(NAMES, rule=rule, link=link), draw(3, 3)
     rebuilt: MagnificationGate = eval(f"MagnificationGate({gate.extra_repr()})")
     rebuilt.load_state_dict(gate.state_dict())
     for other in (rebuilt, copy.deepcopy(gate)):
@@ -201,9 +201,9 @@ def test_options_weights_and_copies_come_back(rule: str, kind: str) -> None:
             "rule must be one of 'max_confidence', 'average', 'softmax_average', 'learned', got 'best'",
         ),
         (
-            lambda: MagnificationGate(NAMES, kind="classes"),
+            lambda: MagnificationGate(NAMES, link="classes"),
             ValueError,
-            "kind must be one of 'softmax', 'hazards', 'identity', got 'classes'",
+            "link must be one of 'softmax', 'hazards', 'identity', got 'classes'",
         ),
         (
             lambda: MagnificationGate(("5x",))([torch.zeros(1, 2)]),
@@ -240,7 +240,7 @@ def test_refusals(call: Callable[[], object], error: type[Exception], message: s
 def test_numbers_are_averaged_and_have_no_confidence() -> None:
     logits = {"10x": torch.tensor([[1.0], [-2.0]]), "20x": torch.tensor([[3.0], [0.0]])}
     for rule in ("average", "softmax_average", "learned"):
-        gate = MagnificationGate(("10x", "20x"), rule=rule, kind="identity")
+        gate = MagnificationGate(("10x", "20x"), rule=rule, link="identity")
         torch.testing.assert_close(gate(logits).logits, torch.tensor([[2.0], [-1.0]]))
     with pytest.raises(ValueError, match="rule must be an average for numbers, which have no confidence"):
-        MagnificationGate(("10x", "20x"), kind="identity")
+        MagnificationGate(("10x", "20x"), link="identity")

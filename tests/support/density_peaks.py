@@ -12,16 +12,23 @@ from disentangled_mil.ops import density_peaks
 from disentangled_mil.ops._triton_runtime import available
 from disentangled_mil.ops.density_peaks import DensityPeaks
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 seeds = st.integers(0, 2**31 - 1)
 needs_triton = pytest.mark.skipif(not available(), reason="needs Triton, which is not installed")
 BACKENDS = ["reference", "streaming", pytest.param("triton", marks=needs_triton)]
 
 
-def find(tokens: Tensor, clusters: int, *, mask: Tensor | None = None, backend: str, **options: int) -> DensityPeaks:
-    """``density_peaks`` of tensors on the CPU, by kernels on a GPU where there is one."""
+def find(
+    tokens: Tensor,
+    clusters: int,
+    *,
+    mask: Tensor | None = None,
+    backend: str,
+    device: str = "cpu",
+    **options: int,
+) -> DensityPeaks:
+    """``density_peaks`` of tensors on the CPU; kernels run on the device, all else on the CPU."""
     if backend == "triton":
-        tokens, mask = tokens.to(DEVICE), None if mask is None else mask.to(DEVICE)
+        tokens, mask = tokens.to(device), None if mask is None else mask.to(device)
     found = density_peaks(tokens, clusters, mask=mask, backend=backend, **options)
     return DensityPeaks(*(part.cpu() for part in found))
 

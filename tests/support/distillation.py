@@ -4,7 +4,7 @@ import torch
 
 from disentangled_mil.losses import DistillationTargets
 
-KINDS = ["softmax", "hazards"]
+LINKS = ["softmax", "hazards"]
 
 
 def normal(generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from ..._checks import check_choice, check_floating, check_shape
 from ..._precision import widened
 from .._reduction import check_batch, weighted_mean, without_absent
 
-KINDS = ("softmax", "hazards", "identity")
+LINKS = ("softmax", "hazards", "identity")
 
 
 def prediction_distillation(
@@ -16,7 +16,7 @@ def prediction_distillation(
     teacher_logits: Tensor,
     *,
     temperature: float = 2.0,
-    kind: str = "softmax",
+    link: str = "softmax",
     weight: Tensor | None = None,
 ) -> Tensor:
     r"""Divergence of a student's softened prediction from the teacher's.
@@ -32,8 +32,8 @@ def prediction_distillation(
         student_logits: Logits of the student.
         teacher_logits: Logits of the teacher. They get no gradient.
         temperature: Temperature T, positive and finite.
-        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
-            numbers.
+        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+            of numbers.
         weight: Weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
             row of a sample of weight 0 may hold any value.
 
@@ -62,7 +62,7 @@ def prediction_distillation(
         >>> prediction_distillation(logits, torch.zeros(1, 2), temperature=1.0)
         tensor(0.4338)
     """
-    check_choice("kind", kind, KINDS)
+    check_choice("link", link, LINKS)
     check_temperature(temperature)
     sizes = check_shape("student_logits", student_logits, "B K")
     check_shape("teacher_logits", teacher_logits, "B K", sizes)
@@ -70,10 +70,10 @@ def prediction_distillation(
     check_floating("teacher_logits", teacher_logits)
     check_batch("student_logits", student_logits)
     teacher = without_absent(teacher_logits.detach(), weight)
-    if kind == "identity":  # half the squared difference, from which the temperature cancels
+    if link == "identity":  # half the squared difference, from which the temperature cancels
         return weighted_mean((widened(student_logits) - widened(teacher)).square().sum(1) / 2, weight)
-    p = _log_outcomes(teacher, temperature, kind)  # [B, 1, K] or [B, K, 2]
-    q = _log_outcomes(student_logits, temperature, kind)
+    p = _log_outcomes(teacher, temperature, link)  # [B, 1, K] or [B, K, 2]
+    q = _log_outcomes(student_logits, temperature, link)
     divergence = _divergence(p, q).sum((1, 2))  # [B]
     return weighted_mean(divergence, weight) * temperature**2
 
@@ -84,10 +84,10 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
-def _log_outcomes(logits: Tensor, temperature: float, kind: str) -> Tensor:
+def _log_outcomes(logits: Tensor, temperature: float, link: str) -> Tensor:
     """Softened log probabilities, normalized over the last dimension: [B, 1, K], for hazards [B, K, 2]."""
     softened = widened(logits) / temperature
-    if kind == "softmax":
+    if link == "softmax":
         return F.log_softmax(softened, dim=-1)[:, None]
     return torch.stack([F.logsigmoid(softened), F.logsigmoid(-softened)], dim=-1)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
 from .._reduction import without_absent
-from ._prediction import KINDS, check_temperature, prediction_distillation
+from ._prediction import LINKS, check_temperature, prediction_distillation
 from ._representation import MATCHINGS, permutation_of, squared_error
 from ._targets import DistillationTargets
 
@@ -35,8 +35,8 @@ class SubspaceDistillation(nn.Module):
     `representation_distillation`.
 
     Args:
-        kind: Kind of the logits, ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"`` for
-            numbers.
+        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+            of numbers.
         temperature: Number by which the logits of both sides are divided.
         prediction_weight: Weight of the divergence of the predictions.
         representation_weight: Weight of the error between prototypes and subspaces.
@@ -78,7 +78,7 @@ class SubspaceDistillation(nn.Module):
 
     def __init__(
         self,
-        kind: str = "softmax",
+        link: str = "softmax",
         *,
         temperature: float = 2.0,
         prediction_weight: float = 0.01,
@@ -86,12 +86,12 @@ class SubspaceDistillation(nn.Module):
         matching: str = "slot",
     ) -> None:
         super().__init__()
-        check_choice("kind", kind, KINDS)
+        check_choice("link", link, LINKS)
         check_temperature(temperature)
         check_interval("prediction_weight", prediction_weight, 0.0, float("inf"))
         check_interval("representation_weight", representation_weight, 0.0, float("inf"))
         check_choice("matching", matching, MATCHINGS)
-        self.kind = kind
+        self.link = link
         self.temperature = temperature
         self.prediction_weight = prediction_weight
         self.representation_weight = representation_weight
@@ -109,7 +109,7 @@ class SubspaceDistillation(nn.Module):
         sizes = {**sizes, "S": sizes["P"]} if self.matching == "slot" else sizes
         check_shape("targets.subspaces", targets.subspaces, "B S C", sizes)
         prediction = prediction_distillation(
-            student_logits, targets.logits, temperature=self.temperature, kind=self.kind, weight=present
+            student_logits, targets.logits, temperature=self.temperature, link=self.link, weight=present
         )
         subspaces = without_absent(targets.subspaces.detach(), present)
         permutation = permutation_of(student_prototypes, subspaces, self.matching)
@@ -120,7 +120,7 @@ class SubspaceDistillation(nn.Module):
     def extra_repr(self) -> str:
         """The options of the constructor."""
         return (
-            f"kind={self.kind!r}, temperature={self.temperature}, "
+            f"link={self.link!r}, temperature={self.temperature}, "
             f"prediction_weight={self.prediction_weight}, "
             f"representation_weight={self.representation_weight}, matching={self.matching!r}"
         )

@@ -33,22 +33,15 @@ class BagScores:
         carried: scores of the whole batch.
         bias: position bias of the whole batch.
         bag: index of the bag.
-        skip: whether padded queries and keys that no group sees are left out. Otherwise their weights are zero.
-        maps: number of maps whose tiles are held at the same time.
     """
 
-    def __init__(
-        self, carried: CarriedScores, bias: TiledBias | None, bag: int, *, skip: bool = True, maps: int = 1
-    ) -> None:
+    def __init__(self, carried: CarriedScores, bias: TiledBias | None, bag: int) -> None:
         self.wide = wide_dtype(carried.query)
         self.bag, self.bias, self.scale = bag, bias, carried.scale
         mask, logit = carried.mask[bag], carried.logit[bag]
-        self.rows = _where(mask) if skip else None
-        self.columns = _where((logit != -math.inf).any(0)) if skip else None
-        self.padding = None if skip or mask.all() else ~mask[:, None]  # [N, 1]
+        # Padded queries and keys that no group sees are left out.
+        self.rows, self.columns = _where(mask), _where((logit != -math.inf).any(0))
         self.query = take(carried.query[bag], 1, self.rows)  # [H, N, D]
-        if self.padding is not None:
-            self.query = self.query.masked_fill(self.padding, 0)
         self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, J, D]
         # Not contiguous(), which leaves odd strides where a side is one.
         self.query_place, self.key_place = (
@@ -68,7 +61,7 @@ class BagScores:
             if (lost := self.key_place.isnan().any(-1)).any():
                 logit = logit.masked_fill(lost, math.nan)
                 self.key_place.nan_to_num_(0, math.inf, -math.inf)
-        self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias, maps)
+        self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias)
         without_keys = (logit == -math.inf).all(-1, keepdim=True)
         self.logit = self._per_head(logit.masked_fill(without_keys, 0)) if logit.any() else None  # [H, 1, J]
         self.with_keys = self._per_head(~without_keys) if without_keys.any() else None  # [H, 1, 1]
@@ -94,8 +87,6 @@ class BagScores:
         weights = scores.softmax(-1)
         if self.with_keys is not None:
             weights *= self.with_keys
-        if self.padding is not None:
-            weights.masked_fill_(self.padding[tile], 0)
         return weights
 
     def read(self, tensor: Tensor, tile: slice, *, keys: bool = False) -> Tensor:
@@ -169,12 +160,12 @@ class BagGradient:
         into.logit[bag] = put(per_group, 1, scores.columns, keys)
 
 
-def queries_at_once(query: Tensor, groups: int, keys: int, bias: TiledBias | None, maps: int) -> int:
-    """The number of queries [H, N, D] in a tile, where tiles of several maps are held at the same time."""
-    count = max(LEAST_QUERIES, on_device(ENTRIES, query.device) // max(1, maps * len(query) * keys))
+def queries_at_once(query: Tensor, groups: int, keys: int, bias: TiledBias | None) -> int:
+    """The number of queries [H, N, D] in a tile."""
+    count = max(LEAST_QUERIES, on_device(ENTRIES, query.device) // max(1, len(query) * keys))
     if bias is None:
         return count
-    return int(min(count, max(LEAST_QUERIES_OF_BIAS, bias.most_pairs / max(1, maps * groups * keys))))
+    return int(min(count, max(LEAST_QUERIES_OF_BIAS, bias.most_pairs / max(1, groups * keys))))
 
 
 def take(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from disentangled_mil.losses import (
     prediction_distillation,
     representation_distillation,
 )
-from tests.support.distillation import KINDS, normal
+from tests.support.distillation import LINKS, normal
 
 
 @pytest.mark.parametrize("temperature", ["1.0", "2.0", "4.0"])
@@ -46,86 +46,86 @@ def test_hazard_divergence_equals_that_of_bernoulli_distributions(generator):
     student, logits = normal(generator, 3, 4), normal(generator, 3, 4)
     p, q = (torch.distributions.Bernoulli(logits=x / 2) for x in (logits, student))
     oracle = 4 * torch.distributions.kl_divergence(p, q).sum(1).mean()
-    torch.testing.assert_close(prediction_distillation(student, logits, kind="hazards"), oracle)
+    torch.testing.assert_close(prediction_distillation(student, logits, link="hazards"), oracle)
 
 
 @settings(max_examples=30)
 @given(
-    kind=st.sampled_from(KINDS),
+    link=st.sampled_from(LINKS),
     batch=st.integers(1, 5),
     outputs=st.integers(2, 5),
     temperature=st.floats(0.5, 5),
     seed=st.integers(0, 10**6),
 )
-def test_divergence_is_zero_iff_predictions_are_equal(kind, batch, outputs, temperature, seed):
+def test_divergence_is_zero_iff_predictions_are_equal(link, batch, outputs, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
     student, logits = normal(generator, batch, outputs), normal(generator, batch, outputs)
-    options = {"kind": kind, "temperature": temperature}
+    options = {"link": link, "temperature": temperature}
     assert prediction_distillation(student, logits, **options) > 1e-9
     assert prediction_distillation(logits, logits, **options).abs() < 1e-14
     shifted = prediction_distillation(logits + 1, logits, **options)
-    assert shifted.abs() < 1e-12 if kind == "softmax" else shifted > 1e-9
+    assert shifted.abs() < 1e-12 if link == "softmax" else shifted > 1e-9
     order = torch.randperm(batch, generator=generator)
     loss = prediction_distillation(student, logits, **options)
     torch.testing.assert_close(prediction_distillation(student[order], logits[order], **options), loss)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4, 1e-6])
-def test_float32_divergence_of_close_predictions_is_exact_and_never_negative(kind, distance, generator):
+def test_float32_divergence_of_close_predictions_is_exact_and_never_negative(link, distance, generator):
     logits = 4 * torch.randn(2000, 4, generator=generator)
     student = logits + distance * torch.randn(2000, 4, generator=generator)
-    each = torch.func.vmap(lambda x, y: prediction_distillation(x[None], y[None], kind=kind))(student, logits)
+    each = torch.func.vmap(lambda x, y: prediction_distillation(x[None], y[None], link=link))(student, logits)
     assert (each >= 0).all()
-    exact = prediction_distillation(student.double(), logits.double(), kind=kind)
+    exact = prediction_distillation(student.double(), logits.double(), link=link)
     torch.testing.assert_close(each.mean().double(), exact, rtol=2e-3 if distance > 1e-5 else 1, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("distance", [0.0, 1e-3, 1.0, 30.0])
-def test_float32_divergence_and_gradient_are_those_of_the_textbook_in_float64(kind, distance, generator):
+def test_float32_divergence_and_gradient_are_those_of_the_textbook_in_float64(link, distance, generator):
     logits = torch.randn(50, 4, generator=generator)
     student = (logits + distance * torch.randn(50, 4, generator=generator)).requires_grad_()
     exact = student.detach().double().requires_grad_()
 
     def outcomes(x):
-        return x.log_softmax(1) if kind == "softmax" else torch.stack([F.logsigmoid(x), F.logsigmoid(-x)])
+        return x.log_softmax(1) if link == "softmax" else torch.stack([F.logsigmoid(x), F.logsigmoid(-x)])
 
     p, q = outcomes(logits.double() / 2), outcomes(exact / 2)
     expected = 4 * (p.exp() * (p - q)).sum() / len(logits)
-    loss = prediction_distillation(student, logits, kind=kind)
+    loss = prediction_distillation(student, logits, link=link)
     loss.backward()
     expected.backward()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-3 if distance < 1e-2 else 1e-5, atol=1e-14)
     torch.testing.assert_close(student.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_prediction_gradient_is_exact_and_only_the_students(kind, generator):
+@pytest.mark.parametrize("link", LINKS)
+def test_prediction_gradient_is_exact_and_only_the_students(link, generator):
     student, logits = normal(generator, 3, 4).requires_grad_(), normal(generator, 3, 4).requires_grad_()
     weight = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
-    assert gradcheck(lambda x: prediction_distillation(x, logits.detach(), kind=kind, weight=weight), student)
-    prediction_distillation(student, logits, kind=kind).backward()
+    assert gradcheck(lambda x: prediction_distillation(x, logits.detach(), link=link, weight=weight), student)
+    prediction_distillation(student, logits, link=link).backward()
     assert student.grad.abs().sum() > 0
     assert logits.grad is None
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_prediction_loss_of_huge_logits_is_finite(kind):
+@pytest.mark.parametrize("link", LINKS)
+def test_prediction_loss_of_huge_logits_is_finite(link):
     student = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
-    loss = prediction_distillation(student, -student, kind=kind)
+    loss = prediction_distillation(student, -student, link=link)
     loss.backward()
     assert loss.isfinite()
     assert student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(kind, dtype, generator):
+def test_half_precision_is_computed_in_float32(link, dtype, generator):
     student, logits = normal(generator, 3, 4).to(dtype), normal(generator, 3, 4).to(dtype)
-    loss = prediction_distillation(student, logits, kind=kind)
+    loss = prediction_distillation(student, logits, link=link)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, prediction_distillation(student.float(), logits.float(), kind=kind))
+    torch.testing.assert_close(loss, prediction_distillation(student.float(), logits.float(), link=link))
     slots = representation_distillation(student[None], logits[None])
     assert slots.dtype == torch.float32
     torch.testing.assert_close(slots, F.mse_loss(student.float(), logits.float()))
@@ -148,8 +148,8 @@ def test_errors_name_the_argument() -> None:
         prediction_distillation(logits.long(), logits)
     with pytest.raises(TypeError, match=r"teacher_logits must be a floating-point tensor, got torch\.int64"):
         prediction_distillation(logits, logits.long())
-    with pytest.raises(ValueError, match=r"kind must be one of 'softmax', 'hazards', 'identity', got 'both'"):
-        prediction_distillation(logits, logits, kind="both")
+    with pytest.raises(ValueError, match=r"link must be one of 'softmax', 'hazards', 'identity', got 'both'"):
+        prediction_distillation(logits, logits, link="both")
     with pytest.raises(ValueError, match=r"temperature must be positive and finite, got -1"):
         prediction_distillation(logits, logits, temperature=-1)
     with pytest.raises(ValueError, match=r"weight must have shape \[B\] = \[2\], got \[1\]"):
@@ -161,5 +161,5 @@ def test_divergence_of_numbers_is_that_of_normal_distributions():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(teacher, 1.0), normal(student, 1.0)).sum(1).mean()
     for temperature in (1.0, 4.0):
-        loss = prediction_distillation(student, teacher, temperature=temperature, kind="identity")
+        loss = prediction_distillation(student, teacher, temperature=temperature, link="identity")
         torch.testing.assert_close(loss, expected)

@@ -11,20 +11,20 @@ from disentangled_mil.losses import (
     representation_distillation,
 )
 from disentangled_mil.ops import match_prototypes
-from tests.support.distillation import KINDS, normal, teacher
+from tests.support.distillation import LINKS, normal, teacher
 
 
 @pytest.mark.parametrize("matching", ["slot", "hungarian"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_module_adds_its_two_weighted_parts(kind, matching, generator):
+@pytest.mark.parametrize("link", LINKS)
+def test_module_adds_its_two_weighted_parts(link, matching, generator):
     distil = SubspaceDistillation(
-        kind, temperature=3.0, prediction_weight=0.5, representation_weight=2.0, matching=matching
+        link, temperature=3.0, prediction_weight=0.5, representation_weight=2.0, matching=matching
     )
     targets = teacher(generator)
     logits, prototypes = normal(generator, 3, 4), normal(generator, 3, 2, 5)
     loss = distil(logits, prototypes, targets)
     torch.testing.assert_close(
-        loss.prediction, prediction_distillation(logits, targets.logits, temperature=3.0, kind=kind)
+        loss.prediction, prediction_distillation(logits, targets.logits, temperature=3.0, link=link)
     )
     torch.testing.assert_close(
         loss.representation, representation_distillation(prototypes, targets.subspaces, matching=matching)
@@ -68,7 +68,7 @@ def test_a_batch_without_any_teacher_gives_zero_with_a_gradient_path(generator):
 
 def test_repr_shows_the_options():
     assert repr(SubspaceDistillation("hazards", temperature=1.5)) == (
-        "SubspaceDistillation(kind='hazards', temperature=1.5, prediction_weight=0.01, "
+        "SubspaceDistillation(link='hazards', temperature=1.5, prediction_weight=0.01, "
         "representation_weight=0.01, matching='slot')"
     )
 
@@ -76,7 +76,7 @@ def test_repr_shows_the_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "sigmoid"}, r"kind must be one of 'softmax', 'hazards', 'identity', got 'sigmoid'"),
+        ({"link": "sigmoid"}, r"link must be one of 'softmax', 'hazards', 'identity', got 'sigmoid'"),
         ({"temperature": 0.0}, r"temperature must be positive and finite, got 0\.0"),
         ({"temperature": math.inf}, r"temperature must be positive and finite, got inf"),
         ({"prediction_weight": -1.0}, r"prediction_weight must lie in \[0\.0, inf\], got -1\.0"),

@@ -47,18 +47,27 @@ def cluster_by_loops(tokens: np.ndarray, clusters: int, neighbors: int) -> tuple
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["dpc_knn_plain", "dpc_knn_masked", "dpc_knn_two"])
-def test_clusters_are_the_released_ones(golden: Callable[[str], dict[str, Tensor]], case: str, backend: str) -> None:
+def test_clusters_are_the_released_ones(
+    golden: Callable[[str], dict[str, Tensor]], case: str, backend: str, device: str
+) -> None:
     stored = golden(case)
     mask = stored["mask"].bool()
-    found = find(stored["tokens"], int(stored["num_clusters"]), neighbors=int(stored["k"]), mask=mask, backend=backend)
+    found = find(
+        stored["tokens"],
+        int(stored["num_clusters"]),
+        neighbors=int(stored["k"]),
+        mask=mask,
+        backend=backend,
+        device=device,
+    )
     assert torch.equal(found.assignment[mask], stored["assignment"][mask])
     assert (found.assignment[~mask] == -1).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_bag_worked_out_by_hand(backend: str) -> None:
+def test_a_bag_worked_out_by_hand(backend: str, device: str) -> None:
     tokens = torch.tensor([[[0.0], [1.0], [2.0], [10.0], [12.0]]], dtype=torch.float64)
-    found = find(tokens, 2, neighbors=2, backend=backend)
+    found = find(tokens, 2, neighbors=2, backend=backend, device=device)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1]]
     assert found.centers.tolist() == [[0, 3]]
     log_density = torch.tensor([[-0.5, -0.5, -0.5, -2.0, -2.0]], dtype=torch.float64)
@@ -70,38 +79,38 @@ def test_a_bag_worked_out_by_hand(backend: str) -> None:
 @settings(max_examples=25)
 @given(seed=seeds, size=st.integers(1, 40), clusters=st.integers(1, 6), neighbors=st.integers(1, 8))
 def test_clusters_are_those_of_the_definition(
-    backend: str, seed: int, size: int, clusters: int, neighbors: int
+    backend: str, seed: int, size: int, clusters: int, neighbors: int, device: str
 ) -> None:
     tokens = random_bags(seed, 1, size, 4)
-    found = find(tokens, clusters, neighbors=neighbors, backend=backend)
+    found = find(tokens, clusters, neighbors=neighbors, backend=backend, device=device)
     assignment, centers = cluster_by_loops(tokens[0].numpy(), clusters, neighbors)
     assert found.assignment[0].tolist() == assignment
     assert found.centers[0].tolist() == centers + [-1] * (clusters - size)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_follow_the_definition_too(backend: str) -> None:
+def test_ties_follow_the_definition_too(backend: str, device: str) -> None:
     for seed in range(20):
         # One coordinate of whole numbers: every distance, square and sum is exact, and most are tied.
         tokens = random_bags(seed, 1, 24, 1).mul(3).round()
-        found = find(tokens, 5, neighbors=4, backend=backend)
+        found = find(tokens, 5, neighbors=4, backend=backend, device=device)
         assignment, centers = cluster_by_loops(tokens[0].numpy(), 5, 4)
         assert found.assignment[0].tolist() == assignment
         assert found.centers[0].tolist() == centers
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str) -> None:
-    found = find(torch.full((1, 6, 3), 0.1), 2, backend=backend)
+def test_a_bag_of_one_repeated_token_is_clustered_by_index(backend: str, device: str) -> None:
+    found = find(torch.full((1, 6, 3), 0.1), 2, backend=backend, device=device)
     assert found.centers.tolist() == [[0, 1]]
     assert found.assignment.tolist() == [[0, 1, 0, 0, 0, 0]]
     assert (found.score == -math.inf).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_densities_that_would_underflow_are_told_apart(backend: str) -> None:
+def test_densities_that_would_underflow_are_told_apart(backend: str, device: str) -> None:
     tokens = 100 * torch.tensor([[[0.0], [1.0], [2.5], [20.0], [21.0], [23.5]]])
-    found = find(tokens, 2, neighbors=3, backend=backend)
+    found = find(tokens, 2, neighbors=3, backend=backend, device=device)
     assert found.assignment.tolist() == [[0, 0, 0, 1, 1, 1]]
     assert found.score.isfinite().all()
 
@@ -115,7 +124,7 @@ def test_densities_that_would_underflow_are_told_apart(backend: str) -> None:
     garbage=st.sampled_from([0.0, math.nan, math.inf]),
 )
 def test_a_bag_alone_equals_itself_in_a_padded_batch(
-    backend: str, seed: int, sizes: list[int], clusters: int, garbage: float
+    backend: str, seed: int, sizes: list[int], clusters: int, garbage: float, device: str
 ) -> None:
     # Real tokens are scattered among the padding.
     generator = torch.Generator().manual_seed(seed)
@@ -125,11 +134,11 @@ def test_a_bag_alone_equals_itself_in_a_padded_batch(
         place = torch.randperm(33, generator=generator)[:size].sort().values
         padded[bag, place] = torch.randn(size, 5, generator=generator)
         mask[bag, place] = True
-    found = find(padded, clusters, mask=mask, backend=backend)
+    found = find(padded, clusters, mask=mask, backend=backend, device=device)
     assert (found.assignment[~mask] == -1).all()
     assert (found.score[~mask] == -math.inf).all()
     for bag, size in enumerate(sizes):
-        alone = find(padded[bag, mask[bag]][None], clusters, backend=backend)
+        alone = find(padded[bag, mask[bag]][None], clusters, backend=backend, device=device)
         place = mask[bag].nonzero().squeeze(1)
         assert torch.equal(found.assignment[bag, place], alone.assignment[0])
         assert torch.equal(found.score[bag, place], alone.score[0])
@@ -141,12 +150,14 @@ def test_a_bag_alone_equals_itself_in_a_padded_batch(
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=25)
 @given(seed=seeds, size=st.integers(1, 50), clusters=st.integers(1, 5))
-def test_permuting_tokens_permutes_the_assignment(backend: str, seed: int, size: int, clusters: int) -> None:
+def test_permuting_tokens_permutes_the_assignment(
+    backend: str, seed: int, size: int, clusters: int, device: str
+) -> None:
     # Two tokens that are each other's nearest have the same mean of two distances; means of three do not tie.
     tokens = random_bags(seed, 1, size + 6, 6)
     order = torch.randperm(size + 6, generator=torch.Generator().manual_seed(seed))
-    plain = find(tokens, clusters, neighbors=3, backend=backend)
-    permuted = find(tokens[:, order], clusters, neighbors=3, backend=backend)
+    plain = find(tokens, clusters, neighbors=3, backend=backend, device=device)
+    permuted = find(tokens[:, order], clusters, neighbors=3, backend=backend, device=device)
     assert torch.equal(permuted.assignment, plain.assignment[:, order])
     assert torch.equal(order[permuted.centers], plain.centers)
 
@@ -177,10 +188,10 @@ def test_empty_batches_and_bags_have_a_result(shape: tuple[int, int, int]) -> No
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter is numpy, which has an opinion on NaN
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
-def test_overflowed_tokens_do_not_stop_a_run(backend: str, garbage: float) -> None:
+def test_overflowed_tokens_do_not_stop_a_run(backend: str, garbage: float, device: str) -> None:
     # Mixed precision skips the step afterwards; until then the forward pass has to come through.
     tokens = torch.randn(1, 40, 4)
     tokens[0, 3] = garbage
-    found = find(tokens, 2, backend=backend)
+    found = find(tokens, 2, backend=backend, device=device)
     assert ((found.assignment >= 0) & (found.assignment < 2)).all()
-    find(torch.full_like(tokens, garbage), 2, backend=backend)
+    find(torch.full_like(tokens, garbage), 2, backend=backend, device=device)

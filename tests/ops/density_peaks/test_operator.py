@@ -10,7 +10,6 @@ import torch
 from disentangled_mil.ops import density_peaks
 from tests.support.density_peaks import (
     BACKENDS,
-    DEVICE,
     equal,
     find,
     random_bags,
@@ -28,17 +27,19 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_changes_nothing(backend: str) -> None:
+def test_autocast_changes_nothing(backend: str, device: str) -> None:
     tokens = random_bags(0, 1, 200, 8, dtype=torch.float32)
-    plain = find(tokens, 3, backend=backend)
-    with torch.autocast(DEVICE if backend == "triton" else "cpu", dtype=torch.bfloat16):
-        assert equal(find(tokens, 3, backend=backend), plain)
+    plain = find(tokens, 3, backend=backend, device=device)
+    with torch.autocast(device if backend == "triton" else "cpu", dtype=torch.bfloat16):
+        assert equal(find(tokens, 3, backend=backend, device=device), plain)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_non_contiguous_tokens_are_taken(backend: str) -> None:
+def test_non_contiguous_tokens_are_taken(backend: str, device: str) -> None:
     tokens = random_bags(0, 2, 8, 150).transpose(1, 2)
-    assert equal(find(tokens, 3, backend=backend), find(tokens.contiguous(), 3, backend=backend))
+    assert equal(
+        find(tokens, 3, backend=backend, device=device), find(tokens.contiguous(), 3, backend=backend, device=device)
+    )
 
 
 @pytest.mark.parametrize("size", [50, 200])
@@ -48,7 +49,7 @@ def test_auto_chooses_by_size_and_the_choice_shows_nowhere(size: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_explicit_backend_is_never_replaced(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_backend_is_never_replaced(backend: str, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     chosen, implementation = [], package._implementation
 
     def record(name: str) -> object:
@@ -57,7 +58,7 @@ def test_an_explicit_backend_is_never_replaced(backend: str, monkeypatch: pytest
 
     monkeypatch.setattr(package, "_implementation", record)
     for size in (4, 200):
-        find(torch.randn(1, size, 4), 2, backend=backend)
+        find(torch.randn(1, size, 4), 2, backend=backend, device=device)
     assert chosen == [backend] * 2
     assert (
         implementation(backend).__name__
@@ -87,16 +88,16 @@ def test_nothing_is_differentiable() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_operator_is_well_registered(backend: str) -> None:
-    device = DEVICE if backend == "triton" else "cpu"
+def test_the_operator_is_well_registered(backend: str, device: str) -> None:
+    device = device if backend == "triton" else "cpu"
     mask = torch.ones(2, 9, dtype=torch.bool, device=device)
     operator = torch.ops.disentangled_mil.density_peaks.default
     torch.library.opcheck(operator, (torch.randn(2, 9, 4, device=device), mask, 3, 5, backend))
 
 
 @pytest.mark.parametrize("backend", ["auto", *BACKENDS])
-def test_it_compiles_without_a_graph_break(backend: str) -> None:
-    tokens = random_bags(0, 2, 30, 4).to(DEVICE if backend == "triton" else "cpu")
+def test_it_compiles_without_a_graph_break(backend: str, device: str) -> None:
+    tokens = random_bags(0, 2, 30, 4).to(device if backend == "triton" else "cpu")
     compiled = torch.compile(lambda x: density_peaks(x, 2, backend=backend), fullgraph=True, backend="eager")
     assert equal(compiled(tokens), density_peaks(tokens, 2, backend=backend))
 
