@@ -61,9 +61,9 @@ def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -
     into = zeros_like(given)
     for part in _parts(given):
         layers = HiddenLayers(given.network, given.displacement[part])
-        moved = layers.backward(arriving.biases[part], into.network, want_displacement=wanted.displacement)
-        if moved is not None:
-            into.displacement[part] = moved
+        into_part = layers.backward(arriving.biases[part], into.network, want_displacement=wanted.displacement)
+        if into_part is not None:
+            into.displacement[part] = into_part
     return into
 
 
