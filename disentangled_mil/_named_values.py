@@ -1,8 +1,8 @@
 """Named values as the flat rows of arguments that PyTorch's operators take.
 
-A named value is a ``NamedTuple`` whose fields are tensors, optional tensors, lists of tensors, numbers, strings, or
-other named values. Its flat row has all fields in order, those of inner values in their place. A row is stored for the
-backward pass as its tensors, and the rest with a placeholder for each tensor.
+A named value is a ``NamedTuple`` whose fields are tensors, optional tensors, lists of tensors, floats, bools, strings,
+or other named values. Its flat row has all fields in order, those of inner values in their place. A row is stored for
+the backward pass as its tensors, and the rest with a placeholder for each tensor.
 """
 
 import typing
@@ -89,6 +89,18 @@ def holds_tensors(place: Any) -> bool:
     return place is _TENSOR or isinstance(place, list)
 
 
-def of_tensors(rest: Iterable[Any], facts: Iterable[list[Any]]) -> list[Any]:
-    """What belongs to the tensors, from what belongs to every argument."""
-    return [fact for place, own in zip(rest, facts, strict=True) if holds_tensors(place) for fact in own]
+def per_tensor(rest: Iterable[Any], entries: Iterable[Any]) -> Iterator[Any]:
+    """One entry for each tensor of a row.
+
+    Args:
+        rest: row of arguments without its tensors.
+        entries: one entry for each argument; for a list of tensors a list, or one entry for all of them.
+
+    Yields:
+        The entries that belong to tensors.
+    """
+    for place, entry in zip(rest, entries, strict=True):
+        if isinstance(place, list):
+            yield from entry if isinstance(entry, (list, tuple)) else [entry] * len(place)
+        elif holds_tensors(place):
+            yield entry

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from ._named_values import Named, build, flatten, holds_tensors, join, of_tensors, schema, split
+from ._named_values import Named, build, flatten, holds_tensors, join, per_tensor, schema, split
 from ._torch_private import CustomOpDef, has_tangent
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
@@ -24,8 +24,8 @@ _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # n
 def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
     """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments.
 
-    The function's annotations are rewritten so that every supported PyTorch understands them. Arguments may be
-    sequences; optional sequences are not supported.
+    Arguments may be sequences, but not optional ones. PyTorch 2.6 knows ``Sequence`` and ``list`` by their names in
+    ``typing`` only, so the function's annotations are changed to these.
 
     Args:
         name: name of the operator.
@@ -45,29 +45,30 @@ def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
 
 def with_gradient(
     name: str,
-    inputs: type[Inputs],
-    outputs: type[Outputs],
+    takes: type[Inputs],
+    returns: type[Outputs],
     *,
     empty: Callable[[Inputs], Outputs],
     forward: Callable[[Inputs], Outputs],
-    backward: Callable[[Inputs, Outputs, Outputs, Any], Inputs],
+    backward: Callable[[Inputs, Outputs, Outputs, Inputs], Inputs],
     saved: Sequence[str] = (),
     caller: str,
     no_second: str,
 ) -> Callable[[Inputs], Outputs]:
     """Register ``disentangled_mil::name`` and its gradient ``disentangled_mil::name_backward``.
 
-    Both run without autocast. The gradient is refused in forward mode and for a second time.
+    Both run without autocast. Forward-mode derivatives and gradients of gradients raise NotImplementedError.
 
     Args:
         name: name of the operator.
-        inputs: type of the named value that the operator takes.
-        outputs: type of the named value of tensors that it returns.
+        takes: type of the named value that the operator takes, which has at least one tensor.
+        returns: type of the named value that it returns, whose fields are tensors.
         empty: function that allocates the outputs, with the shapes and strides that ``forward`` returns.
         forward: function that computes the outputs.
         backward: function of the inputs, the saved outputs, the gradients of the outputs (None where none arrives),
-            and of the inputs with a bool for every tensor: whether its gradient is wanted. It returns the inputs with
-            a gradient for every tensor; one that is not wanted may hold anything.
+            and the inputs with a bool in place of every tensor, which says whether its gradient is wanted. It returns
+            the inputs with the gradient in place of every tensor; one that is not wanted is ignored and may be None.
+            No gradient may share memory with another one or with an argument.
         saved: names of the outputs that ``backward`` reads; it gets None in place of the others.
         caller: public function that the error in forward mode names.
         no_second: message of the error about a gradient of a gradient.
@@ -75,36 +76,35 @@ def with_gradient(
     Returns:
         The operator as a function of its named value.
     """
-    arguments, returns = ", ".join(schema(inputs)), list(typing.get_type_hints(outputs))
+    arguments, fields = ", ".join(schema(takes)), list(typing.get_type_hints(returns))
     results = "".join(f", Tensor {field}" for field in saved)
-    arriving = "".join(f", Tensor? into_{field}" for field in returns)
+    arriving = "".join(f", Tensor? into_{field}" for field in fields)
 
     def run(*flat: Any) -> Any:
         with torch.autocast(_device(flat), enabled=False):
-            return _returned(forward(build(inputs, flat)))
+            return _unpacked(forward(build(takes, flat)))
 
     def run_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
-        given, into = given[: -len(returns)], given[-len(returns) :]
+        given, into = given[: -len(fields)], given[-len(fields) :]
         own, kept = given[: len(given) - len(saved)], given[len(given) - len(saved) :]
         tensors, rest = split(own)
-        found_before = dict.fromkeys(returns) | dict(zip(saved, kept, strict=True))
+        outputs = dict.fromkeys(fields) | dict(zip(saved, kept, strict=True))
         with torch.autocast(_device(own), enabled=False):
             gradients = backward(
-                build(inputs, own), outputs(**found_before), outputs(*into), build(inputs, join(rest, wanted))
+                build(takes, own), returns(**outputs), returns(*into), build(takes, join(rest, wanted))
             )
-        found, _ = split(flatten(gradients))
         return [
             _laid_out_like(tensor, gradient)
-            for tensor, gradient, want in zip(tensors, found, wanted, strict=True)
-            if want
+            for tensor, gradient, is_wanted in zip(tensors, per_tensor(rest, flatten(gradients)), wanted, strict=True)
+            if is_wanted
         ]
 
     registered = torch.library.custom_op(
         f"disentangled_mil::{name}",
         run,
         mutates_args=(),
-        schema=f"({arguments}) -> ({', '.join('Tensor' for _ in returns)})",
+        schema=f"({arguments}) -> ({', '.join('Tensor' for _ in fields)})",
     )
     registered_backward = torch.library.custom_op(
         f"disentangled_mil::{name}_backward",
@@ -115,33 +115,31 @@ def with_gradient(
 
     @registered.register_fake
     def shapes(*flat: Any) -> Any:
-        return _returned(empty(build(inputs, flat)))
+        return _unpacked(empty(build(takes, flat)))
 
     @registered_backward.register_fake
     def shapes_backward(*flat: Any) -> list[Tensor]:
         *given, wanted = flat
-        tensors, _ = split(given[: -len(saved) - len(returns)])
-        wished = (tensor for tensor, want in zip(tensors, wanted, strict=True) if want)
-        return [torch.empty_like(tensor) for tensor in wished]
+        tensors, _ = split(given[: -len(saved) - len(fields)])
+        return [torch.empty_like(tensor) for tensor, is_wanted in zip(tensors, wanted, strict=True) if is_wanted]
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors, ctx.rest = split(inputs)
-        found = outputs(*(output if isinstance(output, tuple) else [output]))
-        ctx.save_for_backward(*tensors, *(getattr(found, field) for field in saved))
+        outputs = returns(*(output if isinstance(output, tuple) else [output]))
+        ctx.save_for_backward(*tensors, *(getattr(outputs, field) for field in saved))
         ctx.set_materialize_grads(False)
 
     def pass_back(ctx: Any, *into: Tensor | None) -> tuple[Any, ...]:
         count = len(ctx.saved_tensors) - len(saved)
         tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        needed = (need if isinstance(need, list) else [need] for need in ctx.needs_input_grad)
-        wanted = of_tensors(ctx.rest, needed)
-        per_tensor: list[Tensor | None] = [None] * len(wanted)
+        wanted = list(per_tensor(ctx.rest, ctx.needs_input_grad))
+        gradients: list[Tensor | None] = [None] * len(wanted)
         if any(part is not None for part in into):
-            gradients = iter(registered_backward(*join(ctx.rest, tensors), *kept, *into, wanted))
-            per_tensor = [next(gradients) if want else None for want in wanted]
+            computed = iter(registered_backward(*join(ctx.rest, tensors), *kept, *into, wanted))
+            gradients = [next(computed) if is_wanted else None for is_wanted in wanted]
         return tuple(
             part if holds_tensors(place) else None
-            for place, part in zip(ctx.rest, join(ctx.rest, per_tensor), strict=True)
+            for place, part in zip(ctx.rest, join(ctx.rest, gradients), strict=True)
         )
 
     registered.register_autograd(pass_back, setup_context=remember)
@@ -149,10 +147,9 @@ def with_gradient(
 
     def call(value: Inputs) -> Outputs:
         flat = flatten(value)
-        if not torch.compiler.is_compiling():
-            refuse_forward_mode(caller, split(flat)[0])
-        found = registered(*flat)
-        return outputs(*found) if len(returns) > 1 else outputs(found)
+        refuse_forward_mode(caller, flat)
+        outputs = registered(*flat)
+        return returns(*outputs) if len(fields) > 1 else returns(outputs)
 
     return call
 
@@ -165,7 +162,7 @@ def zeros_like(value: Named) -> Named:
 
 
 def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
-    """Let the gradient of an operator be a NotImplementedError."""
+    """Make an operator raise NotImplementedError when its gradient is taken."""
 
     def refuse(ctx: Any, *gradients: Any) -> NoReturn:
         raise NotImplementedError(reason)
@@ -173,21 +170,22 @@ def refuse_gradient(registered: "CustomOpDef", reason: str) -> None:
     registered.register_autograd(refuse)
 
 
-def refuse_forward_mode(name: str, tensors: Iterable[Tensor]) -> None:
+def refuse_forward_mode(name: str, arguments: Iterable[Any]) -> None:
     """Refuse tensors with tangents (``torch.func.jvp``), which an operator would drop without a word."""
     if torch.compiler.is_compiling():
         return
-    if any(has_tangent(tensor) for tensor in tensors):
+    if any(has_tangent(tensor) for tensor in split(arguments)[0]):
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")
 
 
-def _returned(outputs: tuple[Any, ...]) -> Any:
+def _unpacked(outputs: tuple[Any, ...]) -> Any:
     """Outputs as PyTorch's operators return them: a single one is no tuple."""
     return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _laid_out_like(tensor: Tensor, gradient: Tensor) -> Tensor:
     """The gradient in the type of its tensor, with the strides that ``empty_like`` would give it."""
+    # The fake promises these strides, so the gradient must have them.
     expected = torch.empty_like(tensor, device="meta")
     if gradient.dtype == expected.dtype and gradient.stride() == expected.stride():
         return gradient

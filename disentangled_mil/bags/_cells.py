@@ -1,20 +1,23 @@
 """From the coordinates of a bag's tokens to cells of a lattice.
 
-The side of a cell, if it is not given, follows from three rules:
+If the side of a cell is not given, rule 1 gives it. Rule 2 replaces it if rule 1 fails. Rule 3 compares gaps.
 
-1. It is the commonest gap between neighbors in a row or column, because each piece of tissue may have its own lattice.
-2. If few tokens have such a neighbor, or distinct coordinates would share cells (staggered rows), it is a gap between
-   columns or rows of the whole bag. The smallest gap counts that is at least half as common as the commonest.
-3. Gaps within 1% of each other are one gap, whose size is their mean, because coordinates are often rounded.
+1. The side is the commonest gap between neighbors in a row or column, because each piece of tissue may have its own
+   lattice. The tokens of a row must have equal coordinates y, and those of a column equal x.
+2. Rule 1 fails if few tokens have such a neighbor, or if distinct coordinates would share cells (staggered rows). The
+   side is then a gap between columns or rows of the whole bag: the smallest that is at least half as common as the
+   commonest.
+3. Gaps within 1% of each other are one gap, whose size is their mean. A lattice of a fractional side has such gaps if
+   its coordinates are rounded, and its rows stay equal. If tokens lie off their rows, the side must be given.
 """
 
 import torch
 from torch import Tensor
 
-_MOST = 0.9  # Share of tokens with a neighbor, and of distinct coordinates with a cell of their own.
+_LEAST_SHARE = 0.9  # Rule 1 needs this many commonest gaps per token, and this many cells per distinct coordinate.
 _ROUNDING = 0.01  # Relative difference of two gaps that are equal but for rounding.
-_CELLS_PER_TOKEN, _SMALL_BAG = 200, 80  # The limit of the area. A small bag may be as large as one of 80 tokens.
-_CROWD = 128  # The most distinct coordinates of a bag that is smaller than one step.
+_CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
+_MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -26,12 +29,14 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
     side = _side_of_cells(coords) if step is None else step
     cells = _cells_of(coords, side)
     extent = cells.amax(0) + 1
-    if extent.prod() > _CELLS_PER_TOKEN * (len(coords) + _SMALL_BAG):
+    if extent.prod() > _CELLS_PER_TOKEN * (len(coords) + _MORE_TOKENS):
         raise ValueError(
             f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
             f"of side {side:g}; give the patch size as step"
         )
-    if (coords.amax(0) - coords.amin(0) < side).all() and (distinct := len(torch.unique(coords, dim=0))) > _CROWD:
+    if (coords.amax(0) - coords.amin(0) < side).all() and (
+        distinct := len(torch.unique(coords, dim=0))
+    ) > _MOST_IN_ONE_STEP:
         raise ValueError(
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
@@ -47,13 +52,13 @@ def _side_of_cells(coords: Tensor) -> float:
         gaps, counts = _count(neighbors)
         side, count = _mean_near(neighbors, gaps[counts.argmax()]), int(counts.max())
         cells, distinct = (len(torch.unique(places, dim=0)) for places in (_cells_of(coords, side), coords))
-        if count >= _MOST * len(coords) and cells >= _MOST * distinct:
+        if count >= _LEAST_SHARE * len(coords) and cells >= _LEAST_SHARE * distinct:
             return side
-    between = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
-    if len(between) == 0:
+    gaps_of_axes = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
+    if len(gaps_of_axes) == 0:
         return 1.0  # All tokens lie on one place.
-    gaps, counts = _count(between)
-    return _mean_near(between, gaps[2 * counts >= counts.max()][0])
+    gaps, counts = _count(gaps_of_axes)
+    return _mean_near(gaps_of_axes, gaps[2 * counts >= counts.max()][0])
 
 
 def _cells_of(coords: Tensor, side: float) -> Tensor:
@@ -67,7 +72,8 @@ def _gaps_to_neighbors(coords: Tensor) -> Tensor:
     by_column = coords[coords[:, 0].argsort()]
     by_row = by_column[by_column[:, 1].argsort(stable=True)]
     right, down = by_row.diff(dim=0).unbind(1)
-    return right[(down == 0) & (right > 0)]
+    same_row = down == 0
+    return right[same_row & (right > 0)]
 
 
 def _count(gaps: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,9 +65,10 @@ class DeformableCrossAttention(nn.Module):
         bias: kind of the position bias. ``"table"`` interpolates its network between 129 x 129 displacements, off by
             at most :meth:`BiasTable.error_bound <disentangled_mil.ops.BiasTable.error_bound>`; ``"exact"`` evaluates
             the network for every query and key, which takes several times longer.
-        max_keys: largest number of reference points over tissue, or None for any number. A bag changes only if its
-            points times the share of tissue exceed it, or if its rectangle has more than 4 ``max_keys`` points. A set
-            of more tokens has this many of them as keys.
+        max_keys: cap on reference points, or None for any number. A bag is thinned if its points times the share of
+            its cells with tissue exceed the cap, or if it has more than 4 ``max_keys`` points. A thinned bag has at
+            most this many points; other bags have at most four times as many. A set of more tokens has this many of
+            them as keys.
         keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
             ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.

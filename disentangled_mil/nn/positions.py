@@ -60,7 +60,7 @@ class Positions(ABC):
             grid: grid of the queries.
             downsample: cells per reference point along each axis.
             kernel_size: side of the window of the offset network, in cells.
-            max_keys: largest number of points over tissue; None for any number.
+            max_keys: largest number of points of a thinned bag; None if no bag is thinned.
 
         Returns:
             The points and their windows.

@@ -1,28 +1,30 @@
 """Reference points: where a deformable layer would sample context without offsets.
 
-Without a cap, every bag has one point per r x r cells of its rectangle, r = ``downsample``: N / r^2 keys for N tokens,
-and attention costs N^2 / r^2. A cap makes the cost linear in N for large bags. Points in holes cost little, because
-their keys rarely take part, so the cap counts tissue and not the rectangle:
+Without a cap, every bag has one point per r x r cells of its rectangle, where r is ``downsample``. A full rectangle of
+N tokens has N / r^2 keys, and attention costs N^2 / r^2. A cap makes the cost linear in N for large bags. Points in
+holes cost little, because their keys rarely take part, so the cap counts tissue and not the rectangle:
 
 * A bag is left as it is if its number of points times the share of its cells with tissue is at most ``max_keys``, and
-  its rectangle has at most 4 ``max_keys`` points.
-* Of any other bag, only points count whose block of cells holds tissue. The pitch of the points grows by one factor for
-  both axes, the smallest of a bisection at which at most ``max_keys`` points count.
+  its rectangle has at most 4 ``max_keys`` points. Scattered tissue may then lie under more than ``max_keys`` points.
+* Any other bag is thinned. It keeps only points whose block of cells holds tissue. The pitch of the points grows by one
+  factor for both axes, which a bisection finds, so that at most ``max_keys`` points are kept.
 
-Each bag is treated by itself. Shapes of tensors depend on the sides of the rectangles and on ``max_keys`` alone, so
-that a compiled or exported program serves any tissue.
+A thinned bag has at most ``max_keys`` points, and other bags have at most four times as many. Each bag is treated by
+itself. Shapes of tensors depend on the sides of the rectangles and on ``max_keys`` alone, so that a compiled or
+exported program serves any tissue.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._checks import check_count
 from ..bags import Grid
 
-# Points of a rectangle that is not yet thinned, for every key of the cap: tissue may fill a quarter of it.
+# A rectangle that is not thinned has at most this many points for every key of the cap, as tissue may be sparse.
 _SPARSE = 4
-# Halvings of the logarithm of the factor: the pitch is met to about 1 %.
+# Each step halves the logarithm of the factor, so that its relative error is ln(largest factor) / 2^8.
 _BISECTIONS = 8
 
 
@@ -48,13 +50,17 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
 
     Args:
         grid: grid of the queries.
-        downsample: cells per reference point along each axis; an axis of fewer cells than the kernel has one per cell.
-        kernel_size: side S of the windows in cells.
-        max_keys: largest number of points over tissue; None for any number.
+        downsample: cells per reference point along each axis. An axis of fewer cells than the kernel has one per cell.
+        kernel_size: side S of the windows in cells, at least ``downsample``.
+        max_keys: largest number of points of a thinned bag, and a quarter of that of any other; None for any number.
 
     Returns:
         The points, with windows around the middle of the cells that each point stands for.
+
+    Raises:
+        ValueError: ``kernel_size`` is less than ``downsample``.
     """
+    check_count("kernel_size", kernel_size, downsample)
     size, count = coarse_sizes(grid, downsample, least=kernel_size)
     index = torch.arange(count, device=size.device)
     if max_keys is None or count <= max_keys:
@@ -63,7 +69,7 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
     large = (points * tissue > max_keys * grid.sizes.prod(1)) | (points > _SPARSE * max_keys)
     size = torch.where(large[:, None], _thinned(grid, size, count, max_keys), size)
     kept = (index < size.prod(1, keepdim=True)) & (_over_tissue(grid, size, count) | ~large[:, None])
-    # Bags that fill one rectangle are all thinned.
+    # If every bag fills the whole canvas, all are thinned, so max_keys columns suffice.
     most = max_keys if grid.full else min(count, _SPARSE * max_keys)
     # CUDA sorts no bool in every supported version.
     kept, index = (part[:, :most] for part in kept.to(torch.uint8).sort(dim=1, descending=True, stable=True))
@@ -71,23 +77,23 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
 
 
 def coarse_sizes(grid: Grid, downsample: int, least: int) -> tuple[Tensor, int]:
-    """The coarse grid of every bag: one point per ``downsample`` cells, and per cell of short axes.
+    """The coarse grid of every bag. A long axis has one point per ``downsample`` cells, a short axis one per cell.
 
     Args:
         grid: grid of the queries.
-        downsample: cells per reference point along each axis.
-        least: fewest cells of an axis that is sampled coarsely.
+        downsample: cells per reference point along each long axis.
+        least: fewest cells of a long axis, at least ``downsample``, so that every axis has a point.
 
     Returns:
         (columns, rows) of every bag [B, 2], and the largest number of points that a bag has.
     """
-    stride = torch.where(grid.sizes >= least, downsample, 1)
-    size = torch.div(grid.sizes, stride, rounding_mode="floor")
-    # In numbers, because a choice would be a graph of its own for each side of every bag.
-    columns, rows = (
-        [side + min(side // least, 1) * (side // downsample - side) for side in axis]
-        for axis in zip(*grid.shapes, strict=True)
-    )
+
+    def points(side: Any, is_long: Any) -> Any:
+        # Arithmetic avoids a branch, which would compile a graph for every side.
+        return side + is_long * (side // downsample - side)
+
+    size = points(grid.sizes, (grid.sizes >= least).long())
+    columns, rows = ([points(side, min(side // least, 1)) for side in axis] for axis in zip(*grid.shapes, strict=True))
     return size, max(c * r for c, r in zip(columns, rows, strict=True))
 
 
@@ -132,17 +138,18 @@ def _thinned(grid: Grid, size: Tensor, count: int, max_keys: int) -> Tensor:
     columns, rows = size.double().unbind(1)
     # At this factor the whole rectangle fits, even along an axis of a single point.
     enough = torch.stack([(columns * rows / max_keys).sqrt(), columns / max_keys, rows / max_keys]).amax(0).clamp(min=1)
+    # More points may be over tissue at a larger factor, but at every value of ``high`` few enough are.
     low, high = torch.ones_like(enough), enough
     for _ in range(_BISECTIONS):
         middle = (low * high).sqrt()
-        enough = fits(divided(middle))
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        fitting = fits(divided(middle))
+        low, high = torch.where(fitting, low, middle), torch.where(fitting, middle, high)
     return torch.where(fits(size)[:, None], size, divided(high))
 
 
 def _over_tissue(grid: Grid, size: Tensor, count: int) -> Tensor:
     """Which of ``count`` points on coarse grids [B, 2] have tissue in the block of cells that they stand for."""
-    # Of the middles of cells, in whole numbers.
+    # Each cell belongs to the block that holds its middle; integers keep this exact.
     block = (2 * grid.cells + 1) * size[:, None] // (2 * grid.sizes[:, None])
     index = torch.where(grid.mask, block[..., 1] * size[:, :1] + block[..., 0], count)
     return torch.zeros(len(size), count + 1, dtype=torch.bool, device=size.device).scatter(1, index, True)[:, :count]

@@ -96,6 +96,29 @@ def test_tokens_of_staggered_rows_have_cells_of_their_own(coords: Tensor) -> Non
     assert len(torch.unique(Grid.from_coords(coords).cells[0], dim=0)) == len(coords)
 
 
+def jittered(coords: Tensor, most: float) -> Tensor:
+    noise = torch.rand(coords.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return coords + (2 * noise - 1) * most
+
+
+def test_tokens_off_their_rows_need_the_step() -> None:
+    coords = jittered(224 * rectangle(30, 20), 2.24).round()
+    with pytest.raises(ValueError, match="give the patch size as step"):
+        Grid.from_coords(coords)
+    assert Grid.from_coords(coords, step=224).shapes == ((30, 20),)
+
+
+def test_rows_and_columns_off_their_places_keep_their_cells() -> None:
+    cells = rectangle(30, 20)
+    column, row = (jittered(224 * torch.arange(count), 2.24) for count in (30, 20))
+    coords = torch.stack([column[cells[:, 0]], row[cells[:, 1]]], dim=1)
+    assert torch.equal(Grid.from_coords(coords).cells[0], cells)
+
+
+def test_one_token_is_one_cell() -> None:
+    assert Grid.from_coords(torch.tensor([[12345.0, 67.0]])).shapes == ((1, 1),)
+
+
 def test_few_tokens_whose_commonest_gap_is_several_cells_do_not_share_cells() -> None:
     coords = torch.tensor([[1, 1], [0, 3], [1, 3], [0, 6], [1, 9]])
     assert Grid.from_coords(224 * coords).cells[0].tolist() == (coords - torch.tensor([0, 1])).tolist()

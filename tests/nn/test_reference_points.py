@@ -82,6 +82,20 @@ def test_keys_number_at_most_the_cap_wherever_a_bag_is_thinned(
     assert (seen <= points.mask.sum()).all()
 
 
+def test_a_bag_that_is_not_thinned_has_at_most_four_times_as_many_points_as_the_cap() -> None:
+    corner = torch.cartesian_prod(torch.arange(0, 80, 4), torch.arange(0, 80, 4))  # one cell of every 4 x 4
+    grid = Grid.from_coords(torch.cat([corner, torch.tensor([[79, 79]])]), step=1)
+    assert even_points(grid, 4, 6, 128).mask.sum() == 400  # all of them over tissue
+    assert even_points(grid, 4, 6, 99).mask.sum() <= 99
+
+
+def test_every_axis_has_a_point_and_smaller_kernels_are_refused() -> None:
+    for side in range(1, 9):
+        assert even_points(rectangle(side, 9), 4, 4, None).size.min() >= 1
+    with pytest.raises(ValueError, match="kernel_size must be at least 4, got 3"):
+        even_points(rectangle(3, 9), 4, 3, None)
+
+
 @pytest.mark.parametrize("tokens", [20_000, 33_333, 70_000])
 @pytest.mark.parametrize("share", [1.0, 0.34, 0.05], ids=["full", "a third", "a twentieth"])
 def test_a_large_bag_uses_most_of_its_keys_and_spreads_them_evenly(tokens: int, share: float) -> None:

@@ -89,7 +89,7 @@ def tiles(entries: int, *, piecewise: bool = False) -> Iterator[None]:
             "position_bias._network.MOST_PAIRS": entries,
             "position_bias._values.MOST_PAIRS": entries,
             "position_bias._piecewise.MOST_PAIRS": entries,
-            "position_bias._piecewise.LEAST_PAIRS_PER_NODE": 0 if piecewise else math.inf,
+            "position_bias._piecewise.LARGEST_SHARE": math.inf if piecewise else 0,
         }.items():
             patch.setattr(f"disentangled_mil.ops.{name}", size)
         yield

@@ -1,13 +1,13 @@
 """The attention weights of one bag, a tile of queries at a time, and the gradient of their scores.
 
-Softmax turns scores S into weights W. From the gradient dW of the weights follows that of the scores,
-``dS = W (dW - sum_j W dW)``, and from it ``dQ = dS K``, ``dK = dS^T Q``, the gradient of the key logits as the sum of
-dS over queries, and that of the position bias. Weights and biases of a tile are computed again on the way back.
+Softmax turns scores S into weights W. The gradient dW of the weights gives that of the scores,
+``dS = W (dW - sum_j W dW)``. From it follow ``dQ = scale dS K`` and ``dK = scale dS^T Q``. The sum of dS over queries
+is the gradient of the key logits, and dS is that of the position bias. The backward pass computes a tile's weights
+again, unless they were kept.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ from ._carried import CarriedScores
 
 # Entries of heads x queries x keys in a tile, so that several such matrices fit into a core's cache.
 ENTRIES = 1 << 18
-# Queries of a tile at least, below which matrix products are slow.
+# A tile has at least this many queries, because smaller products are slow.
 LEAST_QUERIES = 32
-# The same for biases that need smaller tiles.
+# A tile of a bias that needs smaller tiles has at least this many queries.
 LEAST_QUERIES_OF_BIAS = 8
 
 
@@ -43,7 +43,8 @@ class BagScores:
         self.rows, self.columns = _where(mask), _where((logit != -math.inf).any(0))
         self.query = take(carried.query[bag], 1, self.rows)  # [H, N, D]
         self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, J, D]
-        # Not contiguous(), which leaves odd strides where a side is one.
+        # Tables view places as complex numbers, and contiguous() may leave odd strides where a side is one. NaN is
+        # overwritten in these copies.
         self.query_place, self.key_place = (
             place.to(self.wide).clone(memory_format=torch.contiguous_format)
             for place in (
@@ -53,18 +54,29 @@ class BagScores:
         )  # [N, 2], [G, J, 2]
         logit = take(logit, 1, self.columns).to(self.wide)
         self.heads, (self.groups, keys) = len(self.query), logit.shape
-        if bias is not None:
-            # Biases are not evaluated at NaN. It is put into the scores instead, so that it is seen.
-            if (lost := self.query_place.isnan().any(-1, keepdim=True)).any():
-                self.query = self.query.masked_fill(lost, math.nan)
-                self.query_place.nan_to_num_(0, math.inf, -math.inf)
-            if (lost := self.key_place.isnan().any(-1)).any():
-                logit = logit.masked_fill(lost, math.nan)
-                self.key_place.nan_to_num_(0, math.inf, -math.inf)
+        # Both passes must use equal tiles, because dropout is drawn tile by tile.
         self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias)
-        without_keys = (logit == -math.inf).all(-1, keepdim=True)
-        self.logit = self._per_head(logit.masked_fill(without_keys, 0)) if logit.any() else None  # [H, 1, J]
-        self.with_keys = self._per_head(~without_keys) if without_keys.any() else None  # [H, 1, 1]
+        if bias is not None:
+            logit = self._move_nan(logit)
+        self.logit, self.with_keys = self._without_empty_groups(logit)  # [H, 1, J], [H, 1, 1]
+
+    def _move_nan(self, logit: Tensor) -> Tensor:
+        """Move NaN from places to queries and key logits [G, J]; the logits."""
+        # A NaN place makes its scores NaN, because tables must not be read at NaN.
+        if (of_query := self.query_place.isnan().any(-1, keepdim=True)).any():
+            self.query = self.query.masked_fill(of_query, math.nan)
+            self.query_place.nan_to_num_(0, math.inf, -math.inf)
+        if (of_key := self.key_place.isnan().any(-1)).any():
+            logit = logit.masked_fill(of_key, math.nan)
+            self.key_place.nan_to_num_(0, math.inf, -math.inf)
+        return logit
+
+    def _without_empty_groups(self, logit: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Key logits [G, J] by head, and whether a head has keys; None where they would change nothing."""
+        empty = (logit == -math.inf).all(-1, keepdim=True)
+        # The softmax of a head without keys must be finite, also in its gradient. Its weights then become zeros.
+        finite = self._per_head(logit.masked_fill(empty, 0)) if (logit != 0).any() else None
+        return finite, self._per_head(~empty) if empty.any() else None
 
     def tiles(self) -> Iterator[slice]:
         """The bag's queries in tiles."""
@@ -94,12 +106,12 @@ class BagScores:
         rows = tensor[:, tile] if self.rows is None else tensor.index_select(1, self.rows[tile])
         return take(rows, 2, self.columns) if keys else rows
 
-    def write(self, values: Tensor, into: Tensor, tile: slice) -> None:
+    def write(self, values: Tensor, target: Tensor, tile: slice) -> None:
         """Write the values of a tile to their places in a tensor of the bag [H, N, ...]."""
         if self.rows is None:
-            into[:, tile] = values
+            target[:, tile] = values
         else:
-            into.index_copy_(1, self.rows[tile], values.to(into.dtype))
+            target.index_copy_(1, self.rows[tile], values.to(target.dtype))
 
     def _per_head(self, grouped: Tensor) -> Tensor:
         return grouped.repeat_interleave(self.heads // self.groups, dim=0)[:, None]
@@ -110,27 +122,29 @@ class BagGradient:
 
     Args:
         scores: scores of the bag.
-        wanted: scores with a bool for every tensor, whether its gradient is needed.
+        wanted: scores with a bool in place of every tensor, which says whether its gradient is needed.
         into: gradient of the whole batch, with zeros in the place of the bag. Each tile writes its queries there at
             once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
     """
 
-    def __init__(self, scores: BagScores, wanted: Any, into: CarriedScores) -> None:
+    def __init__(self, scores: BagScores, wanted: CarriedScores, into: CarriedScores) -> None:
         self.scores, self.into = scores, into
-        self.want_logit = wanted.logit
-        self.of_bias = BiasWanted(any(wanted.bias.tensors), wanted.query_position, wanted.key_position)
+        self.want_logit = bool(wanted.logit)
+        self.wanted_of_bias = BiasWanted(
+            any(wanted.bias.tensors), bool(wanted.query_position), bool(wanted.key_position)
+        )
         self.key = torch.zeros_like(scores.scaled_key)  # [H, J, D]
         self.query_place = torch.zeros_like(scores.query_place)  # [N, 2]
         self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
         self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
 
     def add(self, tile: slice, weights: Tensor, biases: BiasTile | None, gradient: Tensor) -> None:
-        """Add what follows from the gradient of a tile's weights [H, t, J].
+        """Add the gradients that a tile passes back.
 
         Args:
             tile: queries of the tile.
             weights: weights of the tile [H, t, J].
-            biases: biases of the tile; None if they are not at hand.
+            biases: biases of the tile; None if they have to be computed, or if there are none.
             gradient: gradient of the weights [H, t, J].
         """
         scores = self.scores
@@ -139,11 +153,11 @@ class BagGradient:
         self.key.baddbmm_(into_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         if self.want_logit:
             self.logit += into_scores.sum(1)
-        if not any(self.of_bias):
+        if not any(self.wanted_of_bias):
             return
         if biases := biases or scores.biases(tile):
             per_group = into_scores.view(scores.groups, scores.heads // scores.groups, *into_scores.shape[1:])
-            queries, keys = biases.backward(per_group, self.of_bias)
+            queries, keys = biases.backward(per_group, self.wanted_of_bias)
             if queries is not None:
                 self.query_place[tile] += queries
             if keys is not None:

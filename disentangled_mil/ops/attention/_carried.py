@@ -1,6 +1,6 @@
 """The arguments and results of the operators of attention."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,12 +36,12 @@ class CarriedScores(NamedTuple):
         pairs = self.query.shape[2] * self.logit.numel()
         return tiled(self.bias.unpacked(), wide_dtype(self.query), pairs)
 
-    def with_bias(self, bias: TiledBias | None, wanted: Any) -> "CarriedScores":
+    def with_bias(self, bias: TiledBias | None, wanted: "CarriedScores") -> "CarriedScores":
         """A gradient of scores with that of the bias, which its tiles have added up.
 
         Args:
             bias: position bias of the batch.
-            wanted: scores with a bool for every tensor, whether its gradient is needed.
+            wanted: scores with a bool in place of every tensor, which says whether its gradient is needed.
 
         Returns:
             The gradient of all scores.

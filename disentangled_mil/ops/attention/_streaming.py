@@ -1,6 +1,8 @@
-"""Biased attention over tiles of queries, on any device: the numbers of the reference without its dense matrices."""
+"""Biased attention over tiles of queries, on any device.
 
-from typing import Any
+The numbers are those of the reference. Only a tile of its dense matrices exists at a time, except for weights that are
+kept.
+"""
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def _forward(given: AttentionArguments) -> Attended:
     bias = given.scores.tiled_bias()
     for bag, (out, mass, kept) in enumerate(zip(*results, strict=True)):
         scores = BagScores(given.scores, bias, bag)
-        if scores.rows is not None or scores.columns is not None:
+        if scores.rows is not None:  # tiles write no padded queries
             out.zero_()
             kept.zero_()
         drop = Dropout(given.dropout, given.seed, bag, out.device)
@@ -53,7 +55,9 @@ def _forward(given: AttentionArguments) -> Attended:
     return results
 
 
-def _backward(given: AttentionArguments, results: Attended, arriving: Attended, wanted: Any) -> AttentionArguments:
+def _backward(
+    given: AttentionArguments, results: Attended, arriving: Attended, wanted: AttentionArguments
+) -> AttentionArguments:
     into = zeros_like(given)
     bias = given.scores.tiled_bias()
     for bag in range(len(given.value)):
@@ -67,18 +71,18 @@ def _backward(given: AttentionArguments, results: Attended, arriving: Attended, 
         for tile in scores.tiles():
             biases = None if given.keep else scores.biases(tile)
             weights = scores.weights(tile, biases) if kept is None else scores.read(kept, tile, keys=True)
-            change = torch.zeros_like(weights)
+            into_weights = torch.zeros_like(weights)
             if into_out is not None:
                 into_tile = scores.read(into_out, tile).to(scores.wide)  # [H, t, D]
                 dropped = drop.draw(weights)
-                change = thinned(into_tile @ values.transpose(1, 2), dropped)
+                into_weights = thinned(into_tile @ values.transpose(1, 2), dropped)
                 into_values.baddbmm_(thinned(weights, dropped).transpose(1, 2), into_tile)
             if into_mass is not None:
-                change += take(into_mass, 1, scores.columns)[:, None]
+                into_weights += take(into_mass, 1, scores.columns)[:, None]
             if into_kept is not None and given.keep:
-                change += scores.read(into_kept, tile, keys=True)
-            gradient.add(tile, weights, biases, change)
-            del weights, biases, change  # before the next tile's are made
+                into_weights += scores.read(into_kept, tile, keys=True)
+            gradient.add(tile, weights, biases, into_weights)
+            del weights, biases, into_weights  # before the next tile's are made
         gradient.finish()
         into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
     return into._replace(scores=into.scores.with_bias(bias, wanted.scores))

@@ -9,10 +9,10 @@ searches, and three files implement them.
 *How it is tiled.* `_reference.py` holds the N x N matrix. `_streaming.py` and `_triton.py` go through tiles of it and
 keep O(N) numbers. Bags are clustered one after the other, without their padding.
 
-*What its backward is.* There is none, because clusters are integers.
+*What its backward is.* There is none. Clusters are integers, and scores only choose the centers.
 
-*What it costs.* O(N^2 C) operations. The streamed search does most of them as matrix products. It takes less time than
-two plain products of the N x C tokens from 2,500 tokens on (``python -m benchmarks density-peaks``).
+*What it costs.* O(N^2 C) operations. The streamed search does most of them as one to two matrix products N x N x C.
+From 2,500 tokens on, it takes less time than two such products alone (``python -m benchmarks density-peaks``).
 """
 
 import math
@@ -32,8 +32,8 @@ from ._streaming import StreamedDistances
 
 __all__ = ["DensityPeaks", "density_peaks"]
 
-_TILE_PAIRS = 2**20  # distances to centers that are held at once
-_ROUNDINGS = 64  # Tokens whose distance is at most this many roundings of the spread of the bag count as copies.
+_TILE_PAIRS = 2**20  # Distances to centers that are held at once.
+_ROUNDINGS = 64  # Tokens whose distance is at most this many roundings of the spread of the bag are equally dense.
 BACKENDS = ("auto", "reference", "streaming", "triton")
 _LARGEST_DENSE_BAG = 128  # The dense matrix is faster up to this size, measured on a CPU.
 
@@ -44,7 +44,8 @@ class DensityPeaks(NamedTuple):
     Attributes:
         assignment: The cluster of each token [B, N], numbered by descending score; -1 for padding.
         centers: The token at the center of each cluster [B, K]; -1 where a bag has fewer than K tokens.
-        score: Log density plus log distance [B, N]; -inf for padding and for repeats of a denser token.
+        score: Log density plus log distance [B, N]; -inf for padding, for repeats of a denser token, and for all
+            tokens of a bag whose tokens are equal.
     """
 
     assignment: Tensor
@@ -67,9 +68,9 @@ def density_peaks(
 
     The nearest neighbors include the token itself. The :math:`\xi` of the densest token is the largest distance of the
     bag. The tokens with the best scores are the centers. Every token joins its nearest center, and a center joins
-    itself. Ties go to the token that is first in :func:`~disentangled_mil.ops.content_order`, so the order of
-    the tokens does not change the clusters. The result has no gradient. Padding is removed first, so it may hold any
-    value, even NaN.
+    itself. Of tokens with equal densities or scores, the first in :func:`~disentangled_mil.ops.content_order` is the
+    denser or better one, so the order of the tokens does not change the clusters. The result has no gradient. Padding
+    is removed first, so it may hold any value, even NaN.
 
     Args:
         tokens: Finite tokens. Half precisions are computed in float32.
@@ -140,7 +141,7 @@ def _density_peaks(
 
 @_density_peaks.register_fake
 def _empty(tokens: Tensor, mask: Tensor, clusters: int, neighbors: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The result of bags without real tokens."""
+    """The result of bags without real tokens, which also tells a compiler the shapes."""
     dtype = wide_dtype(tokens)
     assignment = torch.full(tokens.shape[:2], -1, device=tokens.device)  # [B, N]
     centers = torch.full((tokens.shape[0], clusters), -1, device=tokens.device)  # [B, K]
@@ -168,7 +169,7 @@ def _cluster(tokens: Tensor, clusters: int, neighbors: int, backend: str) -> tup
     unit = math.sqrt(tokens.shape[1])
 
     nearest = pairs.nearest(min(neighbors, len(tokens))) / unit  # [n, k]
-    # Copies that differ by rounding only are equally dense.
+    # Copies that differ by rounding only must be equally dense. Their gaps and scores keep the difference.
     rounding = _ROUNDINGS * torch.finfo(tokens.dtype).eps * (tokens.amax(0) - tokens.amin(0)).max()
     log_density = -nearest.where(nearest > rounding, 0).square().mean(1)  # [n]
     descending = log_density.argsort(descending=True, stable=True)  # [n]

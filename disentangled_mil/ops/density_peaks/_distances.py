@@ -15,5 +15,5 @@ class Distances(Protocol):
         ...
 
     def gap(self, rank: Tensor) -> Tensor:
-        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        """Each token's distance [N] to the nearest of lower rank, meaning denser; for rank 0 the largest."""
         ...

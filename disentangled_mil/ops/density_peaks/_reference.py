@@ -17,7 +17,7 @@ class DenseDistances:
         return self.pairs.topk(count, largest=False).values
 
     def gap(self, rank: Tensor) -> Tensor:
-        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        """Each token's distance [N] to the nearest of lower rank, meaning denser; for rank 0 the largest."""
         gap = self.pairs.masked_fill(rank >= rank[:, None], math.inf).amin(1)
         return torch.where(rank == 0, self.pairs.max(), gap)
 

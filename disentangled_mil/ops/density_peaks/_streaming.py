@@ -4,16 +4,26 @@ r"""Exact distances in O(N) memory: a matrix product excludes most pairs, and th
 differences, which are slow. A matrix product is fast, but it rounds, so it gives bounds only. Let :math:`x` be the
 tokens around their mean and :math:`n = \lVert x \rVert^2`. A squared distance is
 :math:`n_i + n_j - 2 x_i \cdot x_j`, and rounding changes it by less than :math:`e\,(n_i + n_j)`. Hence
-:math:`(1 - e)(n_i + n_j) - 2 x_i \cdot x_j` is a lower bound of it.
+:math:`(1 - e)(n_i + n_j) - 2 x_i \cdot x_j` is a lower bound of it, and the same plus :math:`2 e\,(n_i + n_j)` is an
+upper bound.
+
+*How large the rounding is.* A sum of C terms is off by at most C / 2 epsilons of the sum of their sizes. The product
+:math:`2 x_i \cdot x_j` and the two norms together are therefore off by C epsilons of :math:`n_i + n_j`. Centering and
+additions add less than eight, and :math:`e` is twice :math:`C + 8` epsilons. An exact squared distance is off by less
+than :math:`C + 8` epsilons of itself, and where squares underflow by less than :math:`8 (C + 8)` times the smallest
+normal number. A squared distance is at most four times the largest :math:`n`, so nothing overflows if that is below an
+eighth of the largest number.
 
 *How it is tiled.* Rows and columns stand for tokens. A tile holds the lower bounds of some rows to all columns. The
 candidates of a row are the columns with the smallest bounds, three more than are needed. Only their distances are
-computed exactly. No other column is nearer than the bound of the last candidate. A row is settled if its result is at
-most that bound, and it is computed densely otherwise. This happens where many distances are equal but for rounding. The
-candidates also settle most rows of `gap`. The others are searched again, among columns of lower rank.
+computed exactly. The squared distance to any other column is at least the bound of the last candidate. A row is settled
+if the squares of its smallest distances are at most that bound. Otherwise it is computed densely, which happens where
+many distances are equal but for rounding. The candidates also settle most rows of `gap`. The others are searched again,
+among columns of lower rank.
 
-*What it costs.* One to two matrix products N x N x C, and exact distances of eight candidates per token at five
-neighbors. If no row settles, the time of the dense reference is added, still in O(N) memory.
+*What it costs.* One matrix product N x N x C, the part of a second one for the rows that are searched again, and exact
+distances of eight candidates per token at five neighbors. If no row settles, the time of the dense reference is added,
+still in O(N) memory.
 """
 
 import math
@@ -24,7 +34,7 @@ from torch import Tensor
 
 from ._reference import distances
 
-_TILE_BYTES = 4 * 2**20  # A tile stays in the cache, because it is read several times.
+_TILE_BYTES = 4 * 2**20  # A tile should fit into the cache, because it is read several times.
 _TILE_ROWS = 128  # Products of fewer rows are slow.
 _SPARE = 3  # Candidates of a row beyond those needed.
 _GROUP = 32  # Columns that are represented by their minimum while candidates are chosen.
@@ -53,11 +63,11 @@ class StreamedDistances:
         terms, precision = tokens.shape[1] + 8, torch.finfo(tokens.dtype)
         self.tokens = tokens
         self.centered = tokens - tokens.mean(0)  # [N, C]
-        self.norms = torch.linalg.vector_norm(self.centered, dim=1).square()  # [N]
-        self.error = 2 * terms * precision.eps  # of the product, relative to the sum of both norms
+        self.squared_norms = torch.linalg.vector_norm(self.centered, dim=1).square()  # [N]
+        self.error = 2 * terms * precision.eps  # of the product, relative to the sum of both squared norms
         self.relative, self.absolute = terms * precision.eps, 8 * terms * precision.tiny  # of an exact distance
-        self.shrunk = (1 - self.error) * self.norms  # [N]
-        self.reliable = bool(self.norms.max() < precision.max / 8)
+        self.shrunk = (1 - self.error) * self.squared_norms  # [N]
+        self.reliable = bool(self.squared_norms.max() < precision.max / 8)
 
     def nearest(self, count: int) -> Tensor:
         """The smallest distances of every token to any token, itself included, ascending [N, count]."""
@@ -65,9 +75,10 @@ class StreamedDistances:
         return self.found.distances.topk(count, largest=False).values
 
     def gap(self, rank: Tensor) -> Tensor:
-        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
-        higher = rank[self.found.columns] >= rank[:, None]
-        gap = self.found.distances.masked_fill(higher, math.inf).amin(1)
+        """Each token's distance [N] to the nearest of lower rank, meaning denser; for rank 0 the largest."""
+        not_lower = rank[self.found.columns] >= rank[:, None]
+        gap = self.found.distances.masked_fill(not_lower, math.inf).amin(1)
+        # The negation also selects NaN.
         rows = (~(gap.double().square() <= self.found.beyond)).nonzero().squeeze(1)
         if len(rows):
             gap[rows] = self._search(rows, 1, rank).distances.amin(1)
@@ -102,7 +113,8 @@ class StreamedDistances:
         bounds = tile[:, :size]
         # The row's own term is equal for all columns, so it is added only to what is kept.
         torch.addmm(self.shrunk, self.centered[rows], self.centered.T, alpha=-2, out=bounds)
-        longest = bounds.amax(1) + self.shrunk[rows] + 2 * self.error * (self.norms[rows] + self.norms.max())
+        rounding = 2 * self.error * (self.squared_norms[rows] + self.squared_norms.max())
+        farthest = bounds.amax(1) + self.shrunk[rows] + rounding
         if rank is not None:
             bounds.masked_fill_(rank >= rank[rows, None], math.inf)
         bound, columns = _smallest(tile, count)
@@ -114,12 +126,13 @@ class StreamedDistances:
         # A device may multiply in a lower precision than requested. Lower bounds that are too large reveal it.
         self.reliable = self.reliable and not bool((lower > exact.double().square()).any())
         beyond = lower[:, -1].clamp(min=0 if count < size else math.inf)
-        return _Candidates(columns, exact, beyond, (1 + self.relative) * longest.double() + self.absolute)
+        return _Candidates(columns, exact, beyond, (1 + self.relative) * farthest.double() + self.absolute)
 
     def _largest(self) -> Tensor:
         """The largest distance of all pairs, among the tokens whose upper bound reaches it."""
-        # Both tokens of the farthest pair are among them. Repeated tokens count once.
+        # Both tokens of the farthest pair are possible, so distances among these suffice. Repeated tokens count once.
         largest = distances(self.tokens[self.found.farthest.argmax(), None], self.tokens).max()
+        # The negation also selects NaN.
         possible = ~(self.found.farthest < largest.double().square())
         far = torch.unique(self.tokens[possible], dim=0)
         return torch.stack([largest, *(distances(some, far).max() for some in torch.split(far, _TILE_ROWS))]).max()

@@ -45,15 +45,15 @@ class KernelDistances:
         return found[:, :, :count].transpose(0, 1).flatten(1).topk(count, largest=False).values.sqrt()
 
     def gap(self, rank: Tensor) -> Tensor:
-        """The distance of every token to the nearest of lower rank, for rank 0 the largest of all [N]."""
+        """Each token's distance [N] to the nearest of lower rank, meaning denser; for rank 0 the largest."""
         size = len(self.tokens)
         tokens, segments, span = _cut(self.tokens[rank.argsort()])
-        gap, longest = tokens.new_empty(2, segments, size)
+        gap, farthest = tokens.new_empty(2, segments, size)
         with torch.cuda.device(tokens.get_device()):
             kernels.nearest_earlier[-(-size // _ROWS), segments](
-                tokens, gap, longest, size, *tokens.shape[::-1], span, **_OPTIONS
+                tokens, gap, farthest, size, *tokens.shape[::-1], span, **_OPTIONS
             )
-        return torch.where(rank == 0, longest.max(), gap.amin(0)[rank]).sqrt()
+        return torch.where(rank == 0, farthest.max(), gap.amin(0)[rank]).sqrt()
 
 
 def _cut(tokens: Tensor) -> tuple[Tensor, int, int]:

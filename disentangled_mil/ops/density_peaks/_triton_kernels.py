@@ -52,7 +52,7 @@ def nearest(
 def nearest_earlier(
     tokens,
     gap,
-    longest,
+    farthest,
     size,
     stride,
     channels,
@@ -65,7 +65,7 @@ def nearest_earlier(
 
     Both results are [segments, size]. Later columns are skipped, because each pair is seen from its later token.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest rows start first
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # rows with most columns start first
     row = block * ROWS + tl.arange(0, ROWS)
     least = tl.full([ROWS], float("inf"), tokens.dtype.element_ty)
     most = tl.full([ROWS], 0.0, tokens.dtype.element_ty)
@@ -78,7 +78,7 @@ def nearest_earlier(
         most = tl.maximum(most, tl.max(tl.where(earlier, squared, 0.0), 1))
     place = tl.program_id(1) * size + row
     tl.store(gap + place, least, row < size)
-    tl.store(longest + place, most, row < size)
+    tl.store(farthest + place, most, row < size)
 
 
 @triton.jit

@@ -135,10 +135,10 @@ class NetworkTile:
     def backward(self, gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of the places from that of the biases [G, I, t, J]."""
         per_pair = gradient.movedim(1, -1).flatten(0, -2)
-        moved = self.layers.backward(
+        into_displacement = self.layers.backward(
             per_pair, self.bias.into if wanted.bias else None, want_displacement=wanted.queries or wanted.keys
         )
-        return (None, None) if moved is None else into_places(moved.view(self.shape), wanted)
+        return (None, None) if into_displacement is None else into_places(into_displacement.view(self.shape), wanted)
 
 
 def log_spaced(displacement: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""A network of ReLUs that is read from a table wherever it is linear. The result is exact.
+"""A network of ReLUs that is read from a table. The table gives its values wherever it is affine, up to rounding.
 
-The network is linear in log-spaced displacements except where one of its 2 F hidden units changes its sign. It is
+The network is affine in log-spaced displacements except where one of its 2 F hidden units changes its sign. It is
 evaluated once at the nodes of a table of S x S cells. The first layer is affine. A unit of it that has the same sign at
 all four corners of a cell therefore has that sign all over the cell. If all of its units do, the second layer is affine
 in the cell too, and the same holds for its units. If those also keep their signs, the network is affine in the cell:
 bilinear reading gives its values and slopes, and reading backwards gives its gradients through the nodes. A sign counts
-only beyond a margin for rounding. All pairs in other cells, or outside of the table, go to the network.
+only beyond a margin for rounding. The network evaluates every pair in a kinked cell, in a cell at the edge, and beyond.
 
-Kinks cross about 2 F S cells. Pairs in these and the nodes cost an evaluation of the network each, and a node costs
-more; few evaluations are left at S^3 = F x pairs / 2. Attention of 2,500 queries and 144
-keys, forward and backward, is 1.6 times as quick as with the network for every pair.
+Kinks cross about 2 F S cells. A node costs about two evaluations of the network, so the total of 2 S^2 + 2 F pairs / S
+evaluations is least at S^3 = F pairs / 2. Attention of 2,500 queries and 144 keys, forward and backward, is 1.6 times
+as quick as with the network for every pair.
 """
 
 import math
@@ -17,7 +17,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from ._network import MOST_PAIRS, HiddenLayers, MLPBias, TiledNetwork
 from ._table import BiasTable, TableTile, TiledTable
@@ -25,20 +24,21 @@ from ._tiled import BiasWanted, into_places
 
 # Displacements that the table covers: those between places in [-1, 1].
 _REACH = 2.0
-# Slopes are differences of rounded values, and too inexact between nodes that are nearer than those of this table.
+# Slopes are differences of rounded values, divided by the pitch. In a finer table of float32 their error grows.
 _MOST_CELLS = 1024
-# Pairs for each node of the table, below which it saves too little.
-LEAST_PAIRS_PER_NODE = 16
+# The table is left out if it costs more evaluations of the network than this share of the pairs.
+LARGEST_SHARE = 3 / 8
 
 
 def cells_for(pairs: int, features: int) -> int | None:
     """The number S of cells along a side of the table; None where the network should be evaluated for all pairs."""
-    cells = max(3, round((features * pairs / 2) ** (1 / 3)))
-    return min(cells, _MOST_CELLS) if pairs > LEAST_PAIRS_PER_NODE * cells**2 else None
+    cells = min(max(3, round((features * pairs / 2) ** (1 / 3))), _MOST_CELLS)
+    evaluations = 2 * cells**2 + 2 * features * pairs / cells
+    return cells if evaluations < LARGEST_SHARE * pairs else None
 
 
 class TiledPiecewise:
-    """A :class:`~._tiled.TiledBias` that reads a network from a table where it is linear.
+    """A :class:`~._tiled.TiledBias` that reads a network from a table where it is affine.
 
     Args:
         network: network of the bias, on the CPU.
@@ -46,27 +46,26 @@ class TiledPiecewise:
     """
 
     def __init__(self, network: MLPBias, cells: int) -> None:
-        self.exact = TiledNetwork(network)
-        # Cells at the edge stand for all that is outside, and are read by the network. The others cover the reach.
+        self.exact, self.cells = TiledNetwork(network), cells
+        # The inner cells cover the reach. Those at the edge catch all displacements beyond.
         self.side = math.log1p(_REACH) * cells / (cells - 2)
         self.nodes = torch.linspace(-self.side, self.side, cells + 1, dtype=network.w1.dtype, device="cpu")
         heads = len(network.w3)
         self.table = TiledTable(BiasTable(network.w1.new_empty(heads, cells + 1, cells + 1), 1.0))
-        self.kinked = network.w1.new_ones(cells, cells)
-        for rows in self._stripes():
-            values, signs, sure = _values_and_signs(network, self._displacements(rows), self.side)
-            self.table.table.values[:, rows] = values.movedim(-1, 0)
-            beside = (signs[:, 1:] == signs[:, :-1]).all(-1) & sure[:, 1:] & sure[:, :-1]
-            below = (signs[1:] == signs[:-1]).all(-1)
-            linear = beside[1:] & beside[:-1] & below[:, 1:]
-            self.kinked[rows.start : rows.stop - 1] = (~linear).to(values.dtype)
+        self.kinked = torch.ones(cells, cells, dtype=torch.bool, device="cpu")
+        for rows in self._stripes(shared=1):
+            values, signs = _values_and_signs(network, self._displacements(rows), self.side)
+            self.table.table.values[:, rows] = values
+            of_two = signs[:, 1:] + signs[:, :-1]  # [2 F, r - 1, S + 1]
+            of_corners = of_two[..., 1:] + of_two[..., :-1]  # [2 F, r - 1, S]
+            self.kinked[rows.start : rows.stop - 1] = (of_corners.abs_() != 4).any(0)
         for edge in (self.kinked[0], self.kinked[-1], self.kinked[:, 0], self.kinked[:, -1]):
-            edge.fill_(1)
+            edge.fill_(True)
 
     @property
     def most_pairs(self) -> float:
-        """The number of pairs in a tile. The network gets its share of kinked ones, about a tile of its own."""
-        return MOST_PAIRS / self.kinked.mean().item()
+        """The number of pairs in a tile, whose kinked ones fill about one tile of the network."""
+        return MOST_PAIRS / self.kinked.float().mean().item()
 
     def tile(self, queries: Tensor, keys: Tensor) -> "PiecewiseTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
@@ -75,10 +74,18 @@ class TiledPiecewise:
     def gradient(self) -> MLPBias:
         """The sum of the gradients that all tiles have passed back, also through the nodes of the table."""
         into_values = self.table.gradient().values.movedim(0, -1)  # [S + 1, S + 1, I]
-        for rows in self._stripes(overlap=0):
+        # Each node passes its gradient back once, so these stripes share no rows.
+        for rows in self._stripes(shared=0):
             layers = HiddenLayers(self.exact.network, self._displacements(rows).view(-1, 2))
             layers.backward(into_values[rows].flatten(0, 1), self.exact.into, want_displacement=False)
         return self.exact.gradient()
+
+    def kinked_pairs(self, place: Tensor) -> Tensor:
+        """The indices of those pairs that the network evaluates, from places [M, 2] in [-1, 1]."""
+        # As grid_sample finds the cell that it reads. At a node the other cells may have other slopes.
+        cell = place.add(1).mul_(self.cells / 2).clamp_(0, self.cells - 1).int()
+        kinked = self.kinked.view(-1).index_select(0, torch.add(cell[:, 0], cell[:, 1], alpha=self.cells))
+        return torch.from_numpy(np.flatnonzero(kinked.numpy()))  # much faster than nonzero()
 
     def _displacements(self, rows: slice) -> Tensor:
         """The displacements [r, S + 1, 2] of some rows of nodes."""
@@ -86,11 +93,18 @@ class TiledPiecewise:
         y, x = torch.meshgrid(distance[rows], distance, indexing="ij")
         return torch.stack([x, y], dim=-1)
 
-    def _stripes(self, overlap: int = 1) -> list[slice]:
-        """Rows of nodes in stripes that share their outer rows. The network is evaluated for one stripe at a time."""
+    def _stripes(self, shared: int) -> list[slice]:
+        """Rows of nodes in stripes, for each of which the network is evaluated at once.
+
+        Args:
+            shared: number of rows that a stripe shares with the next one.
+
+        Returns:
+            The rows of every stripe.
+        """
         count = len(self.nodes)
         step = max(1, MOST_PAIRS // count)
-        return [slice(start, min(start + step + overlap, count)) for start in range(0, count - overlap, step)]
+        return [slice(start, min(start + step + shared, count)) for start in range(0, count - shared, step)]
 
 
 class PiecewiseTile:
@@ -99,13 +113,12 @@ class PiecewiseTile:
     def __init__(self, bias: TiledPiecewise, displacement: Tensor) -> None:
         self.bias, self.displacement = bias, displacement
         place = displacement.abs().log1p_().copysign_(displacement).div_(bias.side)
+        # grid_sample at NaN may read anywhere in memory. At the edge the network is evaluated anyway.
+        place.nan_to_num_(1, 1, -1)
         groups, queries, keys, _ = displacement.shape
-        # One lane: a table and a gradient of it for every group would be too large.
+        # All groups share one copy of the table, because one per group would be too large.
         self.read = TableTile(bias.table, place.view(1, groups * queries, keys, 2))
-        kinked = grid_sample(
-            bias.kinked[None, None], self.read.place, mode="nearest", padding_mode="border", align_corners=False
-        )
-        self.pairs = torch.from_numpy(np.flatnonzero(kinked.numpy()))  # [P], much faster than nonzero()
+        self.pairs = bias.kinked_pairs(place.view(-1, 2))  # [P]
         self.layers = HiddenLayers(bias.exact.network, displacement.view(-1, 2)[self.pairs])
 
     def values(self) -> Tensor:
@@ -119,50 +132,42 @@ class PiecewiseTile:
         """Gradients of the places from that of the biases [G, I, t, J]."""
         per_pair = gradient.transpose(0, 1).flatten(1).clone()  # [I, G t J]
         want_place = wanted.queries or wanted.keys
-        moved = self.layers.backward(
+        of_kinked = self.layers.backward(
             per_pair[:, self.pairs].T, self.bias.exact.into if wanted.bias else None, want_displacement=want_place
         )
         per_pair[:, self.pairs] = 0
         into_place = self.read.backward_place(
             per_pair.view(1, -1, *self.read.place.shape[1:3]), want_bias=wanted.bias, want_place=want_place
         )
-        if into_place is None or moved is None:
+        if into_place is None or of_kinked is None:
             return None, None
         slope = self.displacement.abs().add_(1).mul_(self.bias.side)
         into_displacement = into_place.view_as(slope).div(slope)
-        into_displacement.view(-1, 2)[self.pairs] = moved
+        into_displacement.view(-1, 2)[self.pairs] = of_kinked
         return into_places(into_displacement, wanted)
 
 
-def _values_and_signs(network: MLPBias, displacement: Tensor, side: float) -> tuple[Tensor, Tensor, Tensor]:
+def _values_and_signs(network: MLPBias, displacement: Tensor, side: float) -> tuple[Tensor, Tensor]:
     """The network at nodes, and the signs of its hidden units.
 
     Args:
         network: network of the bias.
-        displacement: displacements of the nodes [r, S, 2].
+        displacement: displacements of the nodes [r, S + 1, 2].
         side: largest log-spaced coordinate of a node.
 
     Returns:
-        Values [r, S, I]; the signs of all hidden units as bytes, eight in a word [r, S, words]; and whether all of them
-        are certain in spite of rounding [r, S].
+        Values [I, r, S + 1]; and the signs of all hidden units [2 F, r, S + 1] as bytes, 0 where rounding may decide.
     """
-    rounding = (len(network.w1) + 8) * torch.finfo(network.w1.dtype).eps
-    spaced = displacement.abs().log1p_().copysign_(displacement).view(-1, 2)
-    first = torch.addmm(network.b1, spaced, network.w1.T)
-    second = torch.addmm(network.b2, first.relu(), network.w2.T)
-    values = torch.addmm(network.b3, second.relu(), network.w3.T)
+    # Units are rows, because reductions over rows are faster.
+    spaced = displacement.abs().log1p_().copysign_(displacement).view(-1, 2).T
+    first = torch.addmm(network.b1[:, None], network.w1, spaced)
+    second = torch.addmm(network.b2[:, None], network.w2, first.relu())
+    values = torch.addmm(network.b3[:, None], network.w3, second.relu())
     largest_first = network.w1.abs().sum(1) * side + network.b1.abs()
     largest_second = network.w2.abs() @ largest_first + network.b2.abs()
-    positive, certain = _words(len(first), 2 * len(network.w1)), _words(len(first), 2 * len(network.w1))
-    for at, units, largest in ((0, first, largest_first), (len(network.w1), second, largest_second)):
-        own = slice(at, at + len(network.w1))
-        torch.gt(units, rounding * largest, out=positive[:, own])
-        torch.logical_or(positive[:, own], units < -rounding * largest, out=certain[:, own])
+    rounding = (len(network.w1) + 8) * torch.finfo(network.w1.dtype).eps
+    units, margin = torch.cat([first, second]), rounding * torch.cat([largest_first, largest_second])[:, None]
+    # A unit without weights is always off, so it counts as negative at its margin of 0.
+    signs = (units > margin).char() - (units <= -margin).char()
     shape = displacement.shape[:2]
-    sure = (certain.view(torch.int64) == _words(1, 2 * len(network.w1)).view(torch.int64)).all(-1)
-    return values.view(*shape, -1), positive.view(torch.int64).view(*shape, -1), sure.view(shape)
-
-
-def _words(rows: int, units: int) -> Tensor:
-    """One byte of truth for each of some units, and for others that fill up the last word of eight."""
-    return torch.ones(rows, -(-units // 8) * 8, dtype=torch.bool, device="cpu")
+    return values.view(-1, *shape), signs.view(-1, *shape)

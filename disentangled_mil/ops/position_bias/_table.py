@@ -71,7 +71,7 @@ class BiasTable(NamedTuple):
     def __call__(self, displacement: Tensor) -> Tensor:
         """Bias of each displacement [..., 2] -> [..., I]."""
         place = (displacement.to(self.values.dtype) / self.reach).reshape(1, 1, -1, 2)
-        # Reading at NaN would read anywhere in memory.
+        # grid_sample at NaN may read anywhere in memory.
         known = place.nan_to_num(0, posinf=2, neginf=-2)
         read: Tensor = grid_sample(self.values[None], known, align_corners=True, padding_mode="border")
         read = read.masked_fill(place.isnan().any(-1)[:, None], torch.nan)
@@ -104,8 +104,8 @@ class TiledTable:
 
     def tile(self, queries: Tensor, keys: Tensor) -> "TableTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
-        # Infinite places become finite ones beyond every table: a difference of infinities would be NaN, and reading
-        # there would read anywhere in memory. Complex numbers are subtracted faster than pairs.
+        # Infinite places become finite ones beyond every table. Their difference would be NaN, and grid_sample at NaN
+        # may read anywhere in memory. Complex numbers are subtracted faster than pairs.
         query, key = (
             torch.view_as_complex(place.clamp(-_FAR, _FAR) / self.table.reach)[:, None] for place in (queries, keys)
         )
@@ -121,7 +121,7 @@ class TableTile:
 
     def __init__(self, bias: TiledTable, place: Tensor) -> None:
         self.bias, self.place = bias, place
-        # One copy for every group, because PyTorch distributes copies over threads.
+        # Every group has a copy of the table, because PyTorch distributes copies over threads.
         self.tables = bias.table.values.expand(len(place), -1, -1, -1)
 
     def values(self) -> Tensor:

@@ -5,7 +5,7 @@ a part again. Memory is that of one part; time is a third more than with the hid
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -57,13 +57,13 @@ def _forward(given: _Arguments) -> _Results:
     return results
 
 
-def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: Any) -> _Arguments:
+def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: _Arguments) -> _Arguments:
     into = zeros_like(given)
     for part in _parts(given):
         layers = HiddenLayers(given.network, given.displacement[part])
-        moved = layers.backward(arriving.biases[part], into.network, want_displacement=wanted.displacement)
-        if moved is not None:
-            into.displacement[part] = moved
+        into_part = layers.backward(arriving.biases[part], into.network, want_displacement=bool(wanted.displacement))
+        if into_part is not None:
+            into.displacement[part] = into_part
     return into
 
 

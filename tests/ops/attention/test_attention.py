@@ -211,8 +211,38 @@ def test_queries_without_a_key_get_zeros_and_finite_gradients(backend: str, kind
     assert all(gradient.isfinite().all() for gradient in found)
 
 
+@pytest.mark.parametrize("missing", ["keys", "queries", "both"])
 @every_kind
 @both_backends
+@pytest.mark.usefixtures("tiny_tile")
+def test_a_bag_without_keys_or_queries_gets_zeros_and_no_gradient(backend: str, kind: str, missing: str) -> None:
+    given_ = draw(4, kind=kind)
+    with torch.no_grad():
+        if missing != "queries":
+            given_["key_logit"][0] = -torch.inf
+        if missing != "keys":
+            given_["query_mask"][0] = False
+            given_["query"][0] = given_["query_position"][0] = torch.nan
+    attended = biased_attention(**given_, keep_weights=True, backend=backend)
+    assert all((part[0] == 0).all() for part in attended)
+    alone = given_ | {
+        name: entry.detach()[1:].requires_grad_(entry.requires_grad)
+        for name, entry in given_.items()
+        if isinstance(entry, Tensor)
+    }
+    expected = biased_attention(**alone, keep_weights=True, backend=backend)
+    torch.testing.assert_close([part[1:] for part in attended], list(expected), **exact)
+    found = slopes([part.sum() for part in attended], leaves(given_))
+    single = slopes([part.sum() for part in expected], leaves(alone))
+    per_bag = len([entry for entry in alone.values() if isinstance(entry, Tensor) and entry.requires_grad])
+    for gradient in found[:per_bag]:
+        assert (gradient[0] == 0).all()
+    torch.testing.assert_close([gradient[1:] for gradient in found[:per_bag]] + found[per_bag:], single, **exact)
+
+
+@every_kind
+@both_backends
+@pytest.mark.usefixtures("tiny_tile")
 def test_what_padding_holds_changes_nothing(backend: str, kind: str) -> None:
     poisoned = draw(2, kind=kind, queries=9, padded=0.5, dropped=0.3)
     mask = poisoned["query_mask"]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
+from disentangled_mil._torch_private import grid_sample_backward
 from disentangled_mil.ops import MLPBias, biased_attention
 from disentangled_mil.ops.position_bias import BiasWanted, _piecewise
+from disentangled_mil.ops.position_bias._network import TiledNetwork
 from disentangled_mil.ops.position_bias._piecewise import TiledPiecewise, cells_for
 from tests.support.attention import draw, leaves, slopes, tiles
 
@@ -99,6 +101,56 @@ def test_a_kink_may_pass_through_nodes_and_pairs_may_lie_on_it(layer: int) -> No
     assert_is_the_network(bias, query, key, 20)
 
 
+@pytest.mark.parametrize("cells", [28, 29, 30, 31])
+def test_pairs_on_nodes_of_the_table_have_the_slopes_of_the_network(cells: int) -> None:
+    for seed in range(4):
+        bias = network(seed, features=4)
+        nodes = TiledPiecewise(detached(bias), cells).nodes[1:-1:3]
+        distance = torch.cat([nodes.abs().expm1().copysign(nodes), torch.tensor([-2.0, 0.0, 2.0, 0.3])])
+        query = torch.cartesian_prod(distance, distance).requires_grad_()
+        assert_is_the_network(bias, query, torch.zeros(1, 1, 2, dtype=torch.float64, requires_grad=True), cells)
+
+
+def test_displacements_that_are_no_finite_numbers_go_to_the_network() -> None:
+    bias, odd = detached(network(2, outputs=2)), torch.tensor([math.inf, -math.inf, math.nan, 0.5])
+    query = torch.cartesian_prod(odd, odd).double()
+    key = torch.tensor([[[0.0, 0.1], [math.inf, 0.2]]], dtype=torch.float64)
+    change = torch.randn(1, 2, len(query), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for tiled in (TiledPiecewise(bias, 20), TiledNetwork(bias)):
+        tile = tiled.tile(query, key)
+        results.append([tile.values(), *tile.backward(change, everything)])
+    torch.testing.assert_close(*results, equal_nan=True, **exact)
+
+
+def test_a_unit_without_weights_makes_no_cell_kinked() -> None:
+    dead = detached(network(0, features=6))
+    dead.w1[0], dead.b1[0], dead.w2[:, 0] = 0, 0, 0
+    dead.w2[1], dead.b2[1] = 0, 0
+    off = dead._replace(b1=dead.b1.clone(), b2=dead.b2.clone())
+    off.b1[0], off.b2[1] = -1, -1
+    kinked, expected = (TiledPiecewise(bias, 60).kinked for bias in (dead, off))
+    assert torch.equal(kinked, expected)
+    assert not kinked.all()
+
+
+@pytest.mark.parametrize("cells", [28, 29, 30, 359])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cell_of_a_pair_is_the_one_that_grid_sample_reads(cells: int, dtype: torch.dtype) -> None:
+    bias = TiledPiecewise(MLPBias(*(part.to(dtype) for part in detached(network(0)))), cells)
+    bias.kinked[:] = torch.arange(cells) % 2 == 1
+    node = torch.arange(cells + 1, dtype=dtype)
+    x = torch.cat([2 * node / cells - 1, torch.linspace(-1, 1, 1000, dtype=dtype)])
+    x = torch.cat([x, x.nextafter(x + 1), x.nextafter(x - 1)])
+    x = x[x.abs() < 1 - 1e-6]
+    place = torch.stack([x, torch.zeros_like(x)], dim=-1)
+    table = node.square().expand(1, 1, cells + 1, -1)  # its slope in cell c is 2 c + 1
+    ones = torch.ones(1, 1, 1, len(x), dtype=dtype)
+    _, slope = grid_sample_backward(ones, table, place[None, None], wanted=(False, True))
+    read = ((slope[0, 0, :, 0] * 2 / cells - 1) / 2).round()
+    assert torch.equal(bias.kinked_pairs(place), (read % 2 == 1).nonzero().squeeze(1))
+
+
 def test_kinks_along_the_lines_of_the_table_are_not_missed() -> None:
     nodes = TiledPiecewise(detached(network(0)), 20).nodes
     bias = network(5, features=4)
@@ -106,7 +158,7 @@ def test_kinks_along_the_lines_of_the_table_are_not_missed() -> None:
         bias.w1.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 1.0]]))
         bias.b1.copy_(torch.stack([-nodes[7], -nodes[12], nodes[3], -2 * nodes[9]]))
     piecewise = assert_is_the_network(bias, *places(6, 2, 40, 30), 20)
-    assert (piecewise.kinked[:, [6, 7]] == 1).all()
+    assert piecewise.kinked[:, [6, 7]].all()
 
 
 def test_the_table_covers_all_displacements_between_places_of_a_bag() -> None:
@@ -156,6 +208,17 @@ def test_weights_that_are_no_numbers_are_seen(value: float) -> None:
     assert found[expected].all()
 
 
+def test_infinite_places_of_query_and_key_end_no_process() -> None:
+    given_ = draw(5, kind="network", queries=20, keys=9)
+    with torch.no_grad():
+        given_["query_position"][0, 3, 0] = given_["key_position"][0, 0, 1, 0] = math.inf
+    with tiles(1000, piecewise=True):
+        out = biased_attention(**given_, backend="streaming").out
+        slopes([out], leaves(given_))
+    assert out[0, :2, 3].isnan().all()
+    assert out[1].isfinite().all()
+
+
 def test_another_default_device_is_not_taken() -> None:
     bias, (query, key) = detached(network(0)), places(0, 2, 5, 4)
     with torch.device("meta"):
@@ -168,6 +231,8 @@ def test_the_table_grows_with_the_work_and_is_left_out_where_it_saves_little() -
     assert cells_for(10**5, 32) is None
     assert cells_for(2_500 * 144 * 8, 32) == 359
     assert cells_for(10**10, 32) == 1024
+    assert cells_for(10**8, 128) == 1024
+    assert cells_for(10**12, 512) is None  # kinks cross nearly all of the 1024 x 1024 cells
 
 
 @pytest.mark.parametrize("piecewise", [True, False])
