@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_integers, check_interval, check_shape, check_values
+from .._checks import check_batch, check_choice, check_integers, check_interval, check_shape, check_values
 from ..ops.hazards import log_survival, outcome_log_probability
-from ._reduction import check_batch
 
 
 def discrete_time_nll(
@@ -19,14 +18,14 @@ def discrete_time_nll(
 
     .. math::
         \mathrm{loss} = \begin{cases}
-            -\log h(k) - \log S(k - 1) & \text{if the death was observed in interval } k \\
+            -\log h(k) - \log S(k - 1) & \text{if the event was observed in interval } k \\
             -(1 - \alpha) \log S(k) & \text{if the time is censored in interval } k
         \end{cases}
 
     Args:
         logits: Hazard logits.
         interval: Interval of the last observation, from 0 to K - 1.
-        event: 1 or True = the death was observed, 0 or False = the time is censored, in any type.
+        event: 1 or True = the event was observed, 0 or False = the time is censored, in any type.
         alpha: Share by which censored terms are reduced, from 0 to 1.
         reduction: Reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -66,11 +65,11 @@ def discrete_time_nll(
     interval = interval.long()
     last = sizes["K"] - 1
     check_values("interval", interval, f"be an index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
-    check_values("event", event, "be 0 (censored) or 1 (death observed)", lambda e: (e == 0) | (e == 1))
+    check_values("event", event, "be 0 (censored) or 1 (event observed)", lambda e: (e == 0) | (e == 1))
     k = interval[:, None]  # [B, 1]
-    died = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
+    occurred = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
     survived = log_survival(logits).gather(1, k)[:, 0]  # [B]
-    loss = -torch.where(event == 1, died, (1 - alpha) * survived)
+    loss = -torch.where(event == 1, occurred, (1 - alpha) * survived)
     if event.dtype != torch.bool:
         loss = loss * torch.ones_like(loss).masked_fill((event != 0) & (event != 1), math.nan)
     if reduction == "none":
