@@ -39,9 +39,9 @@ class MagnificationGate(nn.Module):
             first one in a tie. ``"average"`` averages logits. ``"softmax_average"`` averages probabilities.
             ``"learned"`` averages logits with one learned weight per magnification.
         link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
-            of numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or death in
-            each of the intervals and survival of all of them. Numbers have no confidence, and ``"softmax_average"``
-            averages them like ``"average"``.
+            of numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or the
+            event in each of the intervals and survival of all of them. Numbers have no confidence, and
+            ``"softmax_average"`` averages them like ``"average"``.
 
     Shape:
         {magnification: [B, K]} -> logits [B, K].
@@ -113,7 +113,7 @@ class MagnificationGate(nn.Module):
         mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
         if self.link == "softmax":
             return mean
-        # The odds of a hazard are the probability of death in the interval over that of a later death or survival.
+        # The odds of a hazard are the probability of the event in the interval over that of a later event or survival.
         later = mean.flip(-1).logcumsumexp(-1).flip(-1)[:, 1:]
         return mean[:, :-1] - later
 

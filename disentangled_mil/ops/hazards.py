@@ -1,8 +1,8 @@
 """Arithmetic of discrete survival times, from hazard logits and in the logarithm.
 
-*What is computed.* The hazard of interval k is ``h(k) = sigmoid(logits[k])``, the probability of death in interval k
-for a patient who entered it. Survival is a product of ``1 - h``. Its logarithm is a sum of ``logsigmoid(-logits)``. It
-does not underflow, and it keeps its gradient.
+*What is computed.* The hazard of interval k is ``h(k) = sigmoid(logits[k])``, the probability of the event in interval
+k for a patient who entered it. Survival is a product of ``1 - h``. Its logarithm is a sum of ``logsigmoid(-logits)``.
+It does not underflow, and it keeps its gradient.
 
 *What it costs.* O(K) operations per sample. Autograd differentiates the sums.
 """
@@ -40,7 +40,7 @@ def log_survival(logits: Tensor) -> Tensor:
 
 
 def outcome_log_probability(logits: Tensor) -> Tensor:
-    """Log probability of every outcome: death in each of the K intervals, and at last survival of all of them.
+    """Log probability of every outcome: the event in each of the K intervals, and at last survival of all of them.
 
     ``log P(k) = log h(k) + log S(k - 1)`` and ``log P(K) = log S(K - 1)``, with intervals counted from 0 and
     ``S(-1) = 1``. The probabilities of a sample sum to 1.
