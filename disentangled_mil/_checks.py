@@ -55,6 +55,12 @@ def check_shape(name: str, tensor: Tensor, spec: str, sizes: Mapping[str, int] |
     return dict(zip(letters, shape, strict=True))
 
 
+def check_batch(name: str, tensor: Tensor) -> None:
+    """Check that there is a sample for the mean of a loss."""
+    if tensor.shape[0] == 0:
+        raise ValueError(f"{name} must hold at least one sample, got shape {list(tensor.shape)}")
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
     """Check that something is a tensor of floating-point numbers."""
     if not isinstance(tensor, Tensor):

@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,8 +20,6 @@ T = TypeVar("T")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of the input are one line, and exit status 2."""
     options = _parser().parse_args(arguments)
-    if arguments is None and options.threads != 1:
-        _wait_passively()
     try:
         options.run(options)
     except ModuleNotFoundError as error:
@@ -35,18 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _wait_passively() -> None:
-    """Start this program again with OpenMP threads that sleep while they wait for each other.
-
-    By default they keep their core busy. With ten other programs on two cores, a step of four slides of 2,500 patches
-    took 14 times as long as with one thread, and 1.1 times with sleeping threads. OpenMP reads the variable as it is
-    loaded.
-    """
-    if sys.platform == "linux" and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_threads,
             default="auto",
             metavar="auto|N",
-            help="threads of PyTorch on the CPU; auto takes one where a step holds few patches, because more threads "
-            "would not make it faster, and all of them otherwise (default: %(default)s)",
+            help="threads of PyTorch on the CPU; auto takes one per 10,000 patches of a step, at least one and at most "
+            "PyTorch's own number; the rule was measured on two cores (default: %(default)s)",
         )
     return parser
 

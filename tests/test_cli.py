@@ -294,20 +294,26 @@ def test_version_is_told(capsys):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize(("threads", "policy", "restarts"), [("auto", None, 1), ("1", None, 0), ("2", "ACTIVE", 0)])
-def test_the_program_starts_again_with_sleeping_threads_unless_there_is_one(monkeypatch, threads, policy, restarts):
-    started = []
-    monkeypatch.setattr("os.environ", {} if policy is None else {"OMP_WAIT_POLICY": policy})
-    monkeypatch.setattr("os.execv", lambda program, argv: started.append((program, argv[1:], dict(os.environ))))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "-m", "disentangled_mil", "demo"])
-    monkeypatch.setattr(sys, "argv", ["disentangled_mil", "demo", "--threads", threads])
-    monkeypatch.setattr(demo, "run_demo", lambda *args, **kwargs: "table")
-    assert main() == 0
-    expected = (sys.executable, ["-W", "error", "-m", "disentangled_mil", "demo"], {"OMP_WAIT_POLICY": "PASSIVE"})
-    assert started == [expected] * restarts
-    assert main(["demo", "--threads", threads]) == 0
-    assert len(started) == restarts
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP shows its settings")
+@pytest.mark.parametrize(
+    ("start", "given", "spins"),
+    [
+        (["-W", "error", "-m", "disentangled_mil", "--version"], {}, "0"),
+        (["-m", "disentangled_mil", "--version"], {"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000"),
+        (["-c", "import disentangled_mil"], {}, "300000"),
+    ],
+)
+def test_waiting_threads_of_a_command_sleep_and_those_of_other_programs_are_left_alone(start, given, spins):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    shown = subprocess.run(
+        [sys.executable, *start],
+        cwd=HOME,
+        env={**environment, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown
 
 
 def test_a_missing_extra_is_named_without_a_traceback(tmp_path):

@@ -100,9 +100,8 @@ class Grid:
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
         """Lay tokens out by their true coordinates.
 
-        The default side of a cell is the most common gap between neighbors in a row or column of the bag. If few tokens
-        have such neighbors, it is the most common gap between distinct coordinates. If tokens would then share cells, a
-        smaller common gap is taken. The side is the mean of all gaps within 1 % of it.
+        The default side of a cell is a common gap between tokens, usually the commonest between neighbors in a row or
+        column.
 
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).

@@ -5,7 +5,7 @@ from .cohort_file import read_cohort
 from .expression import ExpressionOptions, ExpressionPipeline, read_expression
 from .folds import PatientSplit, inner_split, patient_folds
 from .gene_sets import gene_subspaces, read_gmt
-from .hdf5 import merge_slides, read_bag, slide_width, write_bag
+from .hdf5 import has_coords, merge_slides, read_bag, slide_width, write_bag
 from .planted import PlantedCohort, planted_cohort, write_cohort
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Sample",
     "StoredBag",
     "gene_subspaces",
+    "has_coords",
     "inner_split",
     "merge_slides",
     "patient_folds",

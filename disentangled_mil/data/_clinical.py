@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from .._tables import read_rows
 from ..tasks import TaskDefinition
 from ._section import Section
-from ._tables import read_rows
 
 # Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries.
 # The first one is the empty cell.
@@ -20,7 +20,6 @@ _MARKERS = """
 | not assessed | no data | discrepancy | gx
 """
 _MISSING = frozenset(marker.strip() for marker in _MARKERS.split("|"))
-_MOVED = {"diagnosis": "classification", "grade": "classification", "time": "survival", "event": "survival"}
 
 
 class ClinicalTable(NamedTuple):
@@ -50,7 +49,6 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
         FileNotFoundError: there is no such table.
         ValueError: the table or a label is refused; the message names file and line.
     """
-    _refuse_moved_keys(section)
     path = folder / section.take("table", str)
     patient_column = section.take("patient", str, "patient_id")
     slides_column = section.take("slides", str, "slides")
@@ -110,14 +108,3 @@ def _label(cell: str, missing: Collection[str]) -> str | None:
 def _plain(text: str) -> str:
     """A text without case, brackets and quotes around it, and repeated blanks: ``[Not  Available]``, ``<NA>``."""
     return " ".join(text.strip(" \t[]()<>{}'\"").casefold().replace("_", " ").split())
-
-
-def _refuse_moved_keys(section: Section) -> None:
-    """Show the form that replaces a label column under [clinical]."""
-    for key, kind in _MOVED.items():
-        if key in section.content:
-            columns = "column = ..." if kind == "classification" else "time = ..., event = ..."
-            raise ValueError(
-                f"{section.name} must not have the key {key!r}: labels belong to tasks, "
-                f'for instance [tasks.NAME] with kind = "{kind}", {columns}'
-            )

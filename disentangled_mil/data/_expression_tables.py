@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .._checks import as_number
-from ._tables import Row, read_rows
+from .._tables import Row, read_rows
 from .gene_sets import gene_symbol
 
 Array = np.ndarray[Any, Any]

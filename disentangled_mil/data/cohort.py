@@ -323,9 +323,13 @@ class Cohort:
             The task, with class weights or intervals of time.
 
         Raises:
-            ValueError: there is no such task, or the labels do not allow it.
+            ValueError: there is no such task, or the labels do not allow it; the message names task and columns.
         """
-        return self.definition(task).fit(columns_of_labels(self.labels(task)))
+        labels = columns_of_labels(self.labels(task))
+        try:
+            return self.definition(task).fit(labels)
+        except ValueError as error:
+            raise ValueError(f"task {task!r}, {error}") from error
 
 
 def columns_of_labels(labels: pd.DataFrame) -> Labels:

@@ -44,7 +44,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         [tasks.survival]
         kind = "survival"
         time = "os_days"                  # any unit, >= 0
-        event = "event"                   # another event than death serves as well
+        event = "event"                   # death, recurrence or any event that happens once
         observed = "1"                    # its value for an observed event ...
         censored = "0"                    # ... and for a censored time
         bins = 4                          # intervals of time; fewer where few events were observed

@@ -25,13 +25,13 @@ class PatientSplit(NamedTuple):
 def patient_folds(
     patients: Iterable[str], labels: Iterable[Hashable], *, folds: int = 3, seed: int = 0
 ) -> list[PatientSplit]:
-    """Split patients for cross-validation, stratified by label: each is tested exactly once.
+    """Split patients for cross-validation, stratified: each is tested exactly once.
 
     Patients without the label or a modality take no part; they may be added to ``train`` of every split.
 
     Args:
         patients: identifiers, each once. The splits depend on their order: take that of the clinical table.
-        labels: label per patient; for survival the event.
+        labels: stratum per patient, see `Task.strata`.
         folds: number of folds.
         seed: seed of the shuffle.
 
@@ -61,11 +61,11 @@ def patient_folds(
 def inner_split(
     patients: Iterable[str], labels: Iterable[Hashable], *, fraction: float = 0.2, seed: int = 0
 ) -> PatientSplit:
-    """Set some training patients aside, stratified by label, e.g. for early stopping inside a fold.
+    """Set some training patients aside, stratified, e.g. for early stopping inside a fold.
 
     Args:
         patients: identifiers of the training patients, each once.
-        labels: label per patient; for survival the event.
+        labels: stratum per patient, see `Task.strata`.
         fraction: share of the patients to set aside, between 0 and 1, rounded up.
         seed: seed of the shuffle.
 

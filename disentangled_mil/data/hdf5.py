@@ -151,6 +151,37 @@ def slide_width(path: str | Path, *, features: str | None = None) -> int:
         return int(_features(path, file, features).shape[-1])
 
 
+def has_coords(path: str | Path) -> bool:
+    """Whether a slide's file has coordinates that :func:`read_bag` finds, from its metadata alone.
+
+    Args:
+        path: HDF5 file.
+
+    Returns:
+        Whether there are coordinates.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is unreadable, or has coordinates under an unknown name only.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.hdf5 import has_coords, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.randn(3, 8))
+        >>> has_coords(path)
+        False
+    """
+    path = Path(path)
+    with _open(path) as file:
+        if any(name in file for name in _COORDS):
+            return True
+    _refuse_other_coordinates(path)
+    return False
+
+
 def write_bag(path: str | Path, features: Tensor, coords: Tensor | None = None, *, step: float | None = None) -> None:
     """Write one slide in the layout that :func:`read_bag` reads.
 

@@ -125,13 +125,13 @@ def planted_cohort(
         rna_noise: standard deviation of :math:`\eta`, the error of the programs in RNA.
         histology_noise: standard deviation of :math:`\zeta`, the error of the programs in the tissue.
         label_noise: standard deviation of :math:`\epsilon`.
-        censoring: share of the patients whose death is not observed, 0 to 0.9.
+        censoring: share of the patients whose event is not observed, 0 to 0.9.
         world_seed: seed of gene loadings and of the directions of the features. Cohorts are comparable if
             ``world_seed``, ``width`` and the numbers of genes agree.
 
     Returns:
         The cohort with its truth. Clinical columns: ``diagnosis`` (A-D), ``grade`` (G2-G4), ``time`` (days),
-        ``event`` (1 = death observed). Tasks: ``diagnosis``, ``grading`` and ``survival``.
+        ``event`` (1 = event observed). Tasks: ``diagnosis``, ``grading`` and ``survival``.
 
     Raises:
         TypeError: a count is no integer or a strength no number.
@@ -276,13 +276,13 @@ def _labels(programs: Array, noise: Array) -> pd.DataFrame:
 
 
 def _survival(rng: Generator, programs: Array, censoring: float) -> pd.DataFrame:
-    """Weibull times of death, and exponential times of censoring scaled to censor the share wanted."""
-    death, leave = rng.exponential(size=(len(programs), 2)).T
-    death = 1000 * (death * np.exp(programs @ [-1.1, 0.8])) ** (1 / 1.5)
-    ratio = death / leave
+    """Weibull times of the event, and exponential times of censoring scaled to censor the share wanted."""
+    first, leave = rng.exponential(size=(len(programs), 2)).T
+    first = 1000 * (first * np.exp(programs @ [-1.1, 0.8])) ** (1 / 1.5)
+    ratio = first / leave
     scale = np.quantile(ratio, 1 - censoring)
     event = ratio <= scale
-    return pd.DataFrame({"time": np.ceil(np.where(event, death, scale * leave)), "event": event.astype(np.int64)})
+    return pd.DataFrame({"time": np.ceil(np.where(event, first, scale * leave)), "event": event.astype(np.int64)})
 
 
 def _expression(rng: Generator, programs: Array, noise: float, model: _GeneModel) -> pd.DataFrame:

@@ -5,12 +5,6 @@ from torch import Tensor
 from .._checks import check_shape
 
 
-def check_batch(name: str, tensor: Tensor) -> None:
-    """Check that there is a sample for the mean."""
-    if tensor.shape[0] == 0:
-        raise ValueError(f"{name} must hold at least one sample, got shape {list(tensor.shape)}")
-
-
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """The mean ``sum_i w_i v_i / sum_i w_i`` of values [B] with weights [B], if there are any.
 

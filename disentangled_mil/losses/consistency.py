@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import (
+    check_batch,
     check_choice,
     check_count,
     check_floating,
@@ -15,7 +16,6 @@ from .._checks import (
 )
 from .._precision import widened
 from ..ops import attention_overlap
-from ._reduction import check_batch
 
 
 @runtime_checkable

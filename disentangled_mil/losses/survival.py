@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_integers, check_interval, check_shape, check_values
+from .._checks import check_batch, check_choice, check_integers, check_interval, check_shape, check_values
 from ..ops.hazards import log_survival, outcome_log_probability
-from ._reduction import check_batch
 
 
 def discrete_time_nll(
@@ -66,7 +65,7 @@ def discrete_time_nll(
     interval = interval.long()
     last = sizes["K"] - 1
     check_values("interval", interval, f"be an index from 0 to {last}", lambda k: (k >= 0) & (k <= last))
-    check_values("event", event, "be 0 (censored) or 1 (death observed)", lambda e: (e == 0) | (e == 1))
+    check_values("event", event, "be 0 (censored) or 1 (event observed)", lambda e: (e == 0) | (e == 1))
     k = interval[:, None]  # [B, 1]
     occurred = outcome_log_probability(logits).gather(1, k)[:, 0]  # [B]
     survived = log_survival(logits).gather(1, k)[:, 0]  # [B]

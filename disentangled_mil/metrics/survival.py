@@ -63,18 +63,20 @@ def survival_metrics(
     events = array_of("event", event, 1, length=len(slides))
     for value in events:
         if value not in (0, 1):
-            raise ValueError(f"event must be 0 (censored) or 1 (death observed), got {value:g}")
-    died = agreed("event", events, names, member) == 1
-    pairs = _pairs(score, times, died)
+            raise ValueError(f"event must be 0 (censored) or 1 (event observed), got {value:g}")
+    observed = agreed("event", events, names, member) == 1
+    pairs = _pairs(score, times, observed)
     comparable = pairs["comparable_pairs"] > 0
-    c_index = float(concordance_index(times, -score, died)) if comparable else np.nan
-    return {"c_index": c_index, **pairs, "patients": len(names), "events": int(died.sum())}
+    c_index = float(concordance_index(times, -score, observed)) if comparable else np.nan
+    return {"c_index": c_index, **pairs, "patients": len(names), "events": int(observed.sum())}
 
 
-def _pairs(risk: npt.NDArray[np.float64], time: npt.NDArray[np.float64], died: npt.NDArray[np.bool_]) -> dict[str, int]:
+def _pairs(
+    risk: npt.NDArray[np.float64], time: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_]
+) -> dict[str, int]:
     """Count pairs (i, j) in which i is known to have the event first."""
     tied_time = time[:, None] == time
-    comparable = died[:, None] & ((time[:, None] < time) | (tied_time & ~died))
+    comparable = observed[:, None] & ((time[:, None] < time) | (tied_time & ~observed))
     counts = {
         "comparable_pairs": comparable,
         "concordant": comparable & (risk[:, None] > risk),

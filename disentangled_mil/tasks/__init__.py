@@ -1,6 +1,6 @@
 """Tasks: one class per kind of task owns all that differs between kinds.
 
-A new kind is a new subclass of `Task` in a file of its own, and an entry of `KINDS`.
+A new kind is one file with a subclass of `Task`, and one line in `KINDS`.
 """
 
 from collections.abc import Mapping

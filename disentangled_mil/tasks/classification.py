@@ -9,9 +9,8 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from .._checks import check_integers, check_shape, check_values
+from .._checks import check_batch, check_integers, check_shape, check_values
 from .._precision import widened
-from ..losses._reduction import check_batch
 from .targets import Target
 from .task import Column, Labels, Task, counted
 
@@ -108,6 +107,18 @@ class Classification(Task):
             if count == 0:
                 raise ValueError(f"labels must hold every class to balance them, got no {name!r}")
         return cls(task.classes, class_weight=len(names) / (task.outputs * counts))
+
+    @classmethod
+    def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
+        """Check the classes, if there are any."""
+        if options.get("classes"):
+            cls(options["classes"])
+
+    @classmethod
+    def check_labels(cls, labels: Labels) -> None:
+        """Refuse labels of a single class."""
+        if len(set(labels["label"])) < 2:
+            raise ValueError(f"labels must hold at least two classes, got only {labels['label'][0]!r}")
 
     @classmethod
     def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:

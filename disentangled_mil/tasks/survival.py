@@ -27,7 +27,7 @@ _OPPOSITE = re.compile("cens|alive|living|survived", re.IGNORECASE)
 class DiscreteSurvival(Task):
     """Survival in K intervals of time, by the hazard of the event in each.
 
-    The event is death, or any other event that happens once, such as recurrence. Interval k holds the times in
+    The event happens at most once, such as death or recurrence. Interval k holds the times in
     ``[edges[k - 1], edges[k])``; the first begins at 0, and the last has no end. ``hazard(k) = sigmoid(logits[k])``.
 
     Args:
@@ -114,18 +114,17 @@ class DiscreteSurvival(Task):
             tensor([20.], dtype=torch.float64)
         """
         check_count("bins", bins)
-        times, deaths = _observations(time, event)
-        if not deaths.any():
-            raise ValueError(f"event must hold an observed death to fit bins, got {len(deaths)} censored times")
-        # In whole numbers, unlike np.quantile: an edge that is a time of death must not be rounded to just after it.
-        dead = np.sort(times[deaths])
-        below, part = np.divmod(np.arange(1, bins) * (len(dead) - 1), bins)
-        edges = dead[below] + part / bins * np.diff(dead, append=dead[-1])[below]
-        inside = np.histogram(dead, np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+        times, observed = _observations(time, event)
+        _check_any_event(observed)
+        # In whole numbers, unlike np.quantile: an edge that is a time of an event must not be rounded to just after it.
+        ordered = np.sort(times[observed])
+        below, part = np.divmod(np.arange(1, bins) * (len(ordered) - 1), bins)
+        edges = ordered[below] + part / bins * np.diff(ordered, append=ordered[-1])[below]
+        inside = np.histogram(ordered, np.concatenate([[-np.inf], edges, [np.inf]]))[0]
         if (inside == 0).any():
             raise ValueError(
-                f"bins must leave no interval without a death, got bins = {bins} with edges {edges.tolist()} "
-                f"for {deaths.sum()} times of death"
+                f"bins must leave no interval without an event, got bins = {bins} with edges {edges.tolist()} "
+                f"for {len(ordered)} observed events"
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 
@@ -142,6 +141,11 @@ class DiscreteSurvival(Task):
                 f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
                 'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
             )
+
+    @classmethod
+    def check_labels(cls, labels: Labels) -> None:
+        """Refuse labels without an observed event."""
+        _check_any_event(labels["event"])
 
     @classmethod
     def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> float | bool:
@@ -191,9 +195,9 @@ class DiscreteSurvival(Task):
             TypeError: times or events are dates or spans of time, which have a unit.
             ValueError: a time is negative or not finite, or an event not 0 or 1.
         """
-        times, deaths = _observations(time, event)
+        times, observed = _observations(time, event)
         interval = torch.bucketize(torch.from_numpy(times), self.edges, right=True)
-        return SurvivalTarget(interval.to(self._device), torch.from_numpy(deaths).to(self._device))
+        return SurvivalTarget(interval.to(self._device), torch.from_numpy(observed).to(self._device))
 
     def target_of_labels(self, labels: Labels) -> SurvivalTarget:
         """The interval of each time, and whether the event was observed."""
@@ -272,6 +276,12 @@ def _same(value: Any, marker: Any) -> bool:
     return numbers[0] == numbers[1] or str(value).casefold() == str(marker).casefold()
 
 
+def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
+    """Check that the event of at least one patient was observed."""
+    if not any(observed):
+        raise ValueError(f"event must hold an observed event, got {len(observed)} censored times")
+
+
 def _observed(target: Target) -> SurvivalTarget:
     """A target of `DiscreteSurvival`."""
     if not isinstance(target, SurvivalTarget):
@@ -288,7 +298,7 @@ def _observations(
         raise ValueError(f"event must have one entry for each of the {len(times)} times, got {len(events)}")
     for name, values, valid, requirement in (
         ("time", times, np.isfinite(times) & (times >= 0), "finite and not negative"),
-        ("event", events, (events == 0) | (events == 1), "0 (censored) or 1 (death observed)"),
+        ("event", events, (events == 0) | (events == 1), "0 (censored) or 1 (event observed)"),
     ):
         if not valid.all():
             row = int(np.argmin(valid))

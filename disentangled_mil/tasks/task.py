@@ -6,7 +6,8 @@ patients. The fitted task owns the target, the loss, the confidence, the predict
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
@@ -76,9 +77,9 @@ class Task(ABC):
 
         Example:
             >>> from disentangled_mil.tasks import DiscreteSurvival
-            >>> definition = DiscreteSurvival.define(time="os_days", event="dead", bins=3)
+            >>> definition = DiscreteSurvival.define(time="os_days", event="relapse", bins=3)
             >>> definition.columns, definition.options["bins"]
-            ({'time': 'os_days', 'event': 'dead'}, 3)
+            ({'time': 'os_days', 'event': 'relapse'}, 3)
         """
         names = {column.key for column in cls.columns}
         columns = {key: value for key, value in keys.items() if key in names}
@@ -94,6 +95,17 @@ class Task(ABC):
 
         Raises:
             ValueError: an option is out of range, or a column cannot serve.
+        """
+
+    @classmethod  # noqa: B027  (a kind need not override it)
+    def check_labels(cls, labels: Labels) -> None:
+        """Check that labels differ, so that a model can learn and be tested; by default nothing is refused.
+
+        Args:
+            labels: labels of several patients.
+
+        Raises:
+            ValueError: the labels are all alike.
         """
 
     @classmethod
@@ -236,9 +248,35 @@ class TaskDefinition:
                 raise ValueError(f"column {column!r}: {error}") from error
         return labels
 
+    def check_labels(self, labels: Labels) -> None:
+        """Refuse labels that are all alike; see `Task.check_labels`."""
+        with self._naming_columns():
+            self.kind.check_labels(labels)
+
     def fit(self, labels: Labels) -> Task:
-        """Fit the task on the labels of training patients."""
-        return self.kind.fit_labels(labels, self.options)
+        """Fit the task on training patients.
+
+        Args:
+            labels: labels of the training patients.
+
+        Returns:
+            The task.
+
+        Raises:
+            ValueError: the labels do not allow it; the message names the columns.
+        """
+        with self._naming_columns():
+            self.kind.check_labels(labels)
+            return self.kind.fit_labels(labels, self.options)
+
+    @contextmanager
+    def _naming_columns(self) -> Iterator[None]:
+        """Put the columns before an error."""
+        try:
+            yield
+        except ValueError as error:
+            columns = list(dict.fromkeys(self.columns.values()))
+            raise ValueError(f"column{'s'[: len(columns) - 1]} {', '.join(map(repr, columns))}: {error}") from error
 
 
 def counted(names: Iterable[Hashable]) -> str:

@@ -98,6 +98,11 @@ def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> li
         )
         for subspace, (found, wanted) in cohort.genes_found().items():
             print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
+    # The folds test these patients, and metrics of labels that are all alike have no value.
+    try:
+        cohort.definition(task).check_labels(columns_of_labels(eligible))
+    except ValueError as error:
+        raise ValueError(f"task {task!r}, {error} for the patients with expression") from error
     splits = []
     strata = kind.strata(columns_of_labels(eligible))
     for patients in patient_folds(eligible.index, strata, folds=folds, seed=seed):

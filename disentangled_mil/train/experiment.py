@@ -135,7 +135,7 @@ def _check_tests(split: Split) -> None:
 def _reading(cohort: Cohort) -> dict[str, Any]:
     """How the cohort's bags are read from files, for prediction on new slides."""
     bag = next(iter(cohort.samples[0].bags.values()))
-    stored = bag if isinstance(bag, StoredBag) else StoredBag((Path(),))
+    stored = bag if isinstance(bag, StoredBag) else StoredBag  # The class holds the defaults.
     return {
         "bag": cohort.unit,
         "transform": stored.transform,

@@ -102,7 +102,7 @@ def predict_logits(stage: Stage, dataset: CohortDataset, options: TrainingOption
 
 
 def task_loss(stage: Any, dataset: CohortDataset, options: TrainingOptions) -> float:
-    """Mean task loss of a stage's predictions over all dataset."""
+    """Mean task loss of a stage's predictions over all samples."""
     loss = stage.task.to("cpu").loss(predict_logits(stage, dataset, options), dataset.target)
     return float(loss)
 

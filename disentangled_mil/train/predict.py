@@ -3,17 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
 from .._checks import check_names
 from .._files import replacing
-from ..bags import TokenSet, collate_bags
-from ..data._tables import read_rows
+from .._tables import read_rows
+from ..bags import collate_bags
 from ..data.cohort import Sample, StoredBag
-from ..data.hdf5 import slide_width
+from ..data.hdf5 import has_coords, slide_width
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
@@ -81,12 +81,6 @@ def predict_slides(
     with torch.no_grad():
         for sample in samples:
             bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
-            for name, bag in bags.items():
-                if isinstance(bag.grid, TokenSet) and name not in description["cohort"]["sets"]:
-                    raise ValueError(
-                        f"{sample.bags[name].paths[0]}: must have coordinates, "  # type: ignore[union-attr]
-                        "as in training, got none"
-                    )
             with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
                 logits.append(model(bags).logits.cpu())
     table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
@@ -97,9 +91,12 @@ def predict_slides(
 
 def _check_files(samples: Sequence[Sample], width: int) -> None:
     """Compare the metadata of all files before the first prediction, which a late refusal would discard."""
-    for path in {path: None for sample in samples for bag in sample.bags.values() for path in bag.paths}:  # type: ignore[union-attr]
-        if (found := slide_width(path)) != width:
-            raise ValueError(f"{path}: must have {width} features per patch, as in training, got {found}")
+    for stored in (cast(StoredBag, bag) for sample in samples for bag in sample.bags.values()):
+        for path in stored.paths:
+            if (found := slide_width(path)) != width:
+                raise ValueError(f"{path}: must have {width} features per patch, as in training, got {found}")
+            if not stored.as_set and not has_coords(path):
+                raise ValueError(f"{path}: must have coordinates, as in training, got none")
 
 
 def _samples(

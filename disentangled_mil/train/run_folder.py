@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -162,7 +162,7 @@ class RunFolder:
 
 
 def cohort_digest(cohort: Cohort) -> str:
-    """A digest that recognizes a cohort wherever it lies: labels, slides, expression and its options.
+    """A digest that recognizes a cohort wherever it lies: labels, slides and their reading, expression and its options.
 
     A slide is recognized by its name, its size, and its first and last megabyte.
 
@@ -174,12 +174,12 @@ def cohort_digest(cohort: Cohort) -> str:
     """
     digest = hashlib.sha256()
     fingerprint = cache(_fingerprint)  # Magnifications may share their files.
-    digest.update(cohort.clinical.to_csv().encode())
+    digest.update(f"{cohort.unit}\n{cohort.clinical.to_csv()}".encode())
     for sample in cohort.samples:
         for magnification, bag in sample.bags.items():
             stored = cast(StoredBag, bag)
             files = [(path.name, fingerprint(path)) for path in stored.paths]
-            reading = (stored.transform, stored.drop_augmented, stored.step)
+            reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
             digest.update(repr((sample.name, magnification, files, *reading)).encode())
     if cohort.expression is not None:
         digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())

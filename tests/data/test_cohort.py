@@ -154,8 +154,9 @@ def test_tasks_without_labels_are_refused():
 
 
 def test_a_task_is_fitted_on_the_patients_of_the_cohort():
-    assert cohort().fit_task("diagnosis").classes == ("x", "y")
-    assert cohort().subset("C").fit_task("diagnosis").classes == ("y",)
+    three = cohort(clinical=cohort().clinical.assign(diagnosis=["x", "y", "z"]))
+    assert three.fit_task("diagnosis").classes == ("x", "y", "z")
+    assert three.subset("BC").fit_task("diagnosis").classes == ("y", "z")
 
 
 def test_expression_is_fitted_on_the_patients_of_the_cohort():

@@ -329,23 +329,6 @@ def test_a_label_column_must_be_there(folder):
 
 
 @pytest.mark.parametrize(
-    ("key", "form"),
-    [
-        ("diagnosis", r'kind = "classification", column = '),
-        ("grade", r'kind = "classification", column = '),
-        ("time", r'kind = "survival", time = .*, event = '),
-        ("event", r'kind = "survival", time = .*, event = '),
-    ],
-)
-def test_a_label_column_under_clinical_is_refused_with_the_form_of_a_task(folder, key, form):
-    path = change(folder, "COHORT.toml", 'table = "clinical.csv"', f'table = "clinical.csv"\n{key} = "x"')
-    with pytest.raises(
-        ValueError, match=rf"\[clinical\] must not have the key '{key}': .* \[tasks\.NAME\] with {form}"
-    ):
-        read_cohort(path)
-
-
-@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('kind = "survival"', "", r"\[tasks\] \[survival\] must have the key 'kind', got time, event"),
@@ -357,6 +340,11 @@ def test_a_label_column_under_clinical_is_refused_with_the_form_of_a_task(folder
             r"\[grading\] has the unknown key 'bins'; known are kind, col",
         ),
         ('column = "grade"', 'column = "grade"\nclasses = "G2"', r"\[grading\] classes must be a list, got 'G2'"),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = ["A", "A"]',
+            r"COHORT\.toml: \[tasks\] \[grading\] classes must be distinct, got 'A' more than once",
+        ),
         ('time = "os_days"', 'time = "os_days"\nbins = 2.5', r"\[survival\] bins must be a whole number, got 2\.5"),
         ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[survival\] bins must be at least 1, got 0"),
         ('time = "os_days"', 'time = "os_days"\nalpha = 2', r"\[survival\] alpha must lie in \[0\.0, 1\.0\], got 2"),
@@ -376,6 +364,13 @@ def test_a_label_column_under_clinical_is_refused_with_the_form_of_a_task(folder
 def test_mistakes_in_a_task_are_named(folder, old, new, message):
     with pytest.raises(ValueError, match=message):
         read_cohort(change(folder, "COHORT.toml", old, new))
+
+
+def test_labels_that_a_task_cannot_be_fitted_on_are_refused_with_its_name(folder):
+    path = change(folder, "COHORT.toml", 'column = "grade"', 'column = "grade"\nclasses = ["G2", "G3", "G4"]')
+    message = "^task 'grading', column 'grade': labels must hold every class to balance them, got no 'G4'$"
+    with pytest.raises(ValueError, match=message):
+        read_cohort(path).fit_task("grading")
 
 
 def test_options_of_tasks_reach_their_fit(folder):

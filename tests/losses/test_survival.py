@@ -113,7 +113,7 @@ def test_an_event_of_any_type_is_a_death_if_it_is_1(dtype, generator):
 def test_what_is_neither_death_nor_censored_is_refused_or_makes_the_loss_nan(event, got):
     logits, interval = torch.zeros(2, 4, requires_grad=True), torch.tensor([0, 1])
     with pytest.raises(
-        ValueError, match=rf"event must be 0 \(censored\) or 1 \(death observed\), got {got} at position 1"
+        ValueError, match=rf"event must be 0 \(censored\) or 1 \(event observed\), got {got} at position 1"
     ):
         discrete_time_nll(logits, interval, event=torch.tensor(event))
 

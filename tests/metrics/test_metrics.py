@@ -188,7 +188,7 @@ def test_classification_errors_name_the_argument(probabilities, labels, patients
         ([1.0, 2.0], [1, 1], [1], r"event must have shape \[n\] with n = 2, got \[1\]"),
         ([1.0, math.inf], [1, 1], [1, 1], r"risk must be finite, got inf"),
         ([1.0, 2.0], [1, 1], ["dead", "alive"], r"event must hold numbers: .*'dead'"),
-        ([1.0, 2.0], [1, 1], [1, 3], r"event must be 0 \(censored\) or 1 \(death observed\), got 3"),
+        ([1.0, 2.0], [1, 1], [1, 3], r"event must be 0 \(censored\) or 1 \(event observed\), got 3"),
         ([1.0, 2.0], [1, 2], [1, 1], r"time must be one value per patient, got 1 and 2 for 'a'"),
         ([1.0, 2.0], [1, 1], [1, 0], r"event must be one value per patient, got 1 and 0 for 'a'"),
     ],

@@ -81,12 +81,12 @@ def test_survival_confidence_is_the_likelihood_of_what_was_observed():
 
 @settings(max_examples=30)
 @given(patients=st.integers(2, 30), bins=st.integers(1, 6), repeats=st.integers(1, 4), seed=st.integers(0, 10**6))
-def test_fitted_intervals_all_hold_a_death_and_too_few_times_are_refused(patients, bins, repeats, seed):
+def test_fitted_intervals_all_hold_an_event_and_too_few_times_are_refused(patients, bins, repeats, seed):
     generator = torch.Generator().manual_seed(seed)
     time = torch.randint(1 + patients // repeats, (patients,), generator=generator).double()
     event = torch.rand(patients, generator=generator) < 0.7
     if len(time[event].unique()) < bins or not event.any():
-        with pytest.raises(ValueError, match="death"):
+        with pytest.raises(ValueError, match="event"):
             DiscreteSurvival.fit(time, event=event, bins=bins)
         return
     time[event] = torch.arange(event.sum()).double()
@@ -99,7 +99,7 @@ def test_fitted_intervals_all_hold_a_death_and_too_few_times_are_refused(patient
 
 @pytest.mark.parametrize("each", [1, 2, 7])
 @pytest.mark.parametrize("bins", range(2, 60))
-def test_edges_that_are_times_of_death_are_not_rounded(bins, each):
+def test_edges_that_are_times_of_events_are_not_rounded(bins, each):
     last = each * bins
     task = DiscreteSurvival.fit(range(last + 1), event=[1] * (last + 1), bins=bins)
     assert task.edges.tolist() == [*range(each, last, each)]
@@ -126,7 +126,7 @@ def test_survival_refuses_bad_arguments(edges, options, message):
         ([1.0, -2.0], [1, 1], r"time must be finite and not negative, got -2\.0 at position 1"),
         ([math.nan, 2.0], [1, 1], r"time must be finite and not negative, got nan at position 0"),
         ([1.0, math.inf], [1, 1], r"time must be finite and not negative, got inf at position 1"),
-        ([1.0, 2.0], [1, 2], r"event must be 0 \(censored\) or 1 \(death observed\), got 2\.0 at position 1"),
+        ([1.0, 2.0], [1, 2], r"event must be 0 \(censored\) or 1 \(event observed\), got 2\.0 at position 1"),
         ([1.0, 2.0], [1, math.nan], r"event must be 0 .* got nan at position 1"),
         ([1.0, 2.0], [1], r"event must have one entry for each of the 2 times, got 1"),
         ([[1.0, 2.0]], [1], r"time must have shape \[B\], got \[1, 2\]"),
@@ -149,10 +149,10 @@ def test_survival_refuses_what_is_no_real_number(dtype):
 
 
 def test_survival_refuses_what_cannot_be_fitted():
-    with pytest.raises(ValueError, match=r"event must hold an observed death to fit bins, got 2 censored times"):
+    with pytest.raises(ValueError, match=r"event must hold an observed event, got 2 censored times"):
         DiscreteSurvival.fit([1.0, 2.0], event=[0, 0])
     with pytest.raises(
-        ValueError, match=r"bins must leave no interval without a death, got bins = 2 with edges \[5\.0\]"
+        ValueError, match=r"bins must leave no interval without an event, got bins = 2 with edges \[5\.0\]"
     ):
         DiscreteSurvival.fit([5.0, 5.0], event=[1, 1], bins=2)
     with pytest.raises(ValueError, match=r"bins must be at least 1, got 0"):

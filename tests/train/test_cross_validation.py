@@ -1,7 +1,7 @@
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
+from disentangled_mil.data.cohort import StoredBag
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
@@ -278,6 +279,18 @@ def test_expression_tells_cohorts_apart(description):
     assert len(digests) == 4
 
 
+def test_every_option_of_reading_and_the_unit_tell_cohorts_apart(description):
+    cohort = read_cohort(description)
+    changes = {"transform": "log", "drop_augmented": True, "step": 3.5, "as_set": True}
+    assert {"paths", *changes} == {field.name for field in fields(StoredBag)}
+    first, *others = cohort.samples
+    digests = {cohort_digest(cohort), cohort_digest(replace(cohort, unit="patient"))}
+    for name, value in changes.items():
+        changed = replace(first, bags={**first.bags, "20x": replace(first.bags["20x"], **{name: value})})
+        digests.add(cohort_digest(replace(cohort, samples=(changed, *others))))
+    assert len(digests) == 6
+
+
 def test_slides_of_the_same_size_tell_cohorts_apart_and_their_times_do_not(planted, tmp_path):
     cohort = read_cohort(write_cohort(planted, tmp_path))
     path = cohort.samples[5].bags["20x"].paths[0]
@@ -464,7 +477,7 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
     assert "fold 1 of 2" in printed.err
 
 
-def test_deaths_are_told_before_training(description, quick, tmp_path, capsys, untrained):
+def test_events_are_told_before_training(description, quick, tmp_path, capsys, untrained):
     with pytest.raises(AssertionError, match="trained"):
         run_cross_validation(description, "survival", tmp_path / "run", quick, folds=2)
     cohort = read_cohort(description)
@@ -479,7 +492,8 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
 ):
     monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
     many = copy_with_change(description, tmp_path, "cohort.toml", "bins = 3", "bins = 50")
-    with pytest.raises(ValueError, match="bins must leave no interval without a death"):
+    message = "^task 'survival', columns 'time', 'event': bins must leave no interval without an event"
+    with pytest.raises(ValueError, match=message):
         run_cross_validation(many, "survival", tmp_path / "run", quick, folds=2, quiet=True)
     fits = []
 
@@ -492,4 +506,26 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
     monkeypatch.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
     with pytest.raises(ValueError, match="the second fold"):
         run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("grading", {"grade": "G2"}, "column 'grade': labels must hold at least two classes, got only 'G2'"),
+        ("survival", {"event": "0"}, "columns 'time', 'event': event must hold an observed event, got 28 censored"),
+    ],
+)
+@pytest.mark.parametrize("patients", ["with expression", "all"])
+def test_labels_that_are_all_alike_are_refused_before_slides_are_read(
+    description, quick, tmp_path, untrained, task, labels, message, patients
+):
+    """The patients with expression are those who are tested."""
+    copy = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    table = pd.read_csv(tmp_path / "clinical.csv", dtype=str)
+    alike = slice(None) if patients == "all" else table.index[:28]
+    table.loc[alike, list(labels)] = list(labels.values())
+    table.to_csv(tmp_path / "clinical.csv", index=False)
+    with pytest.raises(ValueError, match=f"^task '{task}', {message}"):
+        run_cross_validation(copy, task, tmp_path / "run", quick, folds=2, quiet=True)
     assert not (tmp_path / "run").exists()

@@ -92,12 +92,35 @@ def test_checkpoint_notes_how_bags_are_read(by_patient):
     assert description["cohort"] == reading
 
 
-def test_a_slide_without_coordinates_is_refused_by_a_student_that_had_them(by_slide, slides, tmp_path):
-    first = min(slides["20x"].iterdir())
-    with h5py.File(first, "r+") as file:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (None, "must have coordinates, as in training, got none"),
+        ("coord_level0", r"coordinates must be in a dataset coords or"),
+    ],
+)
+def test_missing_coordinates_are_refused_before_slides_are_read(by_slide, slides, tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    last = max(slides["20x"].iterdir())
+    with h5py.File(last, "r+") as file:
+        if name is not None:
+            file[name] = file["coords"]
         del file["coords"]
-    with pytest.raises(ValueError, match=rf"{first.name}: must have coordinates, as in training, got none"):
+    with pytest.raises(ValueError, match=rf"{last.name}: {message}"):
         predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+
+
+def test_a_student_of_sets_needs_no_coordinates(by_patient, tmp_path):
+    shutil.copytree(by_patient.folder / "new", tmp_path / "new")
+    slides = {name: tmp_path / "new" / name for name in by_patient.slides}
+    for path in slides["20x"].iterdir():
+        with h5py.File(path, "r+") as file:
+            del file["coords"]
+    tables = [
+        predict_slides(by_patient.run / "student", folders, tmp_path / "out.csv", patients=by_patient.patients)
+        for folders in (slides, by_patient.slides)
+    ]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from disentangled_mil.train.threads import SMALL_BATCH, using_threads
+from disentangled_mil.train.threads import PATCHES_PER_THREAD, using_threads
 
 
 @pytest.fixture(autouse=True)
@@ -14,9 +14,16 @@ def _three_threads():
 
 @pytest.mark.parametrize(
     ("threads", "patches", "used"),
-    [("auto", SMALL_BATCH // 4 - 1, 1), ("auto", SMALL_BATCH // 4, 3), (2, 10, 2), (None, 10, 3)],
+    [
+        *(
+            ("auto", int(share * PATCHES_PER_THREAD) // 4, used)
+            for share, used in ((0.5, 1), (1.99, 1), (2, 2), (9, 3))
+        ),
+        (2, 10, 2),
+        (None, 10, 3),
+    ],
 )
-def test_one_thread_serves_small_batches_and_pytorchs_number_large_ones(threads, patches, used):
+def test_threads_grow_with_the_batch_up_to_pytorchs_number(threads, patches, used):
     with using_threads(threads, [1, patches, 10**6], batch_size=4) as found:
         assert found == torch.get_num_threads() == used
     assert torch.get_num_threads() == 3

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._checks import check_choice, check_floating, check_shape
+from ..._checks import check_batch, check_choice, check_floating, check_shape
 from ..._precision import widened
-from .._reduction import check_batch, weighted_mean, without_absent
+from .._reduction import weighted_mean, without_absent
 
 LINKS = ("softmax", "hazards", "identity")
 

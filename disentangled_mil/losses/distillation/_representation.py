@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..._checks import check_choice, check_floating, check_shape
+from ..._checks import check_batch, check_choice, check_floating, check_shape
 from ..._precision import wide_dtype
 from ...ops import match_prototypes
-from .._reduction import check_batch, weighted_mean, without_absent
+from .._reduction import weighted_mean, without_absent
 
 MATCHINGS = ("slot", "hungarian")
 

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from disentangled_mil.data._tables import read_rows
+from disentangled_mil._tables import read_rows
 
 
 @pytest.mark.parametrize(
