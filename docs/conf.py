@@ -1,6 +1,5 @@
 """Sphinx configuration: ``sphinx-build -W --keep-going -n docs docs/_build``."""
 
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -36,7 +35,6 @@ html_css_files = ["page.css"]
 html_title = f"disentangled_mil {release}"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
-default_role = "py:obj"
 
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
@@ -53,7 +51,7 @@ nitpick_ignore_regex = [
 ]
 
 # Sections of a docstring that become fields beside its parameters.
-_FIELDS = re.compile(r"^(Shape|Source|Differs from the source|Example):(?: (?P<text>.+))?$")
+_FIELDS = {"Shape:", "Source:", "Differs from the source:"}
 
 
 def setup(app: Sphinx) -> None:
@@ -72,20 +70,8 @@ def _draw_gallery(app: Sphinx) -> None:
 
 
 def _fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turn ``Source: text`` and ``Shape:`` with an indented block into fields; a block of examples stays a section."""
-    changed: list[str] = []
-    inside = False  # a one-line section may continue without indentation
-    for line in lines:
-        section = _FIELDS.match(line)
-        if section and (section["text"] or section[1] != "Example"):
-            if changed and changed[-1]:
-                changed.append("")
-            changed += [f":{section[1]}:", *([f"    {section['text']}"] if section["text"] else [])]
-            inside = section["text"] is not None
-        else:
-            inside = inside and bool(line)
-            changed.append(f"    {line}" if inside else line)
-    lines[:] = changed
+    """Turn ``Shape:`` and its like, each with an indented block, into fields."""
+    lines[:] = [f":{line}" if line in _FIELDS else line for line in lines]
 
 
 def _by_last_name(
