@@ -1,7 +1,8 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
 Checks read metadata only (types, shapes, dtypes, plain numbers), so that none waits for a GPU. The exceptions are
-`check_values`, which reads small tensors on the CPU, and `as_number` and `as_numbers`, which read values of tables.
+:func:`check_values`, which reads small tensors on the CPU, and :func:`as_number` and :func:`as_numbers`, which read
+values of tables.
 """
 
 import math

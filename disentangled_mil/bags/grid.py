@@ -46,8 +46,11 @@ class Grid:
         ValueError: the shapes do not fit together.
         RuntimeError: ``full`` is not given in a compiled region, and shapes alone do not decide it.
 
-    Source: the paper lays 2,500 patches out as 50 x 50.
-    Differs from the source: true coordinates, any rectangle, holes, unequal bags.
+    Source:
+        The paper lays 2,500 patches out as 50 x 50.
+
+    Differs from the source:
+        True coordinates, any rectangle, holes, unequal bags.
 
     Example:
         >>> import torch

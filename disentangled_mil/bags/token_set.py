@@ -28,7 +28,8 @@ class TokenSet:
         TypeError: the mask is not bool.
         ValueError: the mask has another shape, or there is no bag or no token.
 
-    Source: none; the paper lays tokens without coordinates out on a square, see :meth:`Grid.square`.
+    Source:
+        None; the paper lays tokens without coordinates out on a square, see :meth:`Grid.square`.
 
     Example:
         >>> from disentangled_mil import TokenSet

@@ -32,8 +32,8 @@ def dispersion(values: Array, names: Sequence[str]) -> Array:
     Raises:
         ValueError: a value is negative.
 
-    Source: Satija et al., Nature Biotechnology 2015, as in
-    ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
+    Source:
+        Satija et al., Nature Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
 
     Example:
         >>> dispersion(np.array([[1.0, 2.0], [3.0, 2.0]]), ["EGFR", "CD2"])

@@ -295,7 +295,8 @@ class Cohort:
         Raises:
             ValueError: the cohort has no such task, a value is no label, or no patient has the label.
 
-        Example: see :class:`Cohort`.
+        Example:
+            See :class:`Cohort`.
         """
         definition = self.definition(task)
         columns = list(dict.fromkeys(definition.columns.values()))

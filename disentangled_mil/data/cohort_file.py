@@ -90,7 +90,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
             cell is no label of it; a file of features is unreadable, empty or of another width; expression
             belongs to an unknown patient. Messages name file, line and reason.
 
-    Example: see the quick start.
+    Example:
+        See the quick start.
     """
     path = Path(path)
     try:

@@ -60,8 +60,8 @@ class ExpressionPipeline:
     Raises:
         ValueError: a gene has no statistics.
 
-    Differs from the source: the released code keeps the file's order, selects on all patients, and does not
-    scale.
+    Differs from the source:
+        The released code keeps the file's order, selects on all patients, and does not scale.
 
     Example:
         >>> import pandas as pd
@@ -112,8 +112,9 @@ class ExpressionPipeline:
                 table, a duplicated gene under ``duplicates="error"``, a value that is not finite, or a negative
                 one under log1p.
 
-        Source: the paper: the top 30 % highly variable genes of shared signatures. Dispersion:
-        Satija et al., Nature Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
+        Source:
+            The paper: the top 30 % highly variable genes of shared signatures. Dispersion: Satija et al., Nature
+            Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
         """
         options = options or ExpressionOptions()
         if len(table) < 2:

@@ -31,7 +31,7 @@ def patient_folds(
 
     Args:
         patients: identifiers, each once. The splits depend on their order: take that of the clinical table.
-        labels: stratum per patient, see `Task.strata`.
+        labels: stratum per patient, see :meth:`Task.strata`.
         folds: number of folds.
         seed: seed of the shuffle.
 
@@ -43,8 +43,9 @@ def patient_folds(
         ValueError: fewer than two folds, a patient twice, lengths differ, or a label has fewer patients than
             folds.
 
-    Source: the paper uses three folds by patient; the split is that of scikit-learn's
-    ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
+    Source:
+        The paper uses three folds by patient; the split is that of scikit-learn's
+        ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
 
     Example:
         >>> from disentangled_mil.data.folds import patient_folds
@@ -65,7 +66,7 @@ def inner_split(
 
     Args:
         patients: identifiers of the training patients, each once.
-        labels: stratum per patient, see `Task.strata`.
+        labels: stratum per patient, see :meth:`Task.strata`.
         fraction: share of the patients to set aside, between 0 and 1, rounded up.
         seed: seed of the shuffle.
 
@@ -76,7 +77,8 @@ def inner_split(
         ValueError: ``fraction`` is not between 0 and 1 or leaves one side with fewer patients than labels, a
             patient twice, lengths differ, or a label with a single patient.
 
-    Source: ``sklearn.model_selection.train_test_split(..., stratify=labels)``.
+    Source:
+        ``sklearn.model_selection.train_test_split(..., stratify=labels)``.
 
     Example:
         >>> from disentangled_mil.data.folds import inner_split

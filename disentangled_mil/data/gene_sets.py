@@ -46,7 +46,8 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
         ValueError: the file is no UTF-8 text or has no set, a set has no name or no gene, or two sets have one name.
             The message names file and line.
 
-    Source: the GMT format of GSEA/MSigDB (Broad Institute).
+    Source:
+        The GMT format of GSEA/MSigDB (Broad Institute).
 
     Example:
         >>> import tempfile

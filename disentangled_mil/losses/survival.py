@@ -23,11 +23,11 @@ def discrete_time_nll(
         \end{cases}
 
     Args:
-        logits: Hazard logits.
-        interval: Interval of the last observation, from 0 to K - 1.
+        logits: hazard logits.
+        interval: interval of the last observation, from 0 to K - 1.
         event: 1 or True = the event was observed, 0 or False = the time is censored, in any type.
-        alpha: Share by which censored terms are reduced, from 0 to 1.
-        reduction: Reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
+        alpha: share by which censored terms are reduced, from 0 to 1.
+        reduction: reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
         logits [B, K], interval [B], event [B].
@@ -36,8 +36,8 @@ def discrete_time_nll(
         A scalar, or [B] for ``"none"``, in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: If ``logits`` is not a floating-point tensor or ``interval`` not an integer one.
-        ValueError: If a shape differs, an option is out of range, or the batch is empty. On the CPU, also if an
+        TypeError: ``logits`` is not a floating-point tensor or ``interval`` not an integer one.
+        ValueError: a shape differs, an option is out of range, or the batch is empty. On the CPU, also if an
             interval or an event is out of range. On a GPU values are not read: the interval then fails the kernel, and
             the event makes the loss NaN.
 

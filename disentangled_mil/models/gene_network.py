@@ -38,7 +38,8 @@ class GeneNetwork(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
-    Source: the SNN row of the paper's tables.
+    Source:
+        The SNN row of the paper's tables.
 
     Example:
         >>> import torch

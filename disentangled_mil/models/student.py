@@ -115,8 +115,11 @@ class Student(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
-    Source: the paper's second stage.
-    Differs from the source: prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`).
+    Source:
+        The paper's second stage.
+
+    Differs from the source:
+        Prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`).
 
     Example:
         >>> import torch

@@ -97,9 +97,11 @@ class Teacher(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
-    Source: the paper's first stage.
-    Differs from the source: see :class:`~disentangled_mil.DMSF`; released checkpoints are read by
-    :mod:`disentangled_mil.models.released`.
+    Source:
+        The paper's first stage.
+
+    Differs from the source:
+        See :class:`~disentangled_mil.DMSF`; released checkpoints are read by :mod:`disentangled_mil.models.released`.
 
     Example:
         >>> import torch

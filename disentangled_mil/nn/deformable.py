@@ -80,9 +80,12 @@ class DeformableCrossAttention(nn.Module):
         TypeError: tokens are not floating-point, or ``positions`` is no convention.
         ValueError: shapes disagree or an option is out of range.
 
-    Source: eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
-    Differs from the source: any rectangle with holes, unequal bags, rectangles of one cell; positions measured
-    from cell centers and kept inside of the rectangle of the bag; an interpolated position bias; a cap on keys.
+    Source:
+        Eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
+
+    Differs from the source:
+        Any rectangle with holes, unequal bags, rectangles of one cell; positions measured from cell centers and kept
+        inside of the rectangle of the bag; an interpolated position bias; a cap on keys.
 
     Example:
         >>> import torch

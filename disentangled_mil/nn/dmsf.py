@@ -79,10 +79,13 @@ class DMSF(nn.Module):
         TypeError: tokens are not floating-point.
         ValueError: names or shapes disagree, or an option is unknown.
 
-    Source: eqs 1-5 of the paper.
-    Differs from the source: any number of subspaces; several gene tokens, among which the selection layer can
-    select; patch content in the query map by default; masks, holes and true coordinates; see also
-    :class:`~disentangled_mil.DeformableCrossAttention`.
+    Source:
+        Eqs 1-5 of the paper.
+
+    Differs from the source:
+        Any number of subspaces; several gene tokens, among which the selection layer can select; patch content in the
+        query map by default; masks, holes and true coordinates; see also
+        :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Example:
         >>> import torch

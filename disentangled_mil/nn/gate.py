@@ -15,11 +15,11 @@ RULES = ("max_confidence", "average", "softmax_average", "learned")
 
 
 class GateOutput(NamedTuple):
-    """The result of `MagnificationGate`.
+    """The result of :class:`MagnificationGate`.
 
     Attributes:
-        logits: Combined logits [B, K].
-        weights: Weight of each of the M magnifications [B, M]. Rows sum to one.
+        logits: combined logits [B, K].
+        weights: weight of each of the M magnifications [B, M]. Rows sum to one.
     """
 
     logits: Tensor
@@ -34,11 +34,11 @@ class MagnificationGate(nn.Module):
     The rule ``"softmax_average"`` averages probabilities instead of logits.
 
     Args:
-        magnifications: Names of the magnifications, in order.
-        rule: Rule of the weights. ``"max_confidence"`` takes the most confident magnification of each sample, and the
+        magnifications: names of the magnifications, in order.
+        rule: rule of the weights. ``"max_confidence"`` takes the most confident magnification of each sample, and the
             first one in a tie. ``"average"`` averages logits. ``"softmax_average"`` averages probabilities.
             ``"learned"`` averages logits with one learned weight per magnification.
-        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+        link: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
             of numbers. The confidence is the largest probability of an outcome. Outcomes are the classes, or the
             event in each of the intervals and survival of all of them. Numbers have no confidence, and
             ``"softmax_average"`` averages them like ``"average"``.
@@ -47,11 +47,11 @@ class MagnificationGate(nn.Module):
         {magnification: [B, K]} -> logits [B, K].
 
     Returns:
-        A `GateOutput`.
+        A :class:`GateOutput`.
 
     Raises:
-        TypeError: If logits are no mapping, or not floating-point.
-        ValueError: If names or shapes disagree, or an option is unknown.
+        TypeError: logits are no mapping, or not floating-point.
+        ValueError: names or shapes disagree, or an option is unknown.
 
     Source:
         The "dual-expert gate" of the paper.

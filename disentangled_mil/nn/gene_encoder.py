@@ -31,12 +31,12 @@ class SNNEncoder(nn.Module):
     Alpha dropout keeps these moments for SELU, but not for other activations.
 
     Args:
-        genes: Number of genes of each named subspace, e.g. ``{"tumor": 59, "tme": 361}``.
-        dim: Width C of a gene token.
-        hidden: Widths of the hidden layers.
-        gene_tokens: Number of tokens T per subspace. With one token, attention over the tokens selects nothing.
-        dropout: Probability of alpha dropout after every layer.
-        activation: Activation, ``"selu"``, or ``"elu"`` for the released variant with a ReLU on the result.
+        genes: number of genes of each named subspace, e.g. ``{"tumor": 59, "tme": 361}``.
+        dim: width C of a gene token.
+        hidden: widths of the hidden layers.
+        gene_tokens: number of tokens T per subspace. With one token, attention over the tokens selects nothing.
+        dropout: probability of alpha dropout after every layer.
+        activation: activation, ``"selu"``, or ``"elu"`` for the released variant with a ReLU on the result.
 
     Shape:
         {subspace: [B, G]} -> {subspace: [B, T, C]}, with G the number of genes of the subspace. Values of another
@@ -46,8 +46,8 @@ class SNNEncoder(nn.Module):
         The tokens per subspace, in the order of the constructor.
 
     Raises:
-        ValueError: If an option is out of range, or a subspace is missing, unknown or of another size.
-        TypeError: If an option has another type, or expression is no mapping of floating-point tensors.
+        ValueError: an option is out of range, or a subspace is missing, unknown or of another size.
+        TypeError: an option has another type, or expression is no mapping of floating-point tensors.
 
     Source:
         The gene encoder of the paper; Klambauer et al., *Self-Normalizing Neural Networks*, NeurIPS 2017.

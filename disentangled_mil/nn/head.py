@@ -10,11 +10,11 @@ from .._checks import check_count, check_floating, check_names, check_shape, che
 
 
 class HeadOutput(NamedTuple):
-    """The result of `SubspaceHead`.
+    """The result of :class:`SubspaceHead`.
 
     Attributes:
-        logits: Logits [B, K].
-        subspace_logits: Share of each subspace [B, K]. The shares sum to ``logits``.
+        logits: logits [B, K].
+        subspace_logits: share of each subspace [B, K]. The shares sum to ``logits``.
     """
 
     logits: Tensor
@@ -27,19 +27,19 @@ class SubspaceHead(nn.Module):
     .. math:: \mathrm{logits} = \sum_s W_s X_s + b, \qquad \mathrm{share}_s = W_s X_s + b / S
 
     Args:
-        dim: Width C of a subspace vector.
-        outputs: Number K of classes, or of intervals of a discrete-time survival model.
-        subspaces: Names of the S subspaces, in order.
+        dim: width C of a subspace vector.
+        outputs: number K of classes, or of intervals of a discrete-time survival model.
+        subspaces: names of the S subspaces, in order.
 
     Shape:
         {subspace: [B, C]} -> logits [B, K].
 
     Returns:
-        A `HeadOutput`.
+        A :class:`HeadOutput`.
 
     Raises:
-        TypeError: If features are no mapping, or not floating-point.
-        ValueError: If names or shapes disagree.
+        TypeError: features are no mapping, or not floating-point.
+        ValueError: names or shapes disagree.
 
     Source:
         The paper, before equation 6.

@@ -12,13 +12,13 @@ __all__ = ["ITA", "ITAOutput"]
 
 
 class ITAOutput(NamedTuple):
-    """The result of `ITA`.
+    """The result of :class:`ITA`.
 
     Attributes:
-        prototypes: Prototypes by slot [B, K, C].
-        assignment: The slot of each token [B, N]; -1 for padding.
-        weights: The share of each token in its prototype [B, N]; zero for padding.
-        centers: The token at the center of each prototype [B, K]; -1 where there is none.
+        prototypes: prototypes by slot [B, K, C].
+        assignment: the slot of each token [B, N]; -1 for padding.
+        weights: the share of each token in its prototype [B, N]; zero for padding.
+        centers: the token at the center of each prototype [B, K]; -1 where there is none.
     """
 
     prototypes: Tensor
@@ -35,35 +35,36 @@ class ITA(nn.Module):
         p_k = \sum_{i : a_i = k} w_i z_i, \qquad
         w_i = \frac{e^{\mathrm{Linear}(z_i)}}{\sum_{j : a_j = a_i} e^{\mathrm{Linear}(z_j)}}
 
-    The clusters :math:`a` are those of `density_peaks`, and their order differs from bag to bag. The layer therefore
-    keeps one *anchor* per slot. `match_prototypes` matches the prototypes of each bag to the anchors by their cosine,
-    in training and in evaluation, so prototype k means the same in every bag. In training, every anchor follows the
-    prototypes of its slot:
+    The clusters :math:`a` are those of :func:`density_peaks`, and their order differs from bag to bag. The layer
+    therefore keeps one *anchor* per slot. :func:`match_prototypes` matches the prototypes of each bag to the anchors by
+    their cosine, in training and in evaluation, so prototype k means the same in every bag. In training, every anchor
+    follows the prototypes of its slot:
 
     .. math:: \mathrm{anchor}_k \leftarrow m\,\mathrm{anchor}_k + (1 - m)\,\operatorname{mean}_b p_{bk}
 
-    If a teacher decides the order of the prototypes, the anchors follow those given to `follow` instead.
+    If a teacher decides the order of the prototypes, the anchors follow those given to :meth:`follow` instead.
 
     Args:
-        dim: Width C of a token.
-        prototypes: Number of prototypes K.
-        neighbors: Number of nearest tokens that define the density of `density_peaks`.
-        momentum: Share m of itself that an anchor keeps in one step, in [0, 1]. With 1 the anchors never move.
-        order: Order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
+        dim: width C of a token.
+        prototypes: number of prototypes K.
+        neighbors: number of nearest tokens that define the density of :func:`density_peaks`.
+        momentum: share m of itself that an anchor keeps in one step, in [0, 1]. With 1 the anchors never move.
+        order: order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
             released code, without anchors.
-        eps: Number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
-        self_following: Whether a forward pass in training mode moves the anchors. False leaves them to `follow`.
+        eps: number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
+        self_following: whether a forward pass in training mode moves the anchors. False leaves them to :meth:`follow`.
 
     Shape:
         tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
 
     Returns:
-        An `ITAOutput`. The weights sum to one in every prototype that has tokens. A bag with fewer than K real tokens
-        fills the other slots with the weighted mean of all its tokens. A bag without real tokens has zero prototypes.
+        An :class:`ITAOutput`. The weights sum to one in every prototype that has tokens. A bag with fewer than K real
+        tokens fills the other slots with the weighted mean of all its tokens. A bag without real tokens has zero
+        prototypes.
 
     Raises:
-        TypeError: If ``tokens`` is not floating-point, ``mask`` is not bool, or an option has the wrong type.
-        ValueError: If a shape or an option is not as described.
+        TypeError: ``tokens`` is not floating-point, ``mask`` is not bool, or an option has the wrong type.
+        ValueError: a shape or an option is not as described.
 
     Source:
         Equations 8-12 of the paper.
@@ -156,16 +157,16 @@ class ITA(nn.Module):
         rank 0.
 
         Args:
-            prototypes: Prototypes by slot. They are detached here.
+            prototypes: prototypes by slot. They are detached here.
             present: True = the bag has this prototype. Without it all are present.
 
         Shape:
             prototypes [B, K, C], present [B, K].
 
         Raises:
-            TypeError: If ``present`` is not bool.
-            ValueError: If a shape is not as described.
-            RuntimeError: If the layer has no anchors.
+            TypeError: ``present`` is not bool.
+            ValueError: a shape is not as described.
+            RuntimeError: the layer has no anchors.
 
         Example:
             >>> import torch

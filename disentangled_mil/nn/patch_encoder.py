@@ -18,9 +18,9 @@ class PatchEncoder(nn.Module):
     computes them from training patches.
 
     Args:
-        features: Width of the stored patch features.
-        dim: Width C of a token.
-        dropout: Probability of dropout of a channel of a token.
+        features: width of the stored patch features.
+        dim: width C of a token.
+        dropout: probability of dropout of a channel of a token.
 
     Shape:
         patches [B, N, features] in any floating-point type, mask [B, N] (True = real patch; without it all are real)
@@ -30,8 +30,8 @@ class PatchEncoder(nn.Module):
         The tokens, in the type of the weights.
 
     Raises:
-        TypeError: If patches are not floating-point, or the mask is not bool.
-        ValueError: If the feature width differs, or the mask has another shape.
+        TypeError: patches are not floating-point, or the mask is not bool.
+        ValueError: the feature width differs, or the mask has another shape.
 
     Source:
         The first layer of the paper, Linear and ReLU.
@@ -64,14 +64,14 @@ class PatchEncoder(nn.Module):
         """Compute mean and standard deviation of training patches. A constant feature keeps the deviation 1.
 
         Args:
-            patches: All patches, or an iterable of parts, so that only one part is in memory.
+            patches: all patches, or an iterable of parts, so that only one part is in memory.
 
         Shape:
             patches, or every part, [n, features].
 
         Raises:
-            TypeError: If patches are not floating-point.
-            ValueError: If the feature width differs, or there is no patch.
+            TypeError: patches are not floating-point.
+            ValueError: the feature width differs, or there is no patch.
         """
         count = 0
         mean = squares = torch.zeros_like(self.mean, dtype=torch.float64)

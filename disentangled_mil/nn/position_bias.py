@@ -20,7 +20,8 @@ class ContinuousPositionBias(nn.Module):
     Shape:
         [..., 2] displacements (x, y) of query minus key -> [..., outputs].
 
-    Source: Swin Transformer V2 (Liu et al., arXiv 2111.09883), in the paper's deformation layer.
+    Source:
+        Swin Transformer V2 (Liu et al., arXiv 2111.09883), in the paper's deformation layer.
 
     Example:
         >>> import torch

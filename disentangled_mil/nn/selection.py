@@ -10,11 +10,11 @@ from ..ops.pooling import masked_mean
 
 
 class SelectionOutput(NamedTuple):
-    """The result of `GeneSelection`.
+    """The result of :class:`GeneSelection`.
 
     Attributes:
-        feature: Vector of the subspace [B, C], in (-1, 1).
-        weights: Attention of every patch over the gene tokens, averaged over the heads [B, N, T]; zero for padding.
+        feature: vector of the subspace [B, C], in (-1, 1).
+        weights: attention of every patch over the gene tokens, averaged over the heads [B, N, T]; zero for padding.
     """
 
     feature: Tensor
@@ -31,18 +31,18 @@ class GeneSelection(nn.Module):
     Use several gene tokens: with one, the softmax runs over a single key and selects nothing.
 
     Args:
-        dim: Width C of a token.
-        heads: Number of attention heads, which divides ``dim``.
+        dim: width C of a token.
+        heads: number of attention heads, which divides ``dim``.
 
     Shape:
         tokens [B, N, C], genes [B, T, C], mask [B, N] (True = real token; without it all are real).
 
     Returns:
-        A `SelectionOutput`.
+        A :class:`SelectionOutput`.
 
     Raises:
-        TypeError: If tokens or genes are not floating-point, or the mask is not bool.
-        ValueError: If shapes disagree.
+        TypeError: tokens or genes are not floating-point, or the mask is not bool.
+        ValueError: shapes disagree.
 
     Source:
         Equations 4-5 of the paper.

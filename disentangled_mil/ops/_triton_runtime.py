@@ -39,7 +39,7 @@ def load(module: str) -> ModuleType:
         The imported module.
 
     Raises:
-        RuntimeError: If Triton is not installed.
+        RuntimeError: Triton is not installed.
     """
     if not available():
         raise RuntimeError('backend="triton" needs the package triton, which is not installed: pip install triton')

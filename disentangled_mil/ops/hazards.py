@@ -18,7 +18,7 @@ def log_survival(logits: Tensor) -> Tensor:
     """Log probability of survival through each interval, ``log S(k) = sum_{j <= k} log(1 - h(j))``.
 
     Args:
-        logits: Hazard logits.
+        logits: hazard logits.
 
     Shape:
         logits [..., K].
@@ -27,8 +27,8 @@ def log_survival(logits: Tensor) -> Tensor:
         ``log S`` [..., K], in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: If ``logits`` is not a floating-point tensor.
-        ValueError: If ``logits`` has no interval.
+        TypeError: ``logits`` is not a floating-point tensor.
+        ValueError: ``logits`` has no interval.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ def outcome_log_probability(logits: Tensor) -> Tensor:
     ``S(-1) = 1``. The probabilities of a sample sum to 1.
 
     Args:
-        logits: Hazard logits.
+        logits: hazard logits.
 
     Shape:
         logits [..., K].
@@ -55,8 +55,8 @@ def outcome_log_probability(logits: Tensor) -> Tensor:
         ``log P`` [..., K + 1], in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: If ``logits`` is not a floating-point tensor.
-        ValueError: If ``logits`` has no interval.
+        TypeError: ``logits`` is not a floating-point tensor.
+        ValueError: ``logits`` has no interval.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ def risk(logits: Tensor) -> Tensor:
     ``sum_k S(k)`` is the expected number of intervals that a patient survives.
 
     Args:
-        logits: Hazard logits.
+        logits: hazard logits.
 
     Shape:
         logits [..., K].
@@ -83,8 +83,8 @@ def risk(logits: Tensor) -> Tensor:
         The risk [...], between -K and 0, in float32, or in float64 for float64 input.
 
     Raises:
-        TypeError: If ``logits`` is not a floating-point tensor.
-        ValueError: If ``logits`` has no interval.
+        TypeError: ``logits`` is not a floating-point tensor.
+        ValueError: ``logits`` has no interval.
 
     Example:
         >>> import torch

@@ -32,8 +32,8 @@ def match_prototypes(
         \quad \text{over one-to-one } \pi
 
     Args:
-        prototypes: Prototypes of every bag.
-        subspaces: Subspace vectors of every bag, or anchors of the subspaces.
+        prototypes: prototypes of every bag.
+        subspaces: subspace vectors of every bag, or anchors of the subspaces.
         present: True = the bag has this prototype. Without it all are present. Subspaces prefer prototypes that are
             present; missing prototypes go to the subspaces that are left.
         metric: ``"euclidean"`` for the squared distance, ``"cosine"`` for one minus the cosine.
@@ -46,11 +46,11 @@ def match_prototypes(
         keeps its prototypes in their order. Mixed precision makes such values in a step that it then skips.
 
     Raises:
-        TypeError: If an argument is not a floating-point tensor, or ``present`` is not bool.
-        ValueError: If a shape differs, ``metric`` is unknown, or there are fewer prototypes than subspaces.
+        TypeError: an argument is not a floating-point tensor, or ``present`` is not bool.
+        ValueError: a shape differs, ``metric`` is unknown, or there are fewer prototypes than subspaces.
 
     Source:
-        Hungarian method (`scipy.optimize.linear_sum_assignment`).
+        Hungarian method (``scipy.optimize.linear_sum_assignment``).
 
     Differs from the source:
         The paper leaves the order of the prototypes open.

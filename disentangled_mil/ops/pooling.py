@@ -10,7 +10,7 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
     """Mean over the real tokens of each bag.
 
     Args:
-        tokens: Token features. Padding may hold any value, even NaN.
+        tokens: token features. Padding may hold any value, even NaN.
         mask: True = real token.
 
     Shape:

@@ -19,8 +19,8 @@ class Corners(NamedTuple):
     """The four cells around each position.
 
     Attributes:
-        cell: Flat indices of the cells [..., J, 4].
-        weight: Bilinear weights [..., J, 4].
+        cell: flat indices of the cells [..., J, 4].
+        weight: bilinear weights [..., J, 4].
     """
 
     cell: Tensor
@@ -31,9 +31,9 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
     """The four cells of a map around each position, and their bilinear weights.
 
     Args:
-        position: Position (x, y) in cells, with whole numbers at the centers of cells.
-        width: Number of columns of the map.
-        height: Number of rows of the map.
+        position: position (x, y) in cells, with whole numbers at the centers of cells.
+        width: number of columns of the map.
+        height: number of rows of the map.
 
     Shape:
         position [..., J, 2].
@@ -66,8 +66,8 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
     """Sample maps at positions: the sum of weight times cell over the four corners.
 
     Args:
-        maps: Flattened maps.
-        corners: Corners of the positions, from :func:`bilinear_corners`.
+        maps: flattened maps.
+        corners: corners of the positions, from :func:`bilinear_corners`.
 
     Shape:
         maps [L, cells, C], corners [L, J, 4].
@@ -83,8 +83,8 @@ def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
     """Read cells of maps.
 
     Args:
-        maps: Flattened maps.
-        cell: Flat indices of cells.
+        maps: flattened maps.
+        cell: flat indices of cells.
 
     Shape:
         maps [L, cells, C], cell [L, ...].
@@ -108,9 +108,9 @@ def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
     """Spread values onto the four cells around their positions: the transpose of :func:`bilinear_sample`.
 
     Args:
-        values: One value per position.
-        corners: Corners of the positions, from :func:`bilinear_corners`.
-        cells: Number of cells of the map.
+        values: one value per position.
+        corners: corners of the positions, from :func:`bilinear_corners`.
+        cells: number of cells of the map.
 
     Shape:
         values [L, J], corners [L, J, 4].

@@ -28,11 +28,11 @@ def segment_mean(
     Half precisions are summed in float32.
 
     Args:
-        tokens: Tokens. A token of no segment may hold any value, even NaN.
-        assignment: Segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
-        segments: Number of segments K.
-        weight: Weights, not negative. Only their ratios within a segment matter. Without it all weights are equal.
-        eps: Number that is added to the sum of the weights of a segment. The released code has 1e-6, which moves the
+        tokens: tokens. A token of no segment may hold any value, even NaN.
+        assignment: segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        segments: number of segments K.
+        weight: weights, not negative. Only their ratios within a segment matter. Without it all weights are equal.
+        eps: number that is added to the sum of the weights of a segment. The released code has 1e-6, which moves the
             means slightly toward zero.
 
     Shape:
@@ -42,9 +42,9 @@ def segment_mean(
         The means [B, K, C]; zero for a segment without tokens or without weight.
 
     Raises:
-        TypeError: If ``tokens`` or ``weight`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no
+        TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no
             integer.
-        ValueError: If a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
+        ValueError: a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
 
     Source:
         Equation 12 of the paper.
@@ -81,9 +81,9 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
     It is differentiable and does not overflow. Half precisions are computed in float32.
 
     Args:
-        logits: Logits. A token of no segment may hold any value, even NaN.
-        assignment: Segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
-        segments: Number of segments K.
+        logits: logits. A token of no segment may hold any value, even NaN.
+        assignment: segment of each token. A token outside 0 ... ``segments`` - 1, such as -1, is in none.
+        segments: number of segments K.
 
     Shape:
         logits [B, N], assignment [B, N].
@@ -92,8 +92,8 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
         Weights [B, N] that sum to one in every segment that has tokens. They are zero for tokens of no segment.
 
     Raises:
-        TypeError: If ``logits`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no integer.
-        ValueError: If a shape is not as described, or ``segments`` is less than 1.
+        TypeError: ``logits`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no integer.
+        ValueError: a shape is not as described, or ``segments`` is less than 1.
 
     Source:
         The merge weights exp(Linear(z)) of equation 12 of the paper, normalized.

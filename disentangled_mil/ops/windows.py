@@ -30,9 +30,9 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     Half precisions are summed in float32.
 
     Args:
-        cells: Flattened maps of G groups of channels.
-        window: Flat index of each cell of a window. M stands for a cell outside of the map, which counts as zero.
-        kernel: One number per place and channel, shared by the groups.
+        cells: flattened maps of G groups of channels.
+        window: flat index of each cell of a window. M stands for a cell outside of the map, which counts as zero.
+        kernel: one number per place and channel, shared by the groups.
 
     Shape:
         cells [B, G, M, C], window [B, J, S, S], kernel [S, S, C].
@@ -41,9 +41,9 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         The sums [B, G, J, C], in the type of ``cells``.
 
     Raises:
-        TypeError: If ``cells`` is not floating-point, or ``window`` is not int64.
-        ValueError: If shapes disagree.
-        NotImplementedError: If a derivative in forward mode or a second derivative is taken.
+        TypeError: ``cells`` is not floating-point, or ``window`` is not int64.
+        ValueError: shapes disagree.
+        NotImplementedError: a derivative in forward mode or a second derivative is taken.
 
     Source:
         The convolution of DAT's offset network (Xia et al., CVPR 2022).

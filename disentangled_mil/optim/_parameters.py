@@ -17,8 +17,8 @@ def corresponding_parameters(
         A tuple per subspace. Parameters of one position have the same shape.
 
     Raises:
-        TypeError: If there is no mapping, or an entry is no whole floating-point tensor.
-        ValueError: If there are fewer than two subspaces, parameters do not correspond, the optimizer lacks one, or one
+        TypeError: there is no mapping, or an entry is no whole floating-point tensor.
+        ValueError: there are fewer than two subspaces, parameters do not correspond, the optimizer lacks one, or one
             is given twice.
     """
     check_mapping("subspace_parameters", given)

@@ -11,13 +11,13 @@ from .._precision import widened
 
 
 class Coordinated(NamedTuple):
-    """The result of `coordinate`.
+    """The result of :func:`coordinate`.
 
     Attributes:
-        gradients: Coordinated gradients [S, R, P]. Rows without conflict are bit for bit those given.
-        cosine: Cosines of the gradients given [pairs, R], in the order of ``itertools.combinations(range(S), 2)``; 0 if
+        gradients: coordinated gradients [S, R, P]. Rows without conflict are bit for bit those given.
+        cosine: cosines of the gradients given [pairs, R], in the order of ``itertools.combinations(range(S), 2)``; 0 if
             a gradient has no direction.
-        projected: Whether a row was changed [S, R].
+        projected: whether a row was changed [S, R].
     """
 
     gradients: Tensor
@@ -44,15 +44,15 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
     :math:`|\cos| \le 32\,\epsilon`. A projection that is shorter than rounding is zero.
 
     Args:
-        gradients: Gradients of corresponding parameters, in any floating-point type. The arithmetic has at least
+        gradients: gradients of corresponding parameters, in any floating-point type. The arithmetic has at least
             float32.
-        confidence: Confidence of each subspace. Only the order counts.
+        confidence: confidence of each subspace. Only the order counts.
 
     Shape:
         gradients [S, R, P], R rows of P numbers that are independent of each other; confidence [S].
 
     Returns:
-        A `Coordinated`.
+        A :class:`Coordinated`.
 
     Source:
         *Disentangled Multi-modal Learning of Histology and Transcriptomics for Cancer Characterization*, equation 6.
@@ -105,9 +105,9 @@ def _projections(gradient: Tensor, others: Sequence[Tensor], basis: Sequence[Ten
     """Yield the projections onto the orthogonal complements of all subsets of ``others``, each subset once.
 
     Args:
-        gradient: Gradient that is orthogonal to the basis.
-        others: Directions that may still be chosen.
-        basis: Orthonormal basis of the directions that are chosen already.
+        gradient: gradient that is orthogonal to the basis.
+        others: directions that may still be chosen.
+        basis: orthonormal basis of the directions that are chosen already.
 
     Yields:
         Projections [R, P].

@@ -21,11 +21,11 @@ class CGCReport(NamedTuple):
     """The result of the last step. Tensors stay on their device until they are read.
 
     Attributes:
-        cosine: Cosine of the gradients of each pair of subspaces before the coordination [rows]; 0 if a gradient is
+        cosine: cosine of the gradients of each pair of subspaces before the coordination [rows]; 0 if a gradient is
             zero or not finite.
-        projected: Number of rows of each subspace whose gradient was projected, a scalar tensor.
-        rows: Number of rows that were compared.
-        confidence: Confidence of each subspace, summed since the last step, a scalar tensor.
+        projected: number of rows of each subspace whose gradient was projected, a scalar tensor.
+        rows: number of rows that were compared.
+        confidence: confidence of each subspace, summed since the last step, a scalar tensor.
     """
 
     cosine: dict[tuple[str, str], Tensor]
@@ -56,18 +56,18 @@ class CGCOptimizer(OptimizerWrapper):
     sharded over processes are not supported.
 
     Args:
-        optimizer: Optimizer that takes the steps, kept as ``wrapped``.
-        subspace_parameters: Parameters of each subspace, for example those of its block of a head. They correspond by
+        optimizer: optimizer that takes the steps, kept as ``wrapped``.
+        subspace_parameters: parameters of each subspace, for example those of its block of a head. They correspond by
             position, have equal shapes there, and belong to ``optimizer``.
-        granularity: Unit of comparison. ``"row"`` is a row of a parameter along its first dimension, such as a class of
+        granularity: unit of comparison. ``"row"`` is a row of a parameter along its first dimension, such as a class of
             the head; a parameter of fewer than two dimensions is one row. ``"tensor"`` is a whole parameter.
             ``"subspace"`` is all parameters of a subspace together.
-        process_group: Processes that train together; all by default.
+        process_group: processes that train together; all by default.
 
     Raises:
-        TypeError: If ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
+        TypeError: ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
             floating-point tensor or sharded over processes (a DTensor).
-        ValueError: If there are fewer than two subspaces, parameters do not correspond, ``optimizer`` does not have
+        ValueError: there are fewer than two subspaces, parameters do not correspond, ``optimizer`` does not have
             one, one is given twice, or ``granularity`` is unknown.
 
     Source:
@@ -130,11 +130,11 @@ class CGCOptimizer(OptimizerWrapper):
         the sums, ``zero_grad`` does not, and a step that a ``GradScaler`` skips leaves them.
 
         Args:
-            confidence: One number per subspace, summed over the samples of the micro-batch.
+            confidence: one number per subspace, summed over the samples of the micro-batch.
 
         Raises:
-            TypeError: If ``confidence`` is no mapping, or a value is no number.
-            ValueError: If the names are not those of the subspaces, or a tensor is not a scalar.
+            TypeError: ``confidence`` is no mapping, or a value is no number.
+            ValueError: the names are not those of the subspaces, or a tensor is not a scalar.
 
         Example:
             >>> import torch
@@ -170,18 +170,18 @@ class CGCOptimizer(OptimizerWrapper):
         """Coordinate the gradients in place, then step the wrapped optimizer.
 
         Args:
-            closure: Function that computes loss and gradients again, for optimizers that call it. Its gradients are
+            closure: function that computes loss and gradients again, for optimizers that call it. Its gradients are
                 coordinated after each evaluation, by the confidences from before the step and those that this
                 evaluation accumulated.
-            confidence: One number per subspace, added to the accumulated ones. An example is the sum over the batch
+            confidence: one number per subspace, added to the accumulated ones. An example is the sum over the batch
                 of the probability that the subspace alone gives to the true class.
 
         Returns:
             The result of the wrapped optimizer: the loss of the closure, or None.
 
         Raises:
-            ValueError: If no confidence was given or accumulated, or not one number per subspace.
-            TypeError: If a gradient is sparse, ``closure`` is not callable, or a confidence is no number.
+            ValueError: no confidence was given or accumulated, or not one number per subspace.
+            TypeError: a gradient is sparse, ``closure`` is not callable, or a confidence is no number.
         """
         if closure is not None and not callable(closure):
             raise TypeError(

@@ -1,6 +1,6 @@
 """Tasks: one class per kind of task owns all that differs between kinds.
 
-A new kind is one file with a subclass of `Task`, and one line in `KINDS`.
+A new kind is one file with a subclass of :class:`Task`, and one line in ``KINDS``.
 """
 
 from collections.abc import Mapping

@@ -234,7 +234,7 @@ class Classification(Task):
         return {"predicted": [self.classes[row.index(max(row))] for row in rows]}
 
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
-        """AUC, accuracy and others, see `disentangled_mil.metrics.classification_metrics`."""
+        """AUC, accuracy and others, see :func:`disentangled_mil.metrics.classification_metrics`."""
         from ..metrics import classification_metrics
 
         return classification_metrics(self.probabilities(logits), self.target_of_labels(labels), patients)
@@ -247,7 +247,7 @@ class Classification(Task):
         return task
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
+        """Everything needed to rebuild the task with :func:`task_from_state`, as plain JSON values."""
         weight = None if self.class_weight is None else self.class_weight.tolist()
         return {"kind": self.kind, "classes": list(self.classes), "class_weight": weight}
 
@@ -263,7 +263,7 @@ class Classification(Task):
 
 
 def _class_indices(target: Target, sizes: Mapping[str, int]) -> Tensor:
-    """A target of `Classification`."""
+    """A target of :class:`Classification`."""
     check_shape("target", target, "B", sizes)  # type: ignore[arg-type]  # refuses what is no tensor
     check_integers("target", cast(Tensor, target))
     indices = cast(Tensor, target).long()

@@ -246,7 +246,7 @@ class DiscreteSurvival(Task):
         return {**hazard, "risk": self.risk(logits)}
 
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
-        """C-index of the risk and its counts, see `disentangled_mil.metrics.survival_metrics`."""
+        """C-index of the risk and its counts, see :func:`disentangled_mil.metrics.survival_metrics`."""
         from ..metrics import survival_metrics
 
         return survival_metrics(self.risk(logits), labels["time"], event=labels["event"], patients=patients)
@@ -258,7 +258,7 @@ class DiscreteSurvival(Task):
         return task
 
     def state(self) -> dict[str, Any]:
-        """Everything needed to rebuild the task with `task_from_state`, as plain JSON values."""
+        """Everything needed to rebuild the task with :func:`task_from_state`, as plain JSON values."""
         return {"kind": self.kind, "edges": self.edges.tolist(), "alpha": self.alpha}
 
     @classmethod
@@ -283,7 +283,7 @@ def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
 
 
 def _observed(target: Target) -> SurvivalTarget:
-    """A target of `DiscreteSurvival`."""
+    """A target of :class:`DiscreteSurvival`."""
     if not isinstance(target, SurvivalTarget):
         raise TypeError(f"target must be a SurvivalTarget (see DiscreteSurvival.target), got {type(target).__name__}")
     return target

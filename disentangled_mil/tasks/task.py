@@ -1,8 +1,8 @@
 """The interface of a task, and how a cohort defines one.
 
-A kind of task is one subclass of `Task`. Its class attributes and class methods concern labels before anything is
-fitted: their columns, the reading of a cell, the strata of patients. `Task.fit_labels` fits the task on training
-patients. The fitted task owns the target, the loss, the confidence, the predictions and the metrics.
+A kind of task is one subclass of :class:`Task`. Its class attributes and class methods concern labels before anything
+is fitted: their columns, the reading of a cell, the strata of patients. :meth:`Task.fit_labels` fits the task on
+training patients. The fitted task owns the target, the loss, the confidence, the predictions and the metrics.
 """
 
 from abc import ABC, abstractmethod
@@ -186,7 +186,7 @@ class Task(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Plain JSON values with the key ``"kind"``, from which `task_from_state` rebuilds the task."""
+        """Plain JSON values with the key ``"kind"``, from which :func:`task_from_state` rebuilds the task."""
 
     @classmethod
     @abstractmethod
@@ -204,7 +204,7 @@ class TaskDefinition:
         options: options of the kind; those that are left out take their defaults.
 
     Raises:
-        ValueError: a column is not named, an option is unknown, or `Task.check` refuses the definition.
+        ValueError: a column is not named, an option is unknown, or :meth:`Task.check` refuses the definition.
 
     Example:
         >>> from disentangled_mil.tasks import Classification, TaskDefinition
@@ -249,7 +249,7 @@ class TaskDefinition:
         return labels
 
     def check_labels(self, labels: Labels) -> None:
-        """Refuse labels that are all alike; see `Task.check_labels`."""
+        """Refuse labels that are all alike; see :meth:`Task.check_labels`."""
         with self._naming_columns():
             self.kind.check_labels(labels)
 
@@ -280,7 +280,7 @@ class TaskDefinition:
 
 
 def counted(names: Iterable[Hashable]) -> str:
-    """The number of patients of every class, for `Task.summary`.
+    """The number of patients of every class, for :meth:`Task.summary`.
 
     Args:
         names: class of every patient.

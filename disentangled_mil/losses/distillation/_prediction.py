@@ -29,12 +29,12 @@ def prediction_distillation(
     keeps the size of the gradient independent of T.
 
     Args:
-        student_logits: Logits of the student.
-        teacher_logits: Logits of the teacher. They get no gradient.
-        temperature: Temperature T, positive and finite.
-        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+        student_logits: logits of the student.
+        teacher_logits: logits of the teacher. They get no gradient.
+        temperature: temperature T, positive and finite.
+        link: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
             of numbers.
-        weight: Weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
+        weight: weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
             row of a sample of weight 0 may hold any value.
 
     Shape:
@@ -45,8 +45,8 @@ def prediction_distillation(
         0.
 
     Raises:
-        TypeError: If logits are not floating-point tensors.
-        ValueError: If a shape differs, an option is out of range, or the batch is empty.
+        TypeError: logits are not floating-point tensors.
+        ValueError: a shape differs, an option is out of range, or the batch is empty.
 
     Source:
         Equation 13 of the paper; Hinton, Vinyals and Dean, arXiv 1503.02531.

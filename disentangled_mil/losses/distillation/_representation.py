@@ -20,11 +20,11 @@ def representation_distillation(
               (\mathrm{student}_{i, \pi_i(s), c} - \mathrm{teacher}_{i, s, c})^2
 
     Args:
-        student: Prototypes of the student.
-        teacher: Subspace vectors of the teacher. They get no gradient.
-        matching: Choice of the prototype :math:`\pi_i(s)` of a subspace. ``"slot"`` takes prototype s, and
-            ``"hungarian"`` takes the choice of `match_prototypes`.
-        weight: Weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
+        student: prototypes of the student.
+        teacher: subspace vectors of the teacher. They get no gradient.
+        matching: choice of the prototype :math:`\pi_i(s)` of a subspace. ``"slot"`` takes prototype s, and
+            ``"hungarian"`` takes the choice of :func:`match_prototypes`.
+        weight: weight of each sample in the mean, not negative. Without it all samples count the same. The teacher's
             row of a sample of weight 0 may hold any value.
 
     Shape:
@@ -34,8 +34,8 @@ def representation_distillation(
         A scalar in at least float32; 0 if all weights are 0.
 
     Raises:
-        TypeError: If an argument is not a floating-point tensor.
-        ValueError: If a shape differs, ``matching`` is unknown, or the batch is empty.
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: a shape differs, ``matching`` is unknown, or the batch is empty.
 
     Source:
         Equation 14 of the paper.

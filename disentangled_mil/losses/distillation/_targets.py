@@ -14,8 +14,8 @@ class DistillationTargets(NamedTuple):
     """Outputs of a frozen teacher. They are computed once per training set and reused in every epoch.
 
     Attributes:
-        logits: Logits of the teacher [B, K], float32.
-        subspaces: Subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces.
+        logits: logits of the teacher [B, K], float32.
+        subspaces: subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces.
         present: True = the sample has a teacher [B]. Patients without a transcriptome have none. Their rows are zeros
             and take no part in any loss.
     """
@@ -36,10 +36,10 @@ class DistillationTargets(NamedTuple):
         """Detach the outputs of a teacher in evaluation mode, and stack its subspaces.
 
         Args:
-            logits: Logits of the teacher.
-            features: Vector of the teacher per subspace.
+            logits: logits of the teacher.
+            features: vector of the teacher per subspace.
             present: True = the sample has a teacher. Without it all have one. Other rows may hold any value.
-            subspaces: Names in the order of the student's prototypes. By default this is the order of ``features``.
+            subspaces: names in the order of the student's prototypes. By default this is the order of ``features``.
 
         Shape:
             logits [B, K], every vector of features [B, C], present [B].
@@ -48,8 +48,8 @@ class DistillationTargets(NamedTuple):
             The targets, in float32.
 
         Raises:
-            TypeError: If an argument is not a floating-point tensor, or ``present`` is not bool.
-            ValueError: If a shape differs, there is no subspace, or ``features`` has other names than ``subspaces``.
+            TypeError: an argument is not a floating-point tensor, or ``present`` is not bool.
+            ValueError: a shape differs, there is no subspace, or ``features`` has other names than ``subspaces``.
 
         Example:
             >>> import torch

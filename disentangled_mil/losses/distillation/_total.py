@@ -12,13 +12,13 @@ from ._targets import DistillationTargets
 
 
 class DistillationLoss(NamedTuple):
-    """The result of `SubspaceDistillation`.
+    """The result of :class:`SubspaceDistillation`.
 
     Attributes:
-        total: The weighted sum, a scalar.
-        prediction: Divergence of the predictions before weighting, a scalar.
-        representation: Mean squared error of the representations before weighting, a scalar.
-        permutation: The prototype of the student that was compared with each subspace [B, S], int64. It has no meaning
+        total: the weighted sum, a scalar.
+        prediction: divergence of the predictions before weighting, a scalar.
+        representation: mean squared error of the representations before weighting, a scalar.
+        permutation: the prototype of the student that was compared with each subspace [B, S], int64. It has no meaning
             for samples without a teacher.
     """
 
@@ -31,16 +31,16 @@ class DistillationLoss(NamedTuple):
 class SubspaceDistillation(nn.Module):
     """Distill predictions and subspaces of a teacher into a student that sees no genes.
 
-    ``total = prediction_weight * KL + representation_weight * MSE``, with `prediction_distillation` and
-    `representation_distillation`.
+    ``total = prediction_weight * KL + representation_weight * MSE``, with :func:`prediction_distillation` and
+    :func:`representation_distillation`.
 
     Args:
-        link: Meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
+        link: meaning of the logits: ``"softmax"`` over classes, ``"hazards"`` of survival intervals, or ``"identity"``
             of numbers.
-        temperature: Number by which the logits of both sides are divided.
-        prediction_weight: Weight of the divergence of the predictions.
-        representation_weight: Weight of the error between prototypes and subspaces.
-        matching: Choice of the prototype of a subspace. ``"slot"`` takes prototype s for subspace s. This needs a
+        temperature: number by which the logits of both sides are divided.
+        prediction_weight: weight of the divergence of the predictions.
+        representation_weight: weight of the error between prototypes and subspaces.
+        matching: choice of the prototype of a subspace. ``"slot"`` takes prototype s for subspace s. This needs a
             stable order such as that of :class:`~disentangled_mil.ITA`. ``"hungarian"`` takes the order that fits the
             subspaces best, bag by bag.
 
@@ -49,12 +49,12 @@ class SubspaceDistillation(nn.Module):
         [B, K] and subspaces [B, S, C].
 
     Returns:
-        A `DistillationLoss`. Samples without a teacher take no part. A batch of such samples gives 0 with a gradient of
-        0.
+        A :class:`DistillationLoss`. Samples without a teacher take no part. A batch of such samples gives 0 with a
+        gradient of 0.
 
     Raises:
-        TypeError: If an input is not a floating-point tensor.
-        ValueError: If an option is out of range or a shape differs.
+        TypeError: an input is not a floating-point tensor.
+        ValueError: an option is out of range or a shape differs.
 
     Source:
         Equations 13, 14 and 18 of the paper.

@@ -47,8 +47,11 @@ class ReleasedTeacher(nn.Module):
         ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
             row.
 
-    Source: the released implementation, as facts in its golden numbers.
-    Differs from the source: predictions are the same.
+    Source:
+        The released implementation, as facts in its golden numbers.
+
+    Differs from the source:
+        Predictions are the same.
 
     Example:
         >>> import torch
@@ -189,10 +192,12 @@ class ReleasedStudent(nn.Module):
         ValueError: names or shapes disagree, an option is out of range or fixed, or a bag does not fill a square row by
             row.
 
-    Source: the released implementation, as facts in its golden numbers.
-    Differs from the source: two prototypes for any number of patches (theirs: a share of the 2,500 patches);
-    deterministic clusters where scores tie. As in the source, the first prototype, called "tumor", is the one with
-    the larger peak score.
+    Source:
+        The released implementation, as facts in its golden numbers.
+
+    Differs from the source:
+        Two prototypes for any number of patches (theirs: a share of the 2,500 patches); deterministic clusters where
+        scores tie. As in the source, the first prototype, called "tumor", is the one with the larger peak score.
 
     Example:
         >>> import torch

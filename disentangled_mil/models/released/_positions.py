@@ -18,7 +18,8 @@ class ReleasedPositions(Positions):
     The centers of the outermost cells span [-1, 1], but context is sampled as if the edges did. Samples outside of the
     map read zeros, and their attention mass is lost. Reference points are those of a convolution with padding.
 
-    Source: the released implementation, as facts in its golden numbers.
+    Source:
+        The released implementation, as facts in its golden numbers.
 
     Example:
         >>> import torch

@@ -184,7 +184,8 @@ def biased_attention(
         NotImplementedError: in forward mode, or in the backward pass for a gradient of a gradient. Only the reference
             has both.
 
-    Source: eqs 1-3 of the paper; deformable attention of DAT (Xia et al., CVPR 2022).
+    Source:
+        Eqs 1-3 of the paper; deformable attention of DAT (Xia et al., CVPR 2022).
 
     Example:
         >>> import torch

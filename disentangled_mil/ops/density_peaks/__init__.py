@@ -3,11 +3,11 @@ r"""Density-peak clustering of a bag's tokens (DPC-KNN).
 *What is computed.* With :math:`D_{ij} = \lVert z_i - z_j \rVert / \sqrt{C}`, the density of a token is
 :math:`\log \rho_i = -\operatorname{mean} D_{ij}^2` over its nearest neighbors. Its gap :math:`\xi_i` is the distance to
 the nearest denser token. The tokens with the largest :math:`\log \rho_i + \log \xi_i` are the centers, and every token
-joins its nearest center. Only the neighbors and the gaps need all pairs of tokens. `_distances.py` states these two
+joins its nearest center. Only the neighbors and the gaps need all pairs of tokens. ``_distances.py`` states these two
 searches, and three files implement them.
 
-*How it is tiled.* `_reference.py` holds the N x N matrix. `_streaming.py` and `_triton.py` go through tiles of it and
-keep O(N) numbers. Bags are clustered one after the other, without their padding.
+*How it is tiled.* ``_reference.py`` holds the N x N matrix. ``_streaming.py`` and ``_triton.py`` go through tiles of it
+and keep O(N) numbers. Bags are clustered one after the other, without their padding.
 
 *What its backward is.* There is none. Clusters are integers, and scores only choose the centers.
 
@@ -39,12 +39,12 @@ _LARGEST_DENSE_BAG = 128  # The dense matrix is faster up to this size, measured
 
 
 class DensityPeaks(NamedTuple):
-    """The result of `density_peaks`.
+    """The result of :func:`density_peaks`.
 
     Attributes:
-        assignment: The cluster of each token [B, N], numbered by descending score; -1 for padding.
-        centers: The token at the center of each cluster [B, K]; -1 where a bag has fewer than K tokens.
-        score: Log density plus log distance [B, N]; -inf for padding, for repeats of a denser token, and for all
+        assignment: the cluster of each token [B, N], numbered by descending score; -1 for padding.
+        centers: the token at the center of each cluster [B, K]; -1 where a bag has fewer than K tokens.
+        score: log density plus log distance [B, N]; -inf for padding, for repeats of a denser token, and for all
             tokens of a bag whose tokens are equal.
     """
 
@@ -73,11 +73,11 @@ def density_peaks(
     is removed first, so it may hold any value, even NaN.
 
     Args:
-        tokens: Finite tokens. Half precisions are computed in float32.
-        clusters: Number of clusters K of a bag.
-        neighbors: Number of nearest tokens that define the density. A bag with fewer tokens uses all of them.
+        tokens: finite tokens. Half precisions are computed in float32.
+        clusters: number of clusters K of a bag.
+        neighbors: number of nearest tokens that define the density. A bag with fewer tokens uses all of them.
         mask: True = real token. Without a mask all tokens are real.
-        backend: Implementation. ``"reference"`` holds all pairwise distances. ``"streaming"`` finds the same clusters,
+        backend: implementation. ``"reference"`` holds all pairwise distances. ``"streaming"`` finds the same clusters,
             bit for bit, tile by tile. ``"triton"`` runs kernels on a CUDA device, which round differently.
             ``"auto"`` takes the reference up to 128 tokens, then kernels on a CUDA device with Triton, else streaming.
             An explicit choice is never replaced.
@@ -86,13 +86,13 @@ def density_peaks(
         tokens [B, N, C], mask [B, N].
 
     Returns:
-        A `DensityPeaks` with ``assignment`` [B, N], ``centers`` [B, K] and ``score`` [B, N].
+        A :class:`DensityPeaks` with ``assignment`` [B, N], ``centers`` [B, K] and ``score`` [B, N].
 
     Raises:
-        TypeError: If ``tokens`` is not floating-point, ``mask`` is not bool, or a count is not an integer.
-        ValueError: If a shape, a count or ``backend`` is not as described, or ``"triton"`` is chosen for tokens that
+        TypeError: ``tokens`` is not floating-point, ``mask`` is not bool, or a count is not an integer.
+        ValueError: a shape, a count or ``backend`` is not as described, or ``"triton"`` is chosen for tokens that
             are not on a CUDA device.
-        RuntimeError: If ``"triton"`` is chosen and Triton is not installed.
+        RuntimeError: ``"triton"`` is chosen and Triton is not installed.
 
     Source:
         Rodriguez & Laio, Science 2014; Zeng et al., CVPR 2022; equations 8-11 of the paper.

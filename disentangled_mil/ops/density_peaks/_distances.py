@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Distances(Protocol):
-    """Distances of the tokens [N, C] of a bag. `nearest` is called once, and then `gap`."""
+    """Distances of the tokens [N, C] of a bag. ``nearest`` is called once, and then :meth:`gap`."""
 
     def __init__(self, tokens: Tensor) -> None: ...
 

@@ -18,8 +18,8 @@ eighth of the largest number.
 candidates of a row are the columns with the smallest bounds, three more than are needed. Only their distances are
 computed exactly. The squared distance to any other column is at least the bound of the last candidate. A row is settled
 if the squares of its smallest distances are at most that bound. Otherwise it is computed densely, which happens where
-many distances are equal but for rounding. The candidates also settle most rows of `gap`. The others are searched again,
-among columns of lower rank.
+many distances are equal but for rounding. The candidates also settle most rows of :meth:`gap`. The others are searched
+again, among columns of lower rank.
 
 *What it costs.* One matrix product N x N x C, the part of a second one for the rows that are searched again, and exact
 distances of eight candidates per token at five neighbors. If no row settles, the time of the dense reference is added,
@@ -44,10 +44,10 @@ class _Candidates(NamedTuple):
     """The candidates of some rows, and what holds for all other columns.
 
     Attributes:
-        columns: Columns of the candidates [R, M].
-        distances: Exact distances to the candidates [R, M]; infinite for a rank that is not lower.
-        beyond: Lower bound of the squared distance to any other column [R].
-        farthest: Upper bound of the squared distance to any column [R].
+        columns: columns of the candidates [R, M].
+        distances: exact distances to the candidates [R, M]; infinite for a rank that is not lower.
+        beyond: lower bound of the squared distance to any other column [R].
+        farthest: upper bound of the squared distance to any column [R].
     """
 
     columns: Tensor

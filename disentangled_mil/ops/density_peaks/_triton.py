@@ -2,7 +2,7 @@
 
 *How it is tiled.* A program holds 64 rows and goes through the columns, 128 at a time. It keeps the smallest squared
 distances of its rows. With too few blocks of rows for the device, the columns are cut into segments as well, whose
-results are combined here. For `gap`, tokens are sorted by rank, so that a row needs only the columns before it.
+results are combined here. For :meth:`gap`, tokens are sorted by rank, so that a row needs only the columns before it.
 
 This module imports Triton, so it is itself imported at the first call.
 """
@@ -22,7 +22,7 @@ class KernelDistances:
     """Distances of the tokens [N, C] of a bag, found by kernels.
 
     Raises:
-        ValueError: If the tokens are not on a CUDA device and Triton does not interpret kernels.
+        ValueError: the tokens are not on a CUDA device and Triton does not interpret kernels.
     """
 
     def __init__(self, tokens: Tensor) -> None:

@@ -23,7 +23,8 @@ class MLPBias(NamedTuple):
         ``w1`` [F, 2], ``b1`` [F], ``w2`` [F, F], ``b2`` [F], ``w3`` [I, F], ``b3`` [I];
         displacements [..., 2] -> [..., I].
 
-    Source: Swin Transformer V2 (Liu et al., arXiv 2111.09883), in the paper's deformation layer.
+    Source:
+        Swin Transformer V2 (Liu et al., arXiv 2111.09883), in the paper's deformation layer.
 
     Example:
         >>> import torch
