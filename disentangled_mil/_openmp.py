@@ -1,9 +1,8 @@
 """Threads that sleep while they wait for each other, in commands.
 
-By default OpenMP's threads keep their core busy while they wait. With three other programs on two cores, a student's
-training step on a slide of 10,000 patches took 37 s on two threads, and 3.3 s on two threads that sleep. OpenMP reads
-the variable as torch loads it, so :meth:`__init__` imports this module first. Programs that import the package are left
-alone.
+By default OpenMP's threads keep their core busy while they wait. Where other programs use the cores, several such
+threads can take ten times as long as one; threads that sleep do not. OpenMP reads the variable as torch loads it, so
+the package imports this module first. Programs that import the package keep their own setting.
 """
 
 import os

@@ -31,7 +31,7 @@ def patient_folds(
 
     Args:
         patients: identifiers, each once. The splits depend on their order: take that of the clinical table.
-        labels: stratum per patient, see :meth:`Task.strata`.
+        labels: stratum per patient, see :meth:`~disentangled_mil.tasks.Task.strata`.
         folds: number of folds.
         seed: seed of the shuffle.
 
@@ -66,7 +66,7 @@ def inner_split(
 
     Args:
         patients: identifiers of the training patients, each once.
-        labels: stratum per patient, see :meth:`Task.strata`.
+        labels: stratum per patient, see :meth:`~disentangled_mil.tasks.Task.strata`.
         fraction: share of the patients to set aside, between 0 and 1, rounded up.
         seed: seed of the shuffle.
 
