@@ -94,7 +94,7 @@ class TiledPiecewise:
         return torch.stack([x, y], dim=-1)
 
     def _stripes(self, shared: int) -> list[slice]:
-        """Rows of nodes in stripes, for each of which the network is evaluated at once.
+        """Rows of nodes in stripes; the network is evaluated for one stripe at a time.
 
         Args:
             shared: number of rows that a stripe shares with the next one.
