@@ -6,7 +6,7 @@ If the side of a cell is not given, rule 1 gives it. Rule 2 replaces it if rule 
    lattice. The tokens of a row must have equal coordinates y, and those of a column equal x.
 2. Rule 1 fails if few tokens have such a neighbor, or if distinct coordinates would share cells (staggered rows). The
    side is then a gap between columns or rows of the whole bag: the smallest that is at least half as common as the
-   commonest.
+   commonest. If less than a quarter of many gaps equal it, the coordinates are refused.
 3. Gaps within 1% of each other are one gap, whose size is their mean. A lattice of a fractional side has such gaps if
    its coordinates are rounded, and its rows stay equal. If tokens lie off their rows, the side must be given.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 _LEAST_SHARE = 0.9  # Rule 1 needs this many commonest gaps per token, and this many cells per distinct coordinate.
 _ROUNDING = 0.01  # Relative difference of two gaps that are equal but for rounding.
+_LEAST_AGREEMENT, _MANY_GAPS = 0.25, 64  # Rule 2 needs this share of the gaps if there are more than 64.
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
@@ -58,7 +59,15 @@ def _side_of_cells(coords: Tensor) -> float:
     if len(gaps_of_axes) == 0:
         return 1.0  # All tokens lie on one place.
     gaps, counts = _count(gaps_of_axes)
-    return _mean_near(gaps_of_axes, gaps[2 * counts >= counts.max()][0])
+    gap = gaps[2 * counts >= counts.max()][0]
+    gaps_of_axes = gaps_of_axes[gaps_of_axes > _ROUNDING * gap]
+    equal = (gaps_of_axes - gap).abs() <= _ROUNDING * gap
+    if len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal):
+        raise ValueError(
+            f"coords must lie on a grid: only {equal.sum()} of {len(equal)} gaps between columns or rows agree; "
+            "give the patch size as step"
+        )
+    return float(gaps_of_axes[equal].mean())
 
 
 def _cells_of(coords: Tensor, side: float) -> Tensor:

@@ -119,8 +119,8 @@ class Grid:
 
         Raises:
             ValueError: a coordinate of a real token is not finite; ``step`` is not positive, or so large that more than
-                128 different coordinates would share up to four cells; or the cells would cover an area far larger
-                than the tokens (jittered coordinates: give ``step``).
+                128 different coordinates would share up to four cells; or the coordinates show no lattice, because gaps
+                differ or cells would cover an area far larger than the tokens (jittered coordinates: give ``step``).
             RuntimeError: the region is compiled, where values are unknown.
         """
         _refuse_in_compiled_region("Grid.from_coords reads the coordinates")

@@ -1,5 +1,6 @@
 """From coordinates to cells."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,17 @@ def test_scattered_coordinates_are_refused_before_they_fill_the_memory() -> None
     with pytest.raises(ValueError, match="give the patch size as step"):
         Grid.from_coords(coords)
     assert Grid.from_coords(coords, step=224).width <= 5
+
+
+@few
+@given(jitter=st.sampled_from([10.0, 20.0, 40.0]), seed=st.integers(0, 2**16))
+def test_jitter_is_refused_or_keeps_the_lattice(jitter: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    noise = jitter * (2 * torch.rand(400, 2, generator=generator, dtype=torch.float64) - 1)
+    coords = 224.0 * rectangle(20, 20) + noise
+    with suppress(ValueError):
+        assert Grid.from_coords(coords).shapes == ((20, 20),)
+    assert Grid.from_coords(coords, step=224).shapes[0] in ((20, 20), (21, 20), (20, 21), (21, 21))
 
 
 @pytest.mark.parametrize(("step", "cells"), [(224, 2500), (448, 676), (900, 169), (5000, 9)])
