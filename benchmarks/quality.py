@@ -148,7 +148,7 @@ def _title(task: str, test: str, metrics: Iterable[str]) -> str:
 
 def _shown(metric: Metric | None, brief: bool) -> str:
     if metric is None or None in metric:
-        return "not known"
+        return "–"
     if isinstance(metric, dict):
         mean, deviation = metric["mean"], metric["sd"]
     else:

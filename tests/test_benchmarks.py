@@ -278,7 +278,7 @@ def test_metric_that_is_not_known_is_said():
     )
     table = quality.table("stomach", [run])
     assert "| linear | RNA | 0.900 / 0.800 |" in table
-    assert "| linear | slides | not known / not known |" in table
+    assert "| linear | slides | – / – |" in table
     assert "* msi, linear and released models: a paper." in table
 
 
