@@ -34,6 +34,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         separator = ";"                   # ... and what stands between them
         # missing = ["", "NA"]            # cells without a value, in any case; by default the markers of spreadsheets,
                                           # pandas, R and registries: "#N/A", "n.a.", "[Not Available]", "unknown", ...
+                                          # a value that a task names (classes, observed, censored) is never missing
 
         [tasks.grading]                   # one section per task, named as you like; none is there by default
         kind = "classification"

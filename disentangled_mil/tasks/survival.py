@@ -134,6 +134,9 @@ class DiscreteSurvival(Task):
         check_count("bins", options.get("bins", 1))
         check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
         observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))
+        for key, value in (("observed", observed), ("censored", censored)):
+            if not str(value).strip():
+                raise ValueError(f"{key} must be a value of the event column, and not an empty cell, got {value!r}")
         if _same(observed, censored):
             raise ValueError(f"observed and censored must be two values of the event column, got {observed!r} for both")
         if _OPPOSITE.search(columns["event"]) and not {"observed", "censored"} <= options.keys():
@@ -141,6 +144,11 @@ class DiscreteSurvival(Task):
                 f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
                 'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
             )
+
+    @classmethod
+    def named_values(cls, key: str, options: Mapping[str, Any]) -> Sequence[str]:
+        """The values of an observed event and of a censored time."""
+        return (str(options["observed"]), str(options["censored"])) if key == "event" else ()
 
     @classmethod
     def check_labels(cls, labels: Labels) -> None:

@@ -191,6 +191,28 @@ def test_what_tables_write_for_no_value_is_no_label(folder, cell):
     assert cohort.labels("survival").index.tolist() == ["B"]
 
 
+def test_a_value_that_a_task_names_is_a_label_though_it_looks_like_a_missing_one(folder):
+    change(folder, "clinical.csv", "x,G2,10,1.0", "none,unknown,10,Dead")
+    change(folder, "clinical.csv", "y,[Discrepancy],0,0", "B,G2,0,none")
+    change(folder, "clinical.csv", "C,c1,,G3,,", "C,c1,NA,G3,4,")
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nobserved = "Dead"\ncensored = "none"')
+    path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "B"]')
+    for missing in ("", '\nmissing = ["", "NA", "None", "unknown"]'):
+        if missing:
+            change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"' + missing)
+        cohort = read_cohort(path)
+        assert cohort.labels("survival")["event"].to_dict() == {"A": True, "B": False}
+        assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "none", "B": "B"}
+        assert cohort.labels("grading")["label"].to_dict() == {"B": "G2", "C": "G3"}
+
+
+def test_a_named_value_in_another_case_is_refused_and_not_lost(folder):
+    change(folder, "clinical.csv", "A,a1;a2,x", "A,a1;a2,None")
+    path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "y"]')
+    with pytest.raises(ValueError, match=r"line 2: task 'diagnosis', .* must be among 'none', 'y', got 'None'"):
+        read_cohort(path)
+
+
 def test_one_column_may_serve_several_purposes(folder):
     (folder / "clinical.csv").write_text("patient_id,grade\na1,G2\nb1,G3\n")
     (folder / "expression.csv").write_text(EXPRESSION.replace("C,", "b1,").replace("A,", "a1,"))
@@ -254,6 +276,16 @@ def test_one_column_may_serve_several_purposes(folder):
         ('gmt = "sets.gmt"\n', "", r"\[genes\] must have the key 'gmt', got tumor, tme"),
         (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
         ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
+        (
+            'event = "event"',
+            'event = "event"\nobserved = ""',
+            r"\[survival\] observed must be a value of the event column, and not an empty cell, got ''",
+        ),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = ["", "G2"]',
+            r"\[grading\] classes must not be empty, because an empty cell has no value, got \('', 'G2'\)",
+        ),
         ('"sets.gmt"', "[]", r"\[genes\] gmt must name at least one file, got \[\]"),
     ],
 )
