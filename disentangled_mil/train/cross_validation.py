@@ -68,6 +68,8 @@ def run_cross_validation(
     if folder.finished:
         return folder.report()
     splits = _splits(cohort, task, folds, options.seed, quiet)
+    if options.cgc and len(cohort.gene_sets) < 2 and not quiet:
+        print("no CGC: it needs two subspaces, and [genes] names one", file=sys.stderr)
     cache, results = BagCache(), []
     folders = [out / f"fold{number}" for number in range(folds)]
     with folder.taken():

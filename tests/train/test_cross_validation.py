@@ -20,6 +20,7 @@ from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import cross_validation, run_folder
 from disentangled_mil.train.cross_validation import run_cross_validation
 from disentangled_mil.train.experiment import MODELS, Result
+from disentangled_mil.train.predict import predict_slides
 from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 from tests.support.cohorts import copy_with_change
@@ -260,6 +261,17 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
     moved = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
     assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
+def test_one_subspace_is_trained_without_cgc_and_predicts(description, quick, tmp_path, capfd):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "tme = [", "# tme = [")
+    out = tmp_path / "run"
+    run_cross_validation(path, "grading", out, replace(quick, epochs=1), folds=2)
+    assert capfd.readouterr().err.count("no CGC: it needs two subspaces, and [genes] names one\n") == 1
+    slides = {name: description.parent / "slides" / name for name in ("10x", "20x")}
+    table = predict_slides(out / "fold1" / "distilled.json", slides, tmp_path / "predictions.csv")
+    assert len(table) == len(list(slides["10x"].iterdir()))
+    assert table.filter(like="probability").notna().all(axis=None)
 
 
 def test_a_cohort_without_expression_cannot_train_a_teacher(description, quick, tmp_path):
