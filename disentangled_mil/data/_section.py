@@ -81,7 +81,8 @@ class Section:
 
     def section(self, key: str, default: dict[str, Any] | None = None) -> "Section":
         """A table inside this one."""
-        return Section(f"{self.name} [{key}]", self.take(key, dict, default))
+        name = f"{self.name[:-1]}.{key}]" if self.name.endswith("]") else f"{self.name} [{key}]"
+        return Section(name, self.take(key, dict, default))
 
     def sections(self) -> dict[str, "Section"]:
         """All values that nobody took, which must be tables."""

@@ -130,7 +130,9 @@ class DiscreteSurvival(Task):
 
     @classmethod
     def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
-        """Check the options, and refuse an event column whose name suggests the opposite coding."""
+        """Check columns and options, and refuse an event column whose name suggests the opposite coding."""
+        if columns["time"] == columns["event"]:
+            raise ValueError(f"time and event must be two columns, got {columns['time']!r} for both")
         check_count("bins", options.get("bins", 1))
         check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
         observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))

@@ -242,11 +242,11 @@ def test_one_column_may_serve_several_purposes(folder):
         (
             'folder = "10x"',
             'folder = "10x"\nsize = 3',
-            r"\[slides\] \[10x\] has the unknown key 'size'; known are folder, step",
+            r"\[slides\.10x\] has the unknown key 'size'; known are folder, step",
         ),
-        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\] \[10x\] step must be a number, got '3'"),
-        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\] \[10x\] step must be positive and finite, got 0"),
-        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[10x\] step must be positive and finite, got inf"),
+        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\.10x\] step must be a number, got '3'"),
+        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\.10x\] step must be positive and finite, got 0"),
+        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[slides\.10x\] step must be positive and finite, got inf"),
         ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] has the unknown key 'bags'; known are bag,"),
         (
             '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',
@@ -277,14 +277,19 @@ def test_one_column_may_serve_several_purposes(folder):
         (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
         ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
         (
+            'time = "os_days"',
+            'time = "event"',
+            r"\[tasks\.survival\] time and event must be two columns, got 'event' for both",
+        ),
+        (
             'event = "event"',
             'event = "event"\nobserved = ""',
-            r"\[survival\] observed must be a value of the event column, and not an empty cell, got ''",
+            r"\[tasks\.survival\] observed must be a value of the event column, and not an empty cell, got ''",
         ),
         (
             'column = "grade"',
             'column = "grade"\nclasses = ["", "G2"]',
-            r"\[grading\] classes must not be empty, because an empty cell has no value, got \('', 'G2'\)",
+            r"\[tasks\.grading\] classes must not be empty, because an empty cell has no value, got \('', 'G2'\)",
         ),
         ('"sets.gmt"', "[]", r"\[genes\] gmt must name at least one file, got \[\]"),
     ],
@@ -363,23 +368,39 @@ def test_a_label_column_must_be_there(folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "survival"', "", r"\[tasks\] \[survival\] must have the key 'kind', got time, event"),
-        ('"survival"', '"surival"', r"\[survival\] kind must be one of 'classification', 'survival', got 'surival'"),
-        ('column = "grade"', "", r"\[grading\] must have the key 'column', got kind"),
+        ('kind = "survival"', "", r"\[tasks\.survival\] must have the key 'kind', got time, event"),
+        (
+            '"survival"',
+            '"surival"',
+            r"\[tasks\.survival\] kind must be one of 'classification', 'survival', got 'surival'",
+        ),
+        ('column = "grade"', "", r"\[tasks\.grading\] must have the key 'column', got kind"),
         (
             'column = "grade"',
             'column = "grade"\nbins = 3',
-            r"\[grading\] has the unknown key 'bins'; known are kind, col",
+            r"\[tasks\.grading\] has the unknown key 'bins'; known are kind, col",
         ),
-        ('column = "grade"', 'column = "grade"\nclasses = "G2"', r"\[grading\] classes must be a list, got 'G2'"),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = "G2"',
+            r"\[tasks\.grading\] classes must be a list, got 'G2'",
+        ),
         (
             'column = "grade"',
             'column = "grade"\nclasses = ["A", "A"]',
-            r"COHORT\.toml: \[tasks\] \[grading\] classes must be distinct, got 'A' more than once",
+            r"COHORT\.toml: \[tasks\.grading\] classes must be distinct, got 'A' more than once",
         ),
-        ('time = "os_days"', 'time = "os_days"\nbins = 2.5', r"\[survival\] bins must be a whole number, got 2\.5"),
-        ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[survival\] bins must be at least 1, got 0"),
-        ('time = "os_days"', 'time = "os_days"\nalpha = 2', r"\[survival\] alpha must lie in \[0\.0, 1\.0\], got 2"),
+        (
+            'time = "os_days"',
+            'time = "os_days"\nbins = 2.5',
+            r"\[tasks\.survival\] bins must be a whole number, got 2\.5",
+        ),
+        ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[tasks\.survival\] bins must be at least 1, got 0"),
+        (
+            'time = "os_days"',
+            'time = "os_days"\nalpha = 2',
+            r"\[tasks\.survival\] alpha must lie in \[0\.0, 1\.0\], got 2",
+        ),
         (
             'time = "os_days"',
             'time = "os_days"\nobserved = "0"',
