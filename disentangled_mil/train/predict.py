@@ -166,8 +166,11 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
         return {slide: slide for slide in slides}
     rows = read_rows(path)
     header = next(rows).cells
-    if not {"slide", "patient"} <= set(header):
-        raise ValueError(f"{path}: must have the columns slide and patient, got {', '.join(header)}")
+    for column in ("slide", "patient"):
+        if header.count(column) != 1:
+            raise ValueError(
+                f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}"
+            )
     owner: dict[str, str] = {}
     for line, cells in rows:
         row = dict(zip(header, map(str.strip, cells), strict=True))

@@ -209,7 +209,15 @@ def test_a_slide_with_a_value_that_is_not_finite_is_named(by_slide, slides, tmp_
         ),
         (
             lambda table: table.rename(columns={"patient": "who"}),
-            r": must have the columns slide and patient, got slide, who",
+            ": must have one column 'patient', got 0 among slide, who",
+        ),
+        (
+            lambda table: pd.concat([table, table[["patient"]]], axis=1),
+            ": must have one column 'patient', got 2 among slide, patient, patient",
+        ),
+        (
+            lambda table: pd.concat([table, table[["slide"]]], axis=1),
+            ": must have one column 'slide', got 2 among slide, patient, slide",
         ),
         (
             lambda table: table.assign(patient=[None] * len(table)),
