@@ -288,6 +288,13 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
     assert "usage: python -m disentangled_mil" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "1025", "3000000000", "9" * 5000])
+def test_a_number_of_threads_out_of_range_is_refused_at_once(number, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", f"--threads={number}"])
+    assert f"--threads: must be auto or a whole number from 1 to 1024, got '{number}'" in capsys.readouterr().err
+
+
 def test_version_is_told(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
