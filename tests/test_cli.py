@@ -221,7 +221,7 @@ def test_a_missing_description_is_one_line(tmp_path, capsys):
 
 def test_a_task_that_is_not_there_is_one_line(description, tmp_path, capsys):
     line = refusal(["train", description, "--task=staging", "--out", tmp_path / "o"], capsys)
-    assert line == "error: task must be one of 'diagnosis', 'grading', 'survival', got 'staging'"
+    assert line == f"error: {description}: task must be one of 'diagnosis', 'grading', 'survival', got 'staging'"
     assert "task must be one of 'diagnosis', 'grading', 'survival', got 'staging'" in refusal(
         ["demo", "--task=staging"], capsys
     )

@@ -49,7 +49,7 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
         FileNotFoundError: there is no such table.
         ValueError: the table or a label is refused; the message names file and line.
     """
-    path = folder / section.take("table", str)
+    path = section.file("table", folder, section.take("table", str))
     patient_column = section.take("patient", str, "patient_id")
     slides_column = section.take("slides", str, "slides")
     separator = section.take("separator", str, ";")

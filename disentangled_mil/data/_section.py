@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _NAMES = {str: "text", bool: "true or false", float: "a number", int: "a whole number", dict: "a table", list: "a list"}
@@ -59,6 +60,25 @@ class Section:
             return self.take(key, kind)
         self.known.append(key)
         return None
+
+    def file(self, key: str, folder: Path, name: str) -> Path:
+        """A file that the value of a key names, relative to a folder.
+
+        Args:
+            key: key of the value.
+            folder: folder of the description.
+            name: value, or an entry of it.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.name} {key} must name a file, got {str(path)!r}, which is not there")
+        return path
 
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""

@@ -176,7 +176,7 @@ class DiscreteSurvival(Task):
     @classmethod
     def strata(cls, labels: Labels) -> list[Hashable]:
         """Whether the event was observed, of every patient."""
-        return list(labels["event"])
+        return ["observed" if event else "censored" for event in labels["event"]]
 
     @classmethod
     def summary(cls, labels: Labels) -> str:

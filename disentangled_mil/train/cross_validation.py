@@ -57,10 +57,14 @@ def run_cross_validation(
         raise ValueError(
             f"{description}: must have [expression] and [genes], from which the teacher learns, got neither"
         )
+    try:
+        definition = cohort.definition(task)
+    except ValueError as error:
+        raise ValueError(f"{description}: {error}") from error
     folder = RunFolder(
         out,
         task,
-        cohort.definition(task),
+        definition,
         options,
         resume=resume,
         description={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},

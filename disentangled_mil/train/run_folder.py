@@ -77,7 +77,12 @@ class RunFolder:
             changed = [key for key in self.run if before.get(key) != self.run[key]]
             if changed:
                 listed = ", ".join(changed)
-                raise ValueError(f"{self.path}: cannot be resumed with another {listed} than it was started with")
+                options = "".join(
+                    f"; {each}" for key in changed for each in _differences(key, before.get(key), self.run[key])
+                )
+                raise ValueError(
+                    f"{self.path}: cannot be resumed with another {listed} than it was started with{options}"
+                )
 
     @property
     def _note(self) -> Path:
@@ -221,6 +226,16 @@ def _read_json(path: Path, requirement: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must {requirement}, got {content!r}")
     return content
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    """The options that differ; a digest says nothing to a reader."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if before.get(key) != now[key]:
+                yield from _differences(key, before.get(key), now[key])
+    elif name != "cohort":
+        yield f"{name} must be {before!r}, got {now!r}"
 
 
 def _trained(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """Cohort descriptions: complete ones give a cohort, every defect is named before any training."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,6 +292,11 @@ def test_one_column_may_serve_several_purposes(folder):
             'column = "grade"\nclasses = ["", "G2"]',
             r"\[tasks\.grading\] classes must not be empty, because an empty cell has no value, got \('', 'G2'\)",
         ),
+        (
+            'tumor = ["TUMOR"]\ntme = ["TME"]',
+            "",
+            r"\[genes\] must name the gene sets of a subspace, e\.g\. tumor = \['TUMOR'\], got only gmt",
+        ),
         ('"sets.gmt"', "[]", r"\[genes\] gmt must name at least one file, got \[\]"),
     ],
 )
@@ -355,6 +361,17 @@ def test_mistakes_in_the_clinical_table_are_named_by_line(folder, old, new, mess
     path = change(folder, "clinical.csv", old, new)
     with pytest.raises(ValueError, match=message):
         read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("clinical.csv", "[clinical] table"), ("expression.csv", "[expression] table"), ("sets.gmt", "[genes] gmt")],
+)
+def test_a_missing_file_is_named_with_its_key(folder, name, key):
+    (folder / name).unlink()
+    message = f"{folder / 'COHORT.toml'}: {key} must name a file, got '{folder / name}', which is not there"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        read_cohort(folder / "COHORT.toml")
 
 
 def test_a_label_column_must_be_there(folder):

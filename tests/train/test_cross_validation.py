@@ -217,16 +217,21 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
 @pytest.mark.parametrize(
     ("label", "folds", "changes", "named"),
     [
-        ("diagnosis", 2, {}, "task"),
-        ("grading", 3, {}, "folds"),
-        ("grading", 2, {"learning_rate": 0.5}, "training"),
-        ("survival", 3, {"dim": 4}, "folds, task, training"),
+        (
+            "diagnosis",
+            2,
+            {},
+            "task .*; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
+        ),
+        ("grading", 3, {}, "folds than it was started with; folds must be 2, got 3$"),
+        ("grading", 2, {"learning_rate": 0.5}, "training than .*; learning_rate must be 0.01, got 0.5$"),
+        ("survival", 3, {"dim": 4}, "folds, task, training .*; dim must be 8, got 4$"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
     finished_run, description, quick, untrained, label, folds, changes, named
 ):
-    with pytest.raises(ValueError, match=f"cannot be resumed with another {named} than it was started with"):
+    with pytest.raises(ValueError, match=f"cannot be resumed with another {named}"):
         run_cross_validation(
             description, label, finished_run[0], replace(quick, **changes), folds=folds, resume=True, quiet=True
         )
@@ -246,7 +251,7 @@ def test_resuming_with_other_options_is_refused(
 )
 def test_resuming_with_another_cohort_is_refused(finished_run, description, quick, untrained, tmp_path, name, old, new):
     other = copy_with_change(description, tmp_path, name, old, new)
-    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
@@ -254,7 +259,7 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
     finished_run, description, quick, untrained, monkeypatch
 ):
     monkeypatch.setattr("disentangled_mil.data.expression._MAD_TO_STD", 100.0)
-    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
