@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .train.options import TrainingOptions
 
 T = TypeVar("T")
+
+_MOST_THREADS = 1024  # Far larger numbers end the process without a message.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,8 +114,8 @@ def _threads(text: str) -> int | str:
     """A number of threads, or auto."""
     if text == "auto":
         return text
-    if not text.isascii() or not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be auto or a whole number of at least 1, got {text!r}")
+    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be auto or a whole number from 1 to {_MOST_THREADS}, got {text!r}")
     return int(text)
 
 

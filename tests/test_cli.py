@@ -221,7 +221,7 @@ def test_a_missing_description_is_one_line(tmp_path, capsys):
 
 def test_a_task_that_is_not_there_is_one_line(description, tmp_path, capsys):
     line = refusal(["train", description, "--task=staging", "--out", tmp_path / "o"], capsys)
-    assert line == "error: task must be one of 'diagnosis', 'grading', 'survival', got 'staging'"
+    assert line == f"error: {description}: task must be one of 'diagnosis', 'grading', 'survival', got 'staging'"
     assert "task must be one of 'diagnosis', 'grading', 'survival', got 'staging'" in refusal(
         ["demo", "--task=staging"], capsys
     )
@@ -286,6 +286,13 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: python -m disentangled_mil" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "1025", "3000000000", "9" * 5000])
+def test_a_number_of_threads_out_of_range_is_refused_at_once(number, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", f"--threads={number}"])
+    assert f"--threads: must be auto or a whole number from 1 to 1024, got '{number}'" in capsys.readouterr().err
 
 
 def test_version_is_told(capsys):

@@ -49,19 +49,24 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
         FileNotFoundError: there is no such table.
         ValueError: the table or a label is refused; the message names file and line.
     """
-    path = folder / section.take("table", str)
+    path = section.file("table", folder, section.take("table", str))
     patient_column = section.take("patient", str, "patient_id")
     slides_column = section.take("slides", str, "slides")
     separator = section.take("separator", str, ";")
     if not separator:
         raise ValueError(f"{section.name} separator must not be empty")
-    missing = _MISSING if "missing" not in section.content else {_plain(text) for text in section.texts("missing")}
+    missing = _MISSING if "missing" not in section.content else frozenset(map(_plain, section.texts("missing")))
     section.known.append("missing")
     section.end()
 
     rows = read_rows(path)
     header = next(rows).cells
     labels = list(dict.fromkeys(column for task in tasks.values() for column in task.columns.values()))
+    # A value that a task names is a label, also where it looks like a marker.
+    markers = {
+        column: missing - {_plain(value) for task in tasks.values() for value in task.named_values(column)}
+        for column in labels
+    }
     for column in [patient_column, slides_column, *labels]:
         if header.count(column) != 1:
             raise ValueError(
@@ -88,7 +93,9 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
             if name in owners:
                 raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")
             owners[name] = patient
-        record = {column: _label(cell[column], missing) if column in labels else cell[column] for column in kept}
+        record = {
+            column: _label(cell[column], markers[column]) if column in markers else cell[column] for column in kept
+        }
         for name, task in tasks.items():
             try:
                 task.read(record)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _NAMES = {str: "text", bool: "true or false", float: "a number", int: "a whole number", dict: "a table", list: "a list"}
@@ -60,6 +61,25 @@ class Section:
         self.known.append(key)
         return None
 
+    def file(self, key: str, folder: Path, name: str) -> Path:
+        """A file that the value of a key names, relative to a folder.
+
+        Args:
+            key: key of the value.
+            folder: folder of the description.
+            name: value, or an entry of it.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.name} {key} must name a file, got {str(path)!r}, which is not there")
+        return path
+
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""
         value: list[str] = self.take(key, list, default)
@@ -81,7 +101,8 @@ class Section:
 
     def section(self, key: str, default: dict[str, Any] | None = None) -> "Section":
         """A table inside this one."""
-        return Section(f"{self.name} [{key}]", self.take(key, dict, default))
+        name = f"{self.name[:-1]}.{key}]" if self.name.endswith("]") else f"{self.name} [{key}]"
+        return Section(name, self.take(key, dict, default))
 
     def sections(self) -> dict[str, "Section"]:
         """All values that nobody took, which must be tables."""

@@ -34,6 +34,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         separator = ";"                   # ... and what stands between them
         # missing = ["", "NA"]            # cells without a value, in any case; by default the markers of spreadsheets,
                                           # pandas, R and registries: "#N/A", "n.a.", "[Not Available]", "unknown", ...
+                                          # a value that a task names (classes, observed, censored) is never missing
 
         [tasks.grading]                   # one section per task, named as you like; none is there by default
         kind = "classification"
@@ -112,7 +113,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     unit = slides.content.get("bag", "slide")
     if not expression.content:
         return Cohort(samples, table, unit=unit, tasks=tasks)
-    source = path.parent / expression.take("table", str)
+    source = expression.file("table", path.parent, expression.take("table", str))
     options = _expression_options(expression)
     values = read_expression(source)
     unknown = [patient for patient in values.index if patient not in table.index]
@@ -206,12 +207,15 @@ def _gene_sets(folder: Path, section: Section) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"{section.name} gmt must name at least one file, got []")
     sets: dict[str, tuple[str, ...]] = {}
     for file in files:
-        found = read_gmt(folder / file)
+        found = read_gmt(section.file("gmt", folder, file))
         repeated = [name for name in found if name in sets]
         if repeated:
             raise ValueError(f"{folder / file}: gene sets must have different names, got {repeated[0]!r} again")
         sets |= found
     choice = {subspace: section.texts(subspace) for subspace in section.content if subspace != "gmt"}
+    if not choice:
+        example = f"tumor = [{next(iter(sets))!r}]"
+        raise ValueError(f"{section.name} must name the gene sets of a subspace, e.g. {example}, got only gmt")
     try:
         subspaces = gene_subspaces(sets, choice)
         check_subspaces(subspaces)

@@ -76,8 +76,8 @@ class DMSF(nn.Module):
         ``patches`` [B, N, C], ``genes`` {subspace: [B, T, C]}.
 
     Raises:
-        TypeError: tokens are not floating-point.
-        ValueError: names or shapes disagree, or an option is unknown.
+        TypeError: ``dim`` is no integer, or tokens are not floating-point.
+        ValueError: ``dim`` is less than 1, names or shapes disagree, or an option is unknown.
 
     Source:
         Eqs 1-5 of the paper.
@@ -109,6 +109,7 @@ class DMSF(nn.Module):
         **options: "Unpack[DeformableOptions]",
     ) -> None:
         super().__init__()
+        check_count("dim", dim)
         check_choice("query", query, ("gene", "gene+patch"))
         check_choice("selection_query", selection_query, ("separate", "fused"))
         self.dim, self.subspaces = dim, check_subspaces(subspaces)

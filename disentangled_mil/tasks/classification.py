@@ -113,6 +113,15 @@ class Classification(Task):
         """Check the classes, if there are any."""
         if options.get("classes"):
             cls(options["classes"])
+            if not all(name.strip() for name in options["classes"]):
+                raise ValueError(
+                    f"classes must not be empty, because an empty cell has no value, got {options['classes']}"
+                )
+
+    @classmethod
+    def named_values(cls, key: str, options: Mapping[str, Any]) -> Sequence[str]:
+        """The classes of the definition."""
+        return tuple(options["classes"])
 
     @classmethod
     def check_labels(cls, labels: Labels) -> None:

@@ -116,6 +116,9 @@ class DiscreteSurvival(Task):
         check_count("bins", bins)
         times, observed = _observations(time, event)
         _check_any_event(observed)
+        events = int(observed.sum())
+        if bins > events:
+            raise ValueError(f"bins must be at most the number of observed events, {events}, got {bins}")
         # In whole numbers, unlike np.quantile: an edge that is a time of an event must not be rounded to just after it.
         ordered = np.sort(times[observed])
         below, part = np.divmod(np.arange(1, bins) * (len(ordered) - 1), bins)
@@ -124,16 +127,21 @@ class DiscreteSurvival(Task):
         if (inside == 0).any():
             raise ValueError(
                 f"bins must leave no interval without an event, got bins = {bins} with edges {edges.tolist()} "
-                f"for {len(ordered)} observed events"
+                f"for {events} observed events"
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 
     @classmethod
     def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
-        """Check the options, and refuse an event column whose name suggests the opposite coding."""
+        """Check columns and options, and refuse an event column whose name suggests the opposite coding."""
+        if columns["time"] == columns["event"]:
+            raise ValueError(f"time and event must be two columns, got {columns['time']!r} for both")
         check_count("bins", options.get("bins", 1))
         check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
         observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))
+        for key, value in (("observed", observed), ("censored", censored)):
+            if not str(value).strip():
+                raise ValueError(f"{key} must be a value of the event column, and not an empty cell, got {value!r}")
         if _same(observed, censored):
             raise ValueError(f"observed and censored must be two values of the event column, got {observed!r} for both")
         if _OPPOSITE.search(columns["event"]) and not {"observed", "censored"} <= options.keys():
@@ -141,6 +149,11 @@ class DiscreteSurvival(Task):
                 f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
                 'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
             )
+
+    @classmethod
+    def named_values(cls, key: str, options: Mapping[str, Any]) -> Sequence[str]:
+        """The values of an observed event and of a censored time."""
+        return (str(options["observed"]), str(options["censored"])) if key == "event" else ()
 
     @classmethod
     def check_labels(cls, labels: Labels) -> None:
@@ -163,7 +176,7 @@ class DiscreteSurvival(Task):
     @classmethod
     def strata(cls, labels: Labels) -> list[Hashable]:
         """Whether the event was observed, of every patient."""
-        return list(labels["event"])
+        return ["observed" if event else "censored" for event in labels["event"]]
 
     @classmethod
     def summary(cls, labels: Labels) -> str:

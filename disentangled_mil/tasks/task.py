@@ -97,6 +97,19 @@ class Task(ABC):
             ValueError: an option is out of range, or a column cannot serve.
         """
 
+    @classmethod
+    def named_values(cls, key: str, options: Mapping[str, Any]) -> Sequence[str]:
+        """The values of a column that the options name, which are never missing ones; by default none.
+
+        Args:
+            key: key of the column.
+            options: all options of the definition.
+
+        Returns:
+            The values.
+        """
+        return ()
+
     @classmethod  # noqa: B027  (a kind need not override it)
     def check_labels(cls, labels: Labels) -> None:
         """Check that labels differ, so that a model can learn and be tested; by default nothing is refused.
@@ -225,6 +238,11 @@ class TaskDefinition:
                 raise ValueError(f"options of kind {self.kind.kind!r} must be among {', '.join(known)}, got {key!r}")
         self.kind.check(self.columns, self.options)
         object.__setattr__(self, "options", {**self.kind.options, **self.options})
+
+    def named_values(self, column: str) -> list[str]:
+        """The values of a column of the clinical table that the options name; see :meth:`Task.named_values`."""
+        keys = [key for key, name in self.columns.items() if name == column]
+        return [value for key in keys for value in self.kind.named_values(key, self.options)]
 
     def read(self, cells: Mapping[str, Any]) -> dict[str, Any]:
         """Read the labels of one patient.

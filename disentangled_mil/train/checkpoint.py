@@ -112,7 +112,7 @@ def load_progress(path: Path, device: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be resumed from ({error}); delete it to train this stage anew") from error
+        raise ValueError(f"{path}: cannot be resumed from; delete it to train this stage anew") from error
     return state
 
 

@@ -57,10 +57,14 @@ def run_cross_validation(
         raise ValueError(
             f"{description}: must have [expression] and [genes], from which the teacher learns, got neither"
         )
+    try:
+        definition = cohort.definition(task)
+    except ValueError as error:
+        raise ValueError(f"{description}: {error}") from error
     folder = RunFolder(
         out,
         task,
-        cohort.definition(task),
+        definition,
         options,
         resume=resume,
         description={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
@@ -68,6 +72,8 @@ def run_cross_validation(
     if folder.finished:
         return folder.report()
     splits = _splits(cohort, task, folds, options.seed, quiet)
+    if options.cgc and len(cohort.gene_sets) < 2 and not quiet:
+        print("no CGC: it needs two subspaces, and [genes] names one", file=sys.stderr)
     cache, results = BagCache(), []
     folders = [out / f"fold{number}" for number in range(folds)]
     with folder.taken():

@@ -30,7 +30,7 @@ class TrainingOptions:
         prediction_weight: weight of the divergence from the teacher's predictions.
         representation_weight: weight of the error between prototypes and subspaces.
         temperature: temperature of the distilled predictions.
-        cgc: whether the gradients of the subspaces are coordinated.
+        cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
         device: device of the training.

@@ -8,11 +8,11 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from .._checks import check_names
+from .._checks import check_choice, check_names
 from .._files import replacing
 from .._tables import read_rows
 from ..bags import collate_bags
-from ..data.cohort import Sample, StoredBag
+from ..data.cohort import TRANSFORMS, Sample, StoredBag
 from ..data.hdf5 import has_coords, slide_width
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
@@ -62,6 +62,7 @@ def predict_slides(
     for key in ("cohort", "task"):
         if key not in description:
             raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
+    _check_reading(f"{checkpoint}: cohort", description["cohort"], model.magnifications)
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
     if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
@@ -87,6 +88,21 @@ def predict_slides(
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
     return table
+
+
+def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> None:
+    """Check a checkpoint's description of how training read its bags."""
+    if not isinstance(reading, dict):
+        raise ValueError(f"{name} must be an object, as training writes it, got {reading!r}")
+    choices = {"bag": ("slide", "patient"), "transform": TRANSFORMS, "drop_augmented": (False, True)}
+    for key in (*choices, "sets"):
+        if key not in reading:
+            raise ValueError(f"{name} must have the key {key!r}, as training writes it, got {list(reading)}")
+    for key, values in choices.items():
+        check_choice(f"{name} {key}", reading[key], values)
+    sets = reading["sets"]
+    if not isinstance(sets, list) or any(magnification not in magnifications for magnification in sets):
+        raise ValueError(f"{name} sets must be a list of the magnifications {', '.join(magnifications)}, got {sets!r}")
 
 
 def _check_files(samples: Sequence[Sample], width: int) -> None:
@@ -150,8 +166,11 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
         return {slide: slide for slide in slides}
     rows = read_rows(path)
     header = next(rows).cells
-    if not {"slide", "patient"} <= set(header):
-        raise ValueError(f"{path}: must have the columns slide and patient, got {', '.join(header)}")
+    for column in ("slide", "patient"):
+        if header.count(column) != 1:
+            raise ValueError(
+                f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}"
+            )
     owner: dict[str, str] = {}
     for line, cells in rows:
         row = dict(zip(header, map(str.strip, cells), strict=True))

@@ -77,7 +77,12 @@ class RunFolder:
             changed = [key for key in self.run if before.get(key) != self.run[key]]
             if changed:
                 listed = ", ".join(changed)
-                raise ValueError(f"{self.path}: cannot be resumed with another {listed} than it was started with")
+                options = "".join(
+                    f"; {each}" for key in changed for each in _differences(key, before.get(key), self.run[key])
+                )
+                raise ValueError(
+                    f"{self.path}: cannot be resumed with another {listed} than it was started with{options}"
+                )
 
     @property
     def _note(self) -> Path:
@@ -155,8 +160,15 @@ class RunFolder:
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
-        splits = json.loads((self.path / "metrics.json").read_text())["splits"]
-        table = results_table(splits, self.task.kind, every=len(splits) > 1).to_string()
+        path = self.path / "metrics.json"
+        content = _read_json(path, "hold the metrics of the finished run")
+        try:
+            splits = content["splits"]
+            table = results_table(splits, self.task.kind, every=len(splits) > 1).to_string()
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: must hold the metrics of the finished run ({type(error).__name__}: {error})"
+            ) from error
         lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
         return f"\n{table}\n{lacking}\nmetrics, predictions, logs and checkpoints: {self.path}"
 
@@ -202,13 +214,28 @@ def _fingerprint(path: Path) -> str:
 
 def _read_note(path: Path) -> dict[str, Any]:
     """The description of a run in run.json."""
+    return _read_json(path, "describe the run to resume")
+
+
+def _read_json(path: Path, requirement: str) -> dict[str, Any]:
+    """The object in a JSON file, which must meet a requirement."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: must describe the run to resume: {error}") from error
-    if not isinstance(run, dict):
-        raise ValueError(f"{path}: must describe the run to resume, got {run!r}")
-    return run
+        raise ValueError(f"{path}: must {requirement}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must {requirement}, got {content!r}")
+    return content
+
+
+def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
+    """The options that differ; a digest says nothing to a reader."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if before.get(key) != now[key]:
+                yield from _differences(key, before.get(key), now[key])
+    elif name != "cohort":
+        yield f"{name} must be {before!r}, got {now!r}"
 
 
 def _trained(path: Path) -> bool:

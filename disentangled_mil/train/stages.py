@@ -88,7 +88,8 @@ class TeacherStage(Stage):
     def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
         self.model, self.task, self.options = model, task, options
         adamw = _adamw(model, options)
-        self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc else None
+        several = len(model.subspaces) > 1
+        self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc and several else None
         self.optimizer = self.coordinated or adamw
         self._compares = len(model.magnifications) > 1 and bool(options.consistency_weight)
         self.resolution: int | None = None

@@ -1,5 +1,6 @@
 """Cohort descriptions: complete ones give a cohort, every defect is named before any training."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,28 @@ def test_what_tables_write_for_no_value_is_no_label(folder, cell):
     assert cohort.labels("survival").index.tolist() == ["B"]
 
 
+def test_a_value_that_a_task_names_is_a_label_though_it_looks_like_a_missing_one(folder):
+    change(folder, "clinical.csv", "x,G2,10,1.0", "none,unknown,10,Dead")
+    change(folder, "clinical.csv", "y,[Discrepancy],0,0", "B,G2,0,none")
+    change(folder, "clinical.csv", "C,c1,,G3,,", "C,c1,NA,G3,4,")
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nobserved = "Dead"\ncensored = "none"')
+    path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "B"]')
+    for missing in ("", '\nmissing = ["", "NA", "None", "unknown"]'):
+        if missing:
+            change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"' + missing)
+        cohort = read_cohort(path)
+        assert cohort.labels("survival")["event"].to_dict() == {"A": True, "B": False}
+        assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "none", "B": "B"}
+        assert cohort.labels("grading")["label"].to_dict() == {"B": "G2", "C": "G3"}
+
+
+def test_a_named_value_in_another_case_is_refused_and_not_lost(folder):
+    change(folder, "clinical.csv", "A,a1;a2,x", "A,a1;a2,None")
+    path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "y"]')
+    with pytest.raises(ValueError, match=r"line 2: task 'diagnosis', .* must be among 'none', 'y', got 'None'"):
+        read_cohort(path)
+
+
 def test_one_column_may_serve_several_purposes(folder):
     (folder / "clinical.csv").write_text("patient_id,grade\na1,G2\nb1,G3\n")
     (folder / "expression.csv").write_text(EXPRESSION.replace("C,", "b1,").replace("A,", "a1,"))
@@ -220,11 +243,11 @@ def test_one_column_may_serve_several_purposes(folder):
         (
             'folder = "10x"',
             'folder = "10x"\nsize = 3',
-            r"\[slides\] \[10x\] has the unknown key 'size'; known are folder, step",
+            r"\[slides\.10x\] has the unknown key 'size'; known are folder, step",
         ),
-        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\] \[10x\] step must be a number, got '3'"),
-        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\] \[10x\] step must be positive and finite, got 0"),
-        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[10x\] step must be positive and finite, got inf"),
+        ('folder = "10x"', 'folder = "10x"\nstep = "3"', r"\[slides\.10x\] step must be a number, got '3'"),
+        ('folder = "10x"', 'folder = "10x"\nstep = 0', r"\[slides\.10x\] step must be positive and finite, got 0"),
+        ('folder = "10x"', 'folder = "10x"\nstep = inf', r"\[slides\.10x\] step must be positive and finite, got inf"),
         ("[slides.10x]", "[slides]\nbags = 1\n[slides.10x]", r"\[slides\] has the unknown key 'bags'; known are bag,"),
         (
             '[slides.10x]\nfolder = "10x"\n\n[slides.20x]\nfolder = "20x"',
@@ -254,6 +277,26 @@ def test_one_column_may_serve_several_purposes(folder):
         ('gmt = "sets.gmt"\n', "", r"\[genes\] must have the key 'gmt', got tumor, tme"),
         (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
         ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
+        (
+            'time = "os_days"',
+            'time = "event"',
+            r"\[tasks\.survival\] time and event must be two columns, got 'event' for both",
+        ),
+        (
+            'event = "event"',
+            'event = "event"\nobserved = ""',
+            r"\[tasks\.survival\] observed must be a value of the event column, and not an empty cell, got ''",
+        ),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = ["", "G2"]',
+            r"\[tasks\.grading\] classes must not be empty, because an empty cell has no value, got \('', 'G2'\)",
+        ),
+        (
+            'tumor = ["TUMOR"]\ntme = ["TME"]',
+            "",
+            r"\[genes\] must name the gene sets of a subspace, e\.g\. tumor = \['TUMOR'\], got only gmt",
+        ),
         ('"sets.gmt"', "[]", r"\[genes\] gmt must name at least one file, got \[\]"),
     ],
 )
@@ -320,6 +363,17 @@ def test_mistakes_in_the_clinical_table_are_named_by_line(folder, old, new, mess
         read_cohort(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("clinical.csv", "[clinical] table"), ("expression.csv", "[expression] table"), ("sets.gmt", "[genes] gmt")],
+)
+def test_a_missing_file_is_named_with_its_key(folder, name, key):
+    (folder / name).unlink()
+    message = f"{folder / 'COHORT.toml'}: {key} must name a file, got '{folder / name}', which is not there"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        read_cohort(folder / "COHORT.toml")
+
+
 def test_a_label_column_must_be_there(folder):
     path = change(folder, "clinical.csv", "grade", "who")
     with pytest.raises(ValueError, match="must have one column 'grade', got 0"):
@@ -331,23 +385,39 @@ def test_a_label_column_must_be_there(folder):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "survival"', "", r"\[tasks\] \[survival\] must have the key 'kind', got time, event"),
-        ('"survival"', '"surival"', r"\[survival\] kind must be one of 'classification', 'survival', got 'surival'"),
-        ('column = "grade"', "", r"\[grading\] must have the key 'column', got kind"),
+        ('kind = "survival"', "", r"\[tasks\.survival\] must have the key 'kind', got time, event"),
+        (
+            '"survival"',
+            '"surival"',
+            r"\[tasks\.survival\] kind must be one of 'classification', 'survival', got 'surival'",
+        ),
+        ('column = "grade"', "", r"\[tasks\.grading\] must have the key 'column', got kind"),
         (
             'column = "grade"',
             'column = "grade"\nbins = 3',
-            r"\[grading\] has the unknown key 'bins'; known are kind, col",
+            r"\[tasks\.grading\] has the unknown key 'bins'; known are kind, col",
         ),
-        ('column = "grade"', 'column = "grade"\nclasses = "G2"', r"\[grading\] classes must be a list, got 'G2'"),
+        (
+            'column = "grade"',
+            'column = "grade"\nclasses = "G2"',
+            r"\[tasks\.grading\] classes must be a list, got 'G2'",
+        ),
         (
             'column = "grade"',
             'column = "grade"\nclasses = ["A", "A"]',
-            r"COHORT\.toml: \[tasks\] \[grading\] classes must be distinct, got 'A' more than once",
+            r"COHORT\.toml: \[tasks\.grading\] classes must be distinct, got 'A' more than once",
         ),
-        ('time = "os_days"', 'time = "os_days"\nbins = 2.5', r"\[survival\] bins must be a whole number, got 2\.5"),
-        ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[survival\] bins must be at least 1, got 0"),
-        ('time = "os_days"', 'time = "os_days"\nalpha = 2', r"\[survival\] alpha must lie in \[0\.0, 1\.0\], got 2"),
+        (
+            'time = "os_days"',
+            'time = "os_days"\nbins = 2.5',
+            r"\[tasks\.survival\] bins must be a whole number, got 2\.5",
+        ),
+        ('time = "os_days"', 'time = "os_days"\nbins = 0', r"\[tasks\.survival\] bins must be at least 1, got 0"),
+        (
+            'time = "os_days"',
+            'time = "os_days"\nalpha = 2',
+            r"\[tasks\.survival\] alpha must lie in \[0\.0, 1\.0\], got 2",
+        ),
         (
             'time = "os_days"',
             'time = "os_days"\nobserved = "0"',

@@ -99,7 +99,7 @@ def test_strata_and_summary_are_those_of_the_kind():
     assert Classification.strata({"label": ["b", "a", "b"]}) == ["b", "a", "b"]
     assert Classification.summary({"label": ["b", "a", "b"]}) == "a 1, b 2"
     labels = {"time": [1.0, 2.0], "event": [True, False]}
-    assert DiscreteSurvival.strata(labels) == [True, False]
+    assert DiscreteSurvival.strata(labels) == ["observed", "censored"]
     assert DiscreteSurvival.summary(labels) == "events 1, censored 1"
 
 

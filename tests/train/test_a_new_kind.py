@@ -116,5 +116,7 @@ def test_a_new_kind_goes_from_the_description_to_the_predictions(description, tm
 
 
 def test_without_its_class_the_kind_is_refused(description):
-    with pytest.raises(ValueError, match=r"\[age\] kind must be one of 'classification', 'survival', got 'quantity'"):
+    with pytest.raises(
+        ValueError, match=r"\[tasks\.age\] kind must be one of 'classification', 'survival', got 'quantity'"
+    ):
         read_cohort(description)

@@ -20,6 +20,7 @@ from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import cross_validation, run_folder
 from disentangled_mil.train.cross_validation import run_cross_validation
 from disentangled_mil.train.experiment import MODELS, Result
+from disentangled_mil.train.predict import predict_slides
 from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 from tests.support.cohorts import copy_with_change
@@ -216,16 +217,21 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
 @pytest.mark.parametrize(
     ("label", "folds", "changes", "named"),
     [
-        ("diagnosis", 2, {}, "task"),
-        ("grading", 3, {}, "folds"),
-        ("grading", 2, {"learning_rate": 0.5}, "training"),
-        ("survival", 3, {"dim": 4}, "folds, task, training"),
+        (
+            "diagnosis",
+            2,
+            {},
+            "task .*; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
+        ),
+        ("grading", 3, {}, "folds than it was started with; folds must be 2, got 3$"),
+        ("grading", 2, {"learning_rate": 0.5}, "training than .*; learning_rate must be 0.01, got 0.5$"),
+        ("survival", 3, {"dim": 4}, "folds, task, training .*; dim must be 8, got 4$"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
     finished_run, description, quick, untrained, label, folds, changes, named
 ):
-    with pytest.raises(ValueError, match=f"cannot be resumed with another {named} than it was started with"):
+    with pytest.raises(ValueError, match=f"cannot be resumed with another {named}"):
         run_cross_validation(
             description, label, finished_run[0], replace(quick, **changes), folds=folds, resume=True, quiet=True
         )
@@ -245,7 +251,7 @@ def test_resuming_with_other_options_is_refused(
 )
 def test_resuming_with_another_cohort_is_refused(finished_run, description, quick, untrained, tmp_path, name, old, new):
     other = copy_with_change(description, tmp_path, name, old, new)
-    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
@@ -253,13 +259,24 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
     finished_run, description, quick, untrained, monkeypatch
 ):
     monkeypatch.setattr("disentangled_mil.data.expression._MAD_TO_STD", 100.0)
-    with pytest.raises(ValueError, match="cannot be resumed with another cohort than it was started with"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
     moved = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
     assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
+def test_one_subspace_is_trained_without_cgc_and_predicts(description, quick, tmp_path, capfd):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "tme = [", "# tme = [")
+    out = tmp_path / "run"
+    run_cross_validation(path, "grading", out, replace(quick, epochs=1), folds=2)
+    assert capfd.readouterr().err.count("no CGC: it needs two subspaces, and [genes] names one\n") == 1
+    slides = {name: description.parent / "slides" / name for name in ("10x", "20x")}
+    table = predict_slides(out / "fold1" / "distilled.json", slides, tmp_path / "predictions.csv")
+    assert len(table) == len(list(slides["10x"].iterdir()))
+    assert table.filter(like="probability").notna().all(axis=None)
 
 
 def test_a_cohort_without_expression_cannot_train_a_teacher(description, quick, tmp_path):
@@ -492,7 +509,7 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
 ):
     monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
     many = copy_with_change(description, tmp_path, "cohort.toml", "bins = 3", "bins = 50")
-    message = "^task 'survival', columns 'time', 'event': bins must leave no interval without an event"
+    message = "^task 'survival', columns 'time', 'event': bins must be at most the number of observed events, .* got 50"
     with pytest.raises(ValueError, match=message):
         run_cross_validation(many, "survival", tmp_path / "run", quick, folds=2, quiet=True)
     fits = []

@@ -209,7 +209,15 @@ def test_a_slide_with_a_value_that_is_not_finite_is_named(by_slide, slides, tmp_
         ),
         (
             lambda table: table.rename(columns={"patient": "who"}),
-            r": must have the columns slide and patient, got slide, who",
+            ": must have one column 'patient', got 0 among slide, who",
+        ),
+        (
+            lambda table: pd.concat([table, table[["patient"]]], axis=1),
+            ": must have one column 'patient', got 2 among slide, patient, patient",
+        ),
+        (
+            lambda table: pd.concat([table, table[["slide"]]], axis=1),
+            ": must have one column 'slide', got 2 among slide, patient, slide",
         ),
         (
             lambda table: table.assign(patient=[None] * len(table)),
@@ -271,13 +279,41 @@ def test_a_result_that_cannot_be_written_is_refused_before_slides_are_read(by_sl
         predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "file" / "out.csv")
 
 
+def changed_checkpoint(run, folder, change):
+    """A copy of a student whose description is changed."""
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(run / f"student{suffix}", folder)
+    path = folder / "student.json"
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bag", "tile", r" bag must be one of 'slide', 'patient', got 'tile'"),
+        ("transform", ["log"], r" transform must be one of 'none', 'log', got \['log'\]"),
+        ("drop_augmented", "no", r" drop_augmented must be one of False, True, got 'no'"),
+        ("sets", None, r" sets must be a list of the magnifications 10x, 20x, got None"),
+        ("sets", ["40x"], r" sets must be a list of the magnifications 10x, 20x, got \['40x'\]"),
+    ],
+)
+def test_a_checkpoint_that_describes_no_reading_of_bags_is_named(by_slide, tmp_path, key, value, message):
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["cohort"].update({key: value}))
+    with pytest.raises(ValueError, match=rf"student\.json: cohort{message}"):
+        predict_slides(path, by_slide.slides, tmp_path / "out.csv")
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["cohort"].pop(key))
+    with pytest.raises(ValueError, match=rf"student\.json: cohort must have the key '{key}'"):
+        predict_slides(path, by_slide.slides, tmp_path / "out.csv")
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description.update(cohort=value))
+    with pytest.raises(ValueError, match=r"student\.json: cohort must be an object, as training writes it, got"):
+        predict_slides(path, by_slide.slides, tmp_path / "out.csv")
+
+
 @pytest.mark.parametrize("key", ["task", "cohort"])
 def test_a_checkpoint_that_was_not_trained_here_is_refused(by_slide, tmp_path, key):
-    for suffix in (".json", ".safetensors"):
-        shutil.copy(by_slide.run / f"student{suffix}", tmp_path)
-    path = tmp_path / "student.json"
-    description = json.loads(path.read_text())
-    del description[key]
-    path.write_text(json.dumps(description))
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description.pop(key))
     with pytest.raises(ValueError, match=rf"student\.json: must have the key '{key}'"):
         predict_slides(path, by_slide.slides, tmp_path / "out.csv")

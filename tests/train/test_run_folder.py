@@ -20,6 +20,17 @@ def test_the_report_says_why_a_metric_is_nan(tmp_path, task, reason):
         assert len(re.findall(f"^{reason}", folder.report(), re.MULTILINE)) == lines
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"splits": []}', '{"splits": [1]}', '{"splits": [{"x": {}}]}']
+)
+def test_damaged_metrics_of_a_finished_run_are_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    folder = RunFolder(tmp_path / "new", "grading", TASKS["grading"], TrainingOptions(), resume=False, description={})
+    folder.path = tmp_path
+    with pytest.raises(ValueError, match=rf"{tmp_path}/metrics\.json: must hold the metrics of the finished run"):
+        folder.report()
+
+
 def test_what_is_recorded_is_no_reason_to_refuse_the_run(tmp_path):
     def folder(resume: bool) -> RunFolder:
         return RunFolder(
