@@ -46,6 +46,7 @@ SHOWN = (
     *(Shown(case, "triton", f"{work}, Triton", "exact", sizes) for case, work, sizes in _BIASED),
     Shown("growth", "teacher step", "training step of the teacher, one slide", "table", (16_000, 64_000)),
     Shown("growth", "student prediction", "prediction of the student, one slide", "table", (16_000, 64_000)),
+    Shown("growth", "student prediction, no clustering", "the same without clustering", "table", (16_000, 64_000)),
     Shown("density-peaks", "streaming", "clustering of one bag", sizes=(10_000, 100_000)),
     Shown("density-peaks", "triton", "clustering of one bag, Triton", sizes=(10_000, 100_000)),
 )

@@ -23,12 +23,13 @@ class Dropout:
         self.generator = None if seed is None else torch.Generator(device).manual_seed(int(seed) + bag)
 
     def draw(self, weights: Tensor) -> Tensor | None:
-        """Which weights of the next tile are dropped; None where none is."""
+        """One for each weight of the next tile that stays, zero for the others; None where none is dropped."""
         if self.generator is None:
             return None
-        return torch.rand(weights.shape, generator=self.generator, device=weights.device) < self.probability
+        draws = torch.rand(weights.shape, generator=self.generator, dtype=weights.dtype, device=weights.device)
+        return draws.ge_(self.probability)
 
 
-def thinned(weights: Tensor, dropped: Tensor | None) -> Tensor:
+def thinned(weights: Tensor, stays: Tensor | None) -> Tensor:
     """The weights that stay, not yet scaled, and zeros."""
-    return weights if dropped is None else weights.masked_fill(dropped, 0)
+    return weights if stays is None else weights * stays

@@ -74,9 +74,9 @@ def _backward(
             into_weights = torch.zeros_like(weights)
             if into_out is not None:
                 into_tile = scores.read(into_out, tile).to(scores.wide)  # [H, t, D]
-                dropped = drop.draw(weights)
-                into_weights = thinned(into_tile @ values.transpose(1, 2), dropped)
-                into_values.baddbmm_(thinned(weights, dropped).transpose(1, 2), into_tile)
+                stays = drop.draw(weights)
+                into_weights = thinned(into_tile @ values.transpose(1, 2), stays)
+                into_values.baddbmm_(thinned(weights, stays).transpose(1, 2), into_tile)
             if into_mass is not None:
                 into_weights += take(into_mass, 1, scores.columns)[:, None]
             if into_kept is not None and given.keep:
