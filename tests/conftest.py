@@ -12,6 +12,10 @@ from hypothesis import settings
 
 from tests.support.golden import shared_folder
 
+# Triton reads this when it is first imported, which other files of fixtures do before the option of the device is known.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")

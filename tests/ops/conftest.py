@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from disentangled_mil.ops._triton_runtime import available, interpreted
-
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
@@ -25,6 +23,9 @@ def patch_the_interpreter_once() -> Iterator[None]:
 
     That was two fifths of the time of the kernels' tests. Releases of Triton that do it otherwise are left alone.
     """
+    # Not imported at the top, because the interpreter must be chosen before.
+    from disentangled_mil.ops._triton_runtime import available, interpreted
+
     interpreter = import_module("triton.runtime.interpreter") if available() and interpreted() else None
     if not hasattr(interpreter, "_LangPatchScope"):
         yield
