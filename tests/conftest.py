@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from tests.support.golden import shared_folder
 
-# Triton reads this when it is first imported, which other files of fixtures do before the option of the device is known.
+# Triton reads this when it is first imported. Other files of fixtures do that before the option of the device is known.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
