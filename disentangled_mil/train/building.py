@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ import torch
 from ..data.cohort import Cohort
 from ..data.expression import ExpressionPipeline
 from ..losses import DistillationTargets
-from ..models import GeneNetwork, Student, Teacher
+from ..models import GeneNetwork, LinearModel, Student, Teacher
 from ..tasks import Task
 from .datasets import CohortDataset
+from .linear import Penalties, RowsLoss, distilled_loss, fit_linear, task_loss_of, vectors_of
 from .options import TrainingOptions
 from .stages import GeneStage, StudentStage, TeacherStage
 
@@ -27,12 +29,14 @@ class StageBuilder:
         task: fitted task.
         pipeline: fitted pipeline of the expression.
         options: options of the training.
+        penalties: penalties of the linear models in ``"teacher"`` and ``"student"``, if they have any.
     """
 
     cohort: Cohort
     task: Task
     pipeline: ExpressionPipeline
     options: TrainingOptions
+    penalties: Mapping[str, Penalties] = MappingProxyType({})
 
     def genes(self) -> GeneStage:
         """The network on genes alone."""
@@ -45,6 +49,8 @@ class StageBuilder:
         torch.manual_seed(options.seed)
         model = self._placed(Teacher(**self.arguments("teacher")))
         _standardize(model, train, options.batch_size)
+        if model.linear is not None:
+            self._fit_linear(model.linear, "teacher", train, task_loss_of(train, self.task))
         return TeacherStage(model, self._task, options)
 
     def student(self, train: CohortDataset, targets: Targets | None = None) -> StudentStage:
@@ -52,6 +58,11 @@ class StageBuilder:
         torch.manual_seed(self.options.seed)
         model = self._placed(Student(**self.arguments("student")))
         _standardize(model, train, self.options.batch_size)
+        if model.linear is not None:
+            loss = task_loss_of(train, self.task)
+            if targets is not None:
+                loss = distilled_loss(loss, mean_prediction(targets), self.task, self.options)
+            self._fit_linear(model.linear, "student", train, loss)
         return StudentStage(model, self._task, self.options, targets)
 
     def arguments(self, model: str) -> dict[str, Any]:
@@ -70,10 +81,19 @@ class StageBuilder:
             "heads": options.heads,
             "groups": options.heads,
             "dim_head": options.dim_head,
+            "linear": options.linear,
         }
         if model == "teacher":
             return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
         return {"subspaces": list(self.pipeline.sizes), **histology, **common}
+
+    def _fit_linear(self, linear: LinearModel, model: str, train: CohortDataset, loss: RowsLoss) -> None:
+        """Fit the linear model in a teacher or student; it takes no part in the training by steps."""
+        rows = torch.arange(len(train))
+        vectors = vectors_of(train, genes=model == "teacher")
+        fitted = fit_linear(vectors, rows, loss, self.task.outputs, self.penalties[model])
+        linear.load_state_dict(fitted.state_dict())
+        linear.requires_grad_(False)
 
     @property
     def _task(self) -> Task:
@@ -89,3 +109,10 @@ def _standardize(model: Teacher | Student, dataset: CohortDataset, batch_size: i
         bags = (batch.bags[name] for batch in dataset.batches(batch_size))
         encoder = model.get_submodule(f"branches.{name}.patches")
         encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
+
+
+def mean_prediction(targets: Targets) -> DistillationTargets:
+    """The targets of the linear model, which serves all magnifications: the mean of their logits, on the CPU."""
+    first = next(iter(targets.values()))
+    logits = torch.stack([each.logits for each in targets.values()]).mean(0)
+    return DistillationTargets(logits, first.present).to("cpu")

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from .._checks import check_choice
@@ -22,7 +23,7 @@ from .building import StageBuilder
 from .checkpoint import save_model
 from .comparison import Evaluation
 from .datasets import BagCache, CohortDataset
-from .linear import fit_linear, mean_features
+from .linear import choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, distill_out_of_fold
@@ -31,6 +32,9 @@ from .stages import Stage
 
 NETWORKS = ("genes", "teacher", "student", "distilled")
 MODELS = ("linear", *NETWORKS)
+IN_SAMPLE_WEIGHT = 3.0
+# Of distillation that is wanted although linear students do not gain from it.
+LEAST_WEIGHT = 1.0
 
 AlterTargets: TypeAlias = Callable[[dict[str, DistillationTargets], CohortDataset], dict[str, DistillationTargets]]
 Predict: TypeAlias = Callable[[CohortDataset], Tensor]
@@ -103,7 +107,6 @@ def run_split(
     folder.mkdir(parents=True, exist_ok=True)
     task = split.train.fit_task(name)
     pipeline = split.train.fit_expression()
-    builder = StageBuilder(split.train, task, pipeline, options)
     cache = cache or BagCache()
 
     def dataset(cohort: Cohort) -> CohortDataset:
@@ -114,6 +117,11 @@ def run_split(
     choose_everyone = dataset(choose) if choose is not None else None
     choose_paired = dataset(choose.with_expression()) if choose is not None else None
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
+    penalties = {
+        "student": choose_penalties(everyone, task, genes=False, seed=options.seed),
+        "teacher": choose_penalties(paired, task, genes=True, seed=options.seed) if options.linear else {},
+    }
+    builder = StageBuilder(split.train, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
 
     def train(model: str, stage: Stage, learn: CohortDataset, choose: CohortDataset | None) -> None:
@@ -126,8 +134,9 @@ def run_split(
         save_model(folder / model, stage.model, kind, builder.arguments(kind), {**extra, "training": asdict(options)})
 
     if "linear" in models:
-        linear = fit_linear(mean_features(everyone), everyone.target, task)
-        predict["linear"] = lambda test: linear(mean_features(test))
+        rows, loss = torch.arange(len(everyone)), task_loss_of(everyone, task)
+        linear = fit_linear(vectors_of(everyone, genes=False), rows, loss, task.outputs, penalties["student"])
+        predict["linear"] = lambda test: linear(vectors_of(test, genes=False))
     if "genes" in models:
         train("genes", builder.genes(), paired, choose_paired)
     teacher = None
@@ -141,7 +150,7 @@ def run_split(
             targets, headroom = out_of_fold
             if not quiet:
                 print(headroom_line(headroom._asdict(), task), file=sys.stderr)
-        if options.distill == "auto" and headroom is not None and not headroom.low > 0:
+        if options.distill == "auto" and headroom is not None and not headroom.promises:
             targets = None
         elif options.distillation_targets == "in_sample" and teacher is not None:
             targets = teacher.targets(everyone)
@@ -150,8 +159,20 @@ def run_split(
     if "student" in models:
         train("student", builder.student(everyone), everyone, choose_everyone)
     if targets is not None:
-        train("distilled", builder.student(everyone, targets), everyone, choose_everyone)
+        weighted = _with_weight(builder, headroom)
+        train("distilled", weighted.student(everyone, targets), everyone, choose_everyone)
     return _evaluate(predict, tests, task, headroom)
+
+
+def _with_weight(builder: StageBuilder, headroom: Headroom | None) -> StageBuilder:
+    """The builder with the weight of the divergence, if none was given: chosen for targets out of fold, else fixed."""
+    options = builder.options
+    if options.prediction_weight is not None:
+        return builder
+    weight = IN_SAMPLE_WEIGHT
+    if headroom is not None and options.distillation_targets == "out_of_fold":
+        weight = headroom.weight or LEAST_WEIGHT
+    return replace(builder, options=replace(options, prediction_weight=weight))
 
 
 def _check_models(models: Collection[str], options: TrainingOptions) -> None:

@@ -1,78 +1,177 @@
-"""The linear floor: a linear model on the mean patch of every sample, which every network should reach."""
+"""The linear model of one split: ridge regression with the task's own loss, its penalties chosen inside the training set.
+
+The vectors of :class:`~disentangled_mil.LinearModel` are standardized, divided by the root of their widths, and have
+one penalty for patches and one for genes. The penalized loss is convex, so the fit does not depend on a seed.
+"""
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..tasks import Target, Task
+from ..losses import DistillationTargets, prediction_distillation
+from ..models import LinearModel
+from ..models.linear_model import named_vectors
+from ..tasks import Task, select_target
+from .cross_fitting import Part
 from .datasets import CohortDataset
+from .inner_folds import over_folds
+from .options import TrainingOptions
 
-COMPONENTS = 20
-PENALTY = 0.05
+# Loss of logits [m, K] of the samples at rows [m], a scalar.
+RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+# Penalties of the vectors whose names begin so; infinity leaves them out.
+Penalties: TypeAlias = Mapping[str, float]
 
-
-class LinearModel(NamedTuple):
-    """Logits that are linear in the features.
-
-    Attributes:
-        weight: weight of every feature [P, K], float64.
-        bias: logits of a sample whose features are 0 [K], float64.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Logits [n, K] of features [n, P]."""
-        return (features.double() @ self.weight + self.bias).float()
+FOLDS = 5
+ALONE = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+TOGETHER = {"patches": (3e-4, 3e-3, 3e-2, math.inf), "genes": (1e-4, 3e-4, 1e-3, 3e-3)}
 
 
-def mean_features(dataset: CohortDataset) -> Tensor:
-    """The mean patch of every sample, its magnifications side by side [n, P]."""
-    rows = []
-    for number in range(len(dataset)):
-        bags = dataset.batch([number]).bags.values()
-        rows.append(torch.cat([bag.patches[bag.mask].double().mean(0) for bag in bags]))
-    return torch.stack(rows)
-
-
-def fit_linear(features: Tensor, target: Target, task: Task, penalty: float = PENALTY) -> LinearModel:
-    """Fit a linear model on principal components of standardized features, with the task's own loss.
-
-    ``minimize loss(Z W + b) + penalty / 2 * sum(W^2)``; the components Z have the variance of the first one divided
-    out.
+def vectors_of(dataset: CohortDataset, *, genes: bool) -> dict[str, Tensor]:
+    """The vectors of all samples: mean patches and, with ``genes``, expression.
 
     Args:
-        features: features of the training samples.
-        target: target of the task's loss.
-        task: task, of any kind.
-        penalty: weight of the ridge penalty.
-
-    Shape:
-        ``features`` [n, P].
+        dataset: samples.
+        genes: whether the vectors of the subspaces are wanted as well.
 
     Returns:
-        The model, which takes features.
+        {name: [n, P]}.
     """
-    values = features.double()
-    center, std = values.mean(0), values.std(0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    _, singular, components = torch.linalg.svd((values - center) / std, full_matrices=False)
-    scale = float(singular[0]) / math.sqrt(max(1, len(values) - 1)) or 1.0
-    project = components[:COMPONENTS].T / std[:, None] / scale  # [P, components]
-    inputs = (values - center) @ project
-    weight = torch.zeros(inputs.shape[1], task.outputs, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+    return named_vectors(dataset.mean_patches(), dataset.genes if genes else None)
+
+
+def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
+    """The task's loss of a dataset's samples."""
+    return lambda logits, rows: task.loss(logits, select_target(dataset.target, rows))
+
+
+def distilled_loss(loss: RowsLoss, targets: DistillationTargets, task: Task, options: TrainingOptions) -> RowsLoss:
+    """The mean of a loss, with weight 1, and the divergence from a teacher's predictions, with ``prediction_weight``.
+
+    Args:
+        loss: loss of the task.
+        targets: targets of all samples, on the CPU.
+        task: task, which says what the logits mean.
+        options: options with weight and temperature of the divergence.
+
+    Returns:
+        The loss.
+    """
+    weight = options.prediction_weight or 0.0
+
+    def mixed(logits: Tensor, rows: Tensor) -> Tensor:
+        chosen = targets.select(rows)
+        divergence = prediction_distillation(
+            logits, chosen.logits, temperature=options.temperature, link=task.link, weight=chosen.present
+        )
+        return (loss(logits, rows) + weight * divergence) / (1 + weight)
+
+    return mixed
+
+
+def fit_linear(
+    vectors: Mapping[str, Tensor], rows: Tensor, loss: RowsLoss, outputs: int, penalties: Penalties
+) -> LinearModel:
+    r"""Fit a linear model on some samples.
+
+    .. math:: \min_W \mathrm{loss}(\sum_v Z_v W_v + b) + \sum_v \lambda_v \lVert W_v \rVert^2
+
+    Args:
+        vectors: vectors of all samples.
+        rows: samples to fit on.
+        loss: loss of logits.
+        outputs: number of logits K.
+        penalties: penalty of the vectors whose names begin with the key; infinity leaves them out.
+
+    Shape:
+        ``vectors`` {name: [n, P]}, ``rows`` [m].
+
+    Returns:
+        The model, in float32, without gradients.
+    """
+    model = LinearModel({name: values.shape[1] for name, values in vectors.items()}, outputs).requires_grad_(False)
+    scales, columns = {}, []
+    for name, values in vectors.items():
+        chosen = values[rows].double()
+        center = chosen.nanmean(0).nan_to_num()
+        apart = (chosen - center).nan_to_num()
+        deviation = apart.square().mean(0).sqrt()
+        penalty = next(value for key, value in penalties.items() if name.startswith(key))
+        scale = torch.where(deviation > 0, deviation.reciprocal(), 0) / math.sqrt(len(deviation) * penalty)
+        model.get_buffer(f"center_{name}").copy_(center)
+        scales[name] = scale
+        columns.append(apart * scale)
+    # Rotated to principal components, none of which is left out, the problem has at most m unknowns per logit.
+    left, size, right = torch.linalg.svd(torch.cat(columns, 1), full_matrices=False)
+    inputs = left * size
+    weight = torch.zeros(len(size), outputs, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = task.loss(inputs @ weight + bias, target) + penalty / 2 * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        value = loss(inputs @ weight + bias, rows) + weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    whole = project @ weight.detach()
-    return LinearModel(whole, bias.detach() - center @ whole)
+    whole = (right.T @ weight.detach()).split([len(scale) for scale in scales.values()])
+    for (name, scale), part in zip(scales.items(), whole, strict=True):
+        model.weights[name].copy_((part * scale[:, None]).T)
+    model.bias.copy_(bias.detach())
+    return model
+
+
+def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: int) -> dict[str, float]:
+    """The penalties with the smallest loss for samples that the model has not seen.
+
+    Args:
+        dataset: training samples.
+        task: task whose loss counts.
+        genes: whether the model sees genes as well.
+        seed: seed of the folds.
+
+    Returns:
+        The penalties for :func:`fit_linear`.
+    """
+    vectors, loss = vectors_of(dataset, genes=genes), task_loss_of(dataset, task)
+    kinds = ("patches", "genes") if genes else ("patches",)
+    grid = product(*(TOGETHER[kind] for kind in kinds)) if genes else ((penalty,) for penalty in ALONE)
+    folds = min(FOLDS, len(set(dataset.patients)))
+    if folds < 2:
+        raise ValueError(
+            "linear must be 0 for a single training patient, who cannot choose a penalty, got another share"
+        )
+    apart = over_folds(dataset, task, folds=folds, seed=seed)
+    everyone = torch.arange(len(dataset))
+    best: tuple[float, dict[str, float]] = (math.inf, {})
+    for values in grid:
+        penalties = dict(zip(kinds, values, strict=True))
+        logits = apart(linear_teacher(vectors, loss, task.outputs, penalties), quiet=True)["logits"]
+        best = min(best, (float(loss(logits, everyone)), penalties), key=lambda pair: pair[0])
+    return best[1]
+
+
+def linear_teacher(
+    vectors: Mapping[str, Tensor], loss: RowsLoss, outputs: int, penalties: Penalties
+) -> Callable[[Part], dict[str, Tensor]]:
+    """The function by which :func:`~disentangled_mil.train.cross_fit` fits linear models.
+
+    Args:
+        vectors: vectors of all samples.
+        loss: loss of logits.
+        outputs: number of logits K.
+        penalties: penalties of ``fit_linear``.
+
+    Returns:
+        The function.
+    """
+
+    def teach(part: Part) -> dict[str, Any]:
+        return {"logits": fit_linear(vectors, part.rows, loss, outputs, penalties)(vectors)}
+
+    return teach

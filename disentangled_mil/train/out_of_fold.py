@@ -7,7 +7,7 @@ The task (weights of classes, intervals of time) and the expression pipeline, wh
 all training patients, because student and teachers must share them.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,19 +15,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..data.folds import pool_rare
 from ..losses import DistillationTargets, balance_shares
 from ..tasks import select_target
-from .building import StageBuilder
+from .building import StageBuilder, mean_prediction
 from .calibration import fit_temperature
 from .comparison import gain, headline_draws
-from .cross_fitting import Part, cross_fit, part_name
+from .cross_fitting import Part, part_name
 from .datasets import CohortDataset
-from .linear import fit_linear, mean_features
+from .inner_folds import CrossFit, over_folds
+from .linear import distilled_loss, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
 from .options import TrainingOptions
 
 FOLDER = "teachers"
+WEIGHTS = (0.0, 1.0, 3.0, 10.0)
 
 
 class Headroom(NamedTuple):
@@ -41,6 +42,8 @@ class Headroom(NamedTuple):
         difference: gain of the teachers over the linear models; above 0 the teachers are better.
         low: lower end of the 95 % interval of the difference.
         high: upper end.
+        weight: weight of the divergence from the teachers' predictions with which a linear student predicts best for
+            patients that it has not seen; 0 if it predicts best without them.
     """
 
     metric: str
@@ -50,6 +53,12 @@ class Headroom(NamedTuple):
     difference: float
     low: float
     high: float
+    weight: float
+
+    @property
+    def promises(self) -> bool:
+        """Whether distillation is likely to pay: the teachers are better, and a linear student gains from them."""
+        return self.low > 0 and self.weight > 0
 
 
 class OutOfFold(NamedTuple):
@@ -98,77 +107,67 @@ def distill_out_of_fold(
     options, task = builder.options, builder.task
     store = folder / FOLDER
     store.mkdir(parents=True, exist_ok=True)
-    strata = _strata(train, builder)
 
     def teach(part: Part) -> dict[str, Tensor]:
         rows = train.subset(part.rows)
         stage = builder.teacher(rows, seed=part.seed)
         train_stage(part.name, stage, rows, validation, stage.options, store, resume=resume, quiet=quiet)
         outputs = stage.outputs(train)
-        predictions = {"logits": outputs.logits}
-        for name, branch in outputs.branches.items():
-            predictions[f"{name}.logits"] = branch.logits
-            predictions[f"{name}.shares"] = balance_shares(branch.shares, part.rows)
-        return predictions
-
-    features = mean_features(train)
-
-    def fit(part: Part) -> dict[str, Tensor]:
-        model = fit_linear(features[part.rows], select_target(train.target, part.rows), task)
-        return {"logits": model(features)}
+        shares = {name: balance_shares(branch.shares, part.rows) for name, branch in outputs.branches.items()}
+        return {"logits": outputs.logits, **shares}
 
     key = repr({"options": _deciding(options), "expression": builder.pipeline.digest, "task": task.state()})
-    apart = partial(
-        cross_fit,
-        patients=train.patients,
-        strata=strata,
+    apart = over_folds(
+        train,
+        task,
         folds=options.teacher_folds,
         repeats=options.teacher_repeats,
         seed=options.seed,
         present=train.paired,
     )
     teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
-    linear = apart(fit, quiet=True)
     paired = torch.nonzero(train.paired)[:, 0]
-    headroom = _headroom(builder, train.subset(paired), teachers["logits"][paired], linear["logits"][paired])
-    targets = {}
-    for name in builder.cohort.magnifications:
-        logits, shares = teachers[f"{name}.logits"], teachers[f"{name}.shares"]
-        if options.calibrate:
-            temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
-            logits, shares = logits / temperature, shares / temperature
-        targets[name] = DistillationTargets(logits, train.paired, shares=shares).to(options.device)
-    return OutOfFold(targets, headroom)
+    logits, temperature = teachers.pop("logits"), 1.0
+    if options.calibrate:
+        temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
+    targets = {
+        name: DistillationTargets(logits / temperature, train.paired, shares=shares / temperature)
+        for name, shares in teachers.items()
+    }
+    headroom = _headroom(builder, train, apart, logits, mean_prediction(targets))
+    return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
 
 
-def _strata(train: CohortDataset, builder: StageBuilder) -> list[str]:
-    """The stratum of every sample; those with fewer patients than folds are pooled."""
-    patients = list(
-        dict.fromkeys(patient for patient, paired in zip(train.patients, train.paired, strict=True) if paired)
-    )
-    folds = builder.options.teacher_folds
-    if len(patients) < folds:
-        raise ValueError(
-            f"teacher_folds must be at most the number of training patients with expression, {len(patients)}, "
-            f"got {folds}"
-        )
-    of_samples = dict(zip(train.patients, map(str, builder.task.strata(train.labels)), strict=True))
-    pooled = dict(zip(patients, pool_rare([of_samples[patient] for patient in patients], folds), strict=True))
-    return [pooled.get(patient, of_samples[patient]) for patient in train.patients]
-
-
-def _headroom(builder: StageBuilder, samples: CohortDataset, teacher: Tensor, linear: Tensor) -> Headroom:
-    task = builder.task
-    draws = [headline_draws(task, logits, samples.labels, samples.patients) for logits in (teacher, linear)]
+def _headroom(
+    builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor, targets: DistillationTargets
+) -> Headroom:
+    """The gain of the teachers over linear models, and what linear students gain from the teachers."""
+    task, options = builder.task, builder.options
+    vectors, loss = vectors_of(train, genes=False), task_loss_of(train, task)
+    fit = partial(linear_teacher, vectors, outputs=task.outputs, penalties=builder.penalties["student"])
+    paired = torch.nonzero(train.paired)[:, 0]
+    samples = train.subset(paired)
+    linear = apart(fit(loss), quiet=True)["logits"]
+    draws = [headline_draws(task, logits[paired], samples.labels, samples.patients) for logits in (teacher, linear)]
     difference, low, high = gain(task, *draws)
+
+    def value(weight: float) -> float:
+        mixed = distilled_loss(loss, targets, task, replace(options, prediction_weight=weight)) if weight else loss
+        logits = everyone(fit(mixed), quiet=True)["logits"]
+        metric = task.headline_metric(logits, train.labels, train.patients)
+        return -metric if headline in task.errors else metric
+
+    headline = next(iter(task.headline))
+    everyone = over_folds(train, task, folds=options.teacher_folds, repeats=2, seed=options.seed)
     return Headroom(
-        metric=next(iter(task.headline)),
+        metric=headline,
         patients=len(set(samples.patients)),
         teacher=float(draws[0][0]),
         linear=float(draws[1][0]),
         difference=difference,
         low=low,
         high=high,
+        weight=max(WEIGHTS, key=value),
     )
 
 

@@ -52,7 +52,7 @@ class TeacherOutputs(NamedTuple):
     """What a teacher says about every sample.
 
     Attributes:
-        logits: logits of the gate [n, K].
+        logits: logits of the model [n, K].
         branches: outputs by magnification.
     """
 
@@ -162,7 +162,7 @@ class TeacherStage(Stage):
             self.coordinated.step(confidence=loss.confidence)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Predictions of the gate."""
+        """Predictions of the model."""
         logits: Tensor = self.model(batch.bags, batch.genes).logits
         return logits
 
@@ -280,7 +280,7 @@ class StudentStage(Stage):
         return StageLoss(task + distilled, parts, {})
 
     def logits(self, batch: Batch) -> Tensor:
-        """Predictions of the gate."""
+        """Predictions of the model."""
         logits: Tensor = self.model(batch.bags).logits
         return logits
 
@@ -294,14 +294,15 @@ def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, 
     """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
     logits = [branch.logits for branch in output.branches.values()]
     if options.gate == "learned":
-        logits.append(output.logits)
+        logits.append(output.gated)
     return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
 
 
 def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) and scalars are not decayed."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """AdamW; vectors (biases, norms) and scalars are not decayed. What needs no gradient was fitted already."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},
