@@ -59,7 +59,8 @@ class LinearModel(nn.Module):
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         """Predict from vectors."""
         check_names("vectors", vectors, self.sizes)
-        logits, sizes = self.bias, {}
+        logits: Tensor = self.bias
+        sizes: dict[str, int] = {}
         for name, weight in self.weights.items():
             size = {**sizes, "P": self.sizes[name]}
             sizes = {"B": check_shape(f"vectors[{name!r}]", vectors[name], "B P", size)["B"]}

@@ -1,8 +1,7 @@
 """Models of one split, each with its loss and optimizer, ready to be trained."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class StageBuilder:
     task: Task
     pipeline: ExpressionPipeline
     options: TrainingOptions
-    penalties: Mapping[str, Penalties] = MappingProxyType({})
+    penalties: Mapping[str, Penalties] = field(default_factory=dict)
 
     def genes(self) -> GeneStage:
         """The network on genes alone."""

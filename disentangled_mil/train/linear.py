@@ -1,4 +1,4 @@
-"""The linear model of one split: ridge regression with the task's own loss, its penalties chosen inside the training set.
+"""The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
 
 The vectors of :class:`~disentangled_mil.LinearModel` are standardized, divided by the root of their widths, and have
 one penalty for patches and one for genes. The penalized loss is convex, so the fit does not depend on a seed.
@@ -143,9 +143,7 @@ def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: i
     grid = product(*(TOGETHER[kind] for kind in kinds)) if genes else ((penalty,) for penalty in ALONE)
     folds = min(FOLDS, len(set(dataset.patients)))
     if folds < 2:
-        raise ValueError(
-            "linear must be 0 for a single training patient, who cannot choose a penalty, got another share"
-        )
+        raise ValueError("a linear model needs at least 2 training patients to choose its penalty, got 1")
     apart = over_folds(dataset, task, folds=folds, seed=seed)
     everyone = torch.arange(len(dataset))
     best: tuple[float, dict[str, float]] = (math.inf, {})

@@ -220,7 +220,7 @@ class StudentStage(Stage):
         self.distillation = SubspaceDistillation(
             task.link,
             temperature=options.temperature,
-            prediction_weight=options.prediction_weight,
+            prediction_weight=options.prediction_weight or 0.0,
             representation_weight=options.representation_weight,
             share_weight=options.share_weight,
             matching="slot",
