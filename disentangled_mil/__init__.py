@@ -14,7 +14,7 @@ from .losses import (
     representation_distillation,
     share_distillation,
 )
-from .models import GeneNetwork, Student, Teacher
+from .models import GeneNetwork, LinearModel, Student, Teacher
 from .nn import (
     DMSF,
     ITA,
@@ -50,6 +50,7 @@ __all__ = [
     "GeneSelection",
     "Grid",
     "ITA",
+    "LinearModel",
     "MagnificationGate",
     "PatchEncoder",
     "SNNEncoder",
