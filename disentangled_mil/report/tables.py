@@ -71,20 +71,26 @@ def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Tas
 
 
 def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
-    """What there is to gain from the teacher, in one line.
+    """What there is to gain from the teacher, and why distillation was declined if it was, in one line.
 
     Args:
-        headroom: headroom of one split, as ``metrics.json`` holds it.
+        headroom: headroom of one split, as ``metrics.json`` holds it; ``distilled`` says whether distillation follows.
         task: task, or the class of its kind, which names the metric.
 
     Returns:
         The line.
     """
     title = task.headline.get(headroom["metric"], headroom["metric"])
-    return (
+    line = (
         f"headroom: out-of-fold {title} of {headroom['patients']} training patients: "
-        f"teacher {headroom['teacher']:.3f}, linear model {headroom['linear']:.3f}, gain {_interval(headroom)}"
+        f"teacher {headroom['teacher']:.3f}, linear model on slides {headroom['linear']:.3f}, "
+        f"gain {_interval(headroom)}"
     )
+    if headroom["distilled"]:
+        return line
+    if not headroom["low"] > 0:
+        return f"{line}; distillation is declined: the interval is not above 0"
+    return f"{line}; distillation is declined: a linear student of the teacher predicts new patients worse than without"
 
 
 def _interval(entry: Mapping[str, float | None]) -> str:

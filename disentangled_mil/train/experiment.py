@@ -148,14 +148,14 @@ def run_split(
         if options.distill == "auto" or options.distillation_targets == "out_of_fold":
             out_of_fold = distill_out_of_fold(builder, everyone, choose_paired, folder, resume=resume, quiet=quiet)
             targets, headroom = out_of_fold
-            if not quiet:
-                print(headroom_line(headroom._asdict(), task), file=sys.stderr)
         if options.distill == "auto" and headroom is not None and not headroom.promises:
             targets = None
         elif options.distillation_targets == "in_sample" and teacher is not None:
             targets = teacher.targets(everyone)
         if targets is not None and alter_targets is not None:
             targets = alter_targets(targets, everyone)
+        if headroom is not None and not quiet:
+            print(headroom_line({**headroom._asdict(), "distilled": targets is not None}, task), file=sys.stderr)
     if "student" in models:
         train("student", builder.student(everyone), everyone, choose_everyone)
     if targets is not None:

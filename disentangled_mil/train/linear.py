@@ -6,7 +6,6 @@ one penalty for patches and one for genes. The penalized loss is convex, so the 
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -27,8 +26,7 @@ RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Penalties: TypeAlias = Mapping[str, float]
 
 FOLDS = 5
-ALONE = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-TOGETHER = {"patches": (3e-4, 3e-3, 3e-2, math.inf), "genes": (1e-4, 3e-4, 1e-3, 3e-3)}
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, math.inf)
 
 
 def vectors_of(dataset: CohortDataset, *, genes: bool) -> dict[str, Tensor]:
@@ -127,31 +125,35 @@ def fit_linear(
 
 
 def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: int) -> dict[str, float]:
-    """The penalties with the smallest loss for samples that the model has not seen.
+    """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
 
     Args:
         dataset: training samples.
         task: task whose loss counts.
-        genes: whether the model sees genes as well.
+        genes: whether the model sees genes as well; their penalty is chosen first, without patches.
         seed: seed of the folds.
 
     Returns:
         The penalties for :func:`fit_linear`.
+
+    Raises:
+        ValueError: there is one patient only.
     """
     vectors, loss = vectors_of(dataset, genes=genes), task_loss_of(dataset, task)
-    kinds = ("patches", "genes") if genes else ("patches",)
-    grid = product(*(TOGETHER[kind] for kind in kinds)) if genes else ((penalty,) for penalty in ALONE)
     folds = min(FOLDS, len(set(dataset.patients)))
     if folds < 2:
         raise ValueError("a linear model needs at least 2 training patients to choose its penalty, got 1")
     apart = over_folds(dataset, task, folds=folds, seed=seed)
     everyone = torch.arange(len(dataset))
-    best: tuple[float, dict[str, float]] = (math.inf, {})
-    for values in grid:
-        penalties = dict(zip(kinds, values, strict=True))
+
+    def unseen(penalties: dict[str, float]) -> float:
         logits = apart(linear_teacher(vectors, loss, task.outputs, penalties), quiet=True)["logits"]
-        best = min(best, (float(loss(logits, everyone)), penalties), key=lambda pair: pair[0])
-    return best[1]
+        return float(loss(logits, everyone))
+
+    chosen = {"patches": math.inf, "genes": math.inf} if genes else {"patches": math.inf}
+    for kind in reversed(chosen):
+        chosen = min(({**chosen, kind: penalty} for penalty in GRID), key=unseen)
+    return chosen
 
 
 def linear_teacher(

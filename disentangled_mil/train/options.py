@@ -61,7 +61,7 @@ class TrainingOptions:
     dropout: float = 0.4
     gene_dropout: float = 0.1
     epochs: int = 30
-    batch_size: int = 16
+    batch_size: int = 32
     learning_rate: float = 5e-4
     lr_warmup: float = 0.1
     weight_decay: float = 0.05

@@ -172,7 +172,7 @@ class RunFolder:
             table = results_table(splits, kind, every=len(splits) > 1).to_string()
             gains = gains_table(content.get("gains", {}), kind)
             headroom = [one for one in content.get("headroom", []) if one is not None]
-            lines = "".join(f"{headroom_line(one, kind)}\n{_declined(one)}" for one in headroom)
+            lines = "".join(f"{headroom_line(one, kind)}\n" for one in headroom)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: must hold the metrics of the finished run ({type(error).__name__}: {error})"
@@ -188,13 +188,6 @@ def _headroom(result: Result) -> dict[str, Any] | None:
     if result.headroom is None:
         return None
     return {**result.headroom._asdict(), "distilled": "distilled" in result.metrics}
-
-
-def _declined(headroom: Mapping[str, Any]) -> str:
-    """The line that says that distillation was declined, if it was."""
-    if headroom["distilled"]:
-        return ""
-    return "distillation was declined: the interval of the teacher's gain is not above 0\n"
 
 
 def cohort_digest(cohort: Cohort) -> str:

@@ -79,9 +79,18 @@ def test_gains_are_shown_with_their_intervals():
 
 
 def test_headroom_is_one_line():
-    headroom = {"metric": "c_index", "patients": 40, "teacher": 0.7, "linear": 0.65}
-    line = headroom_line({**headroom, "difference": 0.05, "low": -0.01, "high": 0.11}, DiscreteSurvival)
+    headroom = {"metric": "c_index", "patients": 40, "teacher": 0.7, "linear": 0.65, "distilled": True}
+    headroom |= {"difference": 0.05, "low": 0.01, "high": 0.11}
+    line = headroom_line(headroom, DiscreteSurvival)
     assert line == (
         "headroom: out-of-fold C-index of 40 training patients: "
-        "teacher 0.700, linear model 0.650, gain +0.050 [-0.010, +0.110]"
+        "teacher 0.700, linear model on slides 0.650, gain +0.050 [+0.010, +0.110]"
+    )
+    declined = headroom | {"distilled": False}
+    assert headroom_line(declined, DiscreteSurvival).endswith(
+        "a linear student of the teacher predicts new patients worse than without"
+    )
+    uncertain = declined | {"low": -0.01}
+    assert headroom_line(uncertain, DiscreteSurvival).endswith(
+        "; distillation is declined: the interval is not above 0"
     )

@@ -34,7 +34,9 @@ def finished_apart(split, tmp_path_factory):
 
 @pytest.fixture
 def builder(split):
-    return StageBuilder(split.train, split.train.fit_task("grading"), split.train.fit_expression(), OUT_OF_FOLD)
+    penalties = {"student": {"patches": 0.01}, "teacher": {"patches": 0.01, "genes": 0.01}}
+    task, pipeline = split.train.fit_task("grading"), split.train.fit_expression()
+    return StageBuilder(split.train, task, pipeline, OUT_OF_FOLD, penalties)
 
 
 @pytest.fixture
@@ -51,7 +53,8 @@ def taught(monkeypatch):
 
 
 def gain_of(monkeypatch, low: float) -> None:
-    """Let the interval of the headroom begin somewhere."""
+    """Let the interval of the headroom begin somewhere, and linear students gain from the teacher."""
+    monkeypatch.setattr(out_of_fold, "WEIGHTS", (3.0,))
     monkeypatch.setattr(out_of_fold, "gain", lambda *args: PairedDifference(low + 0.1, low, low + 0.2))
 
 
@@ -94,7 +97,7 @@ def test_teachers_of_a_patient_have_not_seen_him_and_nobody_learns_from_patients
         assert set(train.patients) < paired
         assert options.seed != OUT_OF_FOLD.seed
         held.append(paired - set(train.patients))
-        outputs = stage.outputs(dataset).branches["20x"]
+        outputs = stage.outputs(dataset)
         rows = torch.tensor([patient in held[-1] for patient in dataset.patients])
         ratio = outputs.logits[rows] / targets["20x"].logits[rows]  # the temperature
         torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), rtol=1e-4, atol=1e-4)
@@ -105,19 +108,28 @@ def test_teachers_of_a_patient_have_not_seen_him_and_nobody_learns_from_patients
         assert target.subspaces is None
         assert not target.logits[~dataset.paired].any()
         assert not target.shares[~dataset.paired].any()
-        torch.testing.assert_close(target.shares.sum(1), target.logits, atol=1e-5, rtol=1e-4)
 
 
 def test_linear_models_are_compared_on_the_same_folds(dataset, builder, taught, tmp_path, monkeypatch):
-    seen, fit = [], out_of_fold.fit_linear
+    seen, teacher = [], out_of_fold.linear_teacher
 
-    def spy(features, target, task):
-        seen.append(len(features))
-        return fit(features, target, task)
+    def spy(*args, **kwargs):
+        teach = teacher(*args, **kwargs)
+        return lambda part: (seen.append([dataset.patients[row] for row in part.rows]), teach(part))[1]
 
-    monkeypatch.setattr(out_of_fold, "fit_linear", spy)
+    monkeypatch.setattr(out_of_fold, "linear_teacher", spy)
     distill_out_of_fold(builder, dataset, None, tmp_path, quiet=True)
-    assert seen == [len(train) for _, train, _, _ in taught.values()]
+    assert seen[:2] == [list(train.patients) for _, train, _, _ in taught.values()]
+
+
+def test_weight_is_that_with_which_linear_students_predict_unseen_patients_best(
+    dataset, builder, taught, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        type(builder.task), "headline_metric", lambda self, logits, labels, patients: float(-logits.abs().mean())
+    )
+    headroom = distill_out_of_fold(builder, dataset, None, tmp_path, quiet=True).headroom
+    assert headroom.weight == max(out_of_fold.WEIGHTS)  # the untrained teacher is unsure, and so is what it teaches
 
 
 def test_targets_of_repeats_are_averaged(dataset, builder, taught, tmp_path):
@@ -126,7 +138,7 @@ def test_targets_of_repeats_are_averaged(dataset, builder, taught, tmp_path):
     row = int(torch.nonzero(dataset.paired)[0, 0])
     unseen = [stage for stage, train, _, _ in taught.values() if dataset.patients[row] not in train.patients]
     assert (len(taught), len(unseen)) == (4, 2)
-    outputs = torch.stack([stage.outputs(dataset).branches["10x"].logits[row] for stage in unseen])
+    outputs = torch.stack([stage.outputs(dataset).logits[row] for stage in unseen])
     torch.testing.assert_close(targets["10x"].logits[row], outputs.mean(0))
 
 
