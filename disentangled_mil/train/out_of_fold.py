@@ -113,7 +113,9 @@ def distill_out_of_fold(
         stage = builder.teacher(rows, seed=part.seed)
         train_stage(part.name, stage, rows, validation, stage.options, store, resume=resume, quiet=quiet)
         outputs = stage.outputs(train)
-        shares = {name: balance_shares(branch.shares, part.rows) for name, branch in outputs.branches.items()}
+        shares = {
+            f"{name}.shares": balance_shares(branch.shares, part.rows) for name, branch in outputs.branches.items()
+        }
         return {"logits": outputs.logits, **shares}
 
     key = repr({"options": _deciding(options), "expression": builder.pipeline.digest, "task": task.state()})
@@ -127,12 +129,12 @@ def distill_out_of_fold(
     )
     teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
     paired = torch.nonzero(train.paired)[:, 0]
-    logits, temperature = teachers.pop("logits"), 1.0
+    logits, temperature = teachers["logits"], 1.0
     if options.calibrate:
         temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
     targets = {
-        name: DistillationTargets(logits / temperature, train.paired, shares=shares / temperature)
-        for name, shares in teachers.items()
+        name: DistillationTargets(logits / temperature, train.paired, shares=teachers[f"{name}.shares"] / temperature)
+        for name in builder.cohort.magnifications
     }
     headroom = _headroom(builder, train, apart, logits, mean_prediction(targets))
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
