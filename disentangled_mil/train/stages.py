@@ -128,11 +128,13 @@ class TeacherStage(Stage):
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them."""
+        """Coordinate the gradients and apply them; the log gets the share of conflicts and the mean confidences."""
         if self.coordinated is None:
             self.optimizer.step()
-        else:
-            self.coordinated.step(confidence=loss.confidence)
+            return
+        self.coordinated.step(confidence=loss.confidence)
+        report = self.coordinated.report
+        loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in report.cosine.values()]).mean()
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the gate."""
