@@ -1,6 +1,7 @@
 """The reference training: both stages of the method, whole runs, predictions. Needs the extra ``train``."""
 
 from .checkpoint import load_model, save_model
+from .cross_fitting import Part, cross_fit
 from .cross_validation import run_cross_validation
 from .demo import run_demo
 from .experiment import Result, Split, run_split
@@ -8,9 +9,11 @@ from .options import TrainingOptions
 from .predict import predict_slides
 
 __all__ = [
+    "Part",
     "Result",
     "Split",
     "TrainingOptions",
+    "cross_fit",
     "load_model",
     "predict_slides",
     "run_cross_validation",
