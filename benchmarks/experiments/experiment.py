@@ -7,7 +7,7 @@ predictions of one model for the test patients. Every variant of every trial is 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 
@@ -53,11 +53,13 @@ class Outcome(NamedTuple):
         metrics: {test set: {metric: value}}; empty where nothing is predicted.
         predictions: predictions and labels, one row per test set and patient.
         measures: other numbers, such as the entropy of the attention.
+        maps: views of one slide: its name as ``slide``, and under ``views`` pictures as rows of numbers.
     """
 
     metrics: Mapping[str, Mapping[str, float]]
     predictions: pd.DataFrame
     measures: Mapping[str, float] = {}
+    maps: Mapping[str, Any] = {}
 
 
 class Method(Protocol):

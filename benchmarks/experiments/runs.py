@@ -38,6 +38,7 @@ class Run(NamedTuple):
         metrics: {test set: {metric: value}}.
         predictions: {test set: {column: values}}, one value per patient.
         measures: other numbers.
+        maps: views of one slide.
     """
 
     variant: str
@@ -51,15 +52,10 @@ class Run(NamedTuple):
     metrics: Mapping[str, Mapping[str, float | None]]
     predictions: Mapping[str, Mapping[str, list[Any]]]
     measures: Mapping[str, float | None]
+    maps: Mapping[str, Any]
 
     @classmethod
-    def of(
-        cls,
-        variant: Variant,
-        trial: Trial,
-        outcome: Outcome,
-        seconds: float,
-    ) -> "Run":
+    def of(cls, variant: Variant, trial: Trial, outcome: Outcome, seconds: float) -> "Run":
         """The run of a variant on a trial that has just ended."""
         return cls(
             variant.name,
@@ -72,6 +68,7 @@ class Run(NamedTuple):
             {test: _finite(values) for test, values in outcome.metrics.items()},
             _columns(outcome.predictions),
             _finite(outcome.measures),
+            outcome.maps,
         )
 
     @property

@@ -77,6 +77,7 @@ class Summary:
         rows: metrics.
         gains: paired differences.
         measures: other numbers.
+        maps: views of one slide of a case, from the first run of every variant.
         seeds: seeds of each case, as ``"cohort task"``.
         stored: number of runs.
         planned: number of runs of the full experiment.
@@ -91,6 +92,7 @@ class Summary:
     rows: tuple[Row, ...]
     gains: tuple[Gain, ...]
     measures: tuple[Measured, ...]
+    maps: Sequence[Mapping[str, Any]]
     seeds: Mapping[str, Sequence[int]]
     stored: int
     planned: int
@@ -116,11 +118,15 @@ def summarize(plan: Plan, full: Plan) -> Summary:
     runs = [run for job in plan.jobs() if (run := job.stored())]
     rows: dict[tuple[str, str, str, str], dict[str, list[float | None]]] = {}
     measures: dict[tuple[str, str, str, str], list[float | None]] = {}
+    maps: dict[tuple[str, str, str], dict[str, Any]] = {}
     for run in runs:
         for test, values in run.metrics.items():
             row = rows.setdefault((run.variant, run.cohort, run.task, test), {})
             for name in HEADLINES.keys() & values.keys():
                 row.setdefault(name, []).append(values[name])
+        if run.maps:
+            named = {"variant": run.variant, "cohort": run.cohort, "task": run.task}
+            maps.setdefault((run.variant, *run.case), {**named, **run.maps})
         for name, value in run.measures.items():
             measures.setdefault((run.variant, run.cohort, run.task, name), []).append(value)
     return Summary(
@@ -128,6 +134,7 @@ def summarize(plan: Plan, full: Plan) -> Summary:
         tuple(Row(*key, {name: row[name] for name in HEADLINES if name in row}) for key, row in rows.items()),
         tuple(gain for case in plan.cases for gain in _gains(experiment, [run for run in runs if run.case == case])),
         tuple(Measured(*key, values) for key, values in measures.items()),
+        list(maps.values()),
         {f"{case.cohort} {case.task}": sorted({r.seed for r in runs if r.case == case}) for case in plan.cases},
         len(runs),
         len(list(full.jobs())),
