@@ -1,7 +1,7 @@
 """The whole method on one split: genes alone, teacher, student from scratch, distilled student."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,19 +56,17 @@ def run_split(
     options: TrainingOptions,
     folder: Path,
     *,
-    models: Sequence[str] = MODELS,
     cache: BagCache | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Result:
-    """Train and evaluate models on one split; everything is fitted on its training patients.
+    """Train and evaluate all four models on one split; everything is fitted on its training patients.
 
     Args:
         split: training patients and test patients.
         name: name of the task.
         options: options of the training.
         folder: folder for checkpoints, logs and states.
-        models: models to train, in order; a distilled student needs the teacher before it.
         cache: cache of bags.
         resume: whether an interrupted training of the same split is continued.
         quiet: whether no progress bars are shown.
@@ -96,7 +94,7 @@ def run_split(
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
 
     stages: dict[str, Stage] = {}
-    for model in models:
+    for model in MODELS:
         torch.manual_seed(options.seed)
         arguments = _arguments(model, split.train, task, pipeline, options)
         teacher = stages.get("teacher")

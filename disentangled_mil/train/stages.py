@@ -128,13 +128,11 @@ class TeacherStage(Stage):
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them; the log gets the share of conflicts and the mean confidences."""
+        """Coordinate the gradients and apply them."""
         if self.coordinated is None:
             self.optimizer.step()
-            return
-        self.coordinated.step(confidence=loss.confidence)
-        report = self.coordinated.report
-        loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in report.cosine.values()]).mean()
+        else:
+            self.coordinated.step(confidence=loss.confidence)
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the gate."""
