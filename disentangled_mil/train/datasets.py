@@ -130,6 +130,26 @@ class CohortDataset:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def subset(self, rows: Sequence[int] | Tensor) -> "CohortDataset":
+        """The dataset of some samples, which shares the bags in memory.
+
+        Args:
+            rows: samples, as indices.
+
+        Returns:
+            The dataset.
+        """
+        index = torch.as_tensor(rows)
+        part: CohortDataset = object.__new__(type(self))
+        part.samples = tuple(self.samples[i] for i in index.tolist())
+        part.patients = tuple(sample.patient for sample in part.samples)
+        part.labels = {name: [values[i] for i in index.tolist()] for name, values in self.labels.items()}
+        part.target = select_target(self.target, index)
+        part.paired = self.paired[index]
+        part.genes = {name: values[index] for name, values in self.genes.items()}
+        part._cache = self._cache
+        return part
+
     def truth(self) -> pd.DataFrame:
         """The labels of every patient: the column ``patient``, then those of the task's kind."""
         table = pd.DataFrame(self.labels)

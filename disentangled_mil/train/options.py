@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
 
+DISTILL = ("auto", "always", "never")
+TARGETS = ("out_of_fold", "in_sample")
+
 _LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
 
@@ -28,8 +31,17 @@ class TrainingOptions:
         task_warmup: share of the student's epochs on the task alone, before distillation; the last epoch distills.
         consistency_weight: weight of the inter-magnification consistency.
         prediction_weight: weight of the divergence from the teacher's predictions.
-        representation_weight: weight of the error between prototypes and subspaces.
+        representation_weight: weight of the error between prototypes and subspaces, for targets ``"in_sample"``.
+        share_weight: weight of the error between shares of the logits.
         temperature: temperature of the distilled predictions.
+        distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
+            the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
+        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
+            ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
+            has subspace vectors.
+        teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
+        teacher_repeats: repeats with other folds, whose targets are averaged.
+        calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
         cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
@@ -56,15 +68,24 @@ class TrainingOptions:
     consistency_weight: float = 1.0
     prediction_weight: float = 3.0
     representation_weight: float = 0.1
+    share_weight: float = 0.0
     temperature: float = 2.0
+    distill: str = "auto"
+    distillation_targets: str = "out_of_fold"
+    teacher_folds: int = 5
+    teacher_repeats: int = 1
+    calibrate: bool = False
     cgc: bool = True
     gate: str = "softmax_average"
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size"):
+        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"):
             check_count(name, getattr(self, name))
+        check_count("teacher_folds", self.teacher_folds, minimum=2)
+        check_choice("distill", self.distill, DISTILL)
+        check_choice("distillation_targets", self.distillation_targets, TARGETS)
         check_count("seed", self.seed, minimum=0)
         check_interval("seed", self.seed, 0, _LARGEST_SEED)
         check_choice("gate", self.gate, RULES)
@@ -73,7 +94,13 @@ class TrainingOptions:
         check_interval("validation", self.validation, 0, 0.9)
         check_interval("learning_rate", self.learning_rate, 0, float("inf"), open_low=True)
         check_interval("temperature", self.temperature, 0, float("inf"), open_low=True)
-        for name in ("weight_decay", "consistency_weight", "prediction_weight", "representation_weight"):
+        for name in (
+            "weight_decay",
+            "consistency_weight",
+            "prediction_weight",
+            "representation_weight",
+            "share_weight",
+        ):
             check_interval(name, getattr(self, name), 0, float("inf"))
         for name, value in asdict(self).items():
             if value == float("inf"):

@@ -1,0 +1,81 @@
+"""The linear floor: a linear model on the mean patch of every sample, which every network should reach."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from ..tasks import Target, Task
+from .datasets import CohortDataset
+
+COMPONENTS = 20
+PENALTY = 0.05
+
+
+class LinearModel(NamedTuple):
+    """Logits that are linear in the features.
+
+    Attributes:
+        weight: weight of every feature [P, K], float64.
+        bias: logits of a sample whose features are 0 [K], float64.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits [n, K] of features [n, P]."""
+        return (features.double() @ self.weight + self.bias).float()
+
+
+def mean_features(dataset: CohortDataset) -> Tensor:
+    """The mean patch of every sample, its magnifications side by side [n, P]."""
+    rows = []
+    for number in range(len(dataset)):
+        bags = dataset.batch([number]).bags.values()
+        rows.append(torch.cat([bag.patches[bag.mask].double().mean(0) for bag in bags]))
+    return torch.stack(rows)
+
+
+def fit_linear(features: Tensor, target: Target, task: Task, penalty: float = PENALTY) -> LinearModel:
+    """Fit a linear model on principal components of standardized features, with the task's own loss.
+
+    ``minimize loss(Z W + b) + penalty / 2 * sum(W^2)``; the components Z have the variance of the first one divided
+    out.
+
+    Args:
+        features: features of the training samples.
+        target: target of the task's loss.
+        task: task, of any kind.
+        penalty: weight of the ridge penalty.
+
+    Shape:
+        ``features`` [n, P].
+
+    Returns:
+        The model, which takes features.
+    """
+    values = features.double().numpy()
+    mean, std = values.mean(0), values.std(0)
+    std = np.where(std > 0, std, 1.0)
+    # The full decomposition is exact, and does not depend on a seed.
+    pca = PCA(min(COMPONENTS, *values.shape), svd_solver="full").fit((values - mean) / std)
+    scale = float(np.sqrt(pca.explained_variance_[0])) or 1.0
+    project = torch.from_numpy(pca.components_.T / std[:, None] / scale)  # [P, components]
+    center = torch.from_numpy(mean)
+    inputs = (features.double() - center) @ project
+    weight = torch.zeros(inputs.shape[1], task.outputs, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = task.loss(inputs @ weight + bias, target) + penalty / 2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    whole = project @ weight.detach()
+    return LinearModel(whole, bias.detach() - center @ whole)
