@@ -16,7 +16,9 @@ from disentangled_mil._files import replacing
 
 from .results import code_state
 
-Metric: TypeAlias = Sequence[float | None] | dict[str, float]  # one value a fold or seed; of old runs the mean and deviation
+Metric: TypeAlias = (
+    Sequence[float | None] | dict[str, float]
+)  # one value a fold or seed; of old runs the mean and deviation
 Metrics: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Metric]]]  # {model: {test set: {metric: values}}}
 
 RESULTS = Path(__file__).parent / "results" / "quality"
@@ -111,7 +113,9 @@ def table(cohort: str, runs: Iterable[Run], *, brief: bool = False) -> str:
         column: [name for name in HEADLINES if name in metrics]
         for column, metrics in sorted(columns.items(), key=_place)
     }
-    lines = [markdown_row(["model", "inputs at test", *(_title(*column, names) for column, names in headlines.items())])]
+    lines = [
+        markdown_row(["model", "inputs at test", *(_title(*column, names) for column, names in headlines.items())])
+    ]
     lines.append(markdown_row(["---"] * (2 + len(columns))))
     for model, row in cells.items():
         values = (

@@ -25,8 +25,8 @@ ABLATION = Experiment(
     "ablation",
     "Does each component of stage I help the teacher?",
     "The teacher is trained with none, one, two or all of its components: coordinated gradients (CGC), consistency "
-    "between magnifications (IGC), and selection among four gene tokens instead of one. Differences are from the teacher "
-    "with none. Consistency needs two magnifications, which the planted and the kidney slides have.",
+    "between magnifications (IGC), and selection among four gene tokens instead of one. Differences are from the "
+    "teacher with none. Consistency needs two magnifications, which the planted and the kidney slides have.",
     (
         Case("planted", "diagnosis"),
         Case("tcga_stad", "subtype"),

@@ -15,10 +15,11 @@ def _ours(name: str, *models: str) -> Variant:
 BASELINES = Experiment(
     "baselines",
     "How do other models do on the same features and folds?",
-    "Every model gets the same bags, genes, patients and folds, and the same epochs and learning rate as this package. "
-    "ABMIL and TransMIL are those of torchmil, linear models those of scikit-learn and lifelines. Models on slides also "
-    "train on patients without RNA. Time is that of one thread: training per training patient, and the prediction of one "
-    "patient; memory is the peak of that prediction above its inputs. Networks of others see the first magnification.",
+    "Every model gets the same bags, genes, patients and folds, and the same epochs and learning rate as this "
+    "package. ABMIL and TransMIL are those of torchmil, linear models the floor of this package. Models on "
+    "slides also train on patients without RNA. Time is that of one thread: training per training patient, and the "
+    "prediction of one patient; memory is the peak of that prediction above its inputs. Networks of others see the "
+    "first magnification.",
     (
         Case("tcga_stad", "msi"),
         Case("tcga_stad", "subtype"),

@@ -1,8 +1,8 @@
 """Metrics of a row over all seeds and folds, as they are and on patients drawn anew.
 
-A metric is computed in every fold of every seed and averaged. A patient who is drawn twice counts twice in every seed, and
-in every row, so that rows can be compared. The spread covers the choice of patients, not the randomness of training, which
-the seeds average out.
+A metric is computed in every fold of every seed and averaged. A patient who is drawn twice counts twice in every seed,
+and in every row, so that rows can be compared. The spread covers the choice of patients, not the randomness of
+training, which the seeds average out.
 """
 
 from collections.abc import Mapping, Sequence

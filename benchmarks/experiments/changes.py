@@ -1,7 +1,7 @@
 """Changes of a split: fewer patients with expression, other gene sets, missing genes.
 
-Each is a function of a split and a seed that returns a changed split. Patients and labels of the tests stay, so that rows
-remain comparable.
+Each is a function of a split and a seed that returns a changed split. Patients and labels of the tests stay, so that
+rows remain comparable.
 """
 
 from collections.abc import Mapping
@@ -135,7 +135,8 @@ def shuffled_subspaces(split: Split, seed: int) -> Split:
     dealt = iter(np.random.default_rng(seed).permutation(genes).tolist())
     sizes = {name: min(len(members), len(genes)) for name, members in sets.items()}
     return _everywhere(
-        split, gene_sets={name: tuple(g for _, g in zip(range(size), dealt, strict=False)) for name, size in sizes.items()}
+        split,
+        gene_sets={name: tuple(g for _, g in zip(range(size), dealt, strict=False)) for name, size in sizes.items()},
     )
 
 

@@ -1,7 +1,7 @@
 """What an experiment is: cases, variants, and the row that all rows are compared with.
 
-A *case* is a cohort with a task. A *trial* is one seed and one fold of a case. A *variant* turns a trial into an outcome:
-predictions of one model for the test patients. Every variant of every trial is one run, stored as one file.
+A *case* is a cohort with a task. A *trial* is one seed and one fold of a case. A *variant* turns a trial into an
+outcome: predictions of one model for the test patients. Every variant of every trial is one run, stored as one file.
 """
 
 from collections.abc import Mapping
@@ -78,15 +78,17 @@ class Variant:
         name: name in files and tables. Experiments that use one name mean one variant, so its runs are shared.
         method: work of one trial.
         cohorts: cohorts on which it can run; all by default.
+        without_tasks: tasks for which it makes no sense.
     """
 
     name: str
     method: Method
     cohorts: tuple[str, ...] = ()
+    without_tasks: tuple[str, ...] = ()
 
     def fits(self, case: Case) -> bool:
         """Whether the variant can run on a case."""
-        return not self.cohorts or case.cohort in self.cohorts
+        return (not self.cohorts or case.cohort in self.cohorts) and case.task not in self.without_tasks
 
 
 @dataclass(frozen=True)

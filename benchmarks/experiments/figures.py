@@ -105,7 +105,9 @@ def _lines(
             if values and (found := place(row.variant, row.test)):
                 points.setdefault(found[0], []).append((found[1], fmean(values)))
         for (name, line), (color, marker, style) in zip(points.items(), _cycled(len(points)), strict=True):
-            panel.plot(*zip(*sorted(line), strict=True), color=color, marker=marker, linestyle=style, label=name, markersize=4)
+            panel.plot(
+                *zip(*sorted(line), strict=True), color=color, marker=marker, linestyle=style, label=name, markersize=4
+            )
         panel.set(xlabel=label, ylabel=HEADLINES[metric])
         panel.set_title(f"{case.cohort}, {case.task}", fontsize=9)
         panel.grid(linewidth=0.3)

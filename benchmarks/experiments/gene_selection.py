@@ -21,10 +21,10 @@ def _by_label(cohort: str, task: str) -> tuple[Variant, ...]:
 GENE_SELECTION = Experiment(
     "gene-selection",
     "How many genes, and chosen how?",
-    "The network on genes alone gets a share of every gene set: the most variable genes, random ones, or the best by other "
-    "statistics. Differences are from the 30 % most variable genes. To show leakage, genes are chosen once inside the "
-    "training fold and once on all patients, by variance and by their labels. Values are unscaled (planted, and TPM of "
-    "90 glioblastomas), because in a table of z-scores all genes are equally variable.",
+    "The network on genes alone gets a share of every gene set: the most variable genes, random ones, or the best by "
+    "other statistics. Differences are from the 30 % most variable genes. To show leakage, genes are chosen once "
+    "inside the training fold and once on all patients, by variance and by their labels. Values are unscaled "
+    "(planted, and TPM of 90 glioblastomas), because in a table of z-scores all genes are equally variable.",
     (Case("planted", "diagnosis"), Case("tcga_gbm", "purity"), Case("tcga_gbm", "survival")),
     (
         *(_genes(f"{share:.0%} variance", PipelineOptions({"fraction": share})) for share in _SHARES),

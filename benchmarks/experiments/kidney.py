@@ -1,7 +1,7 @@
 """Bags of the kidney cancers, made of their maps of tumor probability.
 
-The script ``make_tile_bags.py`` beside the data turns a map into a bag with one token per tile, up to 28,506 tokens. Here
-maps are pooled first, so that a token is 448 um or 896 um wide and a training takes minutes. Bags go to
+The script ``make_tile_bags.py`` beside the data turns a map into a bag with one token per tile, up to 28,506 tokens.
+Here maps are pooled first, so that a token is 448 um or 896 um wide and a training takes minutes. Bags go to
 ``runs/tcga_kirc``, once.
 """
 

@@ -1,11 +1,12 @@
 """Where models look: prototypes and attention per tile, against the true regions.
 
 The truth of a planted slide is where tumor was planted. The truth of a kidney slide is the map of tumor probability, of
-which all features were computed; so the question there is only whether a model finds regions again that its input states.
+which all features were computed; so the question there is only whether a model finds regions again that its input
+states.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -48,9 +49,10 @@ class Looks:
         if self.model == "k-means":
             return _compared(trial, held, lambda bags, genes: {n: _clustered(bag) for n, bag in bags.items()})
         models = ("teacher", "distilled") if self.model == "distilled" else (self.model,)
+        options = replace(trial.options, distill="always", distillation_targets="in_sample")
         with TemporaryDirectory(dir=trial.folder) as name:
             folder, task = Path(name), trial.case.task
-            result = run_split(trial.split, task, trial.options, folder, models=models, cache=trial.cache, quiet=True)
+            result = run_split(trial.split, task, options, folder, models=models, cache=trial.cache, quiet=True)
             model = load_model(folder / self.model)[0]
         look = _teacher(cast(Teacher, model)) if self.model == "teacher" else _student(cast(Student, model))
         outcome = _compared(trial, held, look)

@@ -74,8 +74,9 @@ def _entropy(attention: LazyAttention) -> float | None:
 def subspaces_apart(folder: Path, trial: Trial, split: Split) -> Mapping[str, float]:
     """What each subspace vector knows of each program, and how alike the subspace vectors are.
 
-    A linear probe (ridge) is fitted on the training patients and predicts a program for the held-out patients. A program is the planted one, or the mean of the scaled genes of a subspace. Linear CKA compares two
-    subspaces: 1 means that they hold the same.
+    A linear probe (ridge) is fitted on the training patients and predicts a program for the held-out patients. A
+    program is the planted one, or the mean of the scaled genes of a subspace. Linear CKA compares two subspaces: 1
+    means that they hold the same.
     """
     learn, held = split.train.with_expression(), next(iter(split.tests.values()))
     vectors, others = (_vectors(folder, trial, split, cohort) for cohort in (learn, held))
@@ -87,7 +88,9 @@ def subspaces_apart(folder: Path, trial: Trial, split: Split) -> Mapping[str, fl
             score = float(probe.score(*_aligned(others[name], truths[program])))
             (own if program == name else foreign).append(score)
     for one, two in combinations(others, 2):
-        alike.append(_cka(*(np.stack([others[name][patient] for patient in sorted(others[one])]) for name in (one, two))))
+        alike.append(
+            _cka(*(np.stack([others[name][patient] for patient in sorted(others[one])]) for name in (one, two)))
+        )
     means = {"R2 own program": own, "R2 other programs": foreign, "CKA": alike}
     return {name: fmean(values) for name, values in means.items() if values}
 
@@ -100,6 +103,7 @@ def _aligned(
 
 
 def _vectors(folder: Path, trial: Trial, split: Split, cohort: Cohort) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """{subspace: {patient: vector}}: vectors of all magnifications side by side, averaged over the slides of a patient."""
     """{subspace: {patient: vector}}: vectors of all magnifications side by side, averaged over the slides of a patient."""
     collected: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for seen in _teacher(folder, trial, split, cohort, limit=None):

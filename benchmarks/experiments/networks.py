@@ -184,10 +184,8 @@ class Network:
             train_stage("network", stage, datasets[0], None, options, Path(folder), quiet=True)
         seconds = time.perf_counter() - start
         measures = {"training s per patient": seconds / len(train.patients), **cost(stage.logits, datasets[1])}
-        return tested(
-            task, {test: predict_logits(stage, dataset, options) for test, dataset in zip(trial.split.tests, datasets[1:])},
-            datasets[1:], measures,
-        )  # fmt: skip
+        logits = [predict_logits(stage, dataset, options) for dataset in datasets[1:]]
+        return tested(task, dict(zip(trial.split.tests, logits, strict=True)), datasets[1:], measures)
 
 
 def tested(

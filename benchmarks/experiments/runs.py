@@ -1,7 +1,8 @@
 """Runs: one variant on one trial is one JSON file, which appears whole or not at all.
 
-A file holds everything that its numbers depend on: settings, versions, commit and device. It also holds the metrics, the
-predictions of every test patient, and the seconds. A file whose settings differ from those of today counts as missing.
+A file holds everything that its numbers depend on: settings, versions, commit and device. It also holds the metrics,
+the predictions of every test patient, and the seconds. A file whose settings differ from those of today counts as
+missing.
 """
 
 import inspect
@@ -90,17 +91,17 @@ def path_of(folder: Path, variant: Variant, case: Case, seed: int, fold: int) ->
 def settings_of(variant: Variant, options: TrainingOptions) -> dict[str, Any]:
     """All that decides the numbers of a run beside its trial, as JSON values."""
     chosen = {name: value for name, value in asdict(options).items() if name not in ("seed", "device")}
-    return {"options": chosen, "method": _plain(variant.method)}
+    return {"options": chosen, "method": plain(variant.method)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON: functions by name, data classes by their fields."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {"is": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in fields(value)}}
+        return {"is": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if inspect.isfunction(value) or isinstance(value, type):
         return value.__qualname__
     if value is None or isinstance(value, (str, int, float)):

@@ -1,7 +1,7 @@
 """Runs what is missing of an experiment: one process per core with one thread each.
 
-A process works through one trial: all its variants share the cohort, the cache of bags and the scratch folder. Seconds of
-stored runs tell how long the missing ones will take.
+A process works through one trial: all its variants share the cohort, the cache of bags and the scratch folder. Seconds
+of stored runs tell how long the missing ones will take.
 """
 
 import os

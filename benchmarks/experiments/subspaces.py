@@ -31,10 +31,10 @@ def _teacher(name: str, change: object = None, *cohorts: str) -> Variant:
 SUBSPACES = Experiment(
     "subspaces",
     "Do subspaces separate programs, and does it matter which genes they get?",
-    "The teacher gets its genes as one subspace, as tumor and microenvironment, in the same two sizes but shuffled, and as "
-    "three or eight groups of Hallmark sets. A linear probe predicts programs from each subspace vector. For planted "
-    "patients a program is the planted one, and otherwise the mean of a subspace's scaled genes. Linear CKA says how alike "
-    "the vectors of two subspaces are.",
+    "The teacher gets its genes as one subspace, as tumor and microenvironment, in the same two sizes but shuffled, "
+    "and as three or eight groups of Hallmark sets. A linear probe predicts programs from each subspace vector. For "
+    "planted patients a program is the planted one, and otherwise the mean of a subspace's scaled genes. Linear CKA "
+    "says how alike the vectors of two subspaces are.",
     (Case("planted", "diagnosis"), Case("tcga_stad", "subtype"), Case("tcga_gbmlgg", "grading")),
     (
         _teacher("two"),

@@ -25,7 +25,9 @@ def _conditions(experiment: Experiment, summary: Summary, command: str) -> str:
     seeds = sorted({seed for each in summary.seeds.values() for seed in each})
     done = summary.stored == summary.planned
     open_part = "" if done else f" {summary.planned - summary.stored} runs are open, so the numbers are preliminary."
-    time = f"{_hours(summary.expected_seconds)} on one core" + ("" if done else " for all runs of the variants that ran")
+    time = f"{_hours(summary.expected_seconds)} on one core" + (
+        "" if done else " for all runs of the variants that ran"
+    )
     return (
         f"Command: {command}. Stored: {summary.stored} of {summary.planned} runs, seeds {', '.join(map(str, seeds))}."
         f"{open_part} Time: {time}. Commits: {', '.join(summary.commits)}. Device: {', '.join(summary.devices)}."
@@ -58,7 +60,9 @@ def case_table(experiment: Experiment, summary: Summary, case: Case) -> str:
         found = ([v, *(_gain(gains, v, experiment.reference, t) for t in tests)] for v in differing)
         lines += ["", *_lines(["variant", *heads], found)]
     else:
-        columns = [column for head, test in zip(heads, tests, strict=True) for column in (head, _over(experiment, test, tests))]
+        columns = [
+            column for head, test in zip(heads, tests, strict=True) for column in (head, _over(experiment, test, tests))
+        ]
         cells = (
             [
                 variant,
@@ -87,7 +91,11 @@ def measures_table(experiment: Experiment, summary: Summary) -> str:
     if not columns:
         return ""
     rows = (
-        [f"{case.cohort}, {case.task}", variant.name, *(_number(found.get((variant.name, *case, name))) for name in columns)]
+        [
+            f"{case.cohort}, {case.task}",
+            variant.name,
+            *(_number(found.get((variant.name, *case, name))) for name in columns),
+        ]
         for case in experiment.cases
         for variant in experiment.variants
         if any((variant.name, *case, name) in found for name in columns)

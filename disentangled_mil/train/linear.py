@@ -39,7 +39,9 @@ def mean_features(dataset: CohortDataset) -> Tensor:
     return torch.stack(rows)
 
 
-def fit_linear(features: Tensor, target: Target, task: Task, penalty: float = PENALTY) -> LinearModel:
+def fit_linear(
+    features: Tensor, target: Target, task: Task, *, components: int = COMPONENTS, penalty: float = PENALTY
+) -> LinearModel:
     """Fit a linear model on principal components of standardized features, with the task's own loss.
 
     ``minimize loss(Z W + b) + penalty / 2 * sum(W^2)``; the components Z have the variance of the first one divided
@@ -49,6 +51,7 @@ def fit_linear(features: Tensor, target: Target, task: Task, penalty: float = PE
         features: features of the training samples.
         target: target of the task's loss.
         task: task, of any kind.
+        components: largest number of principal components.
         penalty: weight of the ridge penalty.
 
     Shape:
@@ -61,7 +64,7 @@ def fit_linear(features: Tensor, target: Target, task: Task, penalty: float = PE
     mean, std = values.mean(0), values.std(0)
     std = np.where(std > 0, std, 1.0)
     # The full decomposition is exact, and does not depend on a seed.
-    pca = PCA(min(COMPONENTS, *values.shape), svd_solver="full").fit((values - mean) / std)
+    pca = PCA(min(components, *values.shape), svd_solver="full").fit((values - mean) / std)
     scale = float(np.sqrt(pca.explained_variance_[0])) or 1.0
     project = torch.from_numpy(pca.components_.T / std[:, None] / scale)  # [P, components]
     center = torch.from_numpy(mean)

@@ -28,6 +28,19 @@ from .loop import train_stage
 from .options import TrainingOptions
 
 FOLDER = "teachers"
+# Options that change no prediction of a teacher's part.
+OF_STUDENTS = (
+    "device",
+    "teacher_repeats",
+    "task_warmup",
+    "prediction_weight",
+    "representation_weight",
+    "share_weight",
+    "temperature",
+    "distill",
+    "distillation_targets",
+    "calibrate",
+)
 
 
 class Headroom(NamedTuple):
@@ -173,5 +186,5 @@ def _headroom(builder: StageBuilder, samples: CohortDataset, teacher: Tensor, li
 
 
 def _deciding(options: TrainingOptions) -> dict[str, object]:
-    """The options that decide the predictions of a part; the number of repeats does not."""
-    return {name: value for name, value in asdict(options).items() if name not in ("device", "teacher_repeats")}
+    """The options that decide the predictions of a part: neither the number of repeats, nor those of students."""
+    return {name: value for name, value in asdict(options).items() if name not in OF_STUDENTS}

@@ -155,11 +155,13 @@ class TeacherStage(Stage):
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them."""
+        """Coordinate the gradients and apply them; the log gets the share of rows that conflict."""
         if self.coordinated is None:
             self.optimizer.step()
         else:
             self.coordinated.step(confidence=loss.confidence)
+            cosines = self.coordinated.report.cosine.values()
+            loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in cosines]).mean()
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the gate."""
