@@ -19,13 +19,13 @@ from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import cross_validation, run_folder
 from disentangled_mil.train.cross_validation import run_cross_validation
-from disentangled_mil.train.experiment import MODELS, Result
+from disentangled_mil.train.experiment import MODELS, NETWORKS, Result
 from disentangled_mil.train.predict import predict_slides
 from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 from tests.support.cohorts import copy_with_change
 
-CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
+CHECKPOINTS = {f"{model}{end}" for model in NETWORKS for end in (".csv", ".json", ".safetensors")}
 
 
 @pytest.fixture(scope="session")
