@@ -4,3 +4,7 @@ A file per experiment declares cases and variants. Everything else is shared: :m
 :mod:`.training` the work, :mod:`.schedule` runs what is missing, :mod:`.runs` stores it, and :mod:`.summary` makes of
 it what :mod:`.tables`, :mod:`.figures` and the page show.
 """
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which counts memory, prints each start and stop

@@ -29,7 +29,7 @@ _WIDE = 3  # panels in a row
 
 def draw(experiment: Experiment, summary: Summary, folder: Path = FIGURES) -> Path | None:
     """Draw the figure of an experiment; return its file, or None where nothing can be drawn yet."""
-    figure = _DRAWINGS[experiment.figure](experiment, summary)
+    figure = DRAWINGS[experiment.figure](experiment, summary)
     if figure is None:
         return None
     path = folder / f"{experiment.name}.svg"
@@ -169,7 +169,7 @@ def _grid(count: int, height: float, *, share: bool = True) -> tuple[Figure, Seq
     return figure, panels[:count]
 
 
-_DRAWINGS: dict[str, Callable[[Experiment, Summary], Figure | None]] = {
+DRAWINGS: dict[str, Callable[[Experiment, Summary], Figure | None]] = {
     "differences": differences,
     "strengths": strengths,
     "shares": shares,

@@ -2,19 +2,25 @@
 
 from .changes import ChosenByLabel, ChosenOnAll, PipelineOptions, RandomGenes
 from .experiment import Case, Experiment, Variant
-from .training import Training
+from .training import Change, Training
 
 _SHARES = (0.1, 0.2, 0.3, 0.5, 0.8)
 
 
-def _genes(name: str, change: object, *cohorts: str) -> Variant:
-    return Variant(f"genes, {name}", Training(("genes",), change=change), cohorts)  # type: ignore[arg-type]
+def _genes(name: str, change: Change, *cohorts: str) -> Variant:
+    return Variant(f"genes, {name}", Training(("genes",), change=change), cohorts)
 
 
 def _by_label(cohort: str, task: str) -> tuple[Variant, ...]:
+    """Genes chosen by the labels of a task, on the training patients and on all."""
     return tuple(
-        _genes(f"5 % by {task} of {where}", ChosenByLabel(0.05, leak, task), cohort)
-        for where, leak in (("training patients", False), ("all patients", True))
+        Variant(
+            f"genes, 5% by {task} of {patients} patients",
+            Training(("genes",), change=ChosenByLabel(0.05, leak, task)),
+            (cohort,),
+            without_tasks=("survival",),
+        )
+        for patients, leak in (("training", False), ("all", True))
     )
 
 
@@ -32,10 +38,14 @@ GENE_SELECTION = Experiment(
         *(_genes(f"30% {s}", PipelineOptions({"fraction": 0.3, "statistic": s})) for s in ("mad", "dispersion")),
         _genes("30% variance of all patients", ChosenOnAll(0.3)),
         *_by_label("planted", "diagnosis"),
+        *_by_label("tcga_gbm", "purity"),
     ),
     "genes, 30% variance",
     pairs=(
-        ("genes, 5 % by diagnosis of all patients", "genes, 5 % by diagnosis of training patients"),
+        *(
+            (f"genes, 5% by {task} of all patients", f"genes, 5% by {task} of training patients")
+            for task in ("diagnosis", "purity")
+        ),
         *((f"genes, {share:.0%} variance", f"genes, {share:.0%} random") for share in _SHARES),
     ),
     figure="shares",

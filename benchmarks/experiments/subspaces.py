@@ -3,7 +3,7 @@
 from .changes import Hallmark, one_subspace, shuffled_subspaces
 from .experiment import Case, Experiment, Variant
 from .measures import subspaces_apart
-from .training import Training
+from .training import Change, Training
 
 # Gene symbols of the real cohorts; planted genes belong to no Hallmark set.
 _REAL = ("tcga_stad", "tcga_gbmlgg")
@@ -24,8 +24,8 @@ _EIGHT = {
 }
 
 
-def _teacher(name: str, change: object = None, *cohorts: str) -> Variant:
-    return Variant(f"subspaces, {name}", Training(("teacher",), change=change, measures=(subspaces_apart,)), cohorts)  # type: ignore[arg-type]
+def _teacher(name: str, change: Change | None = None, *cohorts: str) -> Variant:
+    return Variant(f"subspaces, {name}", Training(("teacher",), change=change, measures=(subspaces_apart,)), cohorts)
 
 
 SUBSPACES = Experiment(

@@ -17,6 +17,7 @@ def section(experiment: Experiment, summary: Summary | None) -> str:
     parts = [experiment.purpose, _conditions(experiment, summary, command)]
     parts += [table for case in experiment.cases if (table := case_table(experiment, summary, case))]
     parts += [measures] if (measures := measures_table(experiment, summary)) else []
+    parts += [f"![{experiment.question}](figures/experiments/{experiment.name}.svg)"]
     return "\n\n".join(parts)
 
 
