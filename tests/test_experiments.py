@@ -14,19 +14,21 @@ from benchmarks.experiments import bootstrap, changes, cohorts, figures, runs, s
 from benchmarks.experiments.catalog import EXPERIMENTS
 from benchmarks.experiments.experiment import Case, Experiment, Outcome, Trial, Variant
 from benchmarks.experiments.linear import Linear
+from benchmarks.experiments.measures import attention_entropy, confidences, conflicts, subspaces_apart
 from benchmarks.experiments.networks import MeanPool, Network
 from benchmarks.experiments.training import Training
+from benchmarks.experiments.variants import CROSS_FITTED
 from disentangled_mil.losses import DistillationTargets
 from disentangled_mil.metrics import classification_metrics, survival_metrics
-from disentangled_mil.train import MODELS, TrainingOptions
+from disentangled_mil.train import MODELS, TrainingOptions, out_of_fold
 from disentangled_mil.train.datasets import BagCache
 from tests.support.training import OPTIONS, small_split
 
 CASE = Case("tiny", "grading")
 PLANNED = [(e, v) for e in EXPERIMENTS.values() for v in e.variants]
-SCRATCH = Variant("scratch", Training(("student",)))
-PERMUTED = Variant("permuted", Training(("distilled",), {"distill": "always"}, targets=targets.Permuted()))
-TINY = Experiment("tiny", "Is it tiny?", "It is small.", (CASE,), (SCRATCH, PERMUTED), "scratch", seeds=(0, 1))
+# Linear models, because most tests are not about the training.
+SLIDES, GENES = (Variant(f"on {given}", Linear((given,))) for given in ("slides", "genes"))
+TINY = Experiment("tiny", "Is it tiny?", "It is small.", (CASE,), (SLIDES, GENES), "on slides", seeds=(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +68,14 @@ def test_declaration_names_what_exists(name):
         assert any(variant.fits(case) for case in experiment.cases)
 
 
-@pytest.mark.parametrize(("experiment", "variant"), PLANNED, ids=lambda each: each.name)
-def test_variant_has_options_and_models_that_exist(experiment, variant):
-    settings = json.loads(json.dumps(runs.settings_of(variant, TrainingOptions())))
-    if isinstance(variant.method, Training):
-        assert replace(TrainingOptions(), **variant.method.options)
-        assert set(variant.method.models) <= set(MODELS)
-    assert settings["method"]["is"] == type(variant.method).__name__
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_variants_have_options_and_models_that_exist(name):
+    for variant in EXPERIMENTS[name].variants:
+        settings = json.loads(json.dumps(runs.settings_of(variant, TrainingOptions())))
+        assert settings["method"]["is"] == type(variant.method).__name__
+        if isinstance(variant.method, Training):
+            assert replace(TrainingOptions(), **variant.method.options)
+            assert set(variant.method.models) <= set(MODELS)
 
 
 def test_variants_of_one_name_are_one_variant_with_one_folder():
@@ -94,19 +97,19 @@ def test_an_experiment_runs_resumes_and_writes_summary_table_and_figure(tmp_path
     assert run(tmp_path, "--seeds", "0") == 0
     printed = capsys.readouterr()
     assert "Stored: 2 of 4 runs, seeds 0. 2 runs are open, so the numbers are preliminary." in printed.out
-    assert "| variant | AUC / Acc | difference from scratch |" in printed.out
+    assert "| variant | AUC / Acc | difference from on slides |" in printed.out
     assert "2 runs of unknown time" in printed.err
     first = times(tmp_path)
-    assert set(first) == {f"runs/tiny-grading/{name}/seed0-fold0.json" for name in ("scratch", "permuted")}
+    assert set(first) == {f"runs/tiny-grading/{name}/seed0-fold0.json" for name in ("on-slides", "on-genes")}
     assert "<svg" in (tmp_path / "figures" / "tiny.svg").read_text()
     assert not list(tmp_path.rglob("scratch/tiny*"))
 
-    (tmp_path / "runs/tiny-grading/permuted/seed0-fold0.json").unlink()
+    (tmp_path / "runs/tiny-grading/on-genes/seed0-fold0.json").unlink()
     assert run(tmp_path) == 0
     assert "Stored: 4 of 4 runs, seeds 0, 1." in capsys.readouterr().out
     second = times(tmp_path)
     assert len(second) == 4
-    kept = "runs/tiny-grading/scratch/seed0-fold0.json"
+    kept = "runs/tiny-grading/on-slides/seed0-fold0.json"
     assert second[kept] == first[kept]
 
     table, figure = (tmp_path / "summaries/tiny.json").read_text(), (tmp_path / "figures/tiny.svg").read_text()
@@ -133,7 +136,7 @@ def test_runs_of_other_settings_count_as_missing(tmp_path):
     plan = schedule.Plan(TINY, tmp_path, (0,), (CASE,))
     job = next(plan.jobs())
     schedule.run_trial([job])
-    longer = next(plan._replace(epochs=3).jobs())
+    longer = next(plan._replace(overrides={"epochs": 3}).jobs())
     assert longer.path == job.path
     assert job.stored() is not None
     assert longer.stored() is None
@@ -143,10 +146,10 @@ def test_a_run_that_fails_leaves_no_file_and_those_before_it_stay(tmp_path):
     def fail(trial: Trial) -> Outcome:
         raise RuntimeError("the disk is full")
 
-    experiment = replace(TINY, variants=(SCRATCH, Variant("failing", fail)))
+    experiment = replace(TINY, variants=(SLIDES, Variant("failing", fail)))
     with pytest.raises(RuntimeError, match="disk is full"):
         schedule.run_missing(schedule.Plan(experiment, tmp_path, (0,), (CASE,)), processes=1)
-    assert list(times(tmp_path)) == ["tiny-grading/scratch/seed0-fold0.json"]
+    assert list(times(tmp_path)) == ["tiny-grading/on-slides/seed0-fold0.json"]
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -154,7 +157,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     outcome = Outcome({"internal": {"auc": object()}}, pd.DataFrame())  # no JSON can hold it
     trial = Trial(CASE, 0, 0, small_split(), job.options, tmp_path, BagCache())
     with pytest.raises(TypeError):
-        runs.keep(job.path, runs.Run.of(SCRATCH, trial, outcome, 1.0))
+        runs.keep(job.path, runs.Run.of(SLIDES, trial, outcome, 1.0))
     assert not list(tmp_path.rglob("*.json*"))
 
 
@@ -165,17 +168,39 @@ def test_quick_runs_are_stored_apart_and_never_on_the_page(tmp_path, capsys):
     assert "Stored: 2 of 2 runs" in capsys.readouterr().out
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path):
-    """The processes do not know the small cohort, so they run the linear model of a planted one."""
-    experiment = replace(
-        TINY, cases=(Case("planted", "diagnosis"),), variants=(Variant("linear, slides", Linear(("slides",))),)
+def test_a_training_shares_its_teachers_and_leaves_no_scratch(tmp_path, monkeypatch):
+    plain, permuted = (
+        Variant(name, Training(("distilled",), CROSS_FITTED, targets=change))
+        for name, change in (("plain", None), ("permuted", targets.Permuted()))
     )
-    found = []
-    for processes in (1, 2):
-        plan = schedule.Plan(experiment, tmp_path / str(processes), (0,), experiment.cases)
-        schedule.run_missing(plan, processes=processes)
-        found.append(next(plan.jobs()).stored().metrics)
-    assert found[0] == found[1]
+    experiment = replace(TINY, variants=(plain, permuted), reference="plain")
+    trained = []
+    original = out_of_fold.train_stage
+    monkeypatch.setattr(
+        out_of_fold, "train_stage", lambda name, *a, **k: (trained.append(name), original(name, *a, **k))
+    )
+    jobs = list(schedule.Plan(experiment, tmp_path, (0,), (CASE,)).jobs())
+    schedule.run_missing(schedule.Plan(experiment, tmp_path, (0,), (CASE,)), processes=1)
+    assert trained == ["repeat0-fold0", "repeat0-fold1"]
+    found = [job.stored() for job in jobs]
+    assert found[0].predictions != found[1].predictions
+    assert found[0].measures["headroom"] == found[1].measures["headroom"]
+    assert not any(path for path in tmp_path.glob("scratch/*"))
+
+
+def test_measures_explain_a_teacher(tmp_path):
+    method = Training(("teacher",), measures=(conflicts, confidences, attention_entropy, subspaces_apart))
+    split = small_split()
+    found = method(Trial(CASE, 0, 0, split, replace(OPTIONS, epochs=1), tmp_path, BagCache())).measures
+    assert {
+        "conflicts",
+        "confidence tumor",
+        "entropy tme",
+        "R2 own program",
+        "R2 other programs",
+        "CKA",
+    } <= found.keys()
+    assert all(0 <= found[name] <= 1 + 1e-6 for name in ("conflicts", "confidence tme", "entropy tumor", "CKA"))
 
 
 @pytest.mark.parametrize(
@@ -248,9 +273,9 @@ def test_gains_are_paired_by_trial(tmp_path):
     assert run(tmp_path, "--seeds", "0") == 0
     found = summary.read("tiny", tmp_path / "summaries")
     (gain,) = found.gains
-    assert (gain.variant, gain.over, gain.metric, gain.patients) == ("permuted", "scratch", "auc", 10)
+    assert (gain.variant, gain.over, gain.metric, gain.patients) == ("on genes", "on slides", "auc", 10)
     rows = {row.variant: row.metrics["auc"][0] for row in found.rows}
-    assert gain.difference == pytest.approx(rows["permuted"] - rows["scratch"], abs=1e-4)
+    assert gain.difference == pytest.approx(rows["on genes"] - rows["on slides"], abs=1e-4)
     assert gain.low <= gain.difference <= gain.high
 
 

@@ -9,7 +9,7 @@ from . import figures, summary
 from .catalog import EXPERIMENTS
 from .cohorts import COHORTS
 from .runs import RUNS
-from .schedule import QUICK_EPOCHS, Plan, run_missing
+from .schedule import QUICK, Plan, run_missing
 from .tables import section
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     full = Plan(experiment, RUNS, experiment.seeds, experiment.cases)
     if options.quick:
-        plan = Plan(experiment, options.runs / "quick", (0,), there, folds=1, epochs=QUICK_EPOCHS)
+        plan = Plan(experiment, options.runs / "quick", (0,), there, folds=1, overrides=QUICK)
     else:
         plan = Plan(experiment, options.runs, tuple(options.seeds or experiment.seeds), there)
     if not options.table:
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=_seed, metavar="SEED", help="seeds to run (default: 0 to 4)")
     add("--cohort", nargs="+", choices=COHORTS, metavar="COHORT", help="cohorts to run (default: all)")
     add("--task", nargs="+", metavar="TASK", help="tasks to run (default: all)")
-    add("--quick", action="store_true", help=f"one seed, one fold and {QUICK_EPOCHS} epochs, stored apart")
+    add("--quick", action="store_true", help="one seed, one fold and two epochs, stored apart")
     add("--jobs", type=_positive, default=2, help="processes, with one thread each (default: %(default)s)")
     add("--runs", type=Path, default=RUNS, help="folder of the runs (default: runs/experiments)")
     add("--summaries", type=Path, default=summary.SUMMARIES, help="folder of the summary")

@@ -6,22 +6,19 @@ from .changes import LessExpression
 from .experiment import Case, Experiment, Variant
 from .targets import MixedWithLabels, Permuted, SmoothedLabels
 from .training import Training
-from .variants import GENES, IN_SAMPLE, LINEAR_SLIDES, OUT_OF_FOLD, SCRATCH, TEACHER
-
-_CROSS_FITTED = {"distill": "always"}
-_PUBLISHED = {"distill": "always", "distillation_targets": "in_sample"}
+from .variants import CROSS_FITTED, GENES, IN_SAMPLE, LINEAR_SLIDES, OUT_OF_FOLD, PUBLISHED, SCRATCH, TEACHER
 
 
 def _distilled(
     name: str, *, without: tuple[str, ...] = (), change: Any = None, targets: Any = None, **options: Any
 ) -> Variant:
     """A student with targets out of fold, and something else that differs."""
-    method = Training(("distilled",), {**_CROSS_FITTED, **options}, change, targets)
+    method = Training(("distilled",), {**CROSS_FITTED, **options}, change, targets)
     return Variant(f"out-of-fold, {name}", method, without_tasks=without)
 
 
 def _less_published(share: float) -> Variant:
-    method = Training(("teacher", "distilled"), _PUBLISHED, LessExpression(share))
+    method = Training(("teacher", "distilled"), PUBLISHED, LessExpression(share))
     return Variant(f"in-sample, {share:.0%} of the RNA", method)
 
 

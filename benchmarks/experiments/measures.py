@@ -103,8 +103,7 @@ def _aligned(
 
 
 def _vectors(folder: Path, trial: Trial, split: Split, cohort: Cohort) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """{subspace: {patient: vector}}: vectors of all magnifications side by side, averaged over the slides of a patient."""
-    """{subspace: {patient: vector}}: vectors of all magnifications side by side, averaged over the slides of a patient."""
+    """{subspace: {patient: vector}}: all magnifications side by side, averaged over the slides of a patient."""
     collected: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     for seen in _teacher(folder, trial, split, cohort, limit=None):
         branches = seen.output.branches.values()

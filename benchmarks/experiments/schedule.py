@@ -9,13 +9,13 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from . import runs
 from .cohorts import COHORTS
 from .experiment import Case, Experiment, Trial, Variant
 
-QUICK_EPOCHS = 2
+QUICK = {"epochs": 2, "teacher_folds": 2}
 
 
 class Plan(NamedTuple):
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
         seeds: seeds.
         cases: cohorts and tasks.
         folds: largest number of folds of a case.
-        epochs: number of epochs in place of that of the cohort, for a trial of the command; None for a real run.
+        overrides: options in place of those of the cohort, for a trial of the command.
     """
 
     experiment: Experiment
@@ -46,12 +46,11 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...]
     cases: tuple[Case, ...]
     folds: int = 1_000
-    epochs: int | None = None
+    overrides: Mapping[str, Any] = {}
 
     def options(self, case: Case, seed: int) -> TrainingOptions:
         """The options of a trial before a variant changes them."""
-        options = replace(COHORTS[case.cohort].options, seed=seed)
-        return options if self.epochs is None else replace(options, epochs=self.epochs)
+        return replace(COHORTS[case.cohort].options, seed=seed, **self.overrides)
 
     def jobs(self) -> Iterator["Job"]:
         """Every run, trial by trial; the first seed of all cases comes first."""

@@ -7,11 +7,11 @@ from .training import Training
 SCRATCH = Variant("scratch", Training(("student",)))
 TEACHER = Variant("teacher", Training(("teacher",)))
 GENES = Variant("genes", Training(("genes",)))
-# The targets of the paper: one teacher that has trained on the student's patients, subspace vectors included.
-IN_SAMPLE = Variant(
-    "in-sample", Training(("teacher", "distilled"), {"distill": "always", "distillation_targets": "in_sample"})
-)
-OUT_OF_FOLD = Variant("out-of-fold", Training(("distilled",), {"distill": "always"}))
+# The paper's targets: those of one teacher that has trained on the student's patients, subspace vectors included.
+PUBLISHED = {"distill": "always", "distillation_targets": "in_sample"}
+CROSS_FITTED = {"distill": "always", "distillation_targets": "out_of_fold"}
+IN_SAMPLE = Variant("in-sample", Training(("teacher", "distilled"), PUBLISHED))
+OUT_OF_FOLD = Variant("out-of-fold", Training(("distilled",), CROSS_FITTED))
 
 LINEAR_SLIDES = Variant("linear, slides", Linear(("slides",)))
 LINEAR_GENES = Variant("linear, genes", Linear(("genes",)))
