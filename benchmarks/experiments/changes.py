@@ -209,12 +209,16 @@ class MissingAtTest:
             split = self.training(split, seed)
         rng = np.random.default_rng(seed)
         name, test = next(iter(split.tests.items()))
-        table = _expression(test)
-        lost = {f"{share:.0%} missing": rng.random(table.shape[1]) < share for share in self.shares}
+        table, medians = _expression(test), _expression(split.train).median()
+        others: dict[str, Any] = {}
+        for share in self.shares:
+            others[f"{share:.0%} missing"] = table.loc[:, rng.random(table.shape[1]) >= share]
+        # The pipeline refuses a table without any gene of a subspace, so these genes get the training medians.
         for subspace, genes in split.train.gene_sets.items():
             members = set(map(gene_symbol, genes))
-            lost[f"no {subspace}"] = np.array([gene_symbol(column) in members for column in table])
-        others = {label: replace(test, expression=table.loc[:, ~columns]) for label, columns in lost.items()}
+            lost = [column for column in table if gene_symbol(column) in members]
+            others[f"no {subspace}"] = table.assign(**{column: medians[column] for column in lost})
+        others = {label: replace(test, expression=given) for label, given in others.items()}
         return split._replace(tests={name: test, **others})
 
 
