@@ -25,6 +25,7 @@ RESULTS = Path(__file__).parent / "results" / "quality"
 HEADLINES = {"auc": "AUC", "accuracy": "Acc", "c_index": "C-index"}
 TEST_SETS = {"test": "", "internal": ", held-out", "external": ", external"}  # in the order of the columns
 OWN = {
+    "linear": ("**linear model**", "slides"),
     "genes": ("**SNN on genes**", "RNA"),
     "teacher": ("**teacher**", "slides + RNA"),
     "student": ("**student from scratch**", "slides"),
@@ -75,13 +76,13 @@ def keep(cohort: str, folders: Sequence[Path], command: str, results: Path = RES
         raise ValueError(f"folders must be runs of one task, got {', '.join(sorted(map(str, tasks)))}")
     (task,) = tasks
     runs = [metrics for run in finished for metrics in run["splits"]]
-    models = {
-        model: {
-            test: {name: [run[model][test][name] for run in runs] for name in runs[0][model][test]}
-            for test in runs[0][model]
+    models = {}
+    for model in dict.fromkeys(name for run in runs for name in run):  # distillation may be declined in some runs
+        trained = [run[model] for run in runs if model in run]
+        models[model] = {
+            test: {name: [tests[test][name] for tests in trained] for name in metrics}
+            for test, metrics in trained[0].items()
         }
-        for model in runs[0]
-    }
     path = results / f"{cohort}-{task}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = Run(cohort, task, f"`{command}` at {code_state()}", models)

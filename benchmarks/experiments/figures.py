@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..plot import save
 from .experiment import Case, Experiment
@@ -23,6 +24,10 @@ _STYLES = (
     ("#009e73", "D", ":"),
     ("#cc79a7", "v", (0, (5, 1, 1, 1, 1, 1))),
     ("#e69f00", "P", (0, (1, 2))),
+    ("black", "x", (0, (6, 2))),
+    ("#0072b2", "+", (0, (3, 3))),
+    ("#d55e00", "<", (0, (2, 1))),
+    ("#009e73", ">", (0, (4, 1, 1, 1))),
 )
 _WIDE = 3  # panels in a row
 
@@ -97,6 +102,7 @@ def _lines(
     if not cases:
         return None
     figure, axes = _grid(len(cases), 3.2, share=False)
+    styles: dict[str, tuple[Any, str, Any]] = {}  # a name looks alike in all panels
     for case, panel in zip(cases, axes, strict=True):
         points: dict[str, list[tuple[float, float]]] = {}
         metric = next(name for name in HEADLINES if any(name in row.metrics for row in summary.of(case)))
@@ -104,15 +110,17 @@ def _lines(
             values = [value for value in row.metrics.get(metric, ()) if value is not None]
             if values and (found := place(row.variant, row.test)):
                 points.setdefault(found[0], []).append((found[1], fmean(values)))
-        for (name, line), (color, marker, style) in zip(points.items(), _cycled(len(points)), strict=True):
-            panel.plot(
-                *zip(*sorted(line), strict=True), color=color, marker=marker, linestyle=style, label=name, markersize=4
-            )
+        for name, line in points.items():
+            color, marker, style = styles.setdefault(name, _STYLES[len(styles) % len(_STYLES)])
+            panel.plot(*zip(*sorted(line), strict=True), color=color, marker=marker, linestyle=style, markersize=4)
         panel.set(xlabel=label, ylabel=HEADLINES[metric])
         panel.set_title(f"{case.cohort}, {case.task}", fontsize=9)
         panel.grid(linewidth=0.3)
-    handles, names = max((panel.get_legend_handles_labels() for panel in axes), key=lambda found: len(found[1]))
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle=style, label=name, markersize=4)
+        for name, (color, marker, style) in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -152,10 +160,6 @@ def _two_tones() -> ListedColormap:
 
 def _binary(values: Any) -> bool:
     return set(np.unique(values[~np.isnan(values)])) <= {0.0, 1.0}
-
-
-def _cycled(count: int) -> list[tuple[Any, str, Any]]:
-    return [_STYLES[k % len(_STYLES)] for k in range(count)]
 
 
 def _grid(count: int, height: float, *, share: bool = True) -> tuple[Figure, Sequence[Axes]]:

@@ -1,10 +1,9 @@
 """The linear floor: a linear model on the mean patch of every sample, which every network should reach."""
 
+import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ..tasks import Target, Task
@@ -60,15 +59,13 @@ def fit_linear(
     Returns:
         The model, which takes features.
     """
-    values = features.double().numpy()
-    mean, std = values.mean(0), values.std(0)
-    std = np.where(std > 0, std, 1.0)
-    # The full decomposition is exact, and does not depend on a seed.
-    pca = PCA(min(components, *values.shape), svd_solver="full").fit((values - mean) / std)
-    scale = float(np.sqrt(pca.explained_variance_[0])) or 1.0
-    project = torch.from_numpy(pca.components_.T / std[:, None] / scale)  # [P, components]
-    center = torch.from_numpy(mean)
-    inputs = (features.double() - center) @ project
+    values = features.double()
+    center, std = values.mean(0), values.std(0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    _, singular, axes = torch.linalg.svd((values - center) / std, full_matrices=False)
+    scale = float(singular[0]) / math.sqrt(max(1, len(values) - 1)) or 1.0
+    project = axes[:components].T / std[:, None] / scale  # [P, components]
+    inputs = (values - center) @ project
     weight = torch.zeros(inputs.shape[1], task.outputs, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(task.outputs, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
