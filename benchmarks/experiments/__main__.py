@@ -1,4 +1,7 @@
-"""The command: run what is missing of an experiment, then write its summary, table and figure."""
+"""The command: run what is missing of an experiment, then write its summary, table and figure.
+
+The experiments need the extra ``train``, and those with models of others the extra ``benchmarks``.
+"""
 
 import argparse
 import sys
