@@ -37,7 +37,7 @@ def bootstrapped(metric: str, tables: Sequence[pd.DataFrame]) -> Array:
     """A metric averaged over the tables of all seeds and folds: on all patients, then on every draw [1 + R].
 
     Args:
-        metric: ``"auc"``, ``"accuracy"`` or ``"c_index"``.
+        metric: ``"auc"`` or ``"c_index"``.
         tables: predictions and labels, indexed by patient.
     """
     strata: dict[str, str] = {}
@@ -66,14 +66,6 @@ def _auc(table: pd.DataFrame) -> list[Pairs]:
     return parts
 
 
-def _accuracy(table: pd.DataFrame) -> list[Pairs]:
-    """Every patient counts for himself: he is paired with all, which cancels."""
-    correct = (table["predicted"] == table["label"]).to_numpy(float)
-    everyone = np.arange(len(table))
-    ones = np.ones((len(table), len(table)))
-    return [Pairs(everyone, everyone, correct[:, None] * ones, ones)]
-
-
 def _c_index(table: pd.DataFrame) -> list[Pairs]:
     """Harrell's index, with the pairs of :func:`disentangled_mil.metrics.survival_metrics`."""
     risk, time = table["risk"].to_numpy(), table["time"].to_numpy()
@@ -88,4 +80,4 @@ def _ordered(above: Array, below: Array) -> Array:
     return (above > below) + 0.5 * (above == below)
 
 
-_METRICS: Mapping[str, Any] = {"auc": _auc, "accuracy": _accuracy, "c_index": _c_index}
+_METRICS: Mapping[str, Any] = {"auc": _auc, "c_index": _c_index}

@@ -7,6 +7,7 @@ differences and what the runs depend on. Tables, figures and pages are made of s
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from disentangled_mil.metrics import paired_difference
 from disentangled_mil.tasks import KINDS
 
 from ..results import RESULTS
-from .bootstrap import bootstrapped
+from .bootstrap import Array, bootstrapped
 from .experiment import Case, Experiment
 from .runs import Run
 from .schedule import Job, Plan
@@ -153,19 +154,22 @@ def _gains(experiment: Experiment, runs: Sequence[Run]) -> list[Gain]:
         if run.predictions:
             by_variant.setdefault(run.variant, {})[run.seed, run.fold] = run
     wanted = [(name, experiment.reference) for name in by_variant if name != experiment.reference]
+
+    @cache
+    def draws(variant: str, test: str, metric: str, trials: tuple[tuple[int, int], ...]) -> Array:
+        return bootstrapped(metric, [by_variant[variant][trial].table(test) for trial in trials])
+
     gains = []
     for name, over in [*wanted, *experiment.pairs]:
-        trials = [trial for trial in by_variant.get(name, {}) if trial in by_variant.get(over, {})]
+        trials = tuple(trial for trial in by_variant.get(name, {}) if trial in by_variant.get(over, {}))
         if not trials:
             continue
-        first, second = ([by_variant[each][trial] for trial in trials] for each in (name, over))
-        for test in (test for test in first[0].predictions if test in second[0].predictions):
-            metric = next(m for m in HEADLINES if m in first[0].metrics[test])
-            tables = [[run.table(test) for run in each] for each in (first, second)]
-            found = paired_difference(*(bootstrapped(metric, each) for each in tables))
-            patients = len({patient for table in tables[0] for patient in table.index})
-            case = first[0].case
-            gains.append(Gain(name, over, *case, test, metric, *(round(v, 5) for v in found), patients))
+        first, second = (by_variant[each][trials[0]] for each in (name, over))
+        for test in (test for test in first.predictions if test in second.predictions):
+            metric = next(each for each in HEADLINES if each in first.metrics[test])
+            found = paired_difference(*(draws(each, test, metric, trials) for each in (name, over)))
+            patients = len({patient for trial in trials for patient in by_variant[name][trial].table(test).index})
+            gains.append(Gain(name, over, *first.case, test, metric, *(round(v, 5) for v in found), patients))
     return gains
 
 
