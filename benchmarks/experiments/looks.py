@@ -1,8 +1,8 @@
 """Where models look: prototypes and attention per tile, against the true regions.
 
-The truth of a planted slide is where tumor was planted. The truth of a kidney slide is its map of tumor probability. All
-features of that slide were computed from the map. So the question there is only whether a model finds the regions that
-its input states.
+The truth of a planted slide is where tumor was planted. The truth of a kidney slide is its map of tumor probability.
+All features of that slide were computed from the map. So the question there is only whether a model finds the regions
+that its input states.
 """
 
 from collections.abc import Iterator, Mapping
