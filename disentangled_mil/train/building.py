@@ -12,7 +12,7 @@ from ..losses import DistillationTargets
 from ..models import GeneNetwork, LinearModel, Student, Teacher
 from ..tasks import Task
 from .datasets import CohortDataset
-from .linear import Penalties, RowsLoss, distilled_loss, fit_linear, task_loss_of, vectors_of
+from .linear import BOTH, SLIDES, Penalties, RowsLoss, distilled_loss, fit_linear, task_loss_of, vectors_of
 from .options import TrainingOptions
 from .stages import GeneStage, StudentStage, TeacherStage
 
@@ -89,7 +89,7 @@ class StageBuilder:
     def _fit_linear(self, linear: LinearModel, model: str, train: CohortDataset, loss: RowsLoss) -> None:
         """Fit the linear model in a teacher or student; it takes no part in the training by steps."""
         rows = torch.arange(len(train))
-        vectors = vectors_of(train, genes=model == "teacher")
+        vectors = vectors_of(train, BOTH if model == "teacher" else SLIDES)
         fitted = fit_linear(vectors, rows, loss, self.task.outputs, self.penalties[model])
         linear.load_state_dict(fitted.state_dict())
         linear.requires_grad_(False)

@@ -23,7 +23,7 @@ from .building import StageBuilder
 from .checkpoint import save_model
 from .comparison import Evaluation
 from .datasets import BagCache, CohortDataset
-from .linear import choose_penalties, fit_linear, task_loss_of, vectors_of
+from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, distill_out_of_fold
@@ -118,8 +118,8 @@ def run_split(
     choose_paired = dataset(choose.with_expression()) if choose is not None else None
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
     penalties = {
-        "student": choose_penalties(everyone, task, genes=False, seed=options.seed),
-        "teacher": choose_penalties(paired, task, genes=True, seed=options.seed) if options.linear else {},
+        "student": choose_penalties(everyone, task, SLIDES, seed=options.seed),
+        "teacher": choose_penalties(paired, task, BOTH, seed=options.seed) if options.linear else {},
     }
     builder = StageBuilder(split.train, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
@@ -135,8 +135,8 @@ def run_split(
 
     if "linear" in models:
         rows, loss = torch.arange(len(everyone)), task_loss_of(everyone, task)
-        linear = fit_linear(vectors_of(everyone, genes=False), rows, loss, task.outputs, penalties["student"])
-        predict["linear"] = lambda test: linear(vectors_of(test, genes=False))
+        linear = fit_linear(vectors_of(everyone, SLIDES), rows, loss, task.outputs, penalties["student"])
+        predict["linear"] = lambda test: linear(vectors_of(test, SLIDES))
     if "genes" in models:
         train("genes", builder.genes(), paired, choose_paired)
     teacher = None

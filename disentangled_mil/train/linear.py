@@ -5,7 +5,7 @@ one penalty for patches and one for genes. The penalized loss is convex, so the 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -25,21 +25,25 @@ RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 # Penalties of the vectors whose names begin so; infinity leaves them out.
 Penalties: TypeAlias = Mapping[str, float]
 
+# Kinds of vectors: mean patches, genes, and both in the order in which their penalties are chosen.
+SLIDES, GENES, BOTH = ("patches",), ("genes",), ("genes", "patches")
 FOLDS = 5
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, math.inf)
 
 
-def vectors_of(dataset: CohortDataset, *, genes: bool) -> dict[str, Tensor]:
-    """The vectors of all samples: mean patches and, with ``genes``, expression.
+def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """The vectors of all samples: mean patches, expression, or both.
 
     Args:
         dataset: samples.
-        genes: whether the vectors of the subspaces are wanted as well.
+        kinds: kinds of vectors, ``SLIDES``, ``GENES`` or ``BOTH``.
 
     Returns:
         {name: [n, P]}.
     """
-    return named_vectors(dataset.mean_patches(), dataset.genes if genes else None)
+    return named_vectors(
+        dataset.mean_patches() if "patches" in kinds else {}, dataset.genes if "genes" in kinds else {}
+    )
 
 
 def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
@@ -124,13 +128,13 @@ def fit_linear(
     return model
 
 
-def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: int) -> dict[str, float]:
+def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *, seed: int) -> dict[str, float]:
     """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
 
     Args:
         dataset: training samples.
         task: task whose loss counts.
-        genes: whether the model sees genes as well; their penalty is chosen first, without patches.
+        kinds: kinds of vectors that the model sees; the penalty of the first is chosen without the second.
         seed: seed of the folds.
 
     Returns:
@@ -139,7 +143,7 @@ def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: i
     Raises:
         ValueError: there is one patient only.
     """
-    vectors, loss = vectors_of(dataset, genes=genes), task_loss_of(dataset, task)
+    vectors, loss = vectors_of(dataset, kinds), task_loss_of(dataset, task)
     folds = min(FOLDS, len(set(dataset.patients)))
     if folds < 2:
         raise ValueError("a linear model needs at least 2 training patients to choose its penalty, got 1")
@@ -150,8 +154,8 @@ def choose_penalties(dataset: CohortDataset, task: Task, *, genes: bool, seed: i
         logits = apart(linear_teacher(vectors, loss, task.outputs, penalties), quiet=True)["logits"]
         return float(loss(logits, everyone))
 
-    chosen = {"patches": math.inf, "genes": math.inf} if genes else {"patches": math.inf}
-    for kind in reversed(chosen):
+    chosen = dict.fromkeys(kinds, math.inf)
+    for kind in kinds:
         chosen = min(({**chosen, kind: penalty} for penalty in GRID), key=unseen)
     return chosen
 

@@ -26,7 +26,9 @@ class TrainingOptions:
         batch_size: samples per step.
         learning_rate: peak of the cosine schedule.
         lr_warmup: share of all steps in which the learning rate rises linearly.
-        weight_decay: weight decay of AdamW.
+        weight_decay: weight decay of AdamW for the teacher and the network on genes.
+        student_weight_decay: weight decay of AdamW for the students. Slides tell less than genes, so a few hundred
+            patients overfit a student whose weights are hardly decayed.
         validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
         task_warmup: share of the student's epochs on the task alone, before distillation; the last epoch distills.
         consistency_weight: weight of the inter-magnification consistency.
@@ -65,6 +67,7 @@ class TrainingOptions:
     learning_rate: float = 5e-4
     lr_warmup: float = 0.1
     weight_decay: float = 0.05
+    student_weight_decay: float = 20.0
     validation: float = 0.0
     task_warmup: float = 0.3
     consistency_weight: float = 1.0
@@ -99,6 +102,7 @@ class TrainingOptions:
         check_interval("temperature", self.temperature, 0, float("inf"), open_low=True)
         for name in (
             "weight_decay",
+            "student_weight_decay",
             "consistency_weight",
             "prediction_weight",
             "representation_weight",

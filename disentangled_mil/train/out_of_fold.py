@@ -23,12 +23,26 @@ from .comparison import gain, headline_draws
 from .cross_fitting import Part, part_name
 from .datasets import CohortDataset
 from .inner_folds import CrossFit, over_folds
-from .linear import distilled_loss, linear_teacher, task_loss_of, vectors_of
+from .linear import SLIDES, distilled_loss, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
 from .options import TrainingOptions
 
 FOLDER = "teachers"
 WEIGHTS = (0.0, 1.0, 3.0, 10.0)
+# Options that change no prediction of a teacher's part.
+OF_STUDENTS = (
+    "device",
+    "teacher_repeats",
+    "student_weight_decay",
+    "task_warmup",
+    "prediction_weight",
+    "representation_weight",
+    "share_weight",
+    "temperature",
+    "distill",
+    "distillation_targets",
+    "calibrate",
+)
 
 
 class Headroom(NamedTuple):
@@ -145,7 +159,7 @@ def _headroom(
 ) -> Headroom:
     """The gain of the teachers over linear models, and what linear students gain from the teachers."""
     task, options = builder.task, builder.options
-    vectors, loss = vectors_of(train, genes=False), task_loss_of(train, task)
+    vectors, loss = vectors_of(train, SLIDES), task_loss_of(train, task)
     fit = partial(linear_teacher, vectors, outputs=task.outputs, penalties=builder.penalties["student"])
     paired = torch.nonzero(train.paired)[:, 0]
     samples = train.subset(paired)
@@ -174,5 +188,5 @@ def _headroom(
 
 
 def _deciding(options: TrainingOptions) -> dict[str, object]:
-    """The options that decide the predictions of a part; the number of repeats does not."""
-    return {name: value for name, value in asdict(options).items() if name not in ("device", "teacher_repeats")}
+    """The options that decide the predictions of a part: neither the number of repeats, nor those of students."""
+    return {name: value for name, value in asdict(options).items() if name not in OF_STUDENTS}

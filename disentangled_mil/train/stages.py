@@ -94,7 +94,7 @@ class GeneStage(Stage):
 
     def __init__(self, model: GeneNetwork, task: Task, options: TrainingOptions) -> None:
         self.model, self.task = model, task
-        self.optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options, options.weight_decay)
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
@@ -114,7 +114,7 @@ class TeacherStage(Stage):
 
     def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
         self.model, self.task, self.options = model, task, options
-        adamw = _adamw(model, options)
+        adamw = _adamw(model, options, options.weight_decay)
         several = len(model.subspaces) > 1
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc and several else None
         self.optimizer = self.coordinated or adamw
@@ -155,11 +155,13 @@ class TeacherStage(Stage):
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them."""
+        """Coordinate the gradients and apply them; the log gets the share of rows that conflict."""
         if self.coordinated is None:
             self.optimizer.step()
         else:
             self.coordinated.step(confidence=loss.confidence)
+            cosines = self.coordinated.report.cosine.values()
+            loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in cosines]).mean()
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the model."""
@@ -216,7 +218,7 @@ class StudentStage(Stage):
         # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
-        self.optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options, options.student_weight_decay)
         self.distillation = SubspaceDistillation(
             task.link,
             temperature=options.temperature,
@@ -298,13 +300,13 @@ def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, 
     return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
 
 
-def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
+def _adamw(model: nn.Module, options: TrainingOptions, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; vectors (biases, norms) and scalars are not decayed. What needs no gradient was fitted already."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
     others = [p for p in trained if p.ndim <= 1]
     groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)

@@ -10,6 +10,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from disentangled_mil import Classification, DistillationTargets
 from disentangled_mil.train.linear import (
+    BOTH,
+    SLIDES,
     choose_penalties,
     distilled_loss,
     fit_linear,
@@ -38,11 +40,11 @@ def loss_of(task, target):
 
 
 def test_vectors_are_the_mean_patches_of_all_magnifications_and_genes(dataset):
-    found = vectors_of(dataset, genes=True)
+    found = vectors_of(dataset, BOTH)
     bags = dataset.samples[3].load()
     torch.testing.assert_close(found["patches_10x"][3], bags["10x"].patches[0].float().mean(0))
     assert {name for name in found if name.startswith("genes_")} == {f"genes_{name}" for name in dataset.genes}
-    assert not any(name.startswith("genes_") for name in vectors_of(dataset, genes=False))
+    assert not any(name.startswith("genes_") for name in vectors_of(dataset, SLIDES))
 
 
 def test_classes_are_fitted_as_by_ridge_logistic_regression(features):
@@ -100,9 +102,9 @@ def test_a_missing_bag_is_predicted_from_the_rest(features):
 
 def test_penalties_are_chosen_by_patients_that_the_model_has_not_seen(dataset):
     task = Classification(["a", "b", "c"])
-    chosen = choose_penalties(dataset, task, genes=True, seed=0)
+    chosen = choose_penalties(dataset, task, BOTH, seed=0)
     assert set(chosen) == {"patches", "genes"}
-    assert choose_penalties(dataset, task, genes=True, seed=0) == chosen
+    assert choose_penalties(dataset, task, BOTH, seed=0) == chosen
 
 
 def test_mixed_loss_is_the_mean_of_both_and_skips_patients_without_a_teacher(dataset):
