@@ -6,6 +6,7 @@ The experiments need the extra ``train``, and those with models of others the ex
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from . import figures, summary
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {options.name} has no case that can be run", file=sys.stderr)
         return 2
     full = Plan(experiment, RUNS, experiment.seeds, experiment.cases)
-    chosen = experiment._replace(variants=variants)
+    chosen = replace(experiment, variants=variants)
     if options.quick:
         plan = Plan(chosen, options.runs / "quick", (0,), there, folds=1, overrides=QUICK)
     else:
@@ -46,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.table:
         run_missing(plan, processes=options.jobs)
     # A table shows all that is stored, also of cohorts and seeds that this call did not run.
-    wide = plan._replace(
-        experiment=experiment, cases=experiment.cases, seeds=plan.seeds if options.quick else experiment.seeds
-    )
+    seeds = plan.seeds if options.quick else experiment.seeds
+    wide = plan._replace(experiment=experiment, cases=experiment.cases, seeds=seeds)
     found = summary.summarize(wide, plan if options.quick else full)
     places = (options.runs / "quick",) * 2 if options.quick else (options.summaries, options.figures)
     print(f"summary: {summary.keep(found, places[0])}", file=sys.stderr)

@@ -41,9 +41,8 @@ def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor
     Returns:
         {name: [n, P]}.
     """
-    return named_vectors(
-        dataset.mean_patches() if "patches" in kinds else {}, dataset.genes if "genes" in kinds else {}
-    )
+    patches = dataset.mean_patches() if "patches" in kinds else {}
+    return named_vectors(patches, dataset.genes if "genes" in kinds else {})
 
 
 def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
