@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import torch
 
-from ..bags import TokenSet
-from ..data.cohort import Cohort, StoredBag, columns_of_labels
+from ..data.cohort import Cohort, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..data.folds import inner_split
 from ..losses import DistillationTargets
@@ -114,7 +113,7 @@ def run_split(
             quiet=quiet,
         )
         stages[model] = stage
-        extra = {"task_name": name, "task": task.state(), "cohort": _reading(split.train)}
+        extra = {"task_name": name, "task": task.state(), "cohort": split.train.reading()}
         if sees_genes:
             extra["expression"] = pipeline.state()
         kind = "student" if model == "distilled" else model
@@ -130,18 +129,6 @@ def _check_tests(split: Split) -> None:
             raise ValueError(f"tests[{name!r}] must hold no training patient, got {min(known)!r}")
         if unpaired := set(cohort.patients) - set(paired):
             raise ValueError(f"tests[{name!r}] must have expression of every patient, got none for {min(unpaired)!r}")
-
-
-def _reading(cohort: Cohort) -> dict[str, Any]:
-    """How the cohort's bags are read from files, for prediction on new slides."""
-    bag = next(iter(cohort.samples[0].bags.values()))
-    stored = bag if isinstance(bag, StoredBag) else StoredBag  # The class holds the defaults.
-    return {
-        "bag": cohort.unit,
-        "transform": stored.transform,
-        "drop_augmented": stored.drop_augmented,
-        "sets": [name for name, bag in cohort.samples[0].load().items() if isinstance(bag.grid, TokenSet)],
-    }
 
 
 def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:

@@ -13,7 +13,7 @@ from .._files import replacing
 from .._tables import read_rows
 from ..bags import collate_bags
 from ..data.cohort import TRANSFORMS, Sample, StoredBag
-from ..data.hdf5 import has_coords, slide_width
+from ..data.slides import SUFFIXES, difference, slide_files
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
@@ -30,13 +30,14 @@ def predict_slides(
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
+    allow_other_encoder: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
     """Predict for every slide found at all magnifications, and write one row per patient.
 
     Args:
         checkpoint: checkpoint of a student.
-        folders: folder of HDF5 slides for every magnification of the student.
+        folders: folder of slides for every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
             name others; without it every slide is a patient.
@@ -44,6 +45,8 @@ def predict_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
             :mod:`.threads`.
+        allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
+            same.
         kinds: class of every kind of task.
 
     Returns:
@@ -53,8 +56,8 @@ def predict_slides(
         FileNotFoundError: a file or folder is missing.
         OSError: ``out`` cannot be written.
         ValueError: the checkpoint is no student, ``out`` is the table of patients, a magnification is missing,
-            slides and patients do not fit, or a slide cannot be read, has another feature width, or has no
-            coordinates where those of training had.
+            slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
+            magnification, or has no coordinates where those of training had.
     """
     model, description = load_model(checkpoint)
     if not isinstance(model, Student):
@@ -76,7 +79,7 @@ def predict_slides(
         task = task_from_state(description["task"], kinds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint}: {error}") from error
-    _check_files(samples, width)
+    _check_files(samples, width, description["cohort"]["sources"], allow_other_encoder=allow_other_encoder)
     model.to(device)
     logits = []
     with torch.no_grad():
@@ -95,7 +98,7 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     if not isinstance(reading, dict):
         raise ValueError(f"{name} must be an object, as training writes it, got {reading!r}")
     choices = {"bag": ("slide", "patient"), "transform": TRANSFORMS, "drop_augmented": (False, True)}
-    for key in (*choices, "sets"):
+    for key in (*choices, "sets", "max_tokens", "sources"):
         if key not in reading:
             raise ValueError(f"{name} must have the key {key!r}, as training writes it, got {list(reading)}")
     for key, values in choices.items():
@@ -103,16 +106,31 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     sets = reading["sets"]
     if not isinstance(sets, list) or any(magnification not in magnifications for magnification in sets):
         raise ValueError(f"{name} sets must be a list of the magnifications {', '.join(magnifications)}, got {sets!r}")
+    for key, kind in (("max_tokens", int), ("sources", dict)):
+        values = reading[key]
+        if not isinstance(values, dict) or not all(isinstance(value, kind) for value in values.values()):
+            raise ValueError(f"{name} {key} must hold a {kind.__name__} per magnification, got {values!r}")
 
 
-def _check_files(samples: Sequence[Sample], width: int) -> None:
+def _check_files(
+    samples: Sequence[Sample], width: int, trained: Mapping[str, Mapping[str, Any]], *, allow_other_encoder: bool
+) -> None:
     """Compare the metadata of all files before the first prediction, which a late refusal would discard."""
-    for stored in (cast(StoredBag, bag) for sample in samples for bag in sample.bags.values()):
-        for path in stored.paths:
-            if (found := slide_width(path)) != width:
-                raise ValueError(f"{path}: must have {width} features per patch, as in training, got {found}")
-            if not stored.as_set and not has_coords(path):
-                raise ValueError(f"{path}: must have coordinates, as in training, got none")
+    for name, bag in ((name, bag) for sample in samples for name, bag in sample.bags.items()):
+        stored, known = cast(StoredBag, bag), trained.get(name, {})
+        source = stored.source()
+        path = source.files[0]
+        if not source.tokens:
+            raise ValueError(f"{path}: must hold at least one patch, got none; take the slide out of the folder")
+        if source.width != width:
+            raise ValueError(f"{path}: must have {width} features per patch, as in training, got {source.width}")
+        if not stored.as_set and not source.placed:
+            raise ValueError(f"{path}: must have coordinates, as in training, got none")
+        encoder = None if allow_other_encoder else known.get("encoder")
+        reason = difference(source, encoder, known.get("magnification"), known.get("mpp"))
+        if reason is not None:
+            remedy = "; --allow-other-encoder predicts all the same" if "encoder" in reason else ""
+            raise ValueError(f"{path}: {reason} as in training at {name}{remedy}")
 
 
 def _samples(
@@ -128,15 +146,16 @@ def _samples(
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
     found = {}
     for name, folder in folders.items():
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder")
-        found[name] = {path.stem for path in folder.glob("*.h5")}
-    slides = sorted(set.union(*found.values()))
+        found[name] = slide_files(folder)
+    slides = sorted(set[str]().union(*found.values()))
     if not slides:
-        raise ValueError(f"{', '.join(map(str, folders.values()))}: must hold HDF5 slides (*.h5), got none")
-    for name, stems in found.items():
-        if missing := set(slides) - stems:
-            raise ValueError(f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5")
+        folder_names = ", ".join(map(str, folders.values()))
+        raise ValueError(f"{folder_names}: must hold slides ({', '.join(SUFFIXES)}), got none")
+    for name, files in found.items():
+        if missing := set(slides) - set(files):
+            raise ValueError(
+                f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5 and {len(missing) - 1} others"
+            )
     owner = _owners(patients, slides)
     groups: dict[str, list[str]] = {}
     for slide in slides:
@@ -148,10 +167,11 @@ def _samples(
             owner[members[0]],
             {
                 name: StoredBag(
-                    tuple(folders[name] / f"{slide}.h5" for slide in members),
+                    tuple(found[name][slide] for slide in members),
                     **options,
                     step=steps.get(name),
                     as_set=name in reading["sets"],
+                    max_tokens=reading["max_tokens"].get(name),
                 )
                 for name in magnifications
             },

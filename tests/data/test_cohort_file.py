@@ -14,7 +14,7 @@ from disentangled_mil.bags import TokenSet
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
-from disentangled_mil.data.hdf5 import read_bag, write_bag
+from disentangled_mil.data.slides import read_bag, write_bag
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
 A,a1;a2,x,G2,10,1.0,50
@@ -91,7 +91,7 @@ def test_a_description_gives_slides_labels_and_expression(folder):
     assert cohort.magnifications == ("10x", "20x")
     assert cohort.width == 5
     bags = cohort.samples[1].load()
-    assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").patches)
+    assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").bag.patches)
     assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "x", "B": "y"}
     assert cohort.labels("grading")["label"].to_dict() == {"A": "G2", "C": "G3"}
@@ -125,7 +125,7 @@ def test_bags_of_patients_merge_their_slides_in_the_order_of_their_names(folder,
     cohort = read_cohort(path)
     assert [sample.name for sample in cohort.samples] == ["A", "B", "C"]
     bag = cohort.samples[0].load()["20x"]
-    halves = [read_bag(folder / "20x" / f"{name}.h5").patches for name in ("a1", "a2")]
+    halves = [read_bag(folder / "20x" / f"{name}.h5").bag.patches for name in ("a1", "a2")]
     torch.testing.assert_close(bag.patches, torch.log(torch.cat(halves, dim=1) + 1e-6))
     # Also of patients with one slide.
     assert all(isinstance(sample.load()["20x"].grid, TokenSet) for sample in cohort.samples)

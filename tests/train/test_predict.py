@@ -11,8 +11,8 @@ import torch
 
 from disentangled_mil import Bag
 from disentangled_mil.data.cohort_file import read_cohort
-from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.data.slides import write_bag
 from disentangled_mil.train.experiment import Split, run_split
 from disentangled_mil.train.predict import predict_slides
 
@@ -89,7 +89,8 @@ def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(reque
 def test_checkpoint_notes_how_bags_are_read(by_patient):
     description = json.loads((by_patient.run / "distilled.json").read_text())
     reading = {"bag": "patient", "transform": "log", "drop_augmented": False, "sets": ["10x", "20x"]}
-    assert description["cohort"] == reading
+    source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
+    assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {"10x": source, "20x": source}}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_missing_or_empty_folder_is_refused(by_slide, tmp_path):
     with pytest.raises(FileNotFoundError, match="no: no such folder"):
         predict_slides(by_slide.run / "student", absent, tmp_path / "out.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: must hold HDF5 slides \(\*\.h5\), got none"):
+    with pytest.raises(ValueError, match=r"empty: must hold slides \(\.h5, .*\), got none"):
         predict_slides(
             by_slide.run / "student", dict.fromkeys(("10x", "20x"), tmp_path / "empty"), tmp_path / "out.csv"
         )
