@@ -4,6 +4,16 @@ from ._cells import lattice_step
 from ._grid_for import grid_for
 from .bag import Bag, collate_bags
 from .grid import Grid
+from .pairing import TilePairs, pair_magnifications
 from .token_set import TokenSet
 
-__all__ = ["Bag", "Grid", "TokenSet", "collate_bags", "grid_for", "lattice_step"]
+__all__ = [
+    "Bag",
+    "Grid",
+    "TilePairs",
+    "TokenSet",
+    "collate_bags",
+    "grid_for",
+    "lattice_step",
+    "pair_magnifications",
+]

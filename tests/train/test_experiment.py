@@ -55,7 +55,7 @@ def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
         assert description["task"] == split.train.fit_task("grading").state()
         assert description["training"]["epochs"] == 3
         reading = {"bag": "slide", "transform": "none", "drop_augmented": False, "sets": []}
-    assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {}}
+        assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {}}
         assert ("expression" in description) == (name in ("genes", "teacher"))
     assert load_model(finished.folder / "distilled")[1]["model"] == "student"
 

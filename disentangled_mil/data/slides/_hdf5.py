@@ -37,15 +37,16 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:
     """The first dataset of one of the names; the file holds all that it declares."""
     for name in names:
+        found = group.get(name)
+        if isinstance(found, h5py.Dataset):
+            _check_complete(path, name, found)
+            return found
         link = group.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink) and group.get(name) is None:
+        if found is None and isinstance(link, h5py.ExternalLink):
             raise SlideError(
                 f"{path}: {name} must be in the file, got a link to {link.filename}, which is not there; "
                 "copy the features into one file"
             )
-        if isinstance(group.get(name), h5py.Dataset):
-            _check_complete(path, name, group[name])
-            return group[name]
     present = ", ".join(f"{name} {list(getattr(item, 'shape', ['group']) or [])}" for name, item in group.items())
     wanted = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     raise SlideError(f"{path}: must have a dataset {wanted}, got {present or 'an empty file'}")

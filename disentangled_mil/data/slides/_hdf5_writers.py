@@ -18,6 +18,7 @@ from .source import SlideError, SlideSource
 
 _AUGMENTED = "augmented"
 _SIDES = ("patch_size_level0", "patch_size", "overlap")
+_OF_TRIDENT = {"patch_size_level0", "target_magnification"}
 _FIRST_STAMP = 224, 256.0  # pixels and micrometers of a tile
 _FOLDERS_ABOVE = 3  # CLAM's features lie in FOLDER/h5_files, and its patches beside it or one folder above.
 
@@ -51,7 +52,7 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
         (lambda: _flags(path, file, count)) if _AUGMENTED in file else None,
     )
     place_notes = {} if places is None else dict(places.attrs)
-    if "patch_size_level0" in place_notes or "encoder" in values.attrs:
+    if "encoder" in values.attrs or not _OF_TRIDENT.isdisjoint(place_notes):
         return _trident(path, slide, {**file.attrs, **values.attrs}, place_notes)
     if values.name == "/feats" or "extractor" in file.attrs:
         return _stamp(slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
@@ -103,7 +104,7 @@ def _trident(path: Path, slide: StoredSlide, notes: Mapping[str, Any], places: M
     sides = {name: places[name] for name in _SIDES if name in places}
     return slide._replace(
         source=source,
-        step=(lambda: _step(path, sides)) if sides else lambda: None,
+        step=(lambda: _step(path, sides)) if _SIDES[0] in sides else lambda: None,
         extent=(width, height) if width and height else None,
     )
 
