@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import check_names, check_subspaces
@@ -155,7 +156,8 @@ class Teacher(nn.Module):
         """Predict from bags at every magnification and genes.
 
         Args:
-            bags: bags of the same samples, by magnification.
+            bags: bags of the same samples, by magnification. A sample that lacks a magnification has an empty bag there
+                (:meth:`~disentangled_mil.Bag.empty`), which has no weight in the prediction.
             genes: expression of every subspace.
 
         Returns:
@@ -164,7 +166,8 @@ class Teacher(nn.Module):
         check_names("bags", bags, self.magnifications)
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
-        gated = self.gate({name: branch.logits for name, branch in branches.items()})
+        present = torch.stack([bags[name].mask.any(1) for name in self.magnifications], dim=1)
+        gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
         return TeacherOutput(gated.logits, branches, gated.weights)
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:

@@ -85,6 +85,10 @@ class Batch(NamedTuple):
     target: Target
     rows: Tensor
 
+    def present(self, magnification: str) -> Tensor:
+        """Which samples have tiles at a magnification [B]."""
+        return self.bags[magnification].mask.any(1)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         return Batch(

@@ -109,7 +109,8 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     for key, kind in (("max_tokens", int), ("sources", dict)):
         values = reading[key]
         if not isinstance(values, dict) or not all(isinstance(value, kind) for value in values.values()):
-            raise ValueError(f"{name} {key} must hold a {kind.__name__} per magnification, got {values!r}")
+            what = "a number" if kind is int else "an object"
+            raise ValueError(f"{name} {key} must hold {what} per magnification, got {values!r}")
 
 
 def _check_files(

@@ -20,7 +20,7 @@ from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
 from ..nn.attention import COMMON_RESOLUTION
 from ..ops import match_prototypes
 from ..optim import CGCOptimizer
-from ..tasks import Task
+from ..tasks import Task, select_target
 from .datasets import Batch, CohortDataset
 from .options import TrainingOptions
 
@@ -114,17 +114,27 @@ class TeacherStage(Stage):
         task = _task_loss(self.task, output, batch, self.options)
         parts, total = {"task": task}, task
         if self._compares:
-            pairs = combinations([branch.attention for branch in branches.values()], 2)
             consistency = torch.stack(
-                [inter_magnification_consistency(a, b, resolution=self.resolution) for a, b in pairs]
+                [
+                    inter_magnification_consistency(
+                        branches[a].attention,
+                        branches[b].attention,
+                        resolution=self.resolution,
+                        present=batch.present(a) & batch.present(b),
+                    )
+                    for a, b in combinations(branches, 2)
+                ]
             ).sum()
             parts["consistency"] = consistency
             total = total + self.options.consistency_weight * consistency
         confidence: dict[str, Tensor] = {}
         with torch.no_grad():
-            for branch in branches.values():
-                for name, value in self.task.confidence(branch.subspace_logits, batch.target).items():
-                    confidence[name] = confidence.get(name, 0) + value
+            for magnification, branch in branches.items():
+                rows = batch.present(magnification).nonzero()[:, 0]
+                if len(rows):
+                    shares = {name: logits[rows] for name, logits in branch.subspace_logits.items()}
+                    for name, value in self.task.confidence(shares, select_target(batch.target, rows)).items():
+                        confidence[name] = confidence.get(name, 0) + value
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
@@ -216,6 +226,7 @@ class StudentStage(Stage):
         prediction = representation = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
+            targets = targets._replace(present=targets.present & batch.present(name))
             loss = self.distillation(branch.logits, branch.prototypes, targets)
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             distilled = distilled + loss.total
@@ -230,10 +241,14 @@ class StudentStage(Stage):
 
 def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, options: TrainingOptions) -> Tensor:
     """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
-    logits = [branch.logits for branch in output.branches.values()]
+    losses = []
+    for name, branch in output.branches.items():
+        rows = batch.present(name).nonzero()[:, 0]
+        if len(rows):
+            losses.append(task.loss(branch.logits[rows], select_target(batch.target, rows)))
     if options.gate == "learned":
-        logits.append(output.logits)
-    return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
+        losses.append(task.loss(output.logits, batch.target))
+    return torch.stack(losses).sum()
 
 
 def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
