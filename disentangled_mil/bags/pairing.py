@@ -1,4 +1,4 @@
-"""Which tiles of one magnification lie inside of which tiles of another."""
+"""Pairs of tiles of two magnifications that show the same tissue."""
 
 from typing import NamedTuple
 

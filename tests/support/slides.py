@@ -120,7 +120,7 @@ def h5ad(folder: Path, name: str, features: Array, coords: Array) -> Path:
 
 
 def spatialdata(folder: Path, name: str, features: Array, coords: Array) -> Path:
-    """A SpatialData folder with one table of features, the coordinates of which are columns."""
+    """A SpatialData folder with one table of features, whose coordinates are columns."""
     import anndata
     import zarr
 

@@ -118,7 +118,7 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None) -> Ite
 
 
 def _features(path: Path, group: Any) -> Any:
-    """The array X, all of which is in the file."""
+    """The array X; the file holds all of it."""
     if isinstance(group, h5py.Group):
         return dataset(path, group, ("X",))
     values: Any = group.get("X")

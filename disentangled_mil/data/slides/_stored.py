@@ -1,4 +1,4 @@
-"""What every reader hands out: the content of one file, of which nothing but metadata has been read."""
+"""What every reader hands out: one file, whose metadata alone has been read."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -26,8 +26,6 @@ def slide_files(folder: str | Path) -> dict[str, Path]:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-
-    from .source import SlideError
         >>> import torch
         >>> from disentangled_mil.data.slides import slide_files, write_bag
         >>> folder = Path(tempfile.mkdtemp())

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FACTOR = 1.25  # Scanners of one nominal magnification differ by less, neighboring magnifications by more.
-_PIXEL_AT_10X = 1.0  # micrometers
 
 
 class SlideError(ValueError):
@@ -88,4 +87,4 @@ def difference(source: SlideSource, encoder: str | None, magnification: float | 
 
 def _magnification(magnification: float | None, mpp: float | None) -> float | None:
     """The magnification, from micrometers per pixel where it is not stated."""
-    return magnification if magnification or not mpp else 10 * _PIXEL_AT_10X / mpp
+    return magnification if magnification or not mpp else 10 / mpp  # 1 is 10x
