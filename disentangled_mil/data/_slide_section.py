@@ -8,10 +8,8 @@ from typing import NamedTuple
 from .._checks import check_choice, check_subspaces
 from ..bags import Bag
 from ._section import Section
-from .cohort import TRANSFORMS, Sample, StoredBag
+from .cohort import MISSING, TRANSFORMS, Sample, StoredBag
 from .slides import SlideError, SlideSource, difference, slide_files, slide_name, slide_source
-
-_MISSING = ("error", "allow")
 
 
 class _Magnification(NamedTuple):
@@ -44,7 +42,7 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
     missing = section.take("missing", str, "error")
     check_choice(f"{section.name} bag", unit, ("slide", "patient"))
     check_choice(f"{section.name} transform", transform, TRANSFORMS)
-    check_choice(f"{section.name} missing", missing, _MISSING)
+    check_choice(f"{section.name} missing", missing, MISSING)
     names = [name for patient in slides.values() for name in patient]
     parts = _magnifications(folder, section, names, as_set=unit == "patient")
     _check_there(list(parts.values()), names, allow=missing == "allow")

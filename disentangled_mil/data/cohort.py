@@ -17,6 +17,7 @@ from .gene_sets import gene_symbol
 from .slides import SlideSource, read_bag, slide_source
 
 TRANSFORMS = ("none", "log")
+MISSING = ("error", "allow")
 
 _LOG_OFFSET = 1e-6
 
@@ -137,11 +138,13 @@ class Cohort:
         expression_options: options of the expression pipeline.
         unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
         tasks: tasks by name, whose labels are columns of ``clinical``.
+        missing: rule for samples without tiles at a magnification. ``"error"`` refuses them. ``"allow"`` takes those
+            that have tiles at another magnification, and a model of the cohort predicts for such slides.
 
     Raises:
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
-            ``clinical``, a patient has no sample, samples differ in their magnifications, or a task needs a column
-            that is not there.
+            ``clinical``, a patient has no sample, samples differ in their magnifications, a sample has no tiles where
+            it must have some, or a task needs a column that is not there.
 
     Example:
         >>> import pandas as pd
@@ -166,9 +169,11 @@ class Cohort:
     expression_options: ExpressionOptions = field(default_factory=ExpressionOptions)
     unit: str = "slide"
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
+    missing: str = "error"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("slide", "patient"))
+        check_choice("missing", self.missing, MISSING)
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
             if table is not None and table.index.has_duplicates:
                 twice = table.index[table.index.duplicated()][0]
@@ -187,6 +192,11 @@ class Cohort:
         if len(kinds) != 1:
             listed = ", ".join(map(str, sorted(kinds))) or "no sample"
             raise ValueError(f"all samples must have the same magnifications, got {listed}")
+        for sample in self.samples:
+            lacking = [name for name, bag in sample.bags.items() if isinstance(bag, Bag) and not bag.mask.any()]
+            if lacking and (self.missing == "error" or len(lacking) == len(sample.bags)):
+                remedy = '; missing = "allow" reads the other magnifications' if len(lacking) < len(sample.bags) else ""
+                raise ValueError(f"sample {sample.name!r} must have tiles, got none at {', '.join(lacking)}{remedy}")
         for task, definition in self.tasks.items():
             for column in definition.columns.values():
                 if column not in self.clinical:
@@ -212,8 +222,8 @@ class Cohort:
         """How the bags are read from files, and from which encoder and magnification, for prediction on new slides.
 
         Returns:
-            JSON values: the unit of a sample, the options of :class:`StoredBag`, ``sets`` (magnifications without
-            coordinates), ``max_tokens`` and ``sources`` by magnification.
+            JSON values: the unit of a sample, the options of :class:`StoredBag`, ``missing``, ``sets`` (magnifications
+            without coordinates), ``max_tokens`` and ``sources`` by magnification.
         """
         first: dict[str, Bag | StoredBag] = {}
         for sample in self.samples:
@@ -233,6 +243,7 @@ class Cohort:
             "bag": self.unit,
             "transform": options.transform,
             "drop_augmented": options.drop_augmented,
+            "missing": self.missing,
             "sets": [name for name in first if not placed[name]],
             "max_tokens": {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
             "sources": {name: source.state() for name, source in sources.items()},

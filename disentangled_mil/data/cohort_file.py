@@ -112,9 +112,9 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
     table, names = read_clinical(path.parent, clinical, tasks)
     samples = read_samples(path.parent, slides, names)
-    unit = slides.content.get("bag", "slide")
+    unit, missing = slides.content.get("bag", "slide"), slides.content.get("missing", "error")
     if not expression.content:
-        return Cohort(samples, table, unit=unit, tasks=tasks)
+        return Cohort(samples, table, unit=unit, tasks=tasks, missing=missing)
     source = expression.file("table", path.parent, expression.take("table", str))
     options = _expression_options(expression)
     values = read_expression(source)
@@ -125,7 +125,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
             f"{', '.join(unknown[:5])}"
             f"{'; its columns are patients: transpose it' if set(values.columns) & set(table.index) else ''}"
         )
-    return Cohort(samples, table, values, _gene_sets(path.parent, genes), options, unit, tasks)
+    return Cohort(samples, table, values, _gene_sets(path.parent, genes), options, unit, tasks, missing)
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,9 +12,9 @@ import torch
 from .._checks import check_choice, check_names
 from .._files import replacing
 from .._tables import read_rows
-from ..bags import collate_bags
-from ..data.cohort import TRANSFORMS, Sample, StoredBag
-from ..data.slides import SUFFIXES, difference, slide_files
+from ..bags import Bag, collate_bags
+from ..data.cohort import MISSING, TRANSFORMS, Sample, StoredBag
+from ..data.slides import SUFFIXES, SlideSource, difference, slide_files
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
@@ -33,7 +34,9 @@ def predict_slides(
     allow_other_encoder: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
-    """Predict for every slide found at all magnifications, and write one row per patient.
+    """Predict for every slide, and write one row per patient.
+
+    A slide must be there at all magnifications. If the student was trained with ``missing = "allow"``, one is enough.
 
     Args:
         checkpoint: checkpoint of a student.
@@ -70,16 +73,19 @@ def predict_slides(
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
     if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
         raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
-    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
+    width = description["arguments"]["features"]
+    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"], width)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
-    width = description["arguments"]["features"]
     try:
         task = task_from_state(description["task"], kinds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint}: {error}") from error
-    _check_files(samples, width, description["cohort"]["sources"], allow_other_encoder=allow_other_encoder)
+    # All files are compared before the first prediction, which a late refusal would discard.
+    samples = [
+        _checked(sample, width, description["cohort"], allow_other_encoder=allow_other_encoder) for sample in samples
+    ]
     model.to(device)
     logits = []
     with torch.no_grad():
@@ -97,7 +103,12 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     """Check a checkpoint's description of how training read its bags."""
     if not isinstance(reading, dict):
         raise ValueError(f"{name} must be an object, as training writes it, got {reading!r}")
-    choices = {"bag": ("slide", "patient"), "transform": TRANSFORMS, "drop_augmented": (False, True)}
+    choices = {
+        "bag": ("slide", "patient"),
+        "transform": TRANSFORMS,
+        "drop_augmented": (False, True),
+        "missing": MISSING,
+    }
     for key in (*choices, "sets", "max_tokens", "sources"):
         if key not in reading:
             raise ValueError(f"{name} must have the key {key!r}, as training writes it, got {list(reading)}")
@@ -113,25 +124,43 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
             raise ValueError(f"{name} {key} must hold {what} per magnification, got {values!r}")
 
 
-def _check_files(
-    samples: Sequence[Sample], width: int, trained: Mapping[str, Mapping[str, Any]], *, allow_other_encoder: bool
+def _checked(sample: Sample, width: int, reading: Mapping[str, Any], *, allow_other_encoder: bool) -> Sample:
+    """Compare a sample's metadata with training; files without tiles become empty bags, where these are allowed."""
+    bags, empty = dict(sample.bags), []
+    for name, bag in sample.bags.items():
+        if isinstance(bag, StoredBag):
+            source = bag.source()
+            if source.tokens:
+                known = reading["sources"].get(name, {})
+                _check_source(name, bag, source, width, known, allow_other_encoder=allow_other_encoder)
+            else:
+                bags[name] = Bag.empty(width, placed=not bag.as_set)
+                empty.append(source.files[0])
+    if empty and (reading["missing"] == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
+        raise ValueError(f"{empty[0]}: must hold at least one patch, got none; take the slide out of the folder")
+    return replace(sample, bags=bags)
+
+
+def _check_source(
+    name: str,
+    bag: StoredBag,
+    source: SlideSource,
+    width: int,
+    known: Mapping[str, Any],
+    *,
+    allow_other_encoder: bool,
 ) -> None:
-    """Compare the metadata of all files before the first prediction, which a late refusal would discard."""
-    for name, bag in ((name, bag) for sample in samples for name, bag in sample.bags.items()):
-        stored, known = cast(StoredBag, bag), trained.get(name, {})
-        source = stored.source()
-        path = source.files[0]
-        if not source.tokens:
-            raise ValueError(f"{path}: must hold at least one patch, got none; take the slide out of the folder")
-        if source.width != width:
-            raise ValueError(f"{path}: must have {width} features per patch, as in training, got {source.width}")
-        if not stored.as_set and not source.placed:
-            raise ValueError(f"{path}: must have coordinates, as in training, got none")
-        encoder = None if allow_other_encoder else known.get("encoder")
-        reason = difference(source, encoder, known.get("magnification"), known.get("mpp"))
-        if reason is not None:
-            remedy = "; --allow-other-encoder predicts all the same" if "encoder" in reason else ""
-            raise ValueError(f"{path}: {reason} as in training at {name}{remedy}")
+    """Compare what the files of one magnification say with what is known from training."""
+    path = source.files[0]
+    if source.width != width:
+        raise ValueError(f"{path}: must have {width} features per patch, as in training, got {source.width}")
+    if not bag.as_set and not source.placed:
+        raise ValueError(f"{path}: must have coordinates, as in training, got none")
+    encoder = None if allow_other_encoder else known.get("encoder")
+    reason = difference(source, encoder, known.get("magnification"), known.get("mpp"))
+    if reason is not None:
+        remedy = "; --allow-other-encoder predicts all the same" if "encoder" in reason else ""
+        raise ValueError(f"{path}: {reason} as in training at {name}{remedy}")
 
 
 def _samples(
@@ -140,8 +169,9 @@ def _samples(
     patients: Path | None,
     steps: Mapping[str, float],
     reading: Mapping[str, Any],
+    width: int,
 ) -> list[Sample]:
-    """The slides of the folders as samples, with the options of training."""
+    """The slides of the folders as samples, with the options of training; empty bags where files are missing."""
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
@@ -153,7 +183,7 @@ def _samples(
         folder_names = ", ".join(map(str, folders.values()))
         raise ValueError(f"{folder_names}: must hold slides ({', '.join(SUFFIXES)}), got none")
     for name, files in found.items():
-        if missing := set(slides) - set(files):
+        if reading["missing"] == "error" and (missing := set(slides) - set(files)):
             raise ValueError(
                 f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5 and {len(missing) - 1} others"
             )
@@ -161,22 +191,23 @@ def _samples(
     groups: dict[str, list[str]] = {}
     for slide in slides:
         groups.setdefault(owner[slide] if reading["bag"] == "patient" else slide, []).append(slide)
-    options = {key: reading[key] for key in ("transform", "drop_augmented")}
-    return [
-        Sample(
-            group,
-            owner[members[0]],
-            {
-                name: StoredBag(
-                    tuple(found[name][slide] for slide in members),
-                    **options,
-                    step=steps.get(name),
-                    as_set=name in reading["sets"],
-                    max_tokens=reading["max_tokens"].get(name),
-                )
-                for name in magnifications
-            },
+
+    def bag(name: str, members: Sequence[str]) -> StoredBag | Bag:
+        paths = tuple(found[name][slide] for slide in members if slide in found[name])
+        as_set = name in reading["sets"]
+        if not paths:
+            return Bag.empty(width, placed=not as_set)
+        return StoredBag(
+            paths,
+            reading["transform"],
+            reading["drop_augmented"],
+            steps.get(name),
+            as_set,
+            reading["max_tokens"].get(name),
         )
+
+    return [
+        Sample(group, owner[members[0]], {name: bag(name, members) for name in magnifications})
         for group, members in groups.items()
     ]
 

@@ -88,7 +88,13 @@ def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(reque
 
 def test_checkpoint_notes_how_bags_are_read(by_patient):
     description = json.loads((by_patient.run / "distilled.json").read_text())
-    reading = {"bag": "patient", "transform": "log", "drop_augmented": False, "sets": ["10x", "20x"]}
+    reading = {
+        "bag": "patient",
+        "transform": "log",
+        "drop_augmented": False,
+        "missing": "error",
+        "sets": ["10x", "20x"],
+    }
     source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
     assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {"10x": source, "20x": source}}
 
