@@ -150,7 +150,10 @@ def test_targets_of_distillation_are_computed_once_from_the_trained_teacher(
 def test_student_and_distilled_student_start_alike(split, options, recorded, tmp_path):
     run_split(split, "grading", options, tmp_path, quiet=True)
     first, second = (recorded[name][0].model.state_dict() for name in ("student", "distilled"))
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    # The linear models are fitted before the networks are trained, one of them also to the teacher's predictions.
+    equal = {key: torch.equal(value, second[key]) for key, value in first.items()}
+    assert all(same for key, same in equal.items() if not key.startswith("linear."))
+    assert not equal["linear.bias"]
 
 
 def test_distillation_changes_the_student_after_its_warm_up(finished):
