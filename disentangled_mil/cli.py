@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except ModuleNotFoundError as error:
-        print(f"error: {error}; install the extra: pip install 'disentangled_mil[train]'", file=sys.stderr)
+        extra = "" if "pip install" in str(error) else "; install the extra: pip install 'disentangled_mil[train]'"
+        print(f"error: {error}{extra}", file=sys.stderr)
         return 2
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="MAGNIFICATION=FOLDER",
-        help="folder of HDF5 slides; once per magnification of the student",
+        help="folder of slides; once per magnification of the student",
     )
     predict.add_argument(
         "--step",
@@ -75,6 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="MAGNIFICATION=SIDE",
         help="side of a grid cell in the unit of the coordinates, instead of the files' own",
+    )
+    predict.add_argument(
+        "--allow-other-encoder",
+        action="store_true",
+        help="predict for slides whose files name another encoder than those of training",
     )
     predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
@@ -158,6 +164,7 @@ def _predict(options: argparse.Namespace) -> None:
         steps=_by_magnification("--step", "SIDE", float, options.step),
         device=options.device,
         threads=options.threads,
+        allow_other_encoder=options.allow_other_encoder,
     )
     print(f"{len(table)} predictions -> {options.out}")
 
