@@ -32,8 +32,31 @@ def gene_symbol(name: str) -> str:
     return _ENSEMBL.sub(r"\1\2", name) if _ENSEMBL.fullmatch(name) else name
 
 
-def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
+class GeneSets(dict[str, tuple[str, ...]]):
+    """Gene sets as a mapping, with the descriptions that their file gives.
+
+    A file without the column of descriptions has a gene there, which
+    :meth:`~disentangled_mil.data.ExpressionPipeline.fit` recognizes by them.
+
+    Args:
+        sets: genes by the name of the set.
+        descriptions: descriptions by the same names; a set formed from several has those of all.
+
+    Example:
+        >>> from disentangled_mil.data.gene_sets import GeneSets
+        >>> GeneSets({"TME": ("CD2",)}, {"TME": ("source",)})
+        {'TME': ('CD2',)}
+    """
+
+    def __init__(self, sets: Mapping[str, tuple[str, ...]], descriptions: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(sets)
+        self.descriptions = dict(descriptions)
+
+
+def read_gmt(path: str | Path) -> GeneSets:
     r"""Read gene sets: one line per set, tab-separated name, description and genes.
+
+    A line ends at a line feed, a carriage return or both; other separators of Unicode are part of a description.
 
     Args:
         path: ``.gmt`` file in UTF-8.
@@ -60,10 +83,11 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 text: {error}") from error
     sets: dict[str, tuple[str, ...]] = {}
+    descriptions: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -76,15 +100,13 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
             )
         if name in sets:
             raise ValueError(f"{path}, line {number}: gene sets must have different names, got {name!r} twice")
-        sets[name] = genes
+        sets[name], descriptions[name] = genes, (rest[0],)
     if not sets:
         raise ValueError(f"{path}: must hold at least one gene set, got none")
-    return sets
+    return GeneSets(sets, descriptions)
 
 
-def gene_subspaces(
-    sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, ...]]:
+def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]) -> GeneSets:
     """Form subspaces from gene sets: each subspace is the union of its sets.
 
     Args:
@@ -112,7 +134,11 @@ def gene_subspaces(
                 f"subspace {subspace!r} must name at least one of the gene sets {', '.join(sets)}, "
                 f"got {', '.join(unknown) or 'none'}"
             )
-    return {
-        subspace: tuple(dict.fromkeys(gene for name in names for gene in sets[name]))
-        for subspace, names in choice.items()
-    }
+    known = sets.descriptions if isinstance(sets, GeneSets) else {}
+    return GeneSets(
+        {
+            subspace: tuple(dict.fromkeys(gene for name in names for gene in sets[name]))
+            for subspace, names in choice.items()
+        },
+        {subspace: tuple(text for name in names for text in known.get(name, ())) for subspace, names in choice.items()},
+    )
