@@ -122,9 +122,10 @@ class Cohort:
         expression: expression table, patients x genes, indexed by patient; patients may be missing. None if there is
             none.
         gene_sets: genes of every subspace.
-        expression_options: options of the expression pipeline.
+        expression_options: options of the expression pipeline, for all subspaces or by subspace.
         unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
         tasks: tasks by name, whose labels are columns of ``clinical``.
+        notes: sentences about what was recognized in the tables.
 
     Raises:
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
@@ -151,9 +152,10 @@ class Cohort:
     clinical: pd.DataFrame
     expression: pd.DataFrame | None = None
     gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    expression_options: ExpressionOptions = field(default_factory=ExpressionOptions)
+    expression_options: ExpressionOptions | Mapping[str, ExpressionOptions] = field(default_factory=ExpressionOptions)
     unit: str = "slide"
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("slide", "patient"))

@@ -18,7 +18,7 @@ from disentangled_mil.data.hdf5 import read_bag, write_bag
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
 A,a1;a2,x,G2,10,1.0,50
-B,b1,y,[Discrepancy],0,0,
+B,b1,y,[Discrepancy],7,0,
 C,c1,,G3,,,61
 """
 EXPRESSION = "patient_id,EGFR,CD2,TP53\nC,1,2,3\nA,4,0,1\n"
@@ -95,14 +95,14 @@ def test_a_description_gives_slides_labels_and_expression(folder):
     assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "x", "B": "y"}
     assert cohort.labels("grading")["label"].to_dict() == {"A": "G2", "C": "G3"}
-    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 0.0], "event": [True, False]}
+    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 7.0], "event": [True, False]}
     assert cohort.clinical["age"].tolist() == ["50", "", "61"]
     assert cohort.with_expression().patients == ("A", "C")
     assert cohort.fit_expression().genes == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",)}
 
 
 def test_the_documented_description_with_all_defaults_is_valid(folder):
-    text = read_cohort.__doc__.split("none)::")[1].split("Args:")[0]
+    text = read_cohort.__doc__.split("none)::")[1].split("Each further table")[0]
     text = (
         text.replace("features/", "")
         .replace("tumor_tme.gmt", "sets.gmt")
@@ -173,7 +173,7 @@ def test_columns_and_missing_labels_can_be_named(folder):
     change(folder, "COHORT.toml", 'column = "grade"', 'column = "diagnosis"')
     change(folder, "COHORT.toml", 'time = "os_days"\nevent = "event"', 'time = "months"\nevent = "dead"')
     cohort = read_cohort(change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nmissing = ["", "y"]'))
-    assert cohort.labels("survival")["time"].tolist() == [10.0, 0.0]
+    assert cohort.labels("survival")["time"].tolist() == [10.0, 7.0]
     assert cohort.labels("grading")["label"].to_dict() == {"A": "x"}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "50", "C": "61"}
 
@@ -194,7 +194,7 @@ def test_what_tables_write_for_no_value_is_no_label(folder, cell):
 
 def test_a_value_that_a_task_names_is_a_label_though_it_looks_like_a_missing_one(folder):
     change(folder, "clinical.csv", "x,G2,10,1.0", "none,unknown,10,Dead")
-    change(folder, "clinical.csv", "y,[Discrepancy],0,0", "B,G2,0,none")
+    change(folder, "clinical.csv", "y,[Discrepancy],7,0", "B,G2,7,none")
     change(folder, "clinical.csv", "C,c1,,G3,,", "C,c1,NA,G3,4,")
     change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nobserved = "Dead"\ncensored = "none"')
     path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "B"]')
@@ -471,19 +471,27 @@ def test_numbers_of_another_dialect_are_refused(folder, number):
         read_expression(folder / "expression.csv")
 
 
-def test_expression_of_strangers_and_cells_without_numbers_are_refused(folder):
-    path = change(folder, "expression.csv", "C,1", "TCGA-C,1")
-    with pytest.raises(ValueError, match=r"expression\.csv: patients must be those of .*, got 1 others: TCGA-C"):
+def test_expression_of_strangers_is_left_out_with_a_count_and_cells_without_numbers_are_refused(folder):
+    path = change(folder, "expression.csv", "A,4", "TCGA-A,4")
+    with pytest.warns(UserWarning, match=r"expression\.csv: 1 of 2 patients are not in .* left out: TCGA-A$"):
+        assert read_cohort(path).with_expression().patients == ("C",)
+    change(folder, "expression.csv", "C,1", "TCGA-C,1")
+    with pytest.raises(
+        ValueError, match=r"expression\.csv: patients must be those of .*, got 2 others: TCGA-C, TCGA-A"
+    ):
         read_cohort(path)
     change(folder, "expression.csv", "TCGA-C,1", "C,one")
     with pytest.raises(ValueError, match=r"expression\.csv, line 2, gene 'EGFR': must be a finite number, got 'one'"):
         read_cohort(path)
 
 
-def test_an_expression_table_with_genes_as_rows_is_told(folder):
-    (folder / "expression.csv").write_text("gene,C,A\nEGFR,1,4\nCD2,2,0\nTP53,3,1\n")
-    with pytest.raises(ValueError, match=r"got 3 others: EGFR, CD2, TP53; its columns are patients: transpose it"):
-        read_cohort(folder / "COHORT.toml")
+@pytest.mark.parametrize("first", ["gene", "id"])
+def test_an_expression_table_with_genes_in_rows_gives_the_same_cohort(folder, first):
+    want = read_cohort(folder / "COHORT.toml")
+    (folder / "expression.csv").write_text(f"{first},C,A\nEGFR,1,4\nCD2,2,0\nTP53,3,1\n")
+    cohort = read_cohort(folder / "COHORT.toml")
+    assert cohort.expression.equals(want.expression)
+    assert "2 patients x 3 genes, genes in rows (recognized)" in cohort.notes[0]
 
 
 def test_a_description_may_start_with_a_byte_order_mark(folder):
@@ -525,7 +533,7 @@ table = "{data}/tcga_gbmlgg/clinical.csv"
 [tasks]
 diagnosis = {{kind = "classification", column = "diagnosis"}}
 grading = {{kind = "classification", column = "grade"}}
-survival = {{kind = "survival", time = "os_days", event = "event"}}
+survival = {{kind = "survival", time = "os_days", event = "event", zero_times = "keep"}}
 
 [slides]
 bag = "patient"      # a slide is one vector, so a patient is the bag
