@@ -31,7 +31,8 @@ LAYERS = {
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "tasks", "optim", "models", "data", "report"},
     "": {"_openmp", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
-    "cli": {"", "train"},
+    # The command init describes a folder, and trains nothing.
+    "cli": {"", "train", "data"},
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}

@@ -168,8 +168,8 @@ def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict
         parts = re.split(r"[/\\]", name)
         if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:
             raise ValueError(
-                f"{where} slides must lie inside the folders of slides, got {name!r}: name the file alone, without '..' "
-                "and without a path from the root"
+                f"{where} slides must lie inside the folders of slides, got {name!r}: name the file alone, without "
+                "'..' and without a path from the root"
             )
         if name in owners:
             raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")

@@ -190,9 +190,9 @@ class DiscreteSurvival(Task):
             return number
         observed, censored = options["observed"], options["censored"]
         # cBioPortal writes the number and its meaning: 1:DECEASED, 0:LIVING.
-        number, _, word = value.partition(":") if isinstance(value, str) else (str(value), "", "")
+        prefix, _, word = value.partition(":") if isinstance(value, str) else (str(value), "", "")
         for marker, meaning in ((observed, True), (censored, False)):
-            if _same(value, marker) or (_same(number, marker) and not (meaning and _OPPOSITE.search(word))):
+            if _same(value, marker) or (_same(prefix, marker) and not (meaning and _OPPOSITE.search(word))):
                 return meaning
         raise ValueError(
             f"event must be {observed} (event observed) or {censored} (censored), got {value!r}; other values are "

@@ -1,0 +1,146 @@
+"""An estimate of the time and memory of a run, from one training step of teacher and student on this machine.
+
+A step on one sample of random tiles is measured twice: with few tiles, which gives the constant part, and with the
+typical number of them, which gives the part per tile. Both grow in proportion to the steps and tiles of the run. On the
+CPU the time is that of the processor, divided by the threads, because other programs may delay a measurement. Reading,
+evaluation and the network on genes are not in it, and attention over slides of very different sizes is not linear. So
+the estimate tells minutes from hours and hours from days, and no more.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..bags import Bag
+from ..models import Student, Teacher
+from .options import TrainingOptions
+
+_FEW = 64
+_MOST = 4096  # tiles of the measured step; a typical slide may have more
+_SIDE = 224
+
+
+class RunEstimate(NamedTuple):
+    """The expected cost of a run.
+
+    Attributes:
+        seconds: time of all folds, epochs and stages.
+        step_bytes: tensors that a step keeps for its backward pass, for the largest samples of the cohort.
+        feature_bytes: features of all samples in float32.
+        basis: the measurement, in words.
+    """
+
+    seconds: float
+    step_bytes: float
+    feature_bytes: float
+    basis: str
+
+
+class CohortSize(NamedTuple):
+    """What decides the cost of a run.
+
+    Attributes:
+        tokens: tiles of every sample, by magnification.
+        width: numbers per tile.
+        genes: genes of every subspace; empty for a cohort without expression.
+        outputs: number of logits.
+    """
+
+    tokens: Mapping[str, Sequence[int]]
+    width: int
+    genes: Mapping[str, int]
+    outputs: int
+
+
+def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> RunEstimate:
+    """Measure a step of teacher and student, and estimate a run from it.
+
+    Args:
+        size: size of the cohort.
+        options: options of the training.
+        folds: number of folds.
+
+    Returns:
+        The estimate.
+    """
+    totals = [sum(counts) for counts in zip(*size.tokens.values(), strict=True)]
+    typical = {name: min(sorted(counts)[len(counts) // 2], _MOST) for name, counts in size.tokens.items()}
+    few = {name: min(count, _FEW) for name, count in typical.items()}
+    training = len(totals) * (folds - 1) / folds
+    steps = training / options.batch_size
+    seconds = step_bytes = 0.0
+    for build, passes in ((_teacher, 1 if size.genes else 0), (_student, 2 if size.genes else 1)):
+        if not passes:
+            continue
+        step = build(size, options)
+        small, _ = _measure(step, few, size.width, options.device)
+        large, kept = _measure(step, typical, size.width, options.device)
+        tiles = sum(typical.values())
+        rate = max(large - small, 0.0) / max(tiles - sum(few.values()), 1)
+        seconds += passes * folds * options.epochs * (steps * small + training * sum(totals) / len(totals) * rate)
+        step_bytes = max(step_bytes, kept / tiles * sum(sorted(totals)[-options.batch_size :]))
+    basis = (
+        f"one step of one sample of {sum(typical.values()):,} random tiles on {options.device}, "
+        f"{torch.get_num_threads()} thread(s), times {options.epochs} epochs, {folds} folds, "
+        f"{'one teacher and two students' if size.genes else 'one student'}"
+    )
+    return RunEstimate(seconds, step_bytes, 4.0 * size.width * sum(totals), basis)
+
+
+def _teacher(size: CohortSize, options: TrainingOptions) -> Callable[[dict[str, Bag]], Tensor]:
+    genes = {name: torch.zeros(1, count, device=options.device) for name, count in size.genes.items()}
+    teacher = Teacher(
+        size.width, dict(size.genes), size.outputs, gene_tokens=options.gene_tokens, **_common(size, options)
+    )
+    teacher.to(options.device)
+    return lambda bags: teacher(bags, genes).logits
+
+
+def _student(size: CohortSize, options: TrainingOptions) -> Callable[[dict[str, Bag]], Tensor]:
+    subspaces = tuple(size.genes) or ("tumor", "tme")
+    student = Student(size.width, size.outputs, subspaces=subspaces, **_common(size, options)).to(options.device)
+    return lambda bags: student(bags).logits
+
+
+def _common(size: CohortSize, options: TrainingOptions) -> dict[str, Any]:
+    return {
+        "dim": options.dim,
+        "magnifications": tuple(size.tokens),
+        "gate": options.gate,
+        "dropout": options.dropout,
+        "heads": options.heads,
+        "groups": options.heads,
+        "dim_head": options.dim_head,
+    }
+
+
+def _measure(
+    step: Callable[[dict[str, Bag]], Tensor], tokens: Mapping[str, int], width: int, device: str
+) -> tuple[float, float]:
+    """Seconds of a forward and backward pass, and bytes that it keeps in between."""
+    on_cpu = torch.device(device).type == "cpu"
+    bags = {name: _random_bag(count, width).to(device) for name, count in tokens.items()}
+    step(bags).sum().backward()  # type: ignore[no-untyped-call]
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    clock = time.process_time if on_cpu else time.perf_counter
+    start = clock()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step(bags).sum().backward()  # type: ignore[no-untyped-call]
+    if not on_cpu:
+        torch.accelerator.synchronize()
+    return (clock() - start) / (torch.get_num_threads() if on_cpu else 1), float(sum(kept.values()))
+
+
+def _random_bag(count: int, width: int) -> Bag:
+    side = int(count**0.5) + 1
+    place = torch.arange(count)
+    coords = torch.stack([place % side, place // side], dim=1) * _SIDE
+    return Bag.from_slide(torch.randn(count, width), coords, step=_SIDE)

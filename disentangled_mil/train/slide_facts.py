@@ -1,0 +1,70 @@
+"""What the files of a cohort say about their slides, without reading the features."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import h5py
+
+from ..bags import Bag, TokenSet
+from ..data.cohort import StoredBag
+from ..data.hdf5 import has_coords, slide_width
+
+
+class SlideFacts(NamedTuple):
+    """What is known of one bag.
+
+    Attributes:
+        tokens: number of tiles.
+        width: numbers per tile.
+        placed: whether tiles have coordinates.
+        recognized: writer, encoder, magnification and size of the tiles, as far as they are known.
+    """
+
+    tokens: int
+    width: int
+    placed: bool
+    recognized: str
+
+
+def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
+    """What is known of a bag: the one place that asks the files.
+
+    Args:
+        bag: bag in memory or in files.
+
+    Returns:
+        Its facts.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is unreadable.
+    """
+    if isinstance(bag, Bag):
+        return SlideFacts(bag.patches.shape[1], bag.patches.shape[2], not isinstance(bag.grid, TokenSet), "in memory")
+    placed = len(bag.paths) == 1 and not bag.as_set and has_coords(bag.paths[0])
+    tokens = sum(map(_tokens, map(str, bag.paths)))
+    return SlideFacts(tokens, slide_width(bag.paths[0]), placed, "HDF5")
+
+
+def _tokens(path: str) -> int:
+    with h5py.File(path, "r") as file:
+        return int(file["features" if "features" in file else "feats"].shape[-2])
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The range of numbers and their median.
+
+    Args:
+        numbers: numbers, at least one.
+
+    Returns:
+        The range in words.
+
+    Example:
+        >>> span([3, 1000, 20])
+        '3 to 1,000 (median 20)'
+    """
+    ordered = sorted(numbers)
+    if ordered[0] == ordered[-1]:
+        return f"{ordered[0]:,}"
+    return f"{ordered[0]:,} to {ordered[-1]:,} (median {ordered[len(ordered) // 2]:,})"
