@@ -38,11 +38,11 @@ def warn_of_lost_genes(gene_sets: Mapping[str, Sequence[str]], places: Mapping[s
                 stacklevel=4,
             )
     descriptions = gene_sets.descriptions if isinstance(gene_sets, GeneSets) else {}
-    texts = [text for own in descriptions.values() for text in own]
-    lost = [text for subspace, own in descriptions.items() for text in own if text not in gene_sets[subspace]]
-    if texts and lost and 2 * sum(gene_symbol(text) in places for text in texts) >= len(texts):
+    pairs = [(subspace, text) for subspace, texts in descriptions.items() for text in texts]
+    lost = [text for subspace, text in pairs if gene_symbol(text) in places and text not in gene_sets[subspace]]
+    if lost and 2 * len(lost) >= len(pairs):
         warnings.warn(
-            f"gene sets need a description before their genes, and theirs are genes of the table ({first_of(texts)}), "
+            f"gene sets need a description before their genes, and theirs are genes of the table ({first_of(lost)}), "
             "which are lost: add a column of descriptions to the GMT file",
             stacklevel=4,
         )

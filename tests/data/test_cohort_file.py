@@ -494,6 +494,132 @@ def test_an_expression_table_with_genes_in_rows_gives_the_same_cohort(folder, fi
     assert "2 patients x 3 genes, genes in rows (recognized)" in cohort.notes[0]
 
 
+def by_slide(folder: Path, table: str, **keys: str) -> Path:
+    """A clinical table in another dialect, with survival as the only task; the description, to be read."""
+    (folder / "clinical.csv").write_text(table)
+    lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    start, end = COHORT.index("[tasks.diagnosis]"), COHORT.index("[tasks.survival]")
+    text = COHORT[:start].rstrip() + "\n" + lines + COHORT[end : COHORT.index("[expression]")]
+    (folder / "COHORT.toml").write_text(text)
+    return folder / "COHORT.toml"
+
+
+MCAT = """,case_id,slide_id,os_days,censorship
+0,A,a1.svs,10.0,0.0
+1,A,a2.svs,10.0,0.0
+2,B,b1.svs,7.0,1.0
+"""
+BY_SLIDE = {"patient": '"case_id"', "slides": '"slide_id"', "rows": '"slide"'}
+
+
+def test_a_table_with_one_row_per_slide_is_read_with_its_censorship(folder):
+    path = by_slide(folder, MCAT, **BY_SLIDE)
+    change(folder, "COHORT.toml", 'event = "event"', 'censorship = "censorship"')
+    cohort = read_cohort(path)
+    assert [(sample.name, sample.patient) for sample in cohort.samples] == [("a1", "A"), ("a2", "A"), ("b1", "B")]
+    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 7.0], "event": [True, False]}
+    for old, new, message in (
+        (
+            "1,A,a2.svs,10.0",
+            "1,A,a2.svs,11.0",
+            r"line 3: rows of one patient must have the same 'os_days', got '11\.0' and",
+        ),
+        ("2,B,b1.svs", "2,B,a2.svs", r"line 4: slides must be different, got 'a2' again \(of 'A'\)"),
+    ):
+        (folder / "clinical.csv").write_text(MCAT.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            read_cohort(path)
+
+
+def test_censorship_stands_alone(folder):
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\ncensorship = "grade"')
+    with pytest.raises(
+        ValueError, match=r"\[tasks\.survival\] censorship names a column .* stands alone, got event as"
+    ):
+        read_cohort(folder / "COHORT.toml")
+
+
+def test_a_repeated_patient_is_told_how_tables_by_slide_are_read(folder):
+    path = by_slide(folder, MCAT.replace("censorship", "event"), patient='"case_id"', slides='"slide_id"')
+    with pytest.raises(
+        ValueError, match=r"line 3: .*got 'A' again; .* one row per slide, set \[clinical\] rows = \"slide\""
+    ):
+        read_cohort(path)
+
+
+def test_semicolons_decimal_commas_and_the_words_of_a_portal_are_read(folder):
+    rows = "patient_id;slides;os_days;event\nTCGA-02-0047-01A;a1|a2.svs;10,5;1:DECEASED\nB;b1;7;0:LIVING\n;;;\n"
+    cohort = read_cohort(by_slide(folder, rows, separator='"|"', barcodes='"patient"'))
+    assert cohort.labels("survival").to_dict("index") == {
+        "TCGA-02-0047": {"time": 10.5, "event": True},
+        "B": {"time": 7.0, "event": False},
+    }
+    assert [sample.name for sample in cohort.samples] == ["a1", "a2", "b1"]
+    with pytest.raises(ValueError, match=r"line 3: .* event must be 1 .* got '1:LIVING'"):
+        read_cohort(by_slide(folder, rows.replace("0:LIVING", "1:LIVING"), separator='"|"'))
+
+
+def test_times_of_zero_are_refused_unless_they_are_kept(folder):
+    path = change(folder, "clinical.csv", "G2,10,", "G2,0,")
+    with pytest.raises(ValueError, match=r"line 2: .*'os_days': time must be greater than 0, .* zero_times = \"keep\""):
+        read_cohort(path)
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nzero_times = "keep"')
+    assert read_cohort(path).labels("survival")["time"].tolist() == [0.0, 7.0]
+
+
+@pytest.mark.parametrize("name", ["../20x/b1", "..\\20x\\b1", "/tmp/b1", "C:\\b1", "x/../../b1"])
+def test_slides_stay_inside_their_folder(folder, name):
+    path = change(folder, "clinical.csv", "B,b1", f"B,{name}")
+    with pytest.raises(ValueError, match=r"line 3: slides must lie inside the folders of slides, got .*b1'"):
+        read_cohort(path)
+
+
+def test_patients_of_samples_are_cut_to_those_of_the_clinical_table(folder):
+    for name in ("clinical.csv", "expression.csv"):
+        text = (folder / name).read_text().replace("\nA,", "\nTCGA-02-000A,").replace("\nC,", "\nTCGA-02-000C,")
+        (folder / name).write_text(text if name == "clinical.csv" else text.replace("000A,", "000A-01A-11R,"))
+    path = change(folder, "expression.csv", "TCGA-02-000C,", "TCGA-02-000C-01A-11R,")
+    with pytest.raises(
+        ValueError, match=r"got 2 others: .* 2 of them are TCGA barcodes .* set barcodes = \"patient\" in"
+    ):
+        read_cohort(path)
+    change(folder, "COHORT.toml", "[expression]", '[expression]\nbarcodes = "patient"')
+    assert read_cohort(path).with_expression().patients == ("TCGA-02-000A", "TCGA-02-000C")
+
+
+OMICS = """
+[omics.cnv]
+table = "cnv.csv"
+log1p = false
+fraction = 1.0
+
+[omics.cnv.genes]
+gmt = "drivers.gmt"
+amplified = ["ONCOGENES"]
+"""
+
+
+def test_several_tables_are_further_subspaces_with_their_own_scale(folder):
+    (folder / "cnv.csv").write_text("id,EGFR|1956,MYC|4609\nA,-1,2\nC,0,1\nB,1,0\n")
+    (folder / "drivers.gmt").write_text("ONCOGENES\tsource\tEGFR\tMYC\n")
+    path = folder / "COHORT.toml"
+    path.write_text(COHORT + OMICS)
+    with pytest.warns(UserWarning, match=r"1 of 3 patients lack one of the tables \[expression\], \[omics\.cnv\]"):
+        cohort = read_cohort(path)
+    assert cohort.gene_sets == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",), "amplified": ("cnv:EGFR", "cnv:MYC")}
+    assert cohort.with_expression().patients == ("A", "C")
+    assert cohort.genes_found() == {"tumor": (2, 2), "tme": (1, 1), "amplified": (2, 2)}
+    pipeline = cohort.fit_expression()
+    assert pipeline.sizes == {"tumor": 2, "tme": 1, "amplified": 2}
+    assert pipeline.options["amplified"].log1p is False
+    assert pipeline.transform(cohort.expression)["amplified"].tolist() == [[1.0, -1.0], [-1.0, 1.0]]
+    path.write_text(COHORT.replace(COHORT[COHORT.index("[expression]") :], OMICS))
+    assert read_cohort(path).with_expression().patients == ("A", "B", "C")
+    path.write_text(COHORT + OMICS.replace("amplified", "tumor"))
+    with pytest.raises(ValueError, match="subspaces of all tables must hold"):
+        read_cohort(path)
+
+
 def test_a_description_may_start_with_a_byte_order_mark(folder):
     path = folder / "COHORT.toml"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
