@@ -8,7 +8,7 @@ plate (``1849``) and center (``01``). Several aliquots of a patient are no repli
 3. Of these, the first vial (A before B), then the analyte H, R or T in this order, then the highest plate, and the
    barcode that sorts last.
 
-Source: the rule for analytes and plates is that of the Broad Institute's GDAC Firehose for replicate samples.
+The rule for analytes and plates is that of the Broad Institute's GDAC Firehose for replicate samples.
 """
 
 import re

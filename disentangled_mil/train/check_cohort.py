@@ -97,7 +97,7 @@ def check_cohort(
             "estimate",
             f"{_duration(estimate.seconds)} to {_duration(_SLOWER * estimate.seconds)} for one task ({estimate.basis})",
             f"at least {_size(estimate.step_bytes)} in a step of the largest samples; "
-            f"{_size(estimate.feature_bytes)} of features, of which up to 4 GiB stay in memory",
+            f"{_size(estimate.feature_bytes)} of features; up to 4 GiB stay in memory",
         )
     return check
 
