@@ -9,6 +9,7 @@ from torch import Tensor
 from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
 from .._triton_runtime import available
 from ..position_bias import Bias, BiasTable, CarriedBias, MLPBias, check_bias
+from ._bag import ENTRIES
 from ._carried import CarriedScores
 from ._reference import dense_weights, reference
 from ._streaming import streaming
@@ -166,7 +167,8 @@ def biased_attention(
         backend: ``"reference"`` holds all N x J matrices. ``"streaming"`` holds one tile of them at a time.
             ``"triton"`` holds none outside of a kernel; it needs CUDA tensors of at most float32, D up to 256, and
             networks of up to 128 features. ``"auto"`` chooses kernels where they can run, for networks of up to 64
-            features, and streams elsewhere. An explicit choice is never replaced.
+            features. Elsewhere it takes the reference for small bags without a bias, and streams all others. An
+            explicit choice is never replaced.
 
     Shape:
         ``query`` [B, H, N, D], ``key`` and ``value`` [B, H, J, D], ``query_position`` [B, N, 2],
@@ -210,11 +212,21 @@ def choose_backend(backend: str, scores: AttentionScores) -> str:
         small = query.shape[-1] <= MOST_WIDTH
         if isinstance(bias, MLPBias):
             small = small and len(bias.w1) <= MOST_FEATURES_IN_REGISTERS
-        kernels = query.is_cuda and query.dtype != torch.float64 and small and available()
-        return "triton" if kernels else "streaming"
+        if query.is_cuda and query.dtype != torch.float64 and small and available():
+            return "triton"
+        return "reference" if _one_tile(scores) else "streaming"
     if backend != "reference" and not formula:
         raise TypeError(
             f"bias must be an MLPBias, a BiasTable or None for backend={backend!r}, got {type(bias).__name__}; "
             'BiasTable.of makes a table of any function, and backend="reference" takes it as it is'
         )
     return backend
+
+
+def _one_tile(scores: AttentionScores) -> bool:
+    """Whether small sets fit into one tile together, so that one product serves all bags without a loop."""
+    # A compiled graph serves every size and therefore must not ask.
+    if scores.bias is not None or torch.compiler.is_compiling():
+        return False
+    batch, heads, queries, _ = scores.query.shape
+    return batch * heads * queries * scores.key.shape[2] <= ENTRIES

@@ -512,11 +512,19 @@ def test_any_other_function_is_taken_by_the_reference_alone() -> None:
         biased_attention(**given_, backend="streaming")
 
 
-@pytest.mark.parametrize(("backend", "operators"), [("reference", 0), ("streaming", 1), ("auto", 1)])
+@pytest.mark.parametrize(("backend", "operators"), [("reference", 0), ("streaming", 1)])
 @every_kind
 def test_an_explicit_backend_is_the_one_that_runs(kind: str, backend: str, operators: int) -> None:
     given_ = draw(9, kind=kind)
     assert len(calls(lambda: biased_attention(**given_, backend=backend))) == operators
+
+
+@every_kind
+def test_small_bags_without_a_bias_are_one_dense_product_and_all_others_are_streamed(kind: str) -> None:
+    given_ = draw(9, kind=kind)
+    assert len(calls(lambda: biased_attention(**given_))) == (0 if kind == "none" else 1)
+    large = torch.zeros(2, 2, 300, 4), torch.zeros(2, 2, 300, 4), torch.zeros(2, 2, 300, 4)
+    assert len(calls(lambda: biased_attention(*large, torch.zeros(2, 300, 2), torch.zeros(2, 1, 300, 2)))) == 1
 
 
 @pytest.mark.parametrize("of", ["out", "mass", "weights"])
