@@ -13,7 +13,9 @@ from . import quality, results
 from .results import Record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = tuple(REPOSITORY / page for page in ("README.md", "docs/performance.md", "docs/results.md"))
+PAGES = tuple(
+    REPOSITORY / page for page in ("README.md", "docs/performance.md", "docs/results.md", "docs/experiments.md")
+)
 
 
 class Shown(NamedTuple):
@@ -69,16 +71,28 @@ def rendered(text: str) -> str:
 
 
 def table(name: str) -> str:
-    """Make one table: ``speed``, or the results of a cohort; the name may end in ``brief``.
+    """Make one table: ``speed``, ``experiment NAME``, or the results of a cohort; the name may end in ``brief``.
 
     Raises:
         ValueError: nothing is stored for the name.
     """
-    subject, _, length = name.partition(" ")
-    made = speed(brief=bool(length)) if subject == "speed" else _quality(subject, brief=bool(length))
+    subject, _, rest = name.partition(" ")
+    if subject == "experiment":
+        return _experiment(rest)
+    made = speed(brief=bool(rest)) if subject == "speed" else _quality(subject, brief=bool(rest))
     if not made:
-        raise ValueError(f"a table must be speed or a cohort of {quality.RESULTS}, got {name!r}")
+        raise ValueError(f"a table must be speed, an experiment or a cohort of {quality.RESULTS}, got {name!r}")
     return made
+
+
+def _experiment(name: str) -> str:
+    from .experiments import summary  # they need the extra `train`
+    from .experiments.catalog import EXPERIMENTS
+    from .experiments.tables import section
+
+    if name not in EXPERIMENTS:
+        raise ValueError(f"a table must be of an experiment among {', '.join(EXPERIMENTS)}, got {name!r}")
+    return section(EXPERIMENTS[name], summary.read(name))
 
 
 def _quality(cohort: str, *, brief: bool) -> str:

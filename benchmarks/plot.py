@@ -26,7 +26,8 @@ def draw(records: Sequence[Record], path: Path) -> None:
             style = "o--" if bias == "table" else "o-"
             if points := _points(records, name, key, unit):
                 axes.plot(*zip(*points, strict=True), style, color=_COLORS[implementation], label=name, markersize=4)
-    _save(figure, path)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)
 
 
 def draw_growth(records: Sequence[Record], path: Path) -> None:
@@ -38,7 +39,8 @@ def draw_growth(records: Sequence[Record], path: Path) -> None:
                 (line,) = axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=4)
                 (first, value), (last, _) = points[0], points[-1]
                 axes.plot((first, last), (value, value * last / first), ":", color=line.get_color(), linewidth=1)
-    _save(figure, path)
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)
 
 
 def _figure(records: Sequence[Record], title: str) -> Figure:
@@ -68,9 +70,8 @@ def _points(records: Sequence[Record], name: str, key: str, unit: float) -> list
     return [(size, unit * (median(v) if isinstance(v, list) else v)) for size, v in measured if v]
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure; a fixed salt and no date make the file depend on the results only."""
-    figure.axes[0].legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none"}), replacing(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})

@@ -16,13 +16,16 @@ from disentangled_mil._files import replacing
 
 from .results import code_state
 
-Metric: TypeAlias = list[float] | dict[str, float]  # one value a fold or seed; of old runs the mean and deviation
+Metric: TypeAlias = (
+    Sequence[float | None] | dict[str, float]
+)  # one value a fold or seed; of old runs the mean and deviation
 Metrics: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Metric]]]  # {model: {test set: {metric: values}}}
 
 RESULTS = Path(__file__).parent / "results" / "quality"
 HEADLINES = {"auc": "AUC", "accuracy": "Acc", "c_index": "C-index"}
 TEST_SETS = {"test": "", "internal": ", held-out", "external": ", external"}  # in the order of the columns
 OWN = {
+    "linear": ("**linear model**", "slides"),
     "genes": ("**SNN on genes**", "RNA"),
     "teacher": ("**teacher**", "slides + RNA"),
     "student": ("**student from scratch**", "slides"),
@@ -73,13 +76,13 @@ def keep(cohort: str, folders: Sequence[Path], command: str, results: Path = RES
         raise ValueError(f"folders must be runs of one task, got {', '.join(sorted(map(str, tasks)))}")
     (task,) = tasks
     runs = [metrics for run in finished for metrics in run["splits"]]
-    models = {
-        model: {
-            test: {name: [run[model][test][name] for run in runs] for name in runs[0][model][test]}
-            for test in runs[0][model]
+    models = {}
+    for model in dict.fromkeys(name for run in runs for name in run):  # distillation may be declined in some runs
+        trained = [run[model] for run in runs if model in run]
+        models[model] = {
+            test: {name: [tests[test][name] for tests in trained] for name in metrics}
+            for test, metrics in trained[0].items()
         }
-        for model in runs[0]
-    }
     path = results / f"{cohort}-{task}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = Run(cohort, task, f"`{command}` at {code_state()}", models)
@@ -107,17 +110,19 @@ def table(cohort: str, runs: Iterable[Run], *, brief: bool = False) -> str:
             for test, metrics in tests.items():
                 columns.setdefault((run.task, test), set()).update(metrics.keys() & HEADLINES.keys())
                 cells.setdefault(model, {})[run.task, test] = metrics
-    shown = {
+    headlines = {
         column: [name for name in HEADLINES if name in metrics]
         for column, metrics in sorted(columns.items(), key=_place)
     }
-    lines = [_row(["model", "inputs at test", *(_title(*column, names) for column, names in shown.items())])]
-    lines.append(_row(["---"] * (2 + len(columns))))
+    lines = [
+        markdown_row(["model", "inputs at test", *(_title(*column, names) for column, names in headlines.items())])
+    ]
+    lines.append(markdown_row(["---"] * (2 + len(columns))))
     for model, row in cells.items():
         values = (
-            " / ".join(_shown(row[c].get(n), brief) for n in names) if c in row else "" for c, names in shown.items()
+            " / ".join(shown(row[c].get(n), brief) for n in names) if c in row else "" for c, names in headlines.items()
         )
-        lines.append(_row([*_label(model), *values]))
+        lines.append(markdown_row([*_label(model), *values]))
     if not brief:
         sources: dict[str, list[str]] = {}  # tasks that share a source
         for run in own:
@@ -146,7 +151,8 @@ def _title(task: str, test: str, metrics: Iterable[str]) -> str:
     return f"{task}{TEST_SETS.get(test, f', {test}')} {' / '.join(HEADLINES[name] for name in metrics)}"
 
 
-def _shown(metric: Metric | None, brief: bool) -> str:
+def shown(metric: Metric | None, brief: bool) -> str:
+    """Show the mean and the deviation of a metric."""
     if metric is None or None in metric:
         return "–"
     if isinstance(metric, dict):
@@ -157,7 +163,8 @@ def _shown(metric: Metric | None, brief: bool) -> str:
     return f"{mean:.3f}" if brief or not deviation else f"{mean:.3f}\u00a0±\u00a0{deviation:.3f}"
 
 
-def _row(cells: Iterable[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """Make a row of a table in Markdown."""
     return f"| {' | '.join(cells)} |"
 
 

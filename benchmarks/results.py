@@ -20,10 +20,11 @@ from .cases import CASES
 
 Record: TypeAlias = dict[str, Any]  # measurements of one case at one size
 
-_LIBRARIES = ("torch", "triton", "pykeops")
+_LIBRARIES = ("torch", "triton", "pykeops", "scikit-learn", "lifelines", "torchmil")
 # Columns: the rate that a candidate reaches, as a share of a matrix product's or a copy's rate in the same run.
 _SHARES = {"of a product": "operations", "of a copy": "bytes"}
 RESULTS = Path(__file__).parent / "results"
+_CPU = torch.device("cpu")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 # Folders in which an uncommitted change could change a number.
 _MEASURED = ("disentangled_mil", "benchmarks", ":!benchmarks/results")
@@ -49,13 +50,20 @@ def record(case: str, size: int, device: torch.device, ceilings: Record, candida
     return {
         "case": case,
         "size": size,
+        **environment(device),
+        "ceilings": ceilings,
+        "candidates": candidates,
+    }
+
+
+def environment(device: torch.device = _CPU) -> Record:
+    """Give device, versions and commit, on which numbers depend."""
+    return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "versions": {"disentangled_mil": __version__, "python": platform.python_version()} | dict(_versions()),
         "commit": _git("rev-parse", "HEAD"),
         "changed": bool(_git("status", "--porcelain", "--", *_MEASURED)),
-        "ceilings": ceilings,
-        "candidates": candidates,
     }
 
 

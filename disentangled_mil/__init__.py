@@ -6,13 +6,15 @@ from .losses import (
     DistillationLoss,
     DistillationTargets,
     SubspaceDistillation,
+    balance_shares,
     batch_similarity_consistency,
     discrete_time_nll,
     inter_magnification_consistency,
     prediction_distillation,
     representation_distillation,
+    share_distillation,
 )
-from .models import GeneNetwork, Student, Teacher
+from .models import GeneNetwork, LinearModel, Student, Teacher
 from .nn import (
     DMSF,
     ITA,
@@ -48,6 +50,7 @@ __all__ = [
     "GeneSelection",
     "Grid",
     "ITA",
+    "LinearModel",
     "MagnificationGate",
     "PatchEncoder",
     "SNNEncoder",
@@ -58,6 +61,7 @@ __all__ = [
     "SurvivalTarget",
     "Teacher",
     "TokenSet",
+    "balance_shares",
     "batch_similarity_consistency",
     "collate_bags",
     "discrete_time_nll",
@@ -65,5 +69,6 @@ __all__ = [
     "match_prototypes",
     "prediction_distillation",
     "representation_distillation",
+    "share_distillation",
     "task_from_state",
 ]

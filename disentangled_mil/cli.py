@@ -104,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
         command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 16)")
         command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
+        command.add_argument(
+            "--distill",
+            choices=("auto", "always", "never"),
+            help="auto (default) distills where the teacher is better than a linear model on the slides",
+        )
     for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
     for command in (demo, train, predict, check):
@@ -218,6 +223,6 @@ def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries
 
 def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
     """The defaults of a command with the options that the user gave."""
-    names = ("epochs", "batch_size", "learning_rate", "seed", "device")
+    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
     given = {name: getattr(options, name) for name in names}
     return replace(defaults, **{name: value for name, value in given.items() if value is not None})

@@ -295,7 +295,7 @@ def test_tables_of_a_page_are_written_between_their_marks(tmp_path):
 
 
 def test_page_that_asks_for_an_unknown_table_is_refused():
-    with pytest.raises(ValueError, match=r"a table must be speed or a cohort of .*, got 'liver'"):
+    with pytest.raises(ValueError, match=r"a table must be speed, an experiment or a cohort of .*, got 'liver'"):
         pages.rendered("<!-- table: liver -->\n<!-- end of table -->")
 
 

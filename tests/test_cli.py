@@ -29,8 +29,24 @@ from tests.support.cohorts import small_planted
 
 # Where the package can be imported from, installed or not.
 HOME = Path(disentangled_mil.__file__).parents[1]
-ROWS = ("SNN (genes)", "teacher (slides + genes)", "student from scratch (slides)", "distilled student (slides)")
-SMALL = TrainingOptions(dim=8, heads=2, dim_head=4, gene_tokens=2, epochs=2, batch_size=16, validation=0.25)
+ROWS = (
+    "linear model (slides)",
+    "SNN (genes)",
+    "teacher (slides + genes)",
+    "student from scratch (slides)",
+    "distilled student (slides)",
+)
+SMALL = TrainingOptions(
+    dim=8,
+    heads=2,
+    dim_head=4,
+    gene_tokens=2,
+    epochs=2,
+    batch_size=16,
+    validation=0.25,
+    distill="always",
+    teacher_folds=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,17 +105,22 @@ def trained(description, tmp_path_factory):
     """A run of the command in a process of its own."""
     out = tmp_path_factory.mktemp("train") / "run"
     command = [sys.executable, "-W", "error", "-m", "disentangled_mil", "train", str(description)]
-    options = ["--task", "survival", "--out", str(out), "--folds", "2", "--epochs", "1", "--batch-size", "32"]
+    options = ["--task=survival", "--distill=always", "--out", str(out), "--folds=2", "--epochs=1", "--batch-size=32"]
     return out, subprocess.run([*command, *options], cwd=HOME, capture_output=True, text=True, check=False)
 
 
-def test_train_prints_mean_and_spread_of_the_four_models(trained):
+def test_train_prints_mean_and_spread_of_every_model(trained):
     out, done = trained
     assert done.returncode == 0, done.stderr
     for row in ROWS:
         assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
     assert "step/s" in done.stderr
     assert "fold 2 of 2" in done.stderr
+    assert done.stderr.count("cross-fitting, part 5 of 5: ") == 2
+    interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
+    for pair in ("distilled - student", "teacher - student", "student - linear"):
+        assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
+    assert len(re.findall(rf"^headroom: out-of-fold C-index of .*, gain {interval}$", done.stdout, re.MULTILINE)) == 2
     assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
     assert not list(out.rglob("*.tmp"))
 
@@ -187,7 +208,7 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     seen = []
     for module, name in ((cross_validation, "run_cross_validation"), (demo, "run_demo")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
-    changes = {"epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
+    changes = {"distill": "never", "epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
     assert main(["demo", "--threads=2"]) == 0

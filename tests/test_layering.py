@@ -29,7 +29,7 @@ LAYERS = {
     "data": {"bags", "tasks"},
     "report": {"bags", "tasks"},
     # Training notes the version that is written at the top level.
-    "train": {"", "ops", "bags", "nn", "losses", "tasks", "optim", "models", "data", "report"},
+    "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "report"},
     "": {"_openmp", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
     # The command init describes a folder, and trains nothing.
     "cli": {"", "train", "data"},

@@ -100,6 +100,29 @@ def inner_split(
     return _split(names, test)
 
 
+def pool_rare(strata: Sequence[str], minimum: int) -> list[str]:
+    """Put strata with too few members into one, so that patients can still be split by stratum.
+
+    Args:
+        strata: stratum of every patient.
+        minimum: least number of members of a stratum.
+
+    Returns:
+        The strata. Rare ones are ``"rare"``, or the most common stratum if even together they are too few.
+
+    Example:
+        >>> from disentangled_mil.data.folds import pool_rare
+        >>> pool_rare(["G2", "G2", "G3", "G4"], 2)
+        ['G2', 'G2', 'rare', 'rare']
+        >>> pool_rare(["G2", "G2", "G3"], 2)
+        ['G2', 'G2', 'G2']
+    """
+    counts = Counter(strata)
+    rare = sum(count for count in counts.values() if count < minimum)
+    pool = "rare" if rare >= minimum else counts.most_common(1)[0][0]
+    return [stratum if counts[stratum] >= minimum else pool for stratum in strata]
+
+
 def _check_patients(
     patients: Iterable[str], labels: Iterable[Hashable], minimum: int, purpose: str
 ) -> tuple[list[str], list[str]]:

@@ -9,8 +9,10 @@ from .distillation import (
     DistillationLoss,
     DistillationTargets,
     SubspaceDistillation,
+    balance_shares,
     prediction_distillation,
     representation_distillation,
+    share_distillation,
 )
 from .survival import discrete_time_nll
 
@@ -19,9 +21,11 @@ __all__ = [
     "DistillationLoss",
     "DistillationTargets",
     "SubspaceDistillation",
+    "balance_shares",
     "batch_similarity_consistency",
     "discrete_time_nll",
     "inter_magnification_consistency",
     "prediction_distillation",
     "representation_distillation",
+    "share_distillation",
 ]

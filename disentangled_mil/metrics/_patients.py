@@ -44,6 +44,8 @@ def index_of_patients(patients: Iterable[Any], length: int) -> tuple[list[Any], 
 
 def mean_of_patients(rows: npt.NDArray[np.float64], member: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Mean row of every patient [n, K] -> [patients, K], rounded once: equal scores stay equal, in any order."""
+    if len(rows) == member.max() + 1:
+        return rows  # one slide each, and patients are counted in order of appearance
     columns = (rows[member == patient].T for patient in range(member.max() + 1))
     return np.array([[statistics.mean(map(float, column)) for column in patient] for patient in columns])
 

@@ -56,6 +56,56 @@ def survival_metrics(
         >>> metrics["c_index"], metrics["comparable_pairs"]
         (1.0, 1)
     """
+    score, times, observed, names = _of_patients(risk, time, event, patients)
+    pairs = _pairs(score, times, observed)
+    return {
+        "c_index": _concordance(score, times, observed),
+        **pairs,
+        "patients": len(names),
+        "events": int(observed.sum()),
+    }
+
+
+def survival_concordance(
+    risk: npt.ArrayLike | Tensor,
+    time: npt.ArrayLike | Tensor,
+    *,
+    event: npt.ArrayLike | Tensor,
+    patients: Iterable[Any],
+) -> float:
+    """The ``c_index`` of :func:`survival_metrics` alone, for the many draws of a bootstrap.
+
+    Args:
+        risk: risk of every slide, higher = worse.
+        time: time of the last observation, in any unit.
+        event: observations, 1 or True for an observed event, 0 or False for a censored time.
+        patients: the patient of every slide.
+
+    Shape:
+        all [n].
+
+    Returns:
+        The index, from 0 to 1; NaN without a comparable pair.
+
+    Raises:
+        TypeError: as for :func:`survival_metrics`.
+        ValueError: as for :func:`survival_metrics`.
+
+    Source:
+        Harrell, Lee and Mark, Statistics in Medicine 1996; the index itself is lifelines'.
+
+    Example:
+        >>> from disentangled_mil.metrics import survival_concordance
+        >>> survival_concordance([3.0, 1.0], [5.0, 9.0], event=[1, 0], patients="ab")
+        1.0
+    """
+    return _concordance(*_of_patients(risk, time, event, patients)[:3])
+
+
+def _of_patients(
+    risk: npt.ArrayLike | Tensor, time: npt.ArrayLike | Tensor, event: npt.ArrayLike | Tensor, patients: Iterable[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_], list[Any]]:
+    """Risk, time and whether the event was observed [patients], and names of the patients, checked."""
     slides = array_of("risk", risk, 1)
     names, member = index_of_patients(patients, len(slides))
     score = mean_of_patients(slides[:, None], member)[:, 0]  # [patients]
@@ -64,11 +114,17 @@ def survival_metrics(
     for value in events:
         if value not in (0, 1):
             raise ValueError(f"event must be 0 (censored) or 1 (event observed), got {value:g}")
-    observed = agreed("event", events, names, member) == 1
-    pairs = _pairs(score, times, observed)
-    comparable = pairs["comparable_pairs"] > 0
-    c_index = float(concordance_index(times, -score, observed)) if comparable else np.nan
-    return {"c_index": c_index, **pairs, "patients": len(names), "events": int(observed.sum())}
+    return score, times, agreed("event", events, names, member) == 1, names
+
+
+def _concordance(
+    risk: npt.NDArray[np.float64], time: npt.NDArray[np.float64], observed: npt.NDArray[np.bool_]
+) -> float:
+    """Harrell's index; NaN without a comparable pair."""
+    try:
+        return float(concordance_index(time, -risk, observed))
+    except ZeroDivisionError:  # lifelines: no admissible pairs
+        return float("nan")
 
 
 def _pairs(

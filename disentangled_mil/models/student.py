@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_names, check_subspaces
+from .._checks import check_interval, check_names, check_subspaces
 from ..bags import Bag
 from ..nn.attention import DeformableAttention
 from ..nn.deformable import DeformableCrossAttention
@@ -16,6 +16,7 @@ from ..nn.head import SubspaceHead
 from ..nn.ita import ITA
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
+from .linear_model import LinearModel, mean_patches, named_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,14 +49,16 @@ class StudentOutput(NamedTuple):
     """What :class:`Student` returns.
 
     Attributes:
-        logits: gated prediction [B, K].
+        logits: prediction [B, K].
         branches: outputs by magnification.
-        gate: share of each magnification in the prediction [B, M].
+        gate: share of each magnification in the gated prediction [B, M].
+        gated: gated prediction of the branches [B, K]; equal to ``logits`` without a linear model.
     """
 
     logits: Tensor
     branches: dict[str, StudentBranchOutput]
     gate: Tensor
+    gated: Tensor
 
 
 class StudentBranch(nn.Module):
@@ -107,6 +110,8 @@ class Student(nn.Module):
             of numbers.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         dropout: dropout probability of patch tokens and attention weights.
+        linear: share of a :class:`~disentangled_mil.LinearModel` on the mean patches of all magnifications in the
+            logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
 
     Shape:
@@ -119,7 +124,8 @@ class Student(nn.Module):
         The paper's second stage.
 
     Differs from the source:
-        Prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`).
+        Prototypes in the order of the subspaces (see :class:`~disentangled_mil.ITA`). The linear model, which is left
+        out by default.
 
     Example:
         >>> import torch
@@ -143,6 +149,7 @@ class Student(nn.Module):
         link: str = "softmax",
         gate: str = "max_confidence",
         dropout: float = 0.1,
+        linear: float = 0.0,
         **options: "Unpack[DeformableOptions]",
     ) -> None:
         super().__init__()
@@ -160,6 +167,10 @@ class Student(nn.Module):
             }
         )
         self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
+        widths = named_vectors(dict.fromkeys(self.magnifications, features))
+        check_interval("linear", linear, 0, 1)
+        self.linear_share = linear
+        self.linear = LinearModel(widths, outputs) if linear else None
 
     def forward(self, bags: Mapping[str, Bag]) -> StudentOutput:
         """Predict from bags at every magnification.
@@ -173,7 +184,11 @@ class Student(nn.Module):
         check_names("bags", bags, self.magnifications)
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         gated = self.gate({name: branch.logits for name, branch in branches.items()})
-        return StudentOutput(gated.logits, branches, gated.weights)
+        logits = gated.logits
+        if self.linear is not None:
+            means = {name: mean_patches(bags[name]) for name in self.magnifications}
+            logits = torch.lerp(logits, self.linear(named_vectors(means)).to(logits), self.linear_share)
+        return StudentOutput(logits, branches, gated.weights, gated.logits)
 
     @torch.no_grad()
     def reorder(self, magnification: str, permutation: Tensor) -> None:

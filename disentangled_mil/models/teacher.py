@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from .._checks import check_names, check_subspaces
+from .._checks import check_interval, check_names, check_subspaces
 from ..bags import Bag
 from ..nn.attention import DeformableAttention
 from ..nn.dmsf import DMSF, DeformableOptions
@@ -14,6 +15,7 @@ from ..nn.gene_encoder import SNNEncoder
 from ..nn.head import SubspaceHead
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
+from .linear_model import LinearModel, mean_patches, named_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -39,14 +41,16 @@ class TeacherOutput(NamedTuple):
     """What :class:`Teacher` returns.
 
     Attributes:
-        logits: gated prediction [B, K].
+        logits: prediction [B, K].
         branches: outputs by magnification.
-        gate: share of each magnification in the prediction [B, M].
+        gate: share of each magnification in the gated prediction [B, M].
+        gated: gated prediction of the branches [B, K]; equal to ``logits`` without a linear model.
     """
 
     logits: Tensor
     branches: dict[str, TeacherBranchOutput]
     gate: Tensor
+    gated: Tensor
 
 
 class TeacherBranch(nn.Module):
@@ -88,6 +92,8 @@ class Teacher(nn.Module):
         selection_heads: heads of the selection layer; they divide ``dim``.
         dropout: dropout probability of patch tokens and attention weights.
         gene_dropout: dropout probability of the gene layers.
+        linear: share of a :class:`~disentangled_mil.LinearModel` on genes and mean patches in the logits, from 0 to 1;
+            the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
             ``keep_weights`` is True by default, for the consistency loss.
 
@@ -101,7 +107,8 @@ class Teacher(nn.Module):
         The paper's first stage.
 
     Differs from the source:
-        See :class:`~disentangled_mil.DMSF`; released checkpoints are read by :mod:`disentangled_mil.models.released`.
+        See :class:`~disentangled_mil.DMSF`. The linear model is not in the paper. Released checkpoints are read by
+        :mod:`disentangled_mil.models.released`.
 
     Example:
         >>> import torch
@@ -129,6 +136,7 @@ class Teacher(nn.Module):
         selection_heads: int = 8,
         dropout: float = 0.1,
         gene_dropout: float = 0.1,
+        linear: float = 0.0,
         **options: "Unpack[DeformableOptions]",
     ) -> None:
         super().__init__()
@@ -150,6 +158,10 @@ class Teacher(nn.Module):
             patches = PatchEncoder(features, dim, dropout=dropout)
             self.branches[name] = TeacherBranch(patches, fuse, SubspaceHead(dim, outputs, self.subspaces))
         self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
+        widths = named_vectors(dict.fromkeys(self.magnifications, features), genes)
+        check_interval("linear", linear, 0, 1)
+        self.linear_share = linear
+        self.linear = LinearModel(widths, outputs) if linear else None
 
     def forward(self, bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> TeacherOutput:
         """Predict from bags at every magnification and genes.
@@ -165,7 +177,11 @@ class Teacher(nn.Module):
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
         gated = self.gate({name: branch.logits for name, branch in branches.items()})
-        return TeacherOutput(gated.logits, branches, gated.weights)
+        logits = gated.logits
+        if self.linear is not None:
+            means = {name: mean_patches(bags[name]) for name in self.magnifications}
+            logits = torch.lerp(logits, self.linear(named_vectors(means, genes)).to(logits), self.linear_share)
+        return TeacherOutput(logits, branches, gated.weights, gated.logits)
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The classifier blocks of each subspace over all magnifications, for CGC."""

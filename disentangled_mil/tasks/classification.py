@@ -248,6 +248,12 @@ class Classification(Task):
 
         return classification_metrics(self.probabilities(logits), self.target_of_labels(labels), patients)
 
+    def headline_metric(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> float:
+        """The AUC, see :func:`disentangled_mil.metrics.classification_auc`."""
+        from ..metrics import classification_auc
+
+        return classification_auc(self.probabilities(logits), self.target_of_labels(labels), patients)
+
     def to(self, device: torch.device | str) -> "Classification":
         """The task with its weights and targets on another device."""
         task = copy(self)

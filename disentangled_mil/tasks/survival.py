@@ -290,6 +290,12 @@ class DiscreteSurvival(Task):
 
         return survival_metrics(self.risk(logits), labels["time"], event=labels["event"], patients=patients)
 
+    def headline_metric(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> float:
+        """The C-index, see :func:`disentangled_mil.metrics.survival_concordance`."""
+        from ..metrics import survival_concordance
+
+        return survival_concordance(self.risk(logits), labels["time"], event=labels["event"], patients=patients)
+
     def to(self, device: torch.device | str) -> "DiscreteSurvival":
         """The task with its targets on another device."""
         task = copy(self)

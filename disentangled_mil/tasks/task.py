@@ -44,7 +44,8 @@ class Task(ABC):
             ``"identity"``.
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.
-        headline: metrics of the table of results, with their titles.
+        headline: metrics of the table of results, with their titles. The first one compares models.
+        errors: metrics for which less is better.
         counts: metrics that count patients or pairs and do not measure quality.
         undefined: explanation of a metric without a value.
 
@@ -59,6 +60,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     headline: ClassVar[Mapping[str, str]]
+    errors: ClassVar[frozenset[str]] = frozenset()
     counts: ClassVar[frozenset[str]] = frozenset({"patients"})
     undefined: ClassVar[str]
 
@@ -208,6 +210,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """Metrics per patient of the logits [n, K] of n slides; needs the extra ``train``."""
+
+    def headline_metric(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> float:
+        """The first metric of ``headline`` alone; a kind may compute it quicker than all metrics."""
+        return self.metrics(logits, labels, patients)[next(iter(self.headline))]
 
     @abstractmethod
     def to(self: SomeTask, device: torch.device | str) -> SomeTask:

@@ -1,16 +1,22 @@
 """The reference training: both stages of the method, whole runs, predictions. Needs the extra ``train``."""
 
+from .calibration import fit_temperature
 from .checkpoint import load_model, save_model
+from .cross_fitting import Part, cross_fit
 from .cross_validation import run_cross_validation
 from .demo import run_demo
-from .experiment import Result, Split, run_split
+from .experiment import MODELS, Result, Split, run_split
 from .options import TrainingOptions
 from .predict import predict_slides
 
 __all__ = [
+    "MODELS",
+    "Part",
     "Result",
     "Split",
     "TrainingOptions",
+    "cross_fit",
+    "fit_temperature",
     "load_model",
     "predict_slides",
     "run_cross_validation",

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..bags import Bag, Grid, TokenSet, collate_bags
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
+from ..models import mean_patches
 from ..tasks import Target, Task, select_target
 
 
@@ -25,6 +26,7 @@ class BagCache:
     def __init__(self, limit: int = 4 << 30) -> None:
         # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
         self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
+        self._means: dict[int, tuple[Sample, dict[str, Tensor]]] = {}
         self._room = limit
 
     def load(self, sample: Sample) -> dict[str, Bag]:
@@ -37,6 +39,12 @@ class BagCache:
             self._kept[id(sample)] = sample, bags
             self._room -= size
         return bags
+
+    def mean_patches(self, sample: Sample) -> dict[str, Tensor]:
+        """The mean patch of every magnification [C], which is kept."""
+        if id(sample) not in self._means:
+            self._means[id(sample)] = sample, {name: mean_patches(bag)[0] for name, bag in self.load(sample).items()}
+        return self._means[id(sample)][1]
 
     def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
         """Read every sample once, so that a faulty file is refused before any training.
@@ -129,6 +137,31 @@ class CohortDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def subset(self, rows: Sequence[int] | Tensor) -> "CohortDataset":
+        """The dataset of some samples, which shares the bags in memory.
+
+        Args:
+            rows: samples, as indices.
+
+        Returns:
+            The dataset.
+        """
+        index = torch.as_tensor(rows)
+        part: CohortDataset = object.__new__(type(self))
+        part.samples = tuple(self.samples[i] for i in index.tolist())
+        part.patients = tuple(sample.patient for sample in part.samples)
+        part.labels = {name: [values[i] for i in index.tolist()] for name, values in self.labels.items()}
+        part.target = select_target(self.target, index)
+        part.paired = self.paired[index]
+        part.genes = {name: values[index] for name, values in self.genes.items()}
+        part._cache = self._cache
+        return part
+
+    def mean_patches(self) -> dict[str, Tensor]:
+        """The mean patch of every sample, by magnification [n, C]."""
+        rows = [self._cache.mean_patches(sample) for sample in self.samples]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def truth(self) -> pd.DataFrame:
         """The labels of every patient: the column ``patient``, then those of the task's kind."""

@@ -1,29 +1,43 @@
-"""The whole method on one split: genes alone, teacher, student from scratch, distilled student."""
+"""The whole method on one split: linear floor, genes alone, teacher, student from scratch, distilled student."""
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 import torch
+from torch import Tensor
 
+from .._checks import check_choice
 from ..bags import TokenSet
 from ..data.cohort import Cohort, StoredBag, columns_of_labels
-from ..data.expression import ExpressionPipeline
-from ..data.folds import inner_split
+from ..data.folds import inner_split, pool_rare
 from ..losses import DistillationTargets
-from ..models import GeneNetwork, Student, Teacher
+from ..report.tables import headroom_line
 from ..tasks import Task
+from .building import StageBuilder
 from .checkpoint import save_model
+from .comparison import Evaluation
 from .datasets import BagCache, CohortDataset
+from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
+from .out_of_fold import Headroom, distill_out_of_fold
 from .predictions import predictions_table
-from .stages import GeneStage, Stage, StudentStage, TeacherStage
+from .stages import Stage
 
-MODELS = ("genes", "teacher", "student", "distilled")
+NETWORKS = ("genes", "teacher", "student", "distilled")
+MODELS = ("linear", *NETWORKS)
+IN_SAMPLE_WEIGHT = 3.0
+# Of distillation that is wanted although linear students do not gain from it.
+LEAST_WEIGHT = 1.0
+
+AlterTargets: TypeAlias = Callable[[dict[str, DistillationTargets], CohortDataset], dict[str, DistillationTargets]]
+Predict: TypeAlias = Callable[[CohortDataset], Tensor]
 
 
 class Split(NamedTuple):
@@ -44,10 +58,15 @@ class Result(NamedTuple):
     Attributes:
         metrics: {model: {test set: {metric: value}}}.
         predictions: predictions and labels, one row per model, test set and patient.
+        headroom: what there was to gain from the teacher; None where it was not measured. Distillation was declined
+            if it is there and ``metrics`` has no ``"distilled"``.
+        evaluations: test sets, as the models predict them.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
     predictions: pd.DataFrame
+    headroom: Headroom | None = None
+    evaluations: Mapping[str, Evaluation] = MappingProxyType({})
 
 
 def run_split(
@@ -56,29 +75,35 @@ def run_split(
     options: TrainingOptions,
     folder: Path,
     *,
+    models: Collection[str] = MODELS,
+    alter_targets: AlterTargets | None = None,
     cache: BagCache | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Result:
-    """Train and evaluate all four models on one split; everything is fitted on its training patients.
+    """Train and evaluate all models on one split; everything is fitted on its training patients.
 
     Args:
         split: training patients and test patients.
         name: name of the task.
         options: options of the training.
         folder: folder for checkpoints, logs and states.
+        models: models to train, some of ``MODELS``.
+        alter_targets: function from the targets of distillation and the training samples to other targets, for
+            instance permuted ones as a control.
         cache: cache of bags.
         resume: whether an interrupted training of the same split is continued.
-        quiet: whether no progress bars are shown.
+        quiet: whether no progress is shown.
 
     Returns:
         Metrics and predictions.
 
     Raises:
-        ValueError: patients, labels or expression do not allow the task, or a test patient trains or has no
-            expression.
+        ValueError: patients, labels, expression or options do not allow the task, a test patient trains or has no
+            expression, or a model is unknown.
     """
     _check_tests(split)
+    _check_models(models, options)
     folder.mkdir(parents=True, exist_ok=True)
     task = split.train.fit_task(name)
     pipeline = split.train.fit_expression()
@@ -92,34 +117,71 @@ def run_split(
     choose_everyone = dataset(choose) if choose is not None else None
     choose_paired = dataset(choose.with_expression()) if choose is not None else None
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
+    penalties = {
+        "student": choose_penalties(everyone, task, SLIDES, seed=options.seed),
+        "teacher": choose_penalties(paired, task, BOTH, seed=options.seed) if options.linear else {},
+    }
+    builder = StageBuilder(split.train, task, pipeline, options, penalties)
+    predict: dict[str, Predict] = {}
 
-    stages: dict[str, Stage] = {}
-    for model in MODELS:
-        torch.manual_seed(options.seed)
-        arguments = _arguments(model, split.train, task, pipeline, options)
-        teacher = stages.get("teacher")
-        targets = teacher.targets(everyone) if model == "distilled" and isinstance(teacher, TeacherStage) else None
-        stage = _stage(model, arguments, task, options, targets)
-        if isinstance(stage, (TeacherStage, StudentStage)):
-            _standardize(stage.model, paired if model == "teacher" else everyone, options.batch_size)
-        sees_genes = model in ("genes", "teacher")
-        train_stage(
-            model,
-            stage,
-            paired if sees_genes else everyone,
-            choose_paired if sees_genes else choose_everyone,
-            options,
-            folder,
-            resume=resume,
-            quiet=quiet,
-        )
-        stages[model] = stage
-        extra = {"task_name": name, "task": task.state(), "cohort": _reading(split.train)}
-        if sees_genes:
-            extra["expression"] = pipeline.state()
+    def train(model: str, stage: Stage, learn: CohortDataset, choose: CohortDataset | None) -> None:
+        train_stage(model, stage, learn, choose, options, folder, resume=resume, quiet=quiet)
+        predict[model] = partial(predict_logits, stage, options=options)
         kind = "student" if model == "distilled" else model
-        save_model(folder / model, stage.model, kind, arguments, {**extra, "training": asdict(options)})
-    return _evaluate(stages, tests, task, options)
+        extra = {"task_name": name, "task": task.state(), "cohort": _reading(split.train)}
+        if kind != "student":
+            extra["expression"] = pipeline.state()
+        save_model(folder / model, stage.model, kind, builder.arguments(kind), {**extra, "training": asdict(options)})
+
+    if "linear" in models:
+        rows, loss = torch.arange(len(everyone)), task_loss_of(everyone, task)
+        linear = fit_linear(vectors_of(everyone, SLIDES), rows, loss, task.outputs, penalties["student"])
+        predict["linear"] = lambda test: linear(vectors_of(test, SLIDES))
+    if "genes" in models:
+        train("genes", builder.genes(), paired, choose_paired)
+    teacher = None
+    if "teacher" in models:
+        teacher = builder.teacher(paired)
+        train("teacher", teacher, paired, choose_paired)
+    targets, headroom = None, None
+    if "distilled" in models and options.distill != "never":
+        if options.distill == "auto" or options.distillation_targets == "out_of_fold":
+            out_of_fold = distill_out_of_fold(builder, everyone, choose_paired, folder, resume=resume, quiet=quiet)
+            targets, headroom = out_of_fold
+        if options.distill == "auto" and headroom is not None and not headroom.promises:
+            targets = None
+        elif options.distillation_targets == "in_sample" and teacher is not None:
+            targets = teacher.targets(everyone)
+        if targets is not None and alter_targets is not None:
+            targets = alter_targets(targets, everyone)
+        if headroom is not None and not quiet:
+            print(headroom_line({**headroom._asdict(), "distilled": targets is not None}, task), file=sys.stderr)
+    if "student" in models:
+        train("student", builder.student(everyone), everyone, choose_everyone)
+    if targets is not None:
+        weighted = _with_weight(builder, headroom)
+        train("distilled", weighted.student(everyone, targets), everyone, choose_everyone)
+    return _evaluate(predict, tests, task, headroom)
+
+
+def _with_weight(builder: StageBuilder, headroom: Headroom | None) -> StageBuilder:
+    """The builder with the weight of the divergence, if none was given: chosen for targets out of fold, else fixed."""
+    options = builder.options
+    if options.prediction_weight is not None:
+        return builder
+    weight = IN_SAMPLE_WEIGHT
+    if headroom is not None and options.distillation_targets == "out_of_fold":
+        weight = headroom.weight or LEAST_WEIGHT
+    return replace(builder, options=replace(options, prediction_weight=weight))
+
+
+def _check_models(models: Collection[str], options: TrainingOptions) -> None:
+    """Known models, and a teacher for those that need it."""
+    for model in models:
+        check_choice("models", model, MODELS)
+    needs = "distilled" in models and options.distill != "never" and options.distillation_targets == "in_sample"
+    if needs and "teacher" not in models:
+        raise ValueError("models must hold 'teacher' for distillation_targets = 'in_sample', got " + ", ".join(models))
 
 
 def _check_tests(split: Split) -> None:
@@ -158,78 +220,24 @@ def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Co
             f"validation must leave at least one patient with expression to choose the epoch, got "
             f"{options.validation} of {len(train.with_expression().patients)}"
         )
-    split = inner_split(list(labels.index), _pool_rare(strata), fraction=options.validation, seed=options.seed)
+    split = inner_split(list(labels.index), pool_rare(strata, 2), fraction=options.validation, seed=options.seed)
     return train.subset(split.train), train.subset(split.test)
 
 
-def _pool_rare(strata: list[str]) -> list[str]:
-    """Strata of a single member -> one common stratum, or the commonest one if that would have one member."""
-    counts = Counter(strata)
-    rare = [stratum for stratum in strata if counts[stratum] < 2]
-    pool = "rare" if len(rare) > 1 else counts.most_common(1)[0][0]
-    return [stratum if counts[stratum] > 1 else pool for stratum in strata]
-
-
-def _arguments(
-    name: str, train: Cohort, task: Task, pipeline: ExpressionPipeline, options: TrainingOptions
-) -> dict[str, Any]:
-    """Constructor arguments of a model, as they are saved."""
-    common = {"outputs": task.outputs, "dim": options.dim}
-    genes = {"genes": pipeline.sizes, "gene_tokens": options.gene_tokens}
-    if name == "genes":
-        return {**genes, "dropout": options.gene_dropout, **common}
-    histology = {
-        "features": train.width,
-        "dropout": options.dropout,
-        "magnifications": list(train.magnifications),
-        "link": task.link,
-        "gate": options.gate,
-        "heads": options.heads,
-        "groups": options.heads,
-        "dim_head": options.dim_head,
-    }
-    if name == "teacher":
-        return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
-    return {"subspaces": list(pipeline.sizes), **histology, **common}
-
-
-def _stage(
-    name: str,
-    arguments: dict[str, Any],
-    task: Task,
-    options: TrainingOptions,
-    targets: dict[str, DistillationTargets] | None,
-) -> Stage:
-    """A model with its loss and optimizer."""
-    on_device = task.to(options.device)
-    if name == "genes":
-        return GeneStage(GeneNetwork(**arguments).to(options.device), on_device, options)
-    if name == "teacher":
-        return TeacherStage(Teacher(**arguments).to(options.device), on_device, options)
-    return StudentStage(Student(**arguments).to(options.device), on_device, options, targets)
-
-
-def _standardize(model: Teacher | Student, dataset: CohortDataset, batch_size: int) -> None:
-    """Fit the patch encoders' mean and standard deviation on the training patches, a batch at a time."""
-    for name in model.magnifications:
-        bags = (batch.bags[name] for batch in dataset.batches(batch_size))
-        encoder = model.get_submodule(f"branches.{name}.patches")
-        encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
-
-
 def _evaluate(
-    stages: Mapping[str, Stage], tests: Mapping[str, CohortDataset], task: Task, options: TrainingOptions
+    predict: Mapping[str, Predict], tests: Mapping[str, CohortDataset], task: Task, headroom: Headroom | None
 ) -> Result:
     """Metrics and predictions of every model on every test set."""
-    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    metrics: dict[str, dict[str, dict[str, float]]] = {model: {} for model in predict}
+    evaluations = {test: Evaluation(task, dataset.labels, dataset.patients, {}) for test, dataset in tests.items()}
     tables = []
-    for model, stage in stages.items():
-        metrics[model] = {}
+    for model, logits_of in predict.items():
         for test, dataset in tests.items():
-            logits = predict_logits(stage, dataset, options)
+            logits = logits_of(dataset)
+            evaluations[test].logits[model] = logits
             metrics[model][test] = task.metrics(logits, dataset.labels, dataset.patients)
             table = predictions_table(task, logits, dataset.patients).merge(dataset.truth(), on="patient")
             table.insert(0, "model", model)
             table.insert(1, "test", test)
             tables.append(table)
-    return Result(metrics, pd.concat(tables, ignore_index=True))
+    return Result(metrics, pd.concat(tables, ignore_index=True), headroom, evaluations)

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from .._checks import check_choice, check_count, check_interval
 from ..nn.gate import RULES
 
+DISTILL = ("auto", "always", "never")
+TARGETS = ("out_of_fold", "in_sample")
+
 _LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
 
@@ -23,13 +26,26 @@ class TrainingOptions:
         batch_size: samples per step.
         learning_rate: peak of the cosine schedule.
         lr_warmup: share of all steps in which the learning rate rises linearly.
-        weight_decay: weight decay of AdamW.
+        weight_decay: weight decay of AdamW for the teacher and the network on genes.
+        student_weight_decay: weight decay of AdamW for the students. Slides tell less than genes, so a few hundred
+            patients overfit a student whose weights are hardly decayed.
         validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
         task_warmup: share of the student's epochs on the task alone, before distillation; the last epoch distills.
         consistency_weight: weight of the inter-magnification consistency.
-        prediction_weight: weight of the divergence from the teacher's predictions.
-        representation_weight: weight of the error between prototypes and subspaces.
+        prediction_weight: weight of the divergence from the teacher's predictions. None chooses 1, 3 or 10 for targets
+            out of fold by cross-validating linear students on the training patients, and means 3 for ``"in_sample"``.
+        representation_weight: weight of the error between prototypes and subspaces, for targets ``"in_sample"``.
+        share_weight: weight of the error between shares of the logits.
         temperature: temperature of the distilled predictions.
+        distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
+            the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
+        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
+            ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
+            has subspace vectors.
+        teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
+        teacher_repeats: repeats with other folds, whose targets are averaged.
+        calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
+        linear: share of a linear model on mean patches, in the teacher also on genes, in the logits; 0 leaves it out.
         cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
@@ -47,34 +63,53 @@ class TrainingOptions:
     dropout: float = 0.4
     gene_dropout: float = 0.1
     epochs: int = 30
-    batch_size: int = 16
+    batch_size: int = 32
     learning_rate: float = 5e-4
     lr_warmup: float = 0.1
     weight_decay: float = 0.05
+    student_weight_decay: float = 20.0
     validation: float = 0.0
     task_warmup: float = 0.3
     consistency_weight: float = 1.0
-    prediction_weight: float = 3.0
+    prediction_weight: float | None = None
     representation_weight: float = 0.1
+    share_weight: float = 0.0
     temperature: float = 2.0
+    distill: str = "auto"
+    distillation_targets: str = "out_of_fold"
+    teacher_folds: int = 5
+    teacher_repeats: int = 1
+    calibrate: bool = False
+    linear: float = 0.5
     cgc: bool = True
     gate: str = "softmax_average"
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size"):
+        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"):
             check_count(name, getattr(self, name))
+        check_count("teacher_folds", self.teacher_folds, minimum=2)
+        check_choice("distill", self.distill, DISTILL)
+        check_choice("distillation_targets", self.distillation_targets, TARGETS)
         check_count("seed", self.seed, minimum=0)
         check_interval("seed", self.seed, 0, _LARGEST_SEED)
         check_choice("gate", self.gate, RULES)
-        for name in ("dropout", "gene_dropout", "lr_warmup", "task_warmup"):
+        for name in ("dropout", "gene_dropout", "lr_warmup", "task_warmup", "linear"):
             check_interval(name, getattr(self, name), 0, 1)
         check_interval("validation", self.validation, 0, 0.9)
         check_interval("learning_rate", self.learning_rate, 0, float("inf"), open_low=True)
         check_interval("temperature", self.temperature, 0, float("inf"), open_low=True)
-        for name in ("weight_decay", "consistency_weight", "prediction_weight", "representation_weight"):
-            check_interval(name, getattr(self, name), 0, float("inf"))
+        for name in (
+            "weight_decay",
+            "student_weight_decay",
+            "consistency_weight",
+            "prediction_weight",
+            "representation_weight",
+            "share_weight",
+        ):
+            if getattr(self, name) is not None:
+                check_interval(name, getattr(self, name), 0, float("inf"))
         for name, value in asdict(self).items():
             if value == float("inf"):
                 raise ValueError(f"{name} must be finite, got {value}")

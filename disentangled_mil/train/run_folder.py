@@ -19,11 +19,13 @@ import pandas as pd
 from .. import __version__
 from .._files import remove_leftovers, replacing
 from ..data.cohort import Cohort, StoredBag
-from ..report.tables import results_table
+from ..report.tables import gains_table, headroom_line, results_table
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
-from .experiment import MODELS, Result
+from .comparison import compare
+from .experiment import NETWORKS, Result
 from .options import TrainingOptions
+from .out_of_fold import part_files
 
 _END = 1 << 20
 
@@ -147,13 +149,15 @@ class RunFolder:
                 "task": self.name,
                 "training": _saved(self.options),
                 "splits": [result.metrics for result in results],
+                "headroom": [_headroom(result) for result in results],
+                "gains": compare([result.evaluations for result in results]),
             },
         )
         for folder in folders:
-            for model in MODELS:
+            for path in (*(folder / model for model in NETWORKS), *part_files(folder, self.options)):
                 for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
-                    remove_leftovers(folder / f"{model}{suffix}")
-                (folder / f"{model}.progress.pt").unlink(missing_ok=True)
+                    remove_leftovers(path.with_name(f"{path.name}{suffix}"))
+                path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
         for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
             remove_leftovers(self.path / name)
         return self.report()
@@ -164,13 +168,26 @@ class RunFolder:
         content = _read_json(path, "hold the metrics of the finished run")
         try:
             splits = content["splits"]
-            table = results_table(splits, self.task.kind, every=len(splits) > 1).to_string()
+            kind = self.task.kind
+            table = results_table(splits, kind, every=len(splits) > 1).to_string()
+            gains = gains_table(content.get("gains", {}), kind)
+            headroom = [one for one in content.get("headroom", []) if one is not None]
+            lines = "".join(f"{headroom_line(one, kind)}\n" for one in headroom)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: must hold the metrics of the finished run ({type(error).__name__}: {error})"
             ) from error
         lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
-        return f"\n{table}\n{lacking}\nmetrics, predictions, logs and checkpoints: {self.path}"
+        compared = "" if gains.empty else f"\ngains, 95 % intervals over patients:\n{gains.to_string()}\n"
+        lines = f"\n{lines}" if lines else ""
+        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}"
+
+
+def _headroom(result: Result) -> dict[str, Any] | None:
+    """What there was to gain in a split, and whether it was tried."""
+    if result.headroom is None:
+        return None
+    return {**result.headroom._asdict(), "distilled": "distilled" in result.metrics}
 
 
 def cohort_digest(cohort: Cohort) -> str:
@@ -241,7 +258,7 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
 def _trained(path: Path) -> bool:
     """Whether a folder holds a finished run, or a finished epoch of one."""
     return (path / "metrics.json").is_file() or any(
-        state for pattern in ("*.progress.pt", "fold[0-9]*/*.progress.pt") for state in path.glob(pattern)
+        state for place in ("", "fold[0-9]*/") for state in path.glob(f"{place}*.progress.pt")
     )
 
 

@@ -5,7 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ..losses import (
     DistillationTargets,
     SubspaceDistillation,
+    balance_shares,
     inter_magnification_consistency,
 )
-from ..models import GeneNetwork, Student, StudentOutput, Teacher, TeacherOutput
+from ..models import GeneNetwork, Student, StudentBranchOutput, StudentOutput, Teacher, TeacherOutput
 from ..nn.attention import COMMON_RESOLUTION
 from ..ops import match_prototypes
 from ..optim import CGCOptimizer
@@ -31,6 +32,32 @@ class StageLoss(NamedTuple):
     total: Tensor
     parts: dict[str, Tensor]
     confidence: dict[str, Tensor]
+
+
+class BranchOutputs(NamedTuple):
+    """What one magnification of a teacher says about every sample.
+
+    Attributes:
+        logits: logits [n, K].
+        vectors: subspace vectors [n, S, C].
+        shares: share of each subspace in the logits [n, S, K].
+    """
+
+    logits: Tensor
+    vectors: Tensor
+    shares: Tensor
+
+
+class TeacherOutputs(NamedTuple):
+    """What a teacher says about every sample.
+
+    Attributes:
+        logits: logits of the model [n, K].
+        branches: outputs by magnification.
+    """
+
+    logits: Tensor
+    branches: dict[str, BranchOutputs]
 
 
 class Stage(ABC):
@@ -67,7 +94,7 @@ class GeneStage(Stage):
 
     def __init__(self, model: GeneNetwork, task: Task, options: TrainingOptions) -> None:
         self.model, self.task = model, task
-        self.optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options, options.weight_decay)
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
@@ -87,7 +114,7 @@ class TeacherStage(Stage):
 
     def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
         self.model, self.task, self.options = model, task, options
-        adamw = _adamw(model, options)
+        adamw = _adamw(model, options, options.weight_decay)
         several = len(model.subspaces) > 1
         self.coordinated = CGCOptimizer(adamw, model.subspace_parameters()) if options.cgc and several else None
         self.optimizer = self.coordinated or adamw
@@ -128,32 +155,50 @@ class TeacherStage(Stage):
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them."""
+        """Coordinate the gradients and apply them; the log gets the share of rows that conflict."""
         if self.coordinated is None:
             self.optimizer.step()
         else:
             self.coordinated.step(confidence=loss.confidence)
+            cosines = self.coordinated.report.cosine.values()
+            loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in cosines]).mean()
 
     def logits(self, batch: Batch) -> Tensor:
-        """Predictions of the gate."""
+        """Predictions of the model."""
         logits: Tensor = self.model(batch.bags, batch.genes).logits
         return logits
 
     @torch.no_grad()
-    def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
-        """The targets of distillation of every sample, by magnification; they are computed once."""
+    def outputs(self, dataset: CohortDataset) -> TeacherOutputs:
+        """The outputs for every sample, in evaluation mode, on the CPU."""
         self.model.eval()
         device = next(self.model.parameters()).device
-        collected: dict[str, list[DistillationTargets]] = {name: [] for name in self.model.magnifications}
+        gated: list[Tensor] = []
+        branches: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in self.model.magnifications}
         for batch in dataset.batches(self.options.batch_size):
             batch = batch.to(device)
-            for name, branch in self.model(batch.bags, batch.genes).branches.items():
-                targets = DistillationTargets.from_teacher(
-                    branch.logits, branch.features, present=batch.paired, subspaces=self.model.subspaces
+            output: TeacherOutput = self.model(batch.bags, batch.genes)
+            gated.append(output.logits.cpu())
+            for name, branch in output.branches.items():
+                vectors, shares = (
+                    torch.stack(list(of.values()), 1) for of in (branch.features, branch.subspace_logits)
                 )
-                collected[name].append(targets)
+                branches[name].append((branch.logits.cpu(), vectors.cpu(), shares.cpu()))
+        joined = {name: BranchOutputs(*map(torch.cat, zip(*parts, strict=True))) for name, parts in branches.items()}
+        return TeacherOutputs(torch.cat(gated), joined)
+
+    def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
+        """The targets of distillation of every sample, by magnification; they are computed once."""
         return {
-            name: DistillationTargets(*map(torch.cat, zip(*parts, strict=True))) for name, parts in collected.items()
+            name: DistillationTargets.from_teacher(
+                branch.logits,
+                dict(zip(self.model.subspaces, branch.vectors.unbind(1), strict=True)),
+                shares=dict(
+                    zip(self.model.subspaces, balance_shares(branch.shares, dataset.paired).unbind(1), strict=True)
+                ),
+                present=dataset.paired,
+            ).to(self.options.device)
+            for name, branch in self.outputs(dataset).branches.items()
         }
 
 
@@ -173,12 +218,13 @@ class StudentStage(Stage):
         # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
-        self.optimizer = _adamw(model, options)
+        self.optimizer = _adamw(model, options, options.student_weight_decay)
         self.distillation = SubspaceDistillation(
             task.link,
             temperature=options.temperature,
-            prediction_weight=options.prediction_weight,
+            prediction_weight=options.prediction_weight or 0.0,
             representation_weight=options.representation_weight,
+            share_weight=options.share_weight,
             matching="slot",
         )
 
@@ -194,18 +240,27 @@ class StudentStage(Stage):
         """
         if self.targets is None or epoch != self.first_distilled:
             return
+        vectors = all(targets.subspaces is not None for targets in self.targets.values())
+        if not vectors and not self.options.share_weight:
+            return
         self.model.eval()
         device = next(self.model.parameters()).device
         collected: dict[str, list[Tensor]] = {name: [] for name in self.targets}
         for batch in train.batches(self.options.batch_size):
             branches = self.model(batch.to(device).bags).branches
             for name, parts in collected.items():
-                parts.append(branches[name].prototypes)
+                parts.append(branches[name].prototypes if vectors else _shares(branches[name]))
         for name, targets in self.targets.items():
-            prototypes = torch.cat(collected[name])[targets.present]
-            subspaces = targets.subspaces[targets.present]
-            order = match_prototypes(*(t.transpose(0, 1).flatten(1)[None] for t in (prototypes, subspaces)))
+            pair = [torch.cat(collected[name]), cast(Tensor, targets.subspaces if vectors else targets.shares)]
+            pair = [rows[targets.present] for rows in pair]
+            if not vectors:
+                pair = [self._comparable(balance_shares(shares)) for shares in pair]
+            order = match_prototypes(*(rows.transpose(0, 1).flatten(1)[None] for rows in pair))
             self.model.reorder(name, order[0])
+
+    def _comparable(self, shares: Tensor) -> Tensor:
+        """Shares without the constants over classes that change no probability."""
+        return shares - shares.mean(2, keepdim=True) if self.task.link == "softmax" else shares
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches, and distillation into each."""
@@ -213,35 +268,45 @@ class StudentStage(Stage):
         task = _task_loss(self.task, output, batch, self.options)
         if self.targets is None or not self.complete(epoch):
             return StageLoss(task, {"task": task}, {})
-        prediction = representation = distilled = task.new_zeros(())
+        prediction = representation = share = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
-            loss = self.distillation(branch.logits, branch.prototypes, targets)
+            loss = self.distillation(branch.logits, branch.prototypes, targets, _shares(branch))
             prediction, representation = prediction + loss.prediction, representation + loss.representation
-            distilled = distilled + loss.total
-        parts = {"task": task, "prediction": prediction, "representation": representation}
+            share, distilled = share + loss.share, distilled + loss.total
+        parts = {"task": task, "prediction": prediction}
+        if all(targets.subspaces is not None for targets in self.targets.values()):
+            parts["representation"] = representation
+        if self.options.share_weight:
+            parts["share"] = share
         return StageLoss(task + distilled, parts, {})
 
     def logits(self, batch: Batch) -> Tensor:
-        """Predictions of the gate."""
+        """Predictions of the model."""
         logits: Tensor = self.model(batch.bags).logits
         return logits
+
+
+def _shares(branch: StudentBranchOutput) -> Tensor:
+    """The share of each subspace in the logits [B, S, K]."""
+    return torch.stack(list(branch.subspace_logits.values()), 1)
 
 
 def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, options: TrainingOptions) -> Tensor:
     """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
     logits = [branch.logits for branch in output.branches.values()]
     if options.gate == "learned":
-        logits.append(output.logits)
+        logits.append(output.gated)
     return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
 
 
-def _adamw(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) and scalars are not decayed."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+def _adamw(model: nn.Module, options: TrainingOptions, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; vectors (biases, norms) and scalars are not decayed. What needs no gradient was fitted already."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 
-from disentangled_mil.data.folds import inner_split, patient_folds
+from disentangled_mil.data.folds import inner_split, patient_folds, pool_rare
 
 
 @settings(max_examples=30)
@@ -95,3 +95,17 @@ def test_numbers_of_folds_and_fractions_out_of_range_are_refused():
             inner_split("abcd", [0, 0, 1, 1], fraction=fraction)
     with pytest.raises(ValueError, match=r"one patient per label \(2\) on each side, got 0.2: 3 and 1 patients"):
         inner_split("abcd", [0, 0, 1, 1], fraction=0.2)
+
+
+@pytest.mark.parametrize(
+    ("grades", "minimum", "expected"),
+    [
+        (["G2"] * 6 + ["G3"] * 5 + ["G4"], 2, {"G2": 7, "G3": 5}),
+        (["G2"] * 6 + ["G3"] + ["G4"], 2, {"G2": 6, "rare": 2}),
+        (["G2"] * 6 + ["G3"] * 6, 2, {"G2": 6, "G3": 6}),
+        (["G2"] * 6 + ["G3"] * 4 + ["G4"], 5, {"G2": 6, "rare": 5}),
+        (["G2"] * 6 + ["G3"] * 3 + ["G4"], 5, {"G2": 10}),
+    ],
+)
+def test_rare_strata_are_pooled(grades, minimum, expected):
+    assert Counter(pool_rare(grades, minimum)) == expected

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from disentangled_mil.report.tables import NAMES, results_table
+from disentangled_mil.report.tables import NAMES, gains_table, headroom_line, results_table
 from disentangled_mil.tasks import Classification, DiscreteSurvival
 
 FOLDS = [
@@ -57,3 +57,40 @@ def test_a_metric_that_is_not_defined_is_shown_as_such():
 def test_a_table_of_no_split_is_refused():
     with pytest.raises(ValueError, match=r"^splits must hold the metrics of at least one split, got none$"):
         results_table([], Classification)
+
+
+def test_a_model_that_some_splits_lack_says_so_and_keeps_its_own_mean():
+    table = results_table([{"genes": FOLDS[0]["genes"]}, FOLDS[1]], Classification)
+    assert table.index.tolist() == [NAMES["genes"], f"{NAMES['distilled']}, 1 of 2 splits"]
+    assert table.iloc[1].tolist() == ["0.850", "0.625"]
+
+
+def test_gains_are_shown_with_their_intervals():
+    gain = {"first": "distilled", "second": "student", "splits": 3, "difference": 0.022, "low": -0.001, "high": None}
+    compared = {
+        "internal": {"metric": "auc", "patients": 9, "gains": [gain], "headroom_taken": 0.1},
+        "external": {"metric": "auc", "patients": 9, "gains": [gain], "headroom_taken": None},
+    }
+    table = gains_table(compared, Classification)
+    assert table.columns.tolist() == ["internal AUC", "external AUC"]
+    assert table.loc["distilled - student"].tolist() == ["+0.022 [-0.001, +nan]"] * 2
+    assert table.loc["share of the teacher's gain"].tolist() == ["10%", ""]
+    assert gains_table({}, Classification).empty
+
+
+def test_headroom_is_one_line():
+    headroom = {"metric": "c_index", "patients": 40, "teacher": 0.7, "linear": 0.65, "distilled": True}
+    headroom |= {"difference": 0.05, "low": 0.01, "high": 0.11}
+    line = headroom_line(headroom, DiscreteSurvival)
+    assert line == (
+        "headroom: out-of-fold C-index of 40 training patients: "
+        "teacher 0.700, linear model on slides 0.650, gain +0.050 [+0.010, +0.110]"
+    )
+    declined = headroom | {"distilled": False}
+    assert headroom_line(declined, DiscreteSurvival).endswith(
+        "a linear student of the teacher predicts new patients worse than without"
+    )
+    uncertain = declined | {"low": -0.01}
+    assert headroom_line(uncertain, DiscreteSurvival).endswith(
+        "; distillation is declined: the interval is not above 0"
+    )

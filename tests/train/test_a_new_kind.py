@@ -5,6 +5,7 @@ Everything that is particular to it stands in one class.
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,8 @@ from disentangled_mil.train.predict import predict_slides
 from tests.support.cohorts import replace_text, small_planted
 from tests.support.training import OPTIONS
 
+OUT_OF_FOLD = replace(OPTIONS, distillation_targets="out_of_fold", share_weight=0.5, calibrate=True)
+
 
 class Quantity(Task):
     """A number, predicted by least squares in units of its standard deviation."""
@@ -30,6 +33,7 @@ class Quantity(Task):
     columns: ClassVar[tuple[Column, ...]] = (Column("column", "value"),)
     options: ClassVar[Mapping[str, Any]] = {"strata": 2}
     headline: ClassVar[Mapping[str, str]] = {"rmse": "RMSE", "correlation": "r"}
+    errors: ClassVar[frozenset[str]] = frozenset({"rmse"})
     undefined: ClassVar[str] = "nan: a test set holds a single value"
 
     def __init__(self, mean: float, std: float) -> None:
@@ -98,8 +102,10 @@ def description(tmp_path_factory):
 
 def test_a_new_kind_goes_from_the_description_to_the_predictions(description, tmp_path, capsys):
     out = tmp_path / "run"
-    printed = run_cross_validation(description, "age", out, OPTIONS, folds=2, kinds=WITH_QUANTITY)
+    printed = run_cross_validation(description, "age", out, OUT_OF_FOLD, folds=2, kinds=WITH_QUANTITY)
     assert "test RMSE" in printed
+    assert "distilled - student" in printed
+    assert printed.count("headroom: out-of-fold RMSE of ") == 2
     assert "age: 33 patients (mean 42.8), 33 of them" in capsys.readouterr().err
     table = pd.read_csv(out / "predictions.csv")
     assert list(table.columns) == ["fold", "model", "test", "patient", "predicted", "value"]

@@ -17,15 +17,16 @@ from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
-from disentangled_mil.train import cross_validation, run_folder
+from disentangled_mil.metrics import PairedDifference
+from disentangled_mil.train import cross_validation, out_of_fold, run_folder
 from disentangled_mil.train.cross_validation import run_cross_validation
-from disentangled_mil.train.experiment import MODELS, Result
+from disentangled_mil.train.experiment import MODELS, NETWORKS, Result
 from disentangled_mil.train.predict import predict_slides
 from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 from tests.support.cohorts import copy_with_change
 
-CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
+CHECKPOINTS = {f"{model}{end}" for model in NETWORKS for end in (".csv", ".json", ".safetensors")}
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +110,34 @@ def test_table_shows_mean_and_spread_over_folds(finished_run):
     for name in ("SNN (genes)", "teacher", "student from scratch", "distilled student"):
         assert name in printed
     assert str(out) in printed
+
+
+def test_gains_are_the_differences_of_the_rows_of_the_table(finished_run):
+    out, printed = finished_run
+    written = json.loads((out / "metrics.json").read_text())
+    gains = {(one["first"], one["second"]): one for one in written["gains"]["test"]["gains"]}
+    for (first, second), one in gains.items():
+        auc = [[split[model]["test"]["auc"] for split in written["splits"]] for model in (first, second)]
+        assert one["difference"] == pytest.approx(np.subtract(*auc).mean())
+        assert f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]" in printed
+    assert len(gains) == 3
+    assert written["headroom"] == [None, None]  # targets in sample that are always distilled need none
+
+
+def test_a_declined_distillation_is_told_and_kept(description, quick, tmp_path, monkeypatch):
+    gains = iter([PairedDifference(0.2, 0.1, 0.3), PairedDifference(0.1, -0.1, 0.3)])
+    monkeypatch.setattr(out_of_fold, "gain", lambda *args: next(gains))
+    options = replace(quick, epochs=1, distill="auto", distillation_targets="out_of_fold")
+    out = tmp_path / "run"
+    printed = run_cross_validation(description, "survival", out, options, folds=2, quiet=True)
+    assert "distilled student (slides), 1 of 2 splits" in printed
+    assert printed.count("; distillation is declined: the interval is not above 0\n") == 1
+    assert [one["distilled"] for one in json.loads((out / "metrics.json").read_text())["headroom"]] == [True, False]
+    assert [(out / f"fold{fold}" / "distilled.json").exists() for fold in range(2)] == [True, False]
+    assert not list(out.rglob("*.progress.pt"))
+    parts = {f"repeat0-fold{fold}{end}" for fold in range(2) for end in (".csv", ".safetensors")}
+    assert {path.name for path in (out / "fold1" / "teachers").iterdir()} == parts
+    assert run_cross_validation(description, "survival", out, options, folds=2, resume=True, quiet=True) == printed
 
 
 def test_an_interrupted_cross_validation_continues_to_the_same_numbers(

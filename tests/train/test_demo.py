@@ -8,9 +8,9 @@ from matplotlib.image import imread
 
 from disentangled_mil.train import demo
 from disentangled_mil.train.demo import run_demo
-from disentangled_mil.train.experiment import MODELS
+from disentangled_mil.train.experiment import NETWORKS
 
-CHECKPOINTS = {f"{model}{end}" for model in MODELS for end in (".csv", ".json", ".safetensors")}
+CHECKPOINTS = {f"{model}{end}" for model in NETWORKS for end in (".csv", ".json", ".safetensors")}
 
 
 @pytest.fixture

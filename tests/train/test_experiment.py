@@ -13,12 +13,12 @@ from disentangled_mil import Bag
 from disentangled_mil.data.cohort import Cohort
 from disentangled_mil.train import experiment
 from disentangled_mil.train.checkpoint import load_model
-from disentangled_mil.train.experiment import MODELS, Split, run_split
+from disentangled_mil.train.experiment import MODELS, NETWORKS, Split, run_split
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
 
 def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: load_file(folder / f"{name}.safetensors") for name in MODELS}
+    return {name: load_file(folder / f"{name}.safetensors") for name in NETWORKS}
 
 
 def assert_same_weights(first, second) -> None:
@@ -44,11 +44,11 @@ def recorded(monkeypatch):
 def test_a_finished_split_has_its_files_and_nothing_half_written(finished):
     names = {path.name for path in finished.folder.iterdir()}
     ends = (".csv", ".json", ".safetensors", ".progress.pt")
-    assert names == {f"{model}{end}" for model in MODELS for end in ends}
+    assert names == {f"{model}{end}" for model in NETWORKS for end in ends}
 
 
 def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
-    for name in MODELS:
+    for name in NETWORKS:
         model, description = load_model(finished.folder / name)
         assert not model.training
         assert description["task_name"] == "grading"
@@ -94,7 +94,7 @@ def test_nothing_about_test_patients_reaches_the_weights(split, options, finishe
     changed = run_split(Split(split.train, {"internal": other}), "grading", options, tmp_path, quiet=True)
     assert_same_weights(finished.folder, tmp_path)
     assert not changed.predictions.equals(finished.result.predictions)
-    for name in MODELS:
+    for name in NETWORKS:
         assert (tmp_path / f"{name}.json").read_text() == (finished.folder / f"{name}.json").read_text()
 
 
@@ -207,7 +207,7 @@ def test_an_interruption_of_any_stage_changes_no_number(split, options, finished
             run_split(split, "grading", options, tmp_path, resume=number > 0, quiet=True)
         monkeypatch.setattr(cls, "loss", plain)
         assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
-        assert [model for model in MODELS if (tmp_path / f"{model}.json").exists()] == list(MODELS)[:number]
+        assert [model for model in NETWORKS if (tmp_path / f"{model}.json").exists()] == list(NETWORKS)[:number]
         epochs = pd.read_csv(tmp_path / f"{name}.csv")["epoch"].tolist()
         assert epochs == ([1, 2] if name == "distilled" else [1])
         torch.manual_seed(99)
@@ -215,7 +215,7 @@ def test_an_interruption_of_any_stage_changes_no_number(split, options, finished
     assert_same_weights(finished.folder, tmp_path)
     assert result.metrics == finished.result.metrics
     pd.testing.assert_frame_equal(result.predictions, finished.result.predictions, check_exact=True)
-    for name in MODELS:
+    for name in NETWORKS:
         for suffix in (".csv", ".json"):
             assert (tmp_path / f"{name}{suffix}").read_bytes() == (finished.folder / f"{name}{suffix}").read_bytes()
 
@@ -242,19 +242,6 @@ def test_a_cohort_without_expression_is_refused(split, options, tmp_path):
         run_split(Split(train, split.tests), "grading", options, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("grades", "expected"),
-    [
-        (["G2"] * 6 + ["G3"] * 5 + ["G4"], {"G2 True": 7, "G3 True": 5}),
-        (["G2"] * 6 + ["G3"] + ["G4"], {"G2 True": 6, "rare": 2}),
-        (["G2"] * 6 + ["G3"] * 6, {"G2 True": 6, "G3 True": 6}),
-    ],
-)
-def test_rare_strata_are_pooled_for_the_inner_split(grades, expected):
-    pooled = pd.Series(experiment._pool_rare([f"{grade} True" for grade in grades]))
-    assert pooled.value_counts().to_dict() == expected
-
-
 def test_a_cohort_in_memory_of_merged_patients_is_read_the_same_later(split):
     first = split.train.subset(split.train.patients[:1])
     sample = replace(first.samples[0], name=first.patients[0])
@@ -264,7 +251,7 @@ def test_a_cohort_in_memory_of_merged_patients_is_read_the_same_later(split):
 
 
 def test_descriptions_are_plain_json_without_the_device(finished):
-    for name in MODELS:
+    for name in NETWORKS:
         text = (finished.folder / f"{name}.json").read_text()
         assert json.loads(text)["training"]["seed"] == 5
         assert "NaN" not in text

@@ -6,7 +6,7 @@ import pytest
 from disentangled_mil.train.options import TrainingOptions
 
 
-@pytest.mark.parametrize("name", ["dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size"])
+@pytest.mark.parametrize("name", ["dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"])
 def test_counts_are_positive_integers(name):
     with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0$"):
         TrainingOptions(**{name: 0})
@@ -26,7 +26,9 @@ def test_learning_rate_and_temperature_are_positive(name):
         TrainingOptions(**{name: 0})
 
 
-@pytest.mark.parametrize("name", ["weight_decay", "consistency_weight", "prediction_weight", "representation_weight"])
+@pytest.mark.parametrize(
+    "name", ["weight_decay", "consistency_weight", "prediction_weight", "representation_weight", "share_weight"]
+)
 def test_weights_are_not_negative(name):
     with pytest.raises(ValueError, match=rf"^{name} must lie in \[0, inf\], got -1$"):
         TrainingOptions(**{name: -1})
@@ -56,6 +58,15 @@ def test_seed_is_a_natural_number():
 def test_unknown_rule_of_the_gate_is_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match=r"^gate must be one of 'max_confidence', .*, got 'best'$"):
         TrainingOptions(gate="best")
+
+
+def test_unknown_ways_of_distilling_are_refused():
+    with pytest.raises(ValueError, match=r"^distill must be one of 'auto', 'always', 'never', got 'yes'$"):
+        TrainingOptions(distill="yes")
+    with pytest.raises(ValueError, match=r"^distillation_targets must be one of 'out_of_fold', 'in_sample', got 'x'$"):
+        TrainingOptions(distillation_targets="x")
+    with pytest.raises(ValueError, match=r"^teacher_folds must be at least 2, got 1$"):
+        TrainingOptions(teacher_folds=1)
 
 
 def test_options_cannot_change_and_survive_json():

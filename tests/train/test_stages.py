@@ -11,6 +11,7 @@ from disentangled_mil import (
     SubspaceDistillation,
     Teacher,
     inter_magnification_consistency,
+    share_distillation,
 )
 from disentangled_mil.nn.attention import COMMON_RESOLUTION
 from disentangled_mil.train import stages
@@ -212,6 +213,53 @@ def test_student_loss_adds_the_distillation_of_every_branch(dataset, task, make_
         torch.testing.assert_close(loss.parts[name], value)
     total = wanted["task"] + 0.5 * wanted["prediction"] + 0.25 * wanted["representation"]
     torch.testing.assert_close(loss.total, total)
+
+
+def without_vectors(targets):
+    return {name: target._replace(subspaces=None) for name, target in targets.items()}
+
+
+def test_shares_of_the_logits_are_distilled_where_they_have_a_weight(dataset, make_teacher, make_student):
+    targets = without_vectors(make_teacher().targets(dataset))
+    stage = make_student(targets, share_weight=0.5)
+    stage.model.eval()
+    batch = dataset.batch([0, 3, len(dataset) - 1])
+    loss = stage.loss(batch, stage.options.epochs - 1)
+    assert list(loss.parts) == ["task", "prediction", "share"]
+    wanted = 0.0
+    for name, branch in stage.model(batch.bags).branches.items():
+        shares, chosen = torch.stack(list(branch.subspace_logits.values()), 1), targets[name].select(batch.rows)
+        wanted += share_distillation(shares, chosen.shares, weight=chosen.present)
+    torch.testing.assert_close(loss.parts["share"], wanted)
+    total = loss.parts["task"] + stage.options.prediction_weight * loss.parts["prediction"] + 0.5 * wanted
+    torch.testing.assert_close(loss.total, total)
+
+
+def test_prototypes_are_matched_with_subspaces_by_shares_where_there_are_no_vectors(
+    dataset, make_teacher, make_student
+):
+    targets = without_vectors(make_teacher().targets(dataset))
+    stage = make_student(targets, share_weight=1.0)
+
+    def shares():
+        stage.model.eval()
+        with torch.no_grad():
+            branches = [stage.model(batch.bags).branches["20x"] for batch in dataset.batches(8)]
+            return torch.cat([torch.stack(list(branch.subspace_logits.values()), 1) for branch in branches])
+
+    before = shares()
+    # The teacher has the other order, and constants elsewhere.
+    swapped = before.flip(1) + torch.tensor([[5.0], [-5.0]]) + torch.arange(3.0)
+    stage.targets = {**stage.targets, "20x": targets["20x"]._replace(shares=swapped)}
+    stage.begin_epoch(stage.first_distilled, dataset)
+    torch.testing.assert_close(shares(), before.flip(1))
+
+
+def test_prototypes_stay_where_nothing_of_them_is_distilled(dataset, make_teacher, make_student, monkeypatch):
+    stage = make_student(without_vectors(make_teacher().targets(dataset)))
+    monkeypatch.setattr(stage.model, "reorder", lambda *_: pytest.fail("reordered"))
+    stage.begin_epoch(stage.first_distilled, dataset)
+    assert list(stage.loss(dataset.batch([0, 1]), stage.options.epochs - 1).parts) == ["task", "prediction"]
 
 
 def test_patients_without_a_teacher_are_not_distilled(dataset, make_teacher, make_student):

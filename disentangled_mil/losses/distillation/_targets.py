@@ -1,6 +1,6 @@
 """The outputs of a frozen teacher, as a student's training needs them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,21 +15,25 @@ class DistillationTargets(NamedTuple):
 
     Attributes:
         logits: logits of the teacher [B, K], float32.
-        subspaces: subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces.
         present: True = the sample has a teacher [B]. Patients without a transcriptome have none. Their rows are zeros
             and take no part in any loss.
+        subspaces: subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces. None for targets
+            of several teachers, whose vectors lie in different spaces.
+        shares: share of each subspace in the logits [B, S, K], float32, in the order of the subspaces; or None.
     """
 
     logits: Tensor
-    subspaces: Tensor
     present: Tensor
+    subspaces: Tensor | None = None
+    shares: Tensor | None = None
 
     @classmethod
     def from_teacher(
         cls,
         logits: Tensor,
-        features: Mapping[str, Tensor],
+        features: Mapping[str, Tensor] | None = None,
         *,
+        shares: Mapping[str, Tensor] | None = None,
         present: Tensor | None = None,
         subspaces: Sequence[str] | None = None,
     ) -> "DistillationTargets":
@@ -37,19 +41,22 @@ class DistillationTargets(NamedTuple):
 
         Args:
             logits: logits of the teacher.
-            features: vector of the teacher per subspace.
+            features: vector of the teacher per subspace, if there are any.
+            shares: share of each subspace in the logits, if there are any.
             present: True = the sample has a teacher. Without it all have one. Other rows may hold any value.
-            subspaces: names in the order of the student's prototypes. By default this is the order of ``features``.
+            subspaces: names in the order of the student's prototypes. By default this is the order of ``features``,
+                or of ``shares``.
 
         Shape:
-            logits [B, K], every vector of features [B, C], present [B].
+            logits [B, K], every vector of features [B, C], every share [B, K], present [B].
 
         Returns:
             The targets, in float32.
 
         Raises:
             TypeError: an argument is not a floating-point tensor, or ``present`` is not bool.
-            ValueError: a shape differs, there is no subspace, or ``features`` has other names than ``subspaces``.
+            ValueError: a shape differs, there is no subspace, or ``features`` or ``shares`` has other names than
+                ``subspaces``.
 
         Example:
             >>> import torch
@@ -61,30 +68,47 @@ class DistillationTargets(NamedTuple):
         """
         sizes = check_shape("logits", logits, "B K")
         check_floating("logits", logits)
-        if not features:
-            raise ValueError("features must have at least one subspace, got none")
-        subspaces = tuple(features) if subspaces is None else check_subspaces(subspaces)
-        check_names("features", features, subspaces)
-        for subspace, vectors in features.items():
-            sizes |= check_shape(f"features[{subspace!r}]", vectors, "B C", sizes)
-            check_floating(f"features[{subspace!r}]", vectors)
+        for name, given in (("features", features), ("shares", shares)):
+            if given is not None and not given:
+                raise ValueError(f"{name} must have at least one subspace, got none")
+        names = check_subspaces(subspaces if subspaces is not None else tuple(features or shares or ("logits",)))
         if present is None:
             present = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         check_mask("present", present, "B", sizes)
-        stacked = torch.stack([features[subspace] for subspace in subspaces], dim=1)  # [B, S, C]
+
+        def stacked(name: str, given: Mapping[str, Tensor] | None, spec: str) -> Tensor | None:
+            if given is None:
+                return None
+            check_names(name, given, names)
+            known = dict(sizes)
+            for subspace, rows in given.items():
+                known |= check_shape(f"{name}[{subspace!r}]", rows, spec, known)
+                check_floating(f"{name}[{subspace!r}]", rows)
+            rows = torch.stack([given[subspace] for subspace in names], dim=1)  # [B, S, C or K]
+            return without_absent(rows.detach().float(), present)
+
         return cls(
             without_absent(logits.detach().float(), present),
-            without_absent(stacked.detach().float(), present),
             present,
+            stacked("features", features, "B C"),
+            stacked("shares", shares, "B K"),
         )
 
     def select(self, index: Tensor) -> "DistillationTargets":
         """The targets of some samples, by their indices or a bool mask [B]."""
-        return DistillationTargets(*(column[index] for column in self))
+        return self._map(lambda column: column[index])
 
     def to(self, device: torch.device | str) -> "DistillationTargets":
         """The targets on another device."""
-        return DistillationTargets(*(column.to(device) for column in self))
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "DistillationTargets":
+        return DistillationTargets(
+            function(self.logits),
+            function(self.present),
+            None if self.subspaces is None else function(self.subspaces),
+            None if self.shares is None else function(self.shares),
+        )
 
 
 # A file of targets can then be loaded with ``weights_only=True``.

@@ -96,7 +96,7 @@ class ReleasedTeacher(nn.Module):
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
         logits, gate = _gate([branch.logits for branch in branches.values()])
-        return TeacherOutput(logits, branches, gate)
+        return TeacherOutput(logits, branches, gate, logits)
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:
         """The classifier blocks of each subspace over all magnifications, for CGC."""
@@ -239,7 +239,7 @@ class ReleasedStudent(nn.Module):
         _check_squares(bags, self.magnifications)
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         logits, gate = _gate([branch.logits for branch in branches.values()])
-        return StudentOutput(logits, branches, gate)
+        return StudentOutput(logits, branches, gate, logits)
 
 
 def _deformable(dim: int, **options: "Unpack[DeformableOptions]") -> DeformableCrossAttention:

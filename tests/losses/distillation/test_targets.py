@@ -33,7 +33,8 @@ def test_targets_are_loaded_from_a_file_of_weights_only(tmp_path, generator):
     torch.save(targets, tmp_path / "targets.pt")
     loaded = torch.load(tmp_path / "targets.pt", weights_only=True)
     assert type(loaded) is DistillationTargets
-    for got, wanted in zip(loaded, targets, strict=True):
+    assert loaded.shares is targets.shares is None
+    for got, wanted in zip(loaded[:3], targets[:3], strict=True):
         assert torch.equal(got, wanted)
 
 

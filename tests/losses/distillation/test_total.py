@@ -69,7 +69,7 @@ def test_a_batch_without_any_teacher_gives_zero_with_a_gradient_path(generator):
 def test_repr_shows_the_options():
     assert repr(SubspaceDistillation("hazards", temperature=1.5)) == (
         "SubspaceDistillation(link='hazards', temperature=1.5, prediction_weight=0.01, "
-        "representation_weight=0.01, matching='slot')"
+        "representation_weight=0.01, share_weight=0.0, matching='slot')"
     )
 
 

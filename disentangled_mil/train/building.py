@@ -1,0 +1,117 @@
+"""Models of one split, each with its loss and optimizer, ready to be trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..data.cohort import Cohort
+from ..data.expression import ExpressionPipeline
+from ..losses import DistillationTargets
+from ..models import GeneNetwork, LinearModel, Student, Teacher
+from ..tasks import Task
+from .datasets import CohortDataset
+from .linear import BOTH, SLIDES, Penalties, RowsLoss, distilled_loss, fit_linear, task_loss_of, vectors_of
+from .options import TrainingOptions
+from .stages import GeneStage, StudentStage, TeacherStage
+
+Targets = Mapping[str, DistillationTargets]
+
+
+@dataclass(frozen=True)
+class StageBuilder:
+    """What the models of a split have in common.
+
+    Args:
+        cohort: training patients.
+        task: fitted task.
+        pipeline: fitted pipeline of the expression.
+        options: options of the training.
+        penalties: penalties of the linear models in ``"teacher"`` and ``"student"``, if they have any.
+    """
+
+    cohort: Cohort
+    task: Task
+    pipeline: ExpressionPipeline
+    options: TrainingOptions
+    penalties: Mapping[str, Penalties] = field(default_factory=dict)
+
+    def genes(self) -> GeneStage:
+        """The network on genes alone."""
+        torch.manual_seed(self.options.seed)
+        return GeneStage(self._placed(GeneNetwork(**self.arguments("genes"))), self._task, self.options)
+
+    def teacher(self, train: CohortDataset, *, seed: int | None = None) -> TeacherStage:
+        """A teacher whose patch encoders are standardized on its training samples; its seed may be its own."""
+        options = self.options if seed is None else replace(self.options, seed=seed)
+        torch.manual_seed(options.seed)
+        model = self._placed(Teacher(**self.arguments("teacher")))
+        _standardize(model, train, options.batch_size)
+        if model.linear is not None:
+            self._fit_linear(model.linear, "teacher", train, task_loss_of(train, self.task))
+        return TeacherStage(model, self._task, options)
+
+    def student(self, train: CohortDataset, targets: Targets | None = None) -> StudentStage:
+        """A student from scratch, or one that is distilled from targets; both start alike."""
+        torch.manual_seed(self.options.seed)
+        model = self._placed(Student(**self.arguments("student")))
+        _standardize(model, train, self.options.batch_size)
+        if model.linear is not None:
+            loss = task_loss_of(train, self.task)
+            if targets is not None:
+                loss = distilled_loss(loss, mean_prediction(targets), self.task, self.options)
+            self._fit_linear(model.linear, "student", train, loss)
+        return StudentStage(model, self._task, self.options, targets)
+
+    def arguments(self, model: str) -> dict[str, Any]:
+        """Constructor arguments of a model, as they are saved: ``"genes"``, ``"teacher"`` or ``"student"``."""
+        options = self.options
+        common = {"outputs": self.task.outputs, "dim": options.dim}
+        genes = {"genes": self.pipeline.sizes, "gene_tokens": options.gene_tokens}
+        if model == "genes":
+            return {**genes, "dropout": options.gene_dropout, **common}
+        histology = {
+            "features": self.cohort.width,
+            "dropout": options.dropout,
+            "magnifications": list(self.cohort.magnifications),
+            "link": self.task.link,
+            "gate": options.gate,
+            "heads": options.heads,
+            "groups": options.heads,
+            "dim_head": options.dim_head,
+            "linear": options.linear,
+        }
+        if model == "teacher":
+            return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
+        return {"subspaces": list(self.pipeline.sizes), **histology, **common}
+
+    def _fit_linear(self, linear: LinearModel, model: str, train: CohortDataset, loss: RowsLoss) -> None:
+        """Fit the linear model in a teacher or student; it takes no part in the training by steps."""
+        rows = torch.arange(len(train))
+        vectors = vectors_of(train, BOTH if model == "teacher" else SLIDES)
+        fitted = fit_linear(vectors, rows, loss, self.task.outputs, self.penalties[model])
+        linear.load_state_dict(fitted.state_dict())
+        linear.requires_grad_(False)
+
+    @property
+    def _task(self) -> Task:
+        return self.task.to(self.options.device)
+
+    def _placed(self, model: Any) -> Any:
+        return model.to(self.options.device)
+
+
+def _standardize(model: Teacher | Student, dataset: CohortDataset, batch_size: int) -> None:
+    """Fit the patch encoders' mean and standard deviation on the training patches, a batch at a time."""
+    for name in model.magnifications:
+        bags = (batch.bags[name] for batch in dataset.batches(batch_size))
+        encoder = model.get_submodule(f"branches.{name}.patches")
+        encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
+
+
+def mean_prediction(targets: Targets) -> DistillationTargets:
+    """The targets of the linear model, which serves all magnifications: the mean of their logits, on the CPU."""
+    first = next(iter(targets.values()))
+    logits = torch.stack([each.logits for each in targets.values()]).mean(0)
+    return DistillationTargets(logits, first.present).to("cpu")

@@ -1,0 +1,180 @@
+"""The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
+
+The vectors of :class:`~disentangled_mil.LinearModel` are standardized, divided by the root of their widths, and have
+one penalty for patches and one for genes. The penalized loss is convex, so the fit does not depend on a seed.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..losses import DistillationTargets, prediction_distillation
+from ..models import LinearModel
+from ..models.linear_model import named_vectors
+from ..tasks import Task, select_target
+from .cross_fitting import Part
+from .datasets import CohortDataset
+from .inner_folds import over_folds
+from .options import TrainingOptions
+
+# Loss of logits [m, K] of the samples at rows [m], a scalar.
+RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+# Penalties of the vectors whose names begin so; infinity leaves them out.
+Penalties: TypeAlias = Mapping[str, float]
+
+# Kinds of vectors: mean patches, genes, and both in the order in which their penalties are chosen.
+SLIDES, GENES, BOTH = ("patches",), ("genes",), ("genes", "patches")
+FOLDS = 5
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, math.inf)
+
+
+def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """The vectors of all samples: mean patches, expression, or both.
+
+    Args:
+        dataset: samples.
+        kinds: kinds of vectors, ``SLIDES``, ``GENES`` or ``BOTH``.
+
+    Returns:
+        {name: [n, P]}.
+    """
+    patches = dataset.mean_patches() if "patches" in kinds else {}
+    return named_vectors(patches, dataset.genes if "genes" in kinds else {})
+
+
+def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
+    """The task's loss of a dataset's samples."""
+    return lambda logits, rows: task.loss(logits, select_target(dataset.target, rows))
+
+
+def distilled_loss(loss: RowsLoss, targets: DistillationTargets, task: Task, options: TrainingOptions) -> RowsLoss:
+    """The mean of a loss, with weight 1, and the divergence from a teacher's predictions, with ``prediction_weight``.
+
+    Args:
+        loss: loss of the task.
+        targets: targets of all samples, on the CPU.
+        task: task, which says what the logits mean.
+        options: options with weight and temperature of the divergence.
+
+    Returns:
+        The loss.
+    """
+    weight = options.prediction_weight or 0.0
+
+    def mixed(logits: Tensor, rows: Tensor) -> Tensor:
+        chosen = targets.select(rows)
+        divergence = prediction_distillation(
+            logits, chosen.logits, temperature=options.temperature, link=task.link, weight=chosen.present
+        )
+        return (loss(logits, rows) + weight * divergence) / (1 + weight)
+
+    return mixed
+
+
+def fit_linear(
+    vectors: Mapping[str, Tensor], rows: Tensor, loss: RowsLoss, outputs: int, penalties: Penalties
+) -> LinearModel:
+    r"""Fit a linear model on some samples.
+
+    .. math:: \min_W \mathrm{loss}(\sum_v Z_v W_v + b) + \sum_v \lambda_v \lVert W_v \rVert^2
+
+    Args:
+        vectors: vectors of all samples.
+        rows: samples to fit on.
+        loss: loss of logits.
+        outputs: number of logits K.
+        penalties: penalty of the vectors whose names begin with the key; infinity leaves them out.
+
+    Shape:
+        ``vectors`` {name: [n, P]}, ``rows`` [m].
+
+    Returns:
+        The model, in float32, without gradients.
+    """
+    model = LinearModel({name: values.shape[1] for name, values in vectors.items()}, outputs).requires_grad_(False)
+    scales, columns = {}, []
+    for name, values in vectors.items():
+        chosen = values[rows].double()
+        center = chosen.nanmean(0).nan_to_num()
+        apart = (chosen - center).nan_to_num()
+        deviation = apart.square().mean(0).sqrt()
+        penalty = next(value for key, value in penalties.items() if name.startswith(key))
+        scale = torch.where(deviation > 0, deviation.reciprocal(), 0) / math.sqrt(len(deviation) * penalty)
+        model.get_buffer(f"center_{name}").copy_(center)
+        scales[name] = scale
+        columns.append(apart * scale)
+    # Rotated to principal components, none of which is left out, the problem has at most m unknowns per logit.
+    left, size, right = torch.linalg.svd(torch.cat(columns, 1), full_matrices=False)
+    inputs = left * size
+    weight = torch.zeros(len(size), outputs, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(inputs @ weight + bias, rows) + weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    whole = (right.T @ weight.detach()).split([len(scale) for scale in scales.values()])
+    for (name, scale), part in zip(scales.items(), whole, strict=True):
+        model.weights[name].copy_((part * scale[:, None]).T)
+    model.bias.copy_(bias.detach())
+    return model
+
+
+def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *, seed: int) -> dict[str, float]:
+    """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
+
+    Args:
+        dataset: training samples.
+        task: task whose loss counts.
+        kinds: kinds of vectors that the model sees; the penalty of the first is chosen without the second.
+        seed: seed of the folds.
+
+    Returns:
+        The penalties for :func:`fit_linear`.
+
+    Raises:
+        ValueError: there is one patient only.
+    """
+    vectors, loss = vectors_of(dataset, kinds), task_loss_of(dataset, task)
+    folds = min(FOLDS, len(set(dataset.patients)))
+    if folds < 2:
+        raise ValueError("a linear model needs at least 2 training patients to choose its penalty, got 1")
+    apart = over_folds(dataset, task, folds=folds, seed=seed)
+    everyone = torch.arange(len(dataset))
+
+    def unseen(penalties: dict[str, float]) -> float:
+        logits = apart(linear_teacher(vectors, loss, task.outputs, penalties), quiet=True)["logits"]
+        return float(loss(logits, everyone))
+
+    chosen = dict.fromkeys(kinds, math.inf)
+    for kind in kinds:
+        chosen = min(({**chosen, kind: penalty} for penalty in GRID), key=unseen)
+    return chosen
+
+
+def linear_teacher(
+    vectors: Mapping[str, Tensor], loss: RowsLoss, outputs: int, penalties: Penalties
+) -> Callable[[Part], dict[str, Tensor]]:
+    """The function by which :func:`~disentangled_mil.train.cross_fit` fits linear models.
+
+    Args:
+        vectors: vectors of all samples.
+        loss: loss of logits.
+        outputs: number of logits K.
+        penalties: penalties of ``fit_linear``.
+
+    Returns:
+        The function.
+    """
+
+    def teach(part: Part) -> dict[str, Any]:
+        return {"logits": fit_linear(vectors, part.rows, loss, outputs, penalties)(vectors)}
+
+    return teach

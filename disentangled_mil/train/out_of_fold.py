@@ -1,0 +1,192 @@
+"""What a student can gain from a teacher, measured inside the training patients, and targets that it has not seen.
+
+Teachers and linear models are cross-fitted over the same inner folds. The predictions of the teachers are the targets
+of distillation. The difference of both is the headroom: what is lost by slides alone, as far as a linear model tells.
+
+The task (weights of classes, intervals of time) and the expression pipeline, which sees no labels, are fitted once on
+all training patients, because student and teachers must share them.
+"""
+
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..losses import DistillationTargets, balance_shares
+from ..tasks import select_target
+from .building import StageBuilder, mean_prediction
+from .calibration import fit_temperature
+from .comparison import gain, headline_draws
+from .cross_fitting import Part, part_name
+from .datasets import CohortDataset
+from .inner_folds import CrossFit, over_folds
+from .linear import SLIDES, distilled_loss, linear_teacher, task_loss_of, vectors_of
+from .loop import train_stage
+from .options import TrainingOptions
+
+FOLDER = "teachers"
+WEIGHTS = (0.0, 1.0, 3.0, 10.0)
+# Options that change no prediction of a teacher's part.
+OF_STUDENTS = (
+    "device",
+    "teacher_repeats",
+    "student_weight_decay",
+    "task_warmup",
+    "prediction_weight",
+    "representation_weight",
+    "share_weight",
+    "temperature",
+    "distill",
+    "distillation_targets",
+    "calibrate",
+)
+
+
+class Headroom(NamedTuple):
+    """What there is to gain from the teacher, over the training patients with expression, out of fold.
+
+    Attributes:
+        metric: name of the metric.
+        patients: number of patients.
+        teacher: metric of the teachers out of fold.
+        linear: metric of the linear models on the slides out of fold.
+        difference: gain of the teachers over the linear models; above 0 the teachers are better.
+        low: lower end of the 95 % interval of the difference.
+        high: upper end.
+        weight: weight of the divergence from the teachers' predictions with which a linear student predicts best for
+            patients that it has not seen; 0 if it predicts best without them.
+    """
+
+    metric: str
+    patients: int
+    teacher: float
+    linear: float
+    difference: float
+    low: float
+    high: float
+    weight: float
+
+    @property
+    def promises(self) -> bool:
+        """Whether distillation is likely to pay: the teachers are better, and a linear student gains from them."""
+        return self.low > 0 and self.weight > 0
+
+
+class OutOfFold(NamedTuple):
+    """Targets of distillation, and what they promise.
+
+    Attributes:
+        targets: targets of every sample, by magnification.
+        headroom: what there is to gain.
+    """
+
+    targets: dict[str, DistillationTargets]
+    headroom: Headroom
+
+
+def part_files(folder: Path, options: TrainingOptions) -> list[Path]:
+    """The files of all parts in the folder of a split, without suffix."""
+    pairs = [(repeat, fold) for repeat in range(options.teacher_repeats) for fold in range(options.teacher_folds)]
+    return [folder / FOLDER / part_name(*pair) for pair in pairs]
+
+
+def distill_out_of_fold(
+    builder: StageBuilder,
+    train: CohortDataset,
+    validation: CohortDataset | None,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> OutOfFold:
+    """Cross-fit teachers and linear models on the training samples with expression.
+
+    Args:
+        builder: what the models of the split have in common.
+        train: training samples; those without expression get no target.
+        validation: samples with expression that choose the teachers' epochs.
+        folder: folder of the split; the teachers' predictions, logs and states go to ``teachers`` in it.
+        resume: whether finished parts and interrupted trainings in ``folder`` are continued.
+        quiet: whether no progress is shown.
+
+    Returns:
+        Targets of the training samples, and the headroom.
+
+    Raises:
+        ValueError: there are fewer patients with expression than folds, or a stored part is of another run.
+    """
+    options, task = builder.options, builder.task
+    store = folder / FOLDER
+    store.mkdir(parents=True, exist_ok=True)
+
+    def teach(part: Part) -> dict[str, Tensor]:
+        rows = train.subset(part.rows)
+        stage = builder.teacher(rows, seed=part.seed)
+        train_stage(part.name, stage, rows, validation, stage.options, store, resume=resume, quiet=quiet)
+        outputs = stage.outputs(train)
+        shares = {
+            f"{name}.shares": balance_shares(branch.shares, part.rows) for name, branch in outputs.branches.items()
+        }
+        return {"logits": outputs.logits, **shares}
+
+    key = repr({"options": _deciding(options), "expression": builder.pipeline.digest, "task": task.state()})
+    apart = over_folds(
+        train,
+        task,
+        folds=options.teacher_folds,
+        repeats=options.teacher_repeats,
+        seed=options.seed,
+        present=train.paired,
+    )
+    teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
+    paired = torch.nonzero(train.paired)[:, 0]
+    logits, temperature = teachers["logits"], 1.0
+    if options.calibrate:
+        temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
+    targets = {
+        name: DistillationTargets(logits / temperature, train.paired, shares=teachers[f"{name}.shares"] / temperature)
+        for name in builder.cohort.magnifications
+    }
+    headroom = _headroom(builder, train, apart, logits, mean_prediction(targets))
+    return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
+
+
+def _headroom(
+    builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor, targets: DistillationTargets
+) -> Headroom:
+    """The gain of the teachers over linear models, and what linear students gain from the teachers."""
+    task, options = builder.task, builder.options
+    vectors, loss = vectors_of(train, SLIDES), task_loss_of(train, task)
+    fit = partial(linear_teacher, vectors, outputs=task.outputs, penalties=builder.penalties["student"])
+    paired = torch.nonzero(train.paired)[:, 0]
+    samples = train.subset(paired)
+    linear = apart(fit(loss), quiet=True)["logits"]
+    draws = [headline_draws(task, logits[paired], samples.labels, samples.patients) for logits in (teacher, linear)]
+    difference, low, high = gain(task, *draws)
+
+    def value(weight: float) -> float:
+        mixed = distilled_loss(loss, targets, task, replace(options, prediction_weight=weight)) if weight else loss
+        logits = everyone(fit(mixed), quiet=True)["logits"]
+        metric = task.headline_metric(logits, train.labels, train.patients)
+        return -metric if headline in task.errors else metric
+
+    headline = next(iter(task.headline))
+    everyone = over_folds(train, task, folds=options.teacher_folds, repeats=2, seed=options.seed)
+    return Headroom(
+        metric=headline,
+        patients=len(set(samples.patients)),
+        teacher=float(draws[0][0]),
+        linear=float(draws[1][0]),
+        difference=difference,
+        low=low,
+        high=high,
+        weight=max(WEIGHTS, key=value),
+    )
+
+
+def _deciding(options: TrainingOptions) -> dict[str, object]:
+    """The options that decide the predictions of a part: neither the number of repeats, nor those of students."""
+    return {name: value for name, value in asdict(options).items() if name not in OF_STUDENTS}

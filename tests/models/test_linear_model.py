@@ -1,0 +1,95 @@
+"""The linear model: against plain arithmetic, with missing values, and as a part of student and teacher."""
+
+import pytest
+import torch
+
+from disentangled_mil import Bag, LinearModel, Student, Teacher, TokenSet
+from disentangled_mil.models import mean_patches
+
+SMALL = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
+GENES = {"tumor": 5, "tme": 7}
+
+
+@pytest.fixture
+def bag(generator):
+    mask = torch.arange(6) < torch.tensor([[6], [2], [0]])
+    return Bag(torch.randn(3, 6, 4, generator=generator), TokenSet(mask))
+
+
+@pytest.fixture
+def model(generator):
+    model = LinearModel({"a": 4, "b": 2}, 3)
+    for values in model.state_dict().values():
+        values.copy_(torch.randn(values.shape, generator=generator))
+    return model
+
+
+def test_logits_are_the_sum_of_centered_vectors_times_weights(model, generator):
+    vectors = {"a": torch.randn(5, 4, generator=generator), "b": torch.randn(5, 2, generator=generator)}
+    by_hand = model.bias + sum((vectors[n] - model.get_buffer(f"center_{n}")) @ model.weights[n].T for n in vectors)
+    torch.testing.assert_close(model(vectors), by_hand)
+
+
+def test_a_missing_value_counts_as_its_center(model, generator):
+    a, b = torch.randn(5, 4, generator=generator), torch.randn(5, 2, generator=generator)
+    missing = a.clone()
+    missing[2, 1] = torch.nan
+    filled = a.clone()
+    filled[2, 1] = model.get_buffer("center_a")[1]
+    torch.testing.assert_close(model({"a": missing, "b": b}), model({"a": filled, "b": b}))
+
+
+def test_mean_of_real_patches_ignores_padding_and_an_empty_bag_has_none(bag):
+    bag.patches[1, 2:] = torch.nan
+    means = mean_patches(bag)
+    torch.testing.assert_close(means[0], bag.patches[0].mean(0))
+    torch.testing.assert_close(means[1], bag.patches[1, :2].mean(0))
+    assert means[2].isnan().all()
+
+
+def test_mean_of_half_precision_patches_is_taken_in_float32():
+    means = mean_patches(Bag(torch.full((1, 1000, 1), 1000.0, dtype=torch.float16)))
+    assert means.dtype == torch.float32
+    assert means.item() == 1000.0
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_student_mixes_its_gated_logits_with_the_linear_model(share, bag):
+    student = Student(4, 3, linear=share, **SMALL).eval()
+    torch.nn.init.normal_(student.linear.bias)
+    bags = {"10x": bag, "20x": bag}
+    output = student(bags)
+    linear = student.linear({f"patches_{name}": mean_patches(bag) for name in bags})
+    torch.testing.assert_close(output.logits, share * linear + (1 - share) * output.gated)
+
+
+def test_teacher_mixes_its_gated_logits_with_a_linear_model_that_sees_genes(bag, generator):
+    genes = {name: torch.randn(3, size, generator=generator) for name, size in GENES.items()}
+    teacher = Teacher(4, GENES, 3, magnifications=["20x"], selection_heads=2, linear=0.5, **SMALL).eval()
+    assert teacher.linear.sizes == {"patches_20x": 4, "genes_tumor": 5, "genes_tme": 7}
+    torch.nn.init.normal_(teacher.linear.weights["genes_tme"])
+    output = teacher({"20x": bag}, genes)
+    difference = 2 * output.logits - output.gated
+    torch.testing.assert_close(difference, genes["tme"] @ teacher.linear.weights["genes_tme"].T)
+
+
+def test_without_a_share_there_is_no_linear_model(bag):
+    student = Student(4, 3, **SMALL).eval()
+    output = student({"10x": bag, "20x": bag})
+    assert student.linear is None
+    assert torch.equal(output.logits, output.gated)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_outside_0_and_1_is_refused(share):
+    with pytest.raises(ValueError, match="linear must lie"):
+        Student(4, 3, linear=share, **SMALL)
+    with pytest.raises(ValueError, match="linear must lie"):
+        Teacher(4, GENES, 3, linear=share, selection_heads=2, **SMALL)
+
+
+def test_vectors_of_other_names_or_widths_are_refused(model):
+    with pytest.raises(ValueError, match="vectors"):
+        model({"a": torch.zeros(1, 4)})
+    with pytest.raises(ValueError, match=r"vectors\['b'\]"):
+        model({"a": torch.zeros(1, 4), "b": torch.zeros(1, 3)})
