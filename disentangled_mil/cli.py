@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
     check.add_argument("cohort", type=Path, help="TOML description of the cohort")
+    check.add_argument("--task", metavar="NAME", help="the one task to check (default: all of the description)")
     check.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
     check.add_argument("--strict", action="store_true", help="exit with status 2 on any warning")
     check.set_defaults(run=_check)
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, epochs in ((demo, 20), (train, 30), (check, 30)):
         command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
-        command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 16)")
+        command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 32)")
         command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
         command.add_argument(
             "--distill",
@@ -186,7 +187,7 @@ def _check(options: argparse.Namespace) -> int:
     from .train.cross_validation import TRAIN_OPTIONS
 
     training = _training(options, TRAIN_OPTIONS)
-    check = check_cohort(options.cohort, training, folds=options.folds, threads=options.threads)
+    check = check_cohort(options.cohort, training, task=options.task, folds=options.folds, threads=options.threads)
     print(check)
     return 2 if check.errors or (options.strict and check.warnings) else 0
 

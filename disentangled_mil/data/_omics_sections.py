@@ -126,7 +126,7 @@ def _part(folder: Path, name: str, section: Section, genes: Section, patients: C
             {s: tuple(f"{name}:{gene_symbol(gene)}" for gene in members) for s, members in sets.items()},
             {s: tuple(f"{name}:{gene_symbol(text)}" for text in texts) for s, texts in sets.descriptions.items()},
         )
-    return _Part(name, table, sets, options, [f"{source}: {note}" for note in notes])
+    return _Part(name, table, sets, options, [f"{source.name}: {note}" for note in notes])
 
 
 def _of_patients(source: Path, section: str, table: pd.DataFrame, patients: Collection[str]) -> pd.DataFrame:

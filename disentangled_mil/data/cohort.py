@@ -254,6 +254,12 @@ class Cohort:
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
 
+    def genes_absent(self) -> dict[str, tuple[str, ...]]:
+        """For each subspace, its genes that the expression table lacks."""
+        symbols = set() if self.expression is None else set(columns_of(self.expression))
+        sets = {subspace: dict.fromkeys(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
+        return {subspace: tuple(gene for gene in genes if gene not in symbols) for subspace, genes in sets.items()}
+
     def fit_expression(self) -> ExpressionPipeline:
         """Fit the expression pipeline on this cohort's patients: call it on a training subset.
 

@@ -169,7 +169,7 @@ def _expression(guesses: dict[Path, Columns], clinical: Path, gmt: list[Path], b
         table, layout = max(wide, key=lambda path: len(guesses[path].header)), TableLayout()
     else:
         yield ""
-        yield "# No table of expression was found. Students can be trained on slides alone."
+        yield "# No table of expression was found. The command train needs one: add [expression] and [genes]."
         return
     sets = read_gmt(gmt[0]) if gmt else {}
     symbols = {gene_symbol(gene) for members in sets.values() for gene in members}

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
+
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import read_cohort
 from ..data.expression import ExpressionOptions
-from ..data.folds import patient_folds
 from ..tasks import KINDS, Task
+from .cross_validation import task_folds
 from .options import TrainingOptions
 from .run_estimate import CohortSize, estimate_run
 from .slide_facts import SlideFacts, slide_facts, span
@@ -20,7 +22,7 @@ from .threads import Threads, using_threads
 
 _LEAST_SHARE = 0.5  # of the genes of a subspace
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
-# 510 tiles took 2.7 times the estimate.
+# 510 patches took 2.7 times the estimate.
 _SLOWER = 3
 _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a fold
 
@@ -56,6 +58,7 @@ def check_cohort(
     description: Path,
     options: TrainingOptions,
     *,
+    task: str | None = None,
     folds: int = 3,
     threads: Threads = None,
     kinds: Mapping[str, type[Task]] = KINDS,
@@ -65,6 +68,7 @@ def check_cohort(
     Args:
         description: TOML file, see :func:`~disentangled_mil.data.read_cohort`.
         options: options of the training, for its folds and the estimate.
+        task: name of the one task to check; by default all are.
         folds: number of folds.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
         kinds: class of every kind of task.
@@ -74,15 +78,18 @@ def check_cohort(
 
     Raises:
         FileNotFoundError: a file of the cohort is missing.
-        ValueError: the cohort is refused as a whole.
+        ValueError: the cohort is refused as a whole, or it has no such task.
     """
     check = CohortCheck()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         cohort = read_cohort(description, kinds=kinds)
+        if task is not None:
+            cohort.definition(task)
         facts = _check_slides(cohort, check)
         genes = _check_expression(cohort, check)
-        outputs = [_check_task(cohort, name, folds, options.seed, check) for name in cohort.tasks]
+        names = cohort.tasks if task is None else (task,)
+        outputs = [_check_task(cohort, name, folds, options.seed, check) for name in names]
     check.warnings[:0] = dict.fromkeys(str(warning.message) for warning in caught)
     if not cohort.tasks:
         check.warnings.append(f"{description}: no task is defined; add a section such as [tasks.grading]")
@@ -92,12 +99,17 @@ def check_cohort(
     if known and not check.errors:
         totals = [sum(counts) for counts in zip(*tokens.values(), strict=True)]
         with using_threads(threads, totals, options.batch_size):
-            estimate = estimate_run(CohortSize(tokens, width, genes, max(known)), options, folds=folds)
+            size = CohortSize(tokens, width, genes, _paired(cohort), max(known))
+            estimate = estimate_run(size, options, folds=folds)
         check.say(
-            "estimate",
-            f"{_duration(estimate.seconds)} to {_duration(_SLOWER * estimate.seconds)} for one task ({estimate.basis})",
-            f"at least {_size(estimate.step_bytes)} in a step of the largest samples; "
-            f"{_size(estimate.feature_bytes)} of features; up to 4 GiB stay in memory",
+            "time",
+            f"about {_duration(estimate.seconds)} to {_duration(_SLOWER * estimate.seconds)} for one task",
+            estimate.basis,
+        )
+        check.say(
+            "memory",
+            f"at least {_size(estimate.step_bytes)} in a step of the largest samples",
+            f"{_size(estimate.feature_bytes)} of features in all; at most 4 GiB of them stay in memory",
         )
     return check
 
@@ -112,10 +124,10 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
         counted = Counter(one.recognized for one in several)
         placed = sum(one.placed for one in several)
         check.say(
-            name,
-            f"{len(there)} patients, {sum(one.tokens > 0 for one in several)} samples of "
-            f"{span([one.tokens for one in several])} tiles, {several[0].width} numbers per tile, "
-            f"{placed} with coordinates",
+            f"slides {name}",
+            f"{sum(one.slides for one in several)} slides of {len(there)} patients, "
+            f"{span([one.tokens for one in several])} patches in a sample, {several[0].width} features per patch",
+            f"with coordinates: {placed or 'none'} of {slides} samples",
             *(f"recognized: {text} ({count})" for text, count in counted.items()),
             *_lacking("no slide", cohort.patients, there),
         )
@@ -129,36 +141,32 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
 
 
 def _check_order(facts: Mapping[str, Sequence[SlideFacts]], check: CohortCheck) -> None:
-    """Warn where a lower magnification has more tiles than a higher one."""
+    """Warn where a lower magnification has more patches than a higher one."""
     numbers = {name: float(found[1]) for name in facts if (found := re.fullmatch(r"(\d+(?:\.\d+)?)x", name))}
     ordered = sorted(numbers, key=lambda name: numbers[name])
     for low, high in pairwise(ordered):
         more = sum(a.tokens > b.tokens for a, b in zip(facts[low], facts[high], strict=True))
         if 2 * more > len(facts[low]):
             check.warnings.append(
-                f"{more} of {len(facts[low])} samples have more tiles at {low} than at {high}: are the folders swapped?"
+                f"{more} of {len(facts[low])} samples have more patches at {low} than at {high}: are the folders "
+                "swapped?"
             )
 
 
 def _check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
     """Patients with expression, genes of every subspace, and the scale; the number of genes in training."""
     if cohort.expression is None:
-        check.say("expression", "none, so that students alone can be trained")
+        check.say("expression", "none")
+        check.errors.append("the description must have [expression] and [genes], from which the teacher learns")
         return {}
     paired = set(cohort.expression.index)
     check.say(
         "expression",
-        f"{len(paired)} of {len(cohort.patients)} patients",
-        *cohort.notes,
+        f"{len(paired)} of {len(cohort.patients)} patients have expression",
         *_lacking("no expression", cohort.patients, paired),
+        *cohort.notes,
     )
-    for subspace, (found, wanted) in cohort.genes_found().items():
-        check.say(subspace, f"{found} of {wanted} genes in the table")
-        if found < _LEAST_SHARE * wanted:
-            check.warnings.append(
-                f"{subspace}: only {found} of {wanted} genes are in the table: compare the names of both, e.g. symbols "
-                "and Ensembl identifiers"
-            )
+    _check_genes(cohort, check)
     if any("z-scores" in note for note in cohort.notes) and _choosing(cohort):
         check.warnings.append(
             "z-scores vary alike, so a choice of the most variable genes is chance: set fraction = 1 in [expression]"
@@ -168,6 +176,20 @@ def _check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
     except ValueError as error:
         check.errors.append(str(error))
         return {}
+
+
+def _check_genes(cohort: Cohort, check: CohortCheck) -> None:
+    """The genes of every subspace that the table has; a warning where it lacks most of them."""
+    genes = 0 if cohort.expression is None else cohort.expression.shape[1]
+    absent = cohort.genes_absent()
+    for subspace, (found, wanted) in cohort.genes_found().items():
+        check.say(f"genes {subspace}", f"{found} of {wanted} genes are in the table")
+        if found < _LEAST_SHARE * wanted:
+            check.warnings.append(
+                f"{subspace}: {wanted - found} of {wanted} genes are not among the {genes} genes of the table "
+                f"({_first_of(absent[subspace])}); if they should be, compare the names of both, e.g. symbols and "
+                "Ensembl identifiers"
+            )
 
 
 def _choosing(cohort: Cohort) -> bool:
@@ -186,20 +208,27 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
             f"{kind.kind}, {len(labels)} patients: {kind.summary(columns_of_labels(labels))}",
             *_lacking("no label", cohort.patients, set(labels.index)),
         )
-        tested = labels if cohort.expression is None else labels[labels.index.isin(cohort.expression.index)]
-        cohort.definition(name).check_labels(columns_of_labels(tested))
-        strata = kind.strata(columns_of_labels(tested))
+        if cohort.expression is None:
+            return 0
+        splits = task_folds(cohort, name, folds=folds, seed=seed)
+        paired = set(cohort.expression.index)
+        tested = columns_of_labels(labels.loc[[patient in paired for patient in labels.index]])
+        others = len(labels) - sum(len(split.test) for split in splits)
+        check.say(
+            "",
+            f"tested once: {len(labels) - others} patients with expression: {kind.summary(tested)}",
+            *([f"never tested: {others} patients without expression, who train the students"] if others else []),
+        )
         outputs = 0
-        for number, split in enumerate(patient_folds(tested.index, strata, folds=folds, seed=seed), start=1):
-            test = set(split.test)
-            train = [patient for patient in labels.index if patient not in test]
-            outputs = cohort.subset(train).fit_task(name).outputs
-            summaries = (kind.summary(columns_of_labels(labels.loc[part])) for part in (train, list(split.test)))
-            check.say(f"  fold {number}", "train {}; test {}".format(*summaries))
+        for number, split in enumerate(splits, start=1):
+            outputs = cohort.subset(split.train).fit_task(name).outputs
+            train, test = (_counted(labels.loc[list(part)], kind, paired) for part in split)
+            check.say(f"  fold {number}", f"train {train}", f"test  {test}")
     except ValueError as error:
-        check.errors.append(f"task {name!r}: {error}")
+        check.errors.append(str(error) if str(error).startswith("task ") else f"task {name!r}: {error}")
         return 0
-    rarest, count = min(Counter(strata).items(), key=lambda item: item[1])
+    strata = Counter(kind.strata(tested))
+    rarest, count = min(strata.items(), key=lambda item: item[1])
     if count < _LEAST_PATIENTS * folds:
         check.warnings.append(
             f"task {name!r}: {count} patients with {rarest!r} are few for {folds} folds; metrics of a fold will vary"
@@ -207,13 +236,29 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
     return outputs
 
 
+def _counted(labels: pd.DataFrame, kind: type[Task], paired: set[str]) -> str:
+    """The patients of one side of a fold in words."""
+    with_expression = sum(patient in paired for patient in labels.index)
+    some = f" ({with_expression} with expression)" if with_expression < len(labels) else ""
+    return f"{len(labels)} patients{some}: {kind.summary(columns_of_labels(labels))}"
+
+
+def _paired(cohort: Cohort) -> float:
+    """The share of the samples with expression."""
+    paired = () if cohort.expression is None else set(cohort.expression.index)
+    return sum(sample.patient in paired for sample in cohort.samples) / len(cohort.samples)
+
+
 def _lacking(what: str, patients: Iterable[str], there: set[str]) -> list[str]:
     """A line with the patients who lack something, if there are any."""
     absent = [patient for patient in patients if patient not in there]
     if not absent:
         return []
-    shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-    return [f"{what}: {len(absent)} patients ({shown})"]
+    return [f"{what}: {len(absent)} patients ({_first_of(absent)})"]
+
+
+def _first_of(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _duration(seconds: float) -> str:

@@ -1,10 +1,10 @@
 """An estimate of the time and memory of a run, from one training step of teacher and student on this machine.
 
-A step on one sample of random tiles is measured twice: with few tiles, which gives the constant part, and with the
-typical number of them, which gives the part per tile. Both grow in proportion to the steps and tiles of the run. On the
-CPU the time is that of the processor, divided by the threads, because other programs may delay a measurement. Reading,
-evaluation and the network on genes are not in it, and attention over slides of very different sizes is not linear. So
-the estimate tells minutes from hours and hours from days, and no more.
+A step on one sample of random patches is measured twice: with few patches, which gives the constant part, and with the
+typical number of them, which gives the part per patch. Both grow in proportion to the steps and patches of the run. On
+the CPU the time is that of the processor, divided by the threads, because other programs may delay a measurement.
+Reading, evaluation, linear models and the network on genes are not in it, and attention over slides of very different
+sizes is not linear. So the estimate tells minutes from hours and hours from days, and no more.
 """
 
 import time
@@ -19,7 +19,7 @@ from ..models import Student, Teacher
 from .options import TrainingOptions
 
 _FEW = 64
-_MOST = 4096  # tiles of the measured step; a typical slide may have more
+_MOST = 4096  # patches of the measured step; a typical slide may have more
 _SIDE = 224
 
 
@@ -43,15 +43,17 @@ class CohortSize(NamedTuple):
     """What decides the cost of a run.
 
     Attributes:
-        tokens: tiles of every sample, by magnification.
-        width: numbers per tile.
+        tokens: patches of every sample, by magnification.
+        width: numbers per patch.
         genes: genes of every subspace; empty for a cohort without expression.
+        paired: share of the samples with expression.
         outputs: number of logits.
     """
 
     tokens: Mapping[str, Sequence[int]]
     width: int
     genes: Mapping[str, int]
+    paired: float
     outputs: int
 
 
@@ -67,27 +69,52 @@ def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> R
         The estimate.
     """
     totals = [sum(counts) for counts in zip(*size.tokens.values(), strict=True)]
-    typical = {name: min(sorted(counts)[len(counts) // 2], _MOST) for name, counts in size.tokens.items()}
+    typical = {name: max(min(sorted(counts)[len(counts) // 2], _MOST), 1) for name, counts in size.tokens.items()}
     few = {name: min(count, _FEW) for name, count in typical.items()}
-    training = len(totals) * (folds - 1) / folds
-    steps = training / options.batch_size
+    patches, mean = sum(typical.values()), sum(totals) / len(totals)
     seconds = step_bytes = 0.0
-    for build, passes in ((_teacher, 1 if size.genes else 0), (_student, 2 if size.genes else 1)):
-        if not passes:
+    for build, samples in zip(
+        (_teacher, _student), _samples_in_training(len(totals), size, options, folds), strict=True
+    ):
+        if not samples:
             continue
         step = build(size, options)
         small, _ = _measure(step, few, size.width, options.device)
         large, kept = _measure(step, typical, size.width, options.device)
-        tiles = sum(typical.values())
-        rate = max(large - small, 0.0) / max(tiles - sum(few.values()), 1)
-        seconds += passes * folds * options.epochs * (steps * small + training * sum(totals) / len(totals) * rate)
-        step_bytes = max(step_bytes, kept / tiles * sum(sorted(totals)[-options.batch_size :]))
+        rate = max(large - small, 0.0) / max(patches - sum(few.values()), 1)
+        seconds += options.epochs * samples * (small / options.batch_size + mean * rate)
+        step_bytes = max(step_bytes, kept / patches * sum(sorted(totals)[-options.batch_size :]))
     basis = (
-        f"one step of one sample of {sum(typical.values()):,} random tiles on {options.device}, "
-        f"{torch.get_num_threads()} thread(s), times {options.epochs} epochs, {folds} folds, "
-        f"{'one teacher and two students' if size.genes else 'one student'}"
+        f"measured: a step of one sample of {patches:,} random patches on {options.device} with "
+        f"{torch.get_num_threads()} thread(s); times {options.epochs} epochs and {folds} folds, each with "
+        f"{_models(size, options)}"
     )
     return RunEstimate(seconds, step_bytes, 4.0 * size.width * sum(totals), basis)
+
+
+def _samples_in_training(count: int, size: CohortSize, options: TrainingOptions, folds: int) -> tuple[float, float]:
+    """The samples on which teachers and students are trained in an epoch, over all models and folds."""
+    fold = count * (folds - 1)
+    # Each of the K teachers out of fold sees (K - 1) / K of the samples.
+    teachers = 1 + options.teacher_repeats * (options.teacher_folds - 1) * _out_of_fold(options)
+    return fold * teachers * size.paired * bool(size.genes), fold * _students(size, options)
+
+
+def _models(size: CohortSize, options: TrainingOptions) -> str:
+    """The models of a fold in words."""
+    count = options.teacher_repeats * options.teacher_folds
+    parts = ["one teacher"] if size.genes else []
+    parts += [f"{count} teachers for targets out of fold"] if size.genes and _out_of_fold(options) else []
+    students = "two students" if _students(size, options) == 2 else "one student"
+    return f"{', '.join(parts)} and {students}" if parts else students
+
+
+def _out_of_fold(options: TrainingOptions) -> bool:
+    return options.distill == "auto" or (options.distill == "always" and options.distillation_targets == "out_of_fold")
+
+
+def _students(size: CohortSize, options: TrainingOptions) -> int:
+    return 2 if size.genes and options.distill != "never" else 1
 
 
 def _teacher(size: CohortSize, options: TrainingOptions) -> Callable[[dict[str, Bag]], Tensor]:

@@ -14,12 +14,14 @@ class SlideFacts(NamedTuple):
     """What is known of one bag.
 
     Attributes:
-        tokens: number of tiles.
-        width: numbers per tile.
-        placed: whether tiles have coordinates.
-        recognized: writer, encoder, magnification and size of the tiles, as far as they are known.
+        slides: number of slides.
+        tokens: number of patches.
+        width: features per patch.
+        placed: whether patches have coordinates.
+        recognized: writer, encoder, magnification and size of the patches, as far as they are known.
     """
 
+    slides: int
     tokens: int
     width: int
     placed: bool
@@ -40,10 +42,12 @@ def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
         ValueError: a file is unreadable.
     """
     if isinstance(bag, Bag):
-        return SlideFacts(bag.patches.shape[1], bag.patches.shape[2], not isinstance(bag.grid, TokenSet), "in memory")
+        return SlideFacts(
+            1, bag.patches.shape[1], bag.patches.shape[2], not isinstance(bag.grid, TokenSet), "in memory"
+        )
     placed = len(bag.paths) == 1 and not bag.as_set and has_coords(bag.paths[0])
     tokens = sum(map(_tokens, map(str, bag.paths)))
-    return SlideFacts(tokens, slide_width(bag.paths[0]), placed, "HDF5")
+    return SlideFacts(len(bag.paths), tokens, slide_width(bag.paths[0]), placed, "HDF5")
 
 
 def _tokens(path: str) -> int:

@@ -55,6 +55,17 @@ def test_a_folder_of_clam_with_a_table_of_mcat_is_described(tmp_path):
     assert cohort.expression["EGFR"].tolist() == [0.5, 1.5, 2.5, 3.5]
 
 
+def test_a_described_folder_passes_the_check_as_it_is(tmp_path, capsys):
+    write_cohort(planted_cohort(18, seed=0, grid=(4, 3), width=6), tmp_path)
+    (tmp_path / "cohort.toml").unlink()
+    assert main(["init", str(tmp_path)]) == 0
+    assert main(["check", str(tmp_path / "cohort.toml"), "--epochs=1", "--folds=2"]) == 0
+    out = capsys.readouterr().out
+    assert "18 of 18 patients have expression" in out
+    assert "task survival" in out
+    assert out.endswith(" 0 errors\n")
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
