@@ -33,7 +33,8 @@ def read_expression(path: str | Path, layout: TableLayout | None = None) -> pd.D
     r"""Read an expression table: patients and genes, in rows and columns or the other way round.
 
     A column that has no name and only counts the rows is refused. Decimal commas are read where semicolons or tabs
-    separate the cells. Rows of one patient that are equal count once, for tables with one row per slide.
+    separate the cells. Rows of one patient that are equal count once, for tables with one row per slide. A gene that is
+    missing (``NA``) in all of several patients is left out, and a warning names it; a single missing cell is refused.
 
     Args:
         path: ``.csv``, ``.tsv`` or ``.txt`` file in UTF-8, also with ``.gz`` behind it; ``.parquet`` (extra
@@ -70,7 +71,7 @@ def read_expression_file(path: Path, layout: TableLayout, known: Names) -> Expre
     if matrix.genes_in_rows:
         values, patients, genes = values.T, matrix.columns, matrix.rows
         places = [f"column {name!r}" for name in patients]
-    _check_finite(path, values, patients, genes)
+    values, genes = _with_values(path, values, patients, genes)
     notes = [_orientation_note(layout, matrix.genes_in_rows, len(patients), len(genes))]
     if matrix.skipped:
         notes.append(f"{len(matrix.skipped)} other columns are not read: {first_of(matrix.skipped)}")
@@ -122,14 +123,28 @@ def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, 
     return f"{patients} patients x {genes} genes, genes in {'rows' if in_rows else 'columns'} ({how})"
 
 
-def _check_finite(path: Path, values: Array, patients: Sequence[str], genes: Sequence[str]) -> None:
+def _with_values(
+    path: Path, values: Array, patients: Sequence[str], genes: Sequence[str]
+) -> tuple[Array, Sequence[str]]:
+    """The genes with values; a portal writes NA for the z-scores of a constant gene. A single missing cell is refused."""
+    empty = np.isnan(values).all(axis=0) & (len(values) > 1)
+    lost, kept = ([gene for gene, none in zip(genes, empty, strict=True) if none == state] for state in (True, False))
+    if not kept:
+        raise ValueError(f"{path}: must have at least one gene with values, got {len(lost)} without: {first_of(lost)}")
+    values = values[:, ~empty]
     finite = np.isfinite(values)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
-            f"{path}, patient {patients[row]!r}, gene {genes[column]!r}: must be a finite number, got "
+            f"{path}, patient {patients[row]!r}, gene {kept[column]!r}: must be a finite number, got "
             f"{values[row, column]}"
         )
+    if lost:
+        warnings.warn(
+            f"{path}: {len(lost)} of {len(genes)} genes have no value in any patient and are left out: {first_of(lost)}",
+            stacklevel=4,
+        )
+    return values, kept
 
 
 def _without_repeats(path: Path, patients: Sequence[str], values: Array, places: Sequence[str]) -> list[int]:

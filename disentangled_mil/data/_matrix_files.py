@@ -2,6 +2,7 @@
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import chain, islice
 from math import isfinite
@@ -23,6 +24,7 @@ entrezgeneid entrezid entrez geneid genename genesymbol hugosymbol symbol genety
 chrom chromosome start end strand length cytoband accession ensemblid
 """
 _ANNOTATIONS = frozenset(_BESIDES.split())
+_MISSING = frozenset(("", "na", "nan", "n/a", "#n/a", "null"))  # without case
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
 
 Array = np.ndarray[Any, Any]
@@ -95,6 +97,7 @@ def _from_text(path: Path, layout: TableLayout, known: Names) -> Matrix:
         labels.append(name)
         places.append(f"line {row.line}")
         values.extend(numbers.of(row, [row.cells[i] for i in chosen]))
+    numbers.end(patients=len(labels))
     columns = [header[i].removesuffix(layout.suffix) for i in chosen]
     return Matrix(labels, columns, np.array(values).reshape(len(labels), -1), places, in_rows, skipped)
 
@@ -148,15 +151,20 @@ def _value_columns(
 
 
 class _Numbers:
-    """The numbers of a text table; its decimal mark is the point, or the comma where no comma separates cells."""
+    """The numbers of a text table; its decimal mark is the point, or the comma where no comma separates cells.
+
+    A gene that is missing in all of several patients is NaN. Any other cell that is no finite number is an error.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], kind: str) -> None:
         self.path, self.columns, self.kind = path, columns, kind
         self.may_be_comma = delimiter_of(path) != ","
         self.marks: dict[str, str] = {}
+        self.absent: Counter[int] = Counter()  # missing cells of every column
+        self.first: dict[int, tuple[int, str]] = {}  # line and text of the first of them
 
     def of(self, row: Row, cells: list[str]) -> list[float]:
-        """The numbers of one row; the first cell that is no finite number is an error."""
+        """The numbers of one row."""
         if self.may_be_comma:
             cells = self._with_points(row, cells)
         try:
@@ -166,13 +174,32 @@ class _Numbers:
                 return numbers
         except ValueError:
             pass
-        pairs = zip(self.columns, cells, strict=True)
-        column, cell = next((column, cell) for column, cell in pairs if not isfinite(as_number(cell)))
+        numbers = list(map(as_number, cells))
+        absent = [i for i, cell in enumerate(cells) if cell.strip().casefold() in _MISSING]
+        whole_gene = self.kind == "patient" and len(absent) == len(cells) > 1
+        for place, number in enumerate(numbers):
+            if not isfinite(number) and not whole_gene and (self.kind == "patient" or place not in absent):
+                raise self._refusal(row.line, self.columns[place], cells[place])
+        if self.kind == "gene":
+            self.absent.update(absent)
+            for place in absent:
+                self.first.setdefault(place, (row.line, cells[place]))
+        return numbers
+
+    def end(self, patients: int) -> None:
+        """Refuse genes in columns that are missing in some patients."""
+        partly = [place for place, count in self.absent.items() if count < patients or patients == 1]
+        if partly:
+            place = min(partly, key=lambda place: self.first[place][0])
+            line, cell = self.first[place]
+            raise self._refusal(line, self.columns[place], cell)
+
+    def _refusal(self, line: int, column: str, cell: str) -> ValueError:
         remedy = "fill the cell, or remove its row or column"
         if self.kind == "gene":
             remedy += "; if other columns than genes are there, name the ending of the genes' columns as suffix"
-        raise ValueError(
-            f"{self.path}, line {row.line}, {self.kind} {column!r}: must be a finite number, got {cell!r}: {remedy}"
+        return ValueError(
+            f"{self.path}, line {line}, {self.kind} {column!r}: must be a finite number, got {cell!r}: {remedy}"
         )
 
     def _with_points(self, row: Row, cells: list[str]) -> list[str]:

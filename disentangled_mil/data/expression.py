@@ -20,6 +20,7 @@ from ._gene_candidates import candidates_of, warn_of_lost_genes
 from ._gene_names import listed, near_names
 from ._gene_statistics import GeneStatistics, fit_statistics, limit
 from .expression_options import ExpressionOptions
+from .gene_sets import by_subspace
 from .table_layout import TableLayout
 
 __all__ = ["ExpressionOptions", "ExpressionPipeline", "GeneStatistics", "TableLayout", "read_expression"]
@@ -77,7 +78,10 @@ class ExpressionPipeline:
 
     @classmethod
     def fit(
-        cls, table: pd.DataFrame, gene_sets: Mapping[str, Sequence[str]], options: Options | None = None
+        cls,
+        table: pd.DataFrame,
+        gene_sets: Mapping[str, Sequence[str]] | Sequence[str],
+        options: Options | None = None,
     ) -> "ExpressionPipeline":
         """Choose genes and learn their scale from training patients.
 
@@ -90,15 +94,15 @@ class ExpressionPipeline:
 
         Args:
             table: expression of the training patients x genes, e.g. from :func:`read_expression`.
-            gene_sets: genes of every subspace.
+            gene_sets: genes of every subspace; a plain list of genes is the one subspace ``"genes"``.
             options: options of choice and scale, for all subspaces or by subspace.
 
         Returns:
             The fitted pipeline.
 
         Raises:
-            TypeError: the table is none of pandas, a gene set is one string or holds something else than names, or a
-                column holds dates.
+            TypeError: the table is none of pandas, gene sets are no mapping and no list, a gene set is one string or
+                holds something else than names, or a column holds dates.
             ValueError: fewer than two patients, one of them twice, no subspace, no gene of a subspace in the
                 table, a duplicated gene under ``duplicates="error"``, a value that is not finite, a negative
                 one under log1p, or a scale that ``log1p`` contradicts.
@@ -113,6 +117,7 @@ class ExpressionPipeline:
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()][0]
             raise ValueError(f"table must hold every patient once, got {twice!r} twice")
+        gene_sets = by_subspace(gene_sets)
         if not gene_sets:
             raise ValueError("gene_sets must hold the genes of at least one subspace, got none")
         given = ExpressionOptions() if options is None else options

@@ -53,6 +53,34 @@ class GeneSets(dict[str, tuple[str, ...]]):
         self.descriptions = dict(descriptions)
 
 
+def by_subspace(gene_sets: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Gene sets by subspace; a plain list of genes is the one subspace ``"genes"``.
+
+    Args:
+        gene_sets: genes of every subspace, or a list of genes.
+
+    Returns:
+        The genes of every subspace.
+
+    Raises:
+        TypeError: the gene sets are neither.
+
+    Example:
+        >>> from disentangled_mil.data.gene_sets import by_subspace
+        >>> by_subspace(["EGFR", "CD2"])
+        {'genes': ('EGFR', 'CD2')}
+    """
+    if isinstance(gene_sets, Mapping):
+        return gene_sets
+    if isinstance(gene_sets, str) or not isinstance(gene_sets, Sequence):
+        kind = type(gene_sets).__name__
+        raise TypeError(f"gene_sets must be a mapping from subspace to genes, or a list of genes, got {kind}")
+    wrong = [gene for gene in gene_sets if not isinstance(gene, str)]
+    if wrong:
+        raise TypeError(f"gene_sets must hold names of genes as text where it is a list, got {wrong[0]!r}")
+    return {"genes": tuple(gene_sets)} if gene_sets else {}
+
+
 def read_gmt(path: str | Path) -> GeneSets:
     r"""Read gene sets: one line per set, tab-separated name, description and genes.
 

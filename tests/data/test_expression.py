@@ -407,6 +407,14 @@ def test_arguments_of_another_kind_are_told():
         ExpressionPipeline.fit(text, SETS)
 
 
+def test_a_plain_list_of_genes_is_one_subspace():
+    pipeline = ExpressionPipeline.fit(counts(), ["EGFR", "CD2"], ExpressionOptions(fraction=1))
+    assert pipeline.genes == {"genes": ("EGFR", "CD2")}
+    for wrong, message in (("EGFR", "got str"), ({"EGFR"}, "got set"), (["EGFR", 1956], "got 1956")):
+        with pytest.raises(TypeError, match=f"gene_sets must .*{message}"):
+            ExpressionPipeline.fit(counts(), wrong)
+
+
 def test_subspaces_of_several_tables_have_their_own_options():
     table = counts().assign(**{"cnv:EGFR": np.linspace(-1, 1, 12), "cnv:CD2": np.linspace(2, -2, 12)})
     sets = {"tumor": ["EGFR", "TP53"], "amplified": ["cnv:EGFR", "cnv:CD2"]}

@@ -159,3 +159,31 @@ def test_real_tpm_is_read_the_same_from_the_layout_of_a_portal(shared, tmp_path)
     assert list(read.index) == list(table.index)
     assert list(read.columns) == list(table.columns)
     np.testing.assert_allclose(read.to_numpy(), table.to_numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_gene_that_is_missing_everywhere_is_left_out_and_a_single_missing_cell_is_refused(tmp_path, name, transposed):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    path, table = tmp_path / name, VALUES.assign(**{"HBM|3042": np.nan, "PRY|9081": np.nan})
+    save(table.T if transposed else table, path)
+    with pytest.warns(
+        UserWarning, match=r"2 of 5 genes have no value in any patient and are left out: HBM\|3042, PRY\|9081"
+    ):
+        pd.testing.assert_frame_equal(read_expression(path), VALUES)
+    table.loc["TCGA-06-0125", "HBM|3042"] = 1.0
+    save(table.T if transposed else table, path)
+    with pytest.raises(ValueError, match=r"(gene|patient) .*: must be a finite number, got"):
+        read_expression(path)
+    save(VALUES * np.nan, path)
+    with pytest.raises(ValueError, match="must have at least one gene with values, got 3 without: EGFR"):
+        read_expression(path)
+
+
+def save(table: pd.DataFrame, path: Path) -> None:
+    """Write a table by the ending of its file; NA is what cBioPortal writes."""
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, na_rep="NA")
