@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="MAGNIFICATION=FOLDER",
-        help="folder of HDF5 slides; once per magnification of the student",
+        help="folder of slides; once per magnification of the student",
     )
     predict.add_argument(
         "--step",
@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="MAGNIFICATION=SIDE",
         help="side of a grid cell in the unit of the coordinates, instead of the files' own",
+    )
+    predict.add_argument(
+        "--allow-other-encoder",
+        action="store_true",
+        help="predict for slides whose files name another encoder than those of training",
     )
     predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
@@ -178,6 +183,7 @@ def _predict(options: argparse.Namespace) -> None:
         steps=_by_magnification("--step", "SIDE", float, options.step),
         device=options.device,
         threads=options.threads,
+        allow_other_encoder=options.allow_other_encoder,
     )
     print(f"{len(table)} predictions -> {options.out}")
 

@@ -1,8 +1,19 @@
 """What a slide is to every layer: patch tokens, and the grid on which they lie or none."""
 
+from ._cells import lattice_step
 from ._grid_for import grid_for
 from .bag import Bag, collate_bags
 from .grid import Grid
+from .pairing import TilePairs, pair_magnifications
 from .token_set import TokenSet
 
-__all__ = ["Bag", "Grid", "TokenSet", "collate_bags", "grid_for"]
+__all__ = [
+    "Bag",
+    "Grid",
+    "TilePairs",
+    "TokenSet",
+    "collate_bags",
+    "grid_for",
+    "lattice_step",
+    "pair_magnifications",
+]

@@ -27,7 +27,7 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
         return coords.long(), (1, 1)
     if not torch.isfinite(coords).all():
         raise ValueError("coords must be finite where mask is True, got NaN or infinity")
-    side = _side_of_cells(coords) if step is None else step
+    side = (lattice_step(coords) or 1.0) if step is None else step
     cells = _cells_of(coords, side)
     extent = cells.amax(0) + 1
     if extent.prod() > _CELLS_PER_TOKEN * (len(coords) + _MORE_TOKENS):
@@ -46,8 +46,28 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
     return cells.long(), (width, height)
 
 
-def _side_of_cells(coords: Tensor) -> float:
-    """The side of a cell, by the rules above."""
+def lattice_step(coords: Tensor) -> float | None:
+    """The side of a cell that the coordinates of a bag show, by the rules at the top.
+
+    Args:
+        coords: (x, y) of every token.
+
+    Shape:
+        ``coords`` [N, 2].
+
+    Returns:
+        The side in the unit of the coordinates; None where all tokens lie on one place.
+
+    Raises:
+        ValueError: the coordinates show no lattice.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.bags import lattice_step
+        >>> lattice_step(torch.tensor([[0, 0], [448, 0], [1344, 0], [0, 448]]))
+        448.0
+    """
+    coords = coords.double()
     neighbors = torch.cat([_gaps_to_neighbors(coords), _gaps_to_neighbors(coords.flip(1))])
     if len(neighbors):
         gaps, counts = _count(neighbors)
@@ -57,7 +77,7 @@ def _side_of_cells(coords: Tensor) -> float:
             return side
     gaps_of_axes = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
     if len(gaps_of_axes) == 0:
-        return 1.0  # All tokens lie on one place.
+        return None
     gaps, counts = _count(gaps_of_axes)
     gap = gaps[2 * counts >= counts.max()][0]
     gaps_of_axes = gaps_of_axes[gaps_of_axes > _ROUNDING * gap]

@@ -77,6 +77,27 @@ class Bag:
         check_shape("coords", coords, "N 2", {"N": count})
         return cls(features[None], Grid.from_coords(coords, step=step).to(features.device))
 
+    @classmethod
+    def empty(cls, width: int, *, placed: bool = False) -> "Bag":
+        """A batch of one bag without tokens, for a sample that lacks a magnification.
+
+        Args:
+            width: number of features, as in the other bags.
+            placed: whether the other bags have coordinates.
+
+        Returns:
+            A bag of one token that is masked out.
+
+        Example:
+            >>> from disentangled_mil import Bag
+            >>> Bag.empty(8).mask.tolist()
+            [[False]]
+        """
+        mask = torch.zeros(1, 1, dtype=torch.bool)
+        grid = Grid(torch.zeros(1, 1, 2, dtype=torch.int64), mask, ((1, 1),)) if placed else TokenSet(mask)
+        # Of the smallest type, so that it changes the type of no batch.
+        return cls(torch.zeros(1, 1, width, dtype=torch.float16), grid)
+
     @property
     def mask(self) -> Tensor:
         """True where a token is real [B, N]."""

@@ -1,7 +1,6 @@
 """The clinical table of a cohort: patients with their slides and labels, one row per patient or per slide."""
 
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
 from ._section import Section
+from .slides import slide_name
 from .table_layout import BARCODES
 
 # Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries.
@@ -27,10 +27,6 @@ _MARKERS = """
 """
 _MISSING = frozenset(marker.strip() for marker in _MARKERS.split("|"))
 _ROWS = ("patient", "slide")
-# Files of whole slides and of features, whose names tables give with their endings.
-_SLIDE_ENDINGS = re.compile(
-    r"\.(svs|ndpi|tiff?|mrxs|scn|czi|bif|vms|vsi|svslide|dcm|h5|hdf5|h5ad|pt|pth|zarr)$", re.IGNORECASE
-)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -158,7 +154,7 @@ def _patient(where: str, name: str, columns: _Columns, *, known: Collection[str]
 
 def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict[str, str]) -> list[str]:
     """The slides of a row, which are new and stay inside the folders of slides."""
-    names = [slide_of(name) for name in cell.split(columns.separator) if name.strip()]
+    names = [slide_name(name) for name in cell.split(columns.separator) if name.strip()]
     if not names:
         raise ValueError(
             f"{where} every patient must have a slide, got none for {patient!r}: remove the row, or name its slides "
@@ -175,22 +171,6 @@ def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict
             raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")
         owners[name] = patient
     return names
-
-
-def slide_of(name: str) -> str:
-    """The name of a slide in composed Unicode, without the ending of an image or of features.
-
-    Args:
-        name: cell of a table, or a part of it.
-
-    Returns:
-        The name of the slide.
-
-    Example:
-        >>> slide_of(" TCGA-02-0047-01Z-00-DX1.svs")
-        'TCGA-02-0047-01Z-00-DX1'
-    """
-    return unicodedata.normalize("NFC", _SLIDE_ENDINGS.sub("", name.strip()))
 
 
 def _check_same(

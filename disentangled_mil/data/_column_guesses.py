@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .._checks import as_number
 from .._tables import read_rows
 from ._barcodes import tcga_patient
-from ._clinical import slide_of
+from .slides import slide_name
 
 _PEEK = 2000
 _MOST_CLASSES = 12
@@ -123,7 +123,7 @@ def event_keys(columns: Columns, event: str) -> dict[str, str]:
 
 def _names(cell: str) -> set[str]:
     """The names of slides in a cell, whatever stands between them."""
-    return {slide_of(name) for name in re.split(r"[;|]", cell) if name.strip()}
+    return {slide_name(name) for name in re.split(r"[;|]", cell) if name.strip()}
 
 
 def shown(values: Sequence[str] | Mapping[str, object], count: int = 8) -> str:

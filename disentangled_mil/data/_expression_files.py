@@ -126,7 +126,7 @@ def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, 
 def _with_values(
     path: Path, values: Array, patients: Sequence[str], genes: Sequence[str]
 ) -> tuple[Array, Sequence[str]]:
-    """The genes with values; a portal writes NA for the z-scores of a constant gene. A single missing cell is refused."""
+    """The genes with values: portals write NA for z-scores of a constant gene. Single missing cells are refused."""
     empty = np.isnan(values).all(axis=0) & (len(values) > 1)
     lost, kept = ([gene for gene, none in zip(genes, empty, strict=True) if none == state] for state in (True, False))
     if not kept:
@@ -141,7 +141,8 @@ def _with_values(
         )
     if lost:
         warnings.warn(
-            f"{path}: {len(lost)} of {len(genes)} genes have no value in any patient and are left out: {first_of(lost)}",
+            f"{path}: {len(lost)} of {len(genes)} genes have no value in any patient and are left out: "
+            f"{first_of(lost)}",
             stacklevel=4,
         )
     return values, kept

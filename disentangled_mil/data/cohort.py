@@ -3,20 +3,21 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
-from .._checks import check_choice
-from ..bags import Bag
+from .._checks import check_choice, check_count
+from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import columns_of
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
-from .hdf5 import merge_slides, read_bag, slide_width
+from .slides import SlideSource, read_bag, slide_source
 
 TRANSFORMS = ("none", "log")
+MISSING = ("error", "allow")
 
 _LOG_OFFSET = 1e-6
 
@@ -26,22 +27,24 @@ class StoredBag:
     """A bag that stays in its files until it is needed.
 
     Args:
-        paths: files; one slide keeps its coordinates, several are merged into one bag without coordinates.
+        paths: files; one slide keeps its coordinates, several are one bag without coordinates.
         transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6) in float32.
         drop_augmented: whether augmented patches are left out.
         step: side of a grid cell in the unit of the coordinates; by default from the file, see
-            :func:`~.hdf5.read_bag`.
+            :func:`~.slides.read_bag`.
         as_set: whether the coordinates of a single slide are left out too.
+        max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
 
     Raises:
-        ValueError: there is no path, the transform is unknown, or the step is not positive and finite.
+        ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
+            is less than 1.
 
     Example:
         >>> import tempfile
         >>> import torch
         >>> from pathlib import Path
         >>> from disentangled_mil.data.cohort import StoredBag
-        >>> from disentangled_mil.data.hdf5 import write_bag
+        >>> from disentangled_mil.data.slides import write_bag
         >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
         >>> write_bag(path, torch.ones(5, 8))
         >>> StoredBag((path,)).load().patches.shape
@@ -53,6 +56,7 @@ class StoredBag:
     drop_augmented: bool = False
     step: float | None = None
     as_set: bool = False
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -60,6 +64,12 @@ class StoredBag:
         if self.step is not None and not 0 < self.step < float("inf"):
             raise ValueError(f"step must be positive and finite, got {self.step}")
         check_choice("transform", self.transform, TRANSFORMS)
+        if self.max_tokens is not None:
+            check_count("max_tokens", self.max_tokens)
+
+    def source(self) -> SlideSource:
+        """What the files say about themselves, from their metadata alone."""
+        return slide_source(*self.paths, as_set=self.as_set)
 
     def load(self) -> Bag:
         """Read the bag.
@@ -69,13 +79,16 @@ class StoredBag:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: :func:`~.hdf5.read_bag` refuses a file, or a feature is negative
+            ValueError: :func:`~.slides.read_bag` refuses a file, or a feature is negative
                 under ``transform="log"``.
         """
-        if len(self.paths) == 1 and not self.as_set:
-            bag = read_bag(self.paths[0], drop_augmented=self.drop_augmented, step=self.step)
-        else:
-            bag = merge_slides(self.paths, drop_augmented=self.drop_augmented)
+        bag = read_bag(
+            *self.paths,
+            step=self.step,
+            as_set=self.as_set,
+            drop_augmented=self.drop_augmented,
+            max_tokens=self.max_tokens,
+        ).bag
         if self.transform == "none":
             return bag
         patches = bag.patches.float()
@@ -126,12 +139,14 @@ class Cohort:
         unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
         tasks: tasks by name, whose labels are columns of ``clinical``.
         notes: sentences about what was recognized in the tables.
+        missing: rule for samples without tiles at a magnification. ``"error"`` refuses them. ``"allow"`` takes those
+            that have tiles at another magnification, and a model of the cohort predicts for such slides.
 
     Raises:
         TypeError: the gene sets are neither a mapping nor a list of genes.
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
-            ``clinical``, a patient has no sample, samples differ in their magnifications, or a task needs a column
-            that is not there.
+            ``clinical``, a patient has no sample, samples differ in their magnifications, a sample has no tiles where
+            it must have some, or a task needs a column that is not there.
 
     Example:
         >>> import pandas as pd
@@ -157,9 +172,11 @@ class Cohort:
     unit: str = "slide"
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    missing: str = "error"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("slide", "patient"))
+        check_choice("missing", self.missing, MISSING)
         object.__setattr__(self, "gene_sets", by_subspace(self.gene_sets))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
             if table is not None and table.index.has_duplicates:
@@ -179,6 +196,11 @@ class Cohort:
         if len(kinds) != 1:
             listed = ", ".join(map(str, sorted(kinds))) or "no sample"
             raise ValueError(f"all samples must have the same magnifications, got {listed}")
+        for sample in self.samples:
+            lacking = [name for name, bag in sample.bags.items() if isinstance(bag, Bag) and not bag.mask.any()]
+            if lacking and (self.missing == "error" or len(lacking) == len(sample.bags)):
+                remedy = '; missing = "allow" reads the other magnifications' if len(lacking) < len(sample.bags) else ""
+                raise ValueError(f"sample {sample.name!r} must have tiles, got none at {', '.join(lacking)}{remedy}")
         for task, definition in self.tasks.items():
             for column in definition.columns.values():
                 if column not in self.clinical:
@@ -198,7 +220,38 @@ class Cohort:
     def width(self) -> int:
         """Numbers per patch, the same everywhere."""
         bag = next(iter(self.samples[0].bags.values()))
-        return bag.patches.shape[2] if isinstance(bag, Bag) else slide_width(bag.paths[0])
+        return bag.patches.shape[2] if isinstance(bag, Bag) else bag.source().width
+
+    def reading(self) -> dict[str, Any]:
+        """How the bags are read from files, and from which encoder and magnification, for prediction on new slides.
+
+        Returns:
+            JSON values: the unit of a sample, the options of :class:`StoredBag`, ``missing``, ``sets`` (magnifications
+            without coordinates), ``max_tokens`` and ``sources`` by magnification.
+        """
+        first: dict[str, Bag | StoredBag] = {}
+        for sample in self.samples:
+            for name, bag in sample.bags.items():
+                if name not in first or not isinstance(first[name], StoredBag):
+                    first[name] = bag
+            if all(isinstance(bag, StoredBag) for bag in first.values()):
+                break
+        stored = {name: bag for name, bag in first.items() if isinstance(bag, StoredBag)}
+        options = next(iter(stored.values()), StoredBag)  # The class holds the defaults.
+        sources = {name: bag.source() for name, bag in stored.items()}
+        placed = {
+            name: sources[name].placed if name in sources else not isinstance(cast(Bag, bag).grid, TokenSet)
+            for name, bag in first.items()
+        }
+        return {
+            "bag": self.unit,
+            "transform": options.transform,
+            "drop_augmented": options.drop_augmented,
+            "missing": self.missing,
+            "sets": [name for name in first if not placed[name]],
+            "max_tokens": {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
+            "sources": {name: source.state() for name, source in sources.items()},
+        }
 
     def subset(self, patients: Iterable[str]) -> "Cohort":
         """The cohort of some patients; the order of everything stays.

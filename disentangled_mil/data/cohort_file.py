@@ -2,16 +2,16 @@
 
 import sys
 from collections.abc import Mapping
-from math import inf
+from dataclasses import replace
 from pathlib import Path
 
-from .._checks import check_choice, check_subspaces
+from .._checks import check_choice
 from ..tasks import KINDS, Task, TaskDefinition
 from ._clinical import read_clinical
 from ._omics_sections import read_omics
 from ._section import Section
-from .cohort import TRANSFORMS, Cohort, Sample, StoredBag
-from .hdf5 import slide_width
+from ._slide_section import read_samples
+from .cohort import Cohort
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,10 +57,12 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         bag = "slide"                     # or "patient": all slides of a patient in one bag
         transform = "none"                # or "log" for probabilities: log(x + 1e-6)
         drop_augmented = false            # leave augmented patches (STAMP) out
+        missing = "error"                 # or "allow": a slide may lack a magnification, or have no tile there
 
         [slides.10x]                      # one section per magnification, named as you like
-        folder = "features/10x"           # holds <slide>.h5
+        folder = "features/10x"           # holds <slide>.h5, .h5ad, .pt or .zarr, see disentangled_mil.data.slides
         # step = 448                      # side of a grid cell in the unit of the coordinates, if files lack it
+        # max_tokens = 4000               # keep this number of the tiles of a larger slide, spread evenly
 
         [slides.20x]                      # magnifications may share a folder
         folder = "features/20x"
@@ -131,12 +133,24 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
     clinical_table = read_clinical(path.parent, clinical, tasks)
     table = clinical_table.table
-    samples = _samples(path.parent, slides, clinical_table.slides)
-    unit = slides.content.get("bag", "slide")
+    samples = read_samples(path.parent, slides, clinical_table.slides)
+    cohort = Cohort(
+        samples,
+        table,
+        unit=slides.content.get("bag", "slide"),
+        tasks=tasks,
+        missing=slides.content.get("missing", "error"),
+    )
     omics = read_omics(path.parent, description, table.index)
     if omics is None:
-        return Cohort(samples, table, unit=unit, tasks=tasks)
-    return Cohort(samples, table, omics.table, omics.gene_sets, omics.options, unit, tasks, omics.notes)
+        return cohort
+    return replace(
+        cohort,
+        expression=omics.table,
+        gene_sets=omics.gene_sets,
+        expression_options=omics.options,
+        notes=omics.notes,
+    )
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:
@@ -155,50 +169,3 @@ def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:
         return TaskDefinition(kind, columns, options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{section.name} {error}") from error
-
-
-def _samples(folder: Path, section: Section, slides: Mapping[str, list[str]]) -> tuple[Sample, ...]:
-    """One sample per slide or patient; the feature width of every file is compared."""
-    unit = section.take("bag", str, "slide")
-    transform = section.take("transform", str, "none")
-    drop_augmented = section.take("drop_augmented", bool, False)
-    check_choice(f"{section.name} bag", unit, ("slide", "patient"))
-    check_choice(f"{section.name} transform", transform, TRANSFORMS)
-    folders: dict[str, Path] = {}
-    steps: dict[str, float | None] = {}
-    for magnification, content in section.content.items():
-        if magnification not in section.known and not isinstance(content, dict):
-            raise ValueError(
-                f"{section.name} has the unknown key {magnification!r}; known are {', '.join(section.known)}, "
-                "and a section per magnification"
-            )
-    for magnification, part in section.sections().items():
-        folders[magnification] = folder / part.take("folder", str)
-        step = steps[magnification] = part.optional("step", float)
-        part.end()
-        if step is not None and not 0 < step < inf:
-            raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
-    if not folders:
-        raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
-    check_subspaces(folders, f"{section.name} magnifications")
-
-    first: tuple[Path, int] | None = None
-    for path in dict.fromkeys(f / f"{name}.h5" for f in folders.values() for s in slides.values() for name in s):
-        width = slide_width(path)
-        first = (path, width) if first is None else first
-        if width != first[1]:
-            raise ValueError(f"{path}: feature width must be {first[1]} as in {first[0]}, got {width}")
-
-    def sample(name: str, patient: str, names: list[str]) -> Sample:
-        bags = {
-            magnification: StoredBag(
-                tuple(f / f"{n}.h5" for n in names), transform, drop_augmented, steps[magnification], unit == "patient"
-            )
-            for magnification, f in folders.items()
-        }
-        return Sample(name, patient, bags)
-
-    if unit == "patient":
-        # Slides are merged by name, as in a prediction. They share no coordinates, so the bag of a patient is a set.
-        return tuple(sample(patient, patient, sorted(names)) for patient, names in slides.items())
-    return tuple(sample(name, patient, [name]) for patient, names in slides.items() for name in names)

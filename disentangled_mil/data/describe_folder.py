@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ._barcodes import tcga_patient
-from ._clinical import slide_of
 from ._column_guesses import Columns, event_keys, guess_columns, shown
 from ._expression_files import read_expression_file
 from ._matrix_files import Names
 from ._scale import recognize_scale
 from .gene_sets import gene_symbol, read_gmt
+from .slides import SUFFIXES, slide_name
 from .table_layout import TableLayout
 
 _TABLES = re.compile(r"\.(csv|tsv|txt)(\.gz)?$", re.IGNORECASE)
-_SLIDES = (".h5", ".hdf5", ".pt")
 # Folders of CLAM and TRIDENT beside the features. CLAM writes every slide twice, and h5_files have coordinates.
 _NO_FEATURES = frozenset(("patches", "masks", "stitches", "contours", "thumbnails", "visualization", "pt_files"))
 _WIDE = 20  # columns of numbers that make a table one of expression
@@ -68,7 +67,7 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
     contents = _contents(folder)
     if not contents.slides:
         raise ValueError(
-            f"{folder}: must hold a folder of slides ({', '.join(_SLIDES)}), got none: extract features first"
+            f"{folder}: must hold a folder of slides ({', '.join(SUFFIXES)}), got none: extract features first"
         )
     text = "\n".join(_description(contents, folder, out.parent)) + "\n"
     with out.open("x", encoding="utf-8") as file:
@@ -80,11 +79,16 @@ def _contents(folder: Path) -> _Contents:
     contents = _Contents({}, [], [])
     for place, folders, files in os.walk(folder):
         here = Path(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _NO_FEATURES)
+        stores = [here / name for name in folders if name.endswith(".zarr")]
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and name not in _NO_FEATURES and not name.endswith(".zarr")
+        )
         if len(here.relative_to(folder).parts) >= _DEPTH:
             folders.clear()
         paths = [here / name for name in sorted(files) if not name.startswith(".")]
-        slides = [slide_of(path.name) for path in paths if path.suffix in _SLIDES]
+        slides = [slide_name(path.name) for path in (*paths, *stores) if path.suffix in SUFFIXES]
         if slides:
             contents.slides[here] = slides
         contents.tables.extend(path for path in paths if _TABLES.search(path.name))

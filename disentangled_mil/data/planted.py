@@ -16,7 +16,7 @@ from ..bags import Bag, Grid
 from ..tasks import Classification, DiscreteSurvival, TaskDefinition
 from ._planted_slides import draw_appearance, draw_scanner, draw_slides, scan
 from .cohort import Cohort, Sample
-from .hdf5 import write_bag
+from .slides import write_bag
 
 Array = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ from .._checks import (
     check_count,
     check_floating,
     check_interval,
+    check_mask,
     check_names,
 )
 from .._precision import widened
@@ -64,6 +65,7 @@ def inter_magnification_consistency(
     unbiased: bool = True,
     alignment: float = 0.0,
     resolution: int | None = None,
+    present: Tensor | None = None,
 ) -> Tensor:
     """DEV loss: the overlap of a sample's two attention maps must not vary between samples.
 
@@ -85,9 +87,10 @@ def inter_magnification_consistency(
             others on a grid of 16 x 16, whose cost does not depend on the size of the maps. Samples differ there by
             orders of magnitude more, and so does the weight that suits. If some batches would be compared in one way
             and some in the other, give a resolution for all of them.
+        present: True where a sample has both magnifications; the others are left out. All have both by default.
 
     Shape:
-        Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J.
+        Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J. ``present`` [B].
 
     Returns:
         A scalar in at least float32. With B = 1 the variance is 0 and so is its gradient.
@@ -121,9 +124,9 @@ def inter_magnification_consistency(
         check_count("resolution", resolution)
     losses = []
     for name, a, b in _pairs(attention_a, attention_b):
-        products = _inner_products(name, a, b, resolution)
+        products = _among(_inner_products(name, a, b, resolution), present)
         overlap = products(a, b)  # [B, B]
-        misalignment = 1 - _cosine(overlap, products(a, a), products(b, b)).mean() if alignment else 0.0
+        misalignment = _mean(1 - _cosine(overlap, products(a, a), products(b, b))) if alignment else 0.0
         losses.append(weight * _deviation(overlap, normalize, unbiased) + alignment * misalignment)
     return torch.stack(losses).sum()
 
@@ -222,6 +225,24 @@ def _inner_products(name: str, a: Attention, b: Attention, resolution: int | Non
         )
     check_batch(f"attention_a{name}", a)
     return lambda one, other: attention_overlap(one.flatten(1), other.flatten(1))
+
+
+def _among(products: Callable[[Any, Any], Tensor], present: Tensor | None) -> Callable[[Any, Any], Tensor]:
+    """Inner products among the samples that have both magnifications."""
+    if present is None:
+        return products
+
+    def among(one: Any, other: Any) -> Tensor:
+        every = products(one, other)
+        check_mask("present", present, "B", {"B": len(every)})
+        return every[present][:, present]
+
+    return among
+
+
+def _mean(values: Tensor) -> Tensor:
+    """The mean [B] -> scalar; 0 of no value."""
+    return values.sum() / max(len(values), 1)
 
 
 def _is_map(attention: object) -> TypeGuard[AttentionMap]:

@@ -21,7 +21,7 @@ class LinearModel(nn.Module):
 
     .. math:: b + \sum_v W_v (x_v - c_v)
 
-    All weights and centers start at 0. :func:`~disentangled_mil.train.fit_linear` fits them by ridge regression;
+    All weights and centers start at 0. :func:`~disentangled_mil.train.linear.fit_linear` fits them by ridge regression;
     gradient descent may fit them as well. A value of a vector that is NaN is missing and counts as its center.
 
     Args:

@@ -176,14 +176,16 @@ class Student(nn.Module):
         """Predict from bags at every magnification.
 
         Args:
-            bags: bags of the same samples, by magnification.
+            bags: bags of the same samples, by magnification. A sample that lacks a magnification has an empty bag there
+                (:meth:`~disentangled_mil.Bag.empty`), which has no weight in the prediction.
 
         Returns:
             Prediction, and the outputs of every magnification.
         """
         check_names("bags", bags, self.magnifications)
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
-        gated = self.gate({name: branch.logits for name, branch in branches.items()})
+        present = torch.stack([bags[name].mask.any(1) for name in self.magnifications], dim=1)
+        gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
         logits = gated.logits
         if self.linear is not None:
             means = {name: mean_patches(bags[name]) for name in self.magnifications}

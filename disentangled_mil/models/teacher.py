@@ -167,7 +167,8 @@ class Teacher(nn.Module):
         """Predict from bags at every magnification and genes.
 
         Args:
-            bags: bags of the same samples, by magnification.
+            bags: bags of the same samples, by magnification. A sample that lacks a magnification has an empty bag there
+                (:meth:`~disentangled_mil.Bag.empty`), which has no weight in the prediction.
             genes: expression of every subspace.
 
         Returns:
@@ -176,7 +177,8 @@ class Teacher(nn.Module):
         check_names("bags", bags, self.magnifications)
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
-        gated = self.gate({name: branch.logits for name, branch in branches.items()})
+        present = torch.stack([bags[name].mask.any(1) for name in self.magnifications], dim=1)
+        gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
         logits = gated.logits
         if self.linear is not None:
             means = {name: mean_patches(bags[name]) for name in self.magnifications}

@@ -1,13 +1,13 @@
 """The gate that combines the predictions of several magnifications."""
 
 from collections.abc import Mapping, Sequence
-from math import log
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_floating, check_names, check_shape, check_subspaces
+from .._checks import check_choice, check_floating, check_mask, check_names, check_shape, check_subspaces
 from .._precision import widened
 from ..ops.hazards import outcome_log_probability
 
@@ -44,7 +44,7 @@ class MagnificationGate(nn.Module):
             ``"softmax_average"`` averages them like ``"average"``.
 
     Shape:
-        {magnification: [B, K]} -> logits [B, K].
+        {magnification: [B, K]}, ``present`` [B, M] -> logits [B, K].
 
     Returns:
         A :class:`GateOutput`.
@@ -57,7 +57,8 @@ class MagnificationGate(nn.Module):
         The "dual-expert gate" of the paper.
 
     Differs from the source:
-        A softmax over hazard logits is no confidence, so hazards have a rule of their own.
+        A softmax over hazard logits is no confidence, so hazards have a rule of their own. A sample may lack a
+        magnification.
 
     Example:
         >>> import torch
@@ -77,40 +78,54 @@ class MagnificationGate(nn.Module):
         self.rule, self.link = rule, link
         self.mixture = nn.Parameter(torch.zeros(len(self.magnifications))) if rule == "learned" else None
 
-    def forward(self, logits: Mapping[str, Tensor]) -> GateOutput:
-        """Combine the logits, and return the weight of each magnification."""
+    def forward(self, logits: Mapping[str, Tensor], present: Tensor | None = None) -> GateOutput:
+        """Combine the logits, and return the weight of each magnification.
+
+        Args:
+            logits: logits of every magnification.
+            present: True where a sample has the magnification; the others have weight zero. All have it by default. A
+                sample that has none is treated as if it had all.
+
+        Returns:
+            Combined logits and weights.
+        """
         check_names("logits", logits, self.magnifications)
         sizes: dict[str, int] = {}
         for name in self.magnifications:
             sizes |= check_shape(f"logits[{name!r}]", logits[name], "B K", sizes)
             check_floating(f"logits[{name!r}]", logits[name])
         stacked = torch.stack([logits[name] for name in self.magnifications], dim=1)  # [B, M, K]
+        if present is None:
+            present = torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device)
+        check_mask("present", present, "B M", {"B": stacked.shape[0], "M": stacked.shape[1]})
+        present = present | ~present.any(1, keepdim=True)
         if self.rule == "softmax_average":
-            even = stacked.new_full(stacked.shape[:2], 1 / stacked.shape[1])
-            return GateOutput(self._average_probabilities(stacked).to(stacked.dtype), even)
-        weights = self._weights(stacked)
+            even = (present / present.sum(1, keepdim=True)).to(stacked.dtype)
+            return GateOutput(self._average_probabilities(stacked, present).to(stacked.dtype), even)
+        weights = self._weights(stacked, present)
         # An infinite logit of weight zero must not become NaN.
         shares = torch.where(weights[..., None] > 0, weights[..., None] * stacked, 0)
         return GateOutput(shares.sum(1), weights)
 
-    def _weights(self, logits: Tensor) -> Tensor:
+    def _weights(self, logits: Tensor, present: Tensor) -> Tensor:
         """The weight of each magnification [B, M]."""
         if self.rule == "max_confidence":
             outcomes = outcome_log_probability(logits) if self.link == "hazards" else widened(logits)
-            confidence = _log_odds_of_largest(outcomes)  # [B, M]
+            confidence = _log_odds_of_largest(outcomes).masked_fill(~present, -inf)  # [B, M]
             return nn.functional.one_hot(confidence.argmax(1), logits.shape[1]).to(logits.dtype)
         if self.mixture is not None:
-            return self.mixture.softmax(0).to(logits.dtype).expand(logits.shape[:2])
-        return logits.new_full(logits.shape[:2], 1 / logits.shape[1])
+            return torch.where(present, self.mixture, -inf).softmax(1).to(logits.dtype)
+        return (present / present.sum(1, keepdim=True)).to(logits.dtype)
 
     def _log_probability(self, logits: Tensor) -> Tensor:
         return outcome_log_probability(logits) if self.link == "hazards" else widened(logits).log_softmax(-1)
 
-    def _average_probabilities(self, logits: Tensor) -> Tensor:
+    def _average_probabilities(self, logits: Tensor, present: Tensor) -> Tensor:
         """Logits [B, K] whose probabilities are the mean of those of the magnifications; the mean of numbers."""
+        present, count = present[..., None], present.sum(1, keepdim=True).to(widened(logits).dtype)
         if self.link == "identity":
-            return widened(logits).mean(1)
-        mean = self._log_probability(logits).logsumexp(1) - log(logits.shape[1])
+            return torch.where(present, widened(logits), 0).sum(1) / count
+        mean = self._log_probability(logits).masked_fill(~present, -inf).logsumexp(1) - count.log()
         if self.link == "softmax":
             return mean
         # The odds of a hazard are the probability of the event in the interval over that of a later event or survival.

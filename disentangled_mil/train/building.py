@@ -107,11 +107,14 @@ def _standardize(model: Teacher | Student, dataset: CohortDataset, batch_size: i
     for name in model.magnifications:
         bags = (batch.bags[name] for batch in dataset.batches(batch_size))
         encoder = model.get_submodule(f"branches.{name}.patches")
+        if not dataset.present(name).any():
+            raise ValueError(f"a training patient must have tiles at {name}, got none among {len(dataset)} samples")
         encoder.fit(bag.patches[bag.mask] for bag in bags)  # type: ignore[operator]
 
 
 def mean_prediction(targets: Targets) -> DistillationTargets:
     """The targets of the linear model, which serves all magnifications: the mean of their logits, on the CPU."""
-    first = next(iter(targets.values()))
-    logits = torch.stack([each.logits for each in targets.values()]).mean(0)
-    return DistillationTargets(logits, first.present).to("cpu")
+    present = torch.stack([each.present for each in targets.values()])  # [M, B]
+    logits = torch.stack([each.logits for each in targets.values()])  # [M, B, K]
+    total = torch.where(present[..., None], logits, 0).sum(0)
+    return DistillationTargets(total / present.sum(0).clamp(min=1)[:, None], present.any(0)).to("cpu")

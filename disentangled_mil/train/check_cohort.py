@@ -127,7 +127,6 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
             f"slides {name}",
             f"{sum(one.slides for one in several)} slides of {len(there)} patients, "
             f"{span([one.tokens for one in several])} patches in a sample, {several[0].width} features per patch",
-            f"with coordinates: {placed or 'none'} of {slides} samples",
             *(f"recognized: {text} ({count})" for text, count in counted.items()),
             *_lacking("no slide", cohort.patients, there),
         )

@@ -93,6 +93,10 @@ class Batch(NamedTuple):
     target: Target
     rows: Tensor
 
+    def present(self, magnification: str) -> Tensor:
+        """Which samples have tiles at a magnification [B]."""
+        return self.bags[magnification].mask.any(1)
+
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         return Batch(
@@ -162,6 +166,11 @@ class CohortDataset:
         """The mean patch of every sample, by magnification [n, C]."""
         rows = [self._cache.mean_patches(sample) for sample in self.samples]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def present(self, magnification: str) -> Tensor:
+        """Which samples have tiles at a magnification [n]; bags in files always have some."""
+        bags = (sample.bags[magnification] for sample in self.samples)
+        return torch.tensor([not isinstance(bag, Bag) or bool(bag.mask.any()) for bag in bags])
 
     def truth(self) -> pd.DataFrame:
         """The labels of every patient: the column ``patient``, then those of the task's kind."""

@@ -6,15 +6,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from .._checks import check_choice
-from ..bags import TokenSet
-from ..data.cohort import Cohort, StoredBag, columns_of_labels
+from ..data.cohort import Cohort, columns_of_labels
 from ..data.folds import inner_split, pool_rare
 from ..losses import DistillationTargets
 from ..report.tables import headroom_line
@@ -128,7 +127,7 @@ def run_split(
         train_stage(model, stage, learn, choose, options, folder, resume=resume, quiet=quiet)
         predict[model] = partial(predict_logits, stage, options=options)
         kind = "student" if model == "distilled" else model
-        extra = {"task_name": name, "task": task.state(), "cohort": _reading(split.train)}
+        extra = {"task_name": name, "task": task.state(), "cohort": split.train.reading()}
         if kind != "student":
             extra["expression"] = pipeline.state()
         save_model(folder / model, stage.model, kind, builder.arguments(kind), {**extra, "training": asdict(options)})
@@ -192,18 +191,6 @@ def _check_tests(split: Split) -> None:
             raise ValueError(f"tests[{name!r}] must hold no training patient, got {min(known)!r}")
         if unpaired := set(cohort.patients) - set(paired):
             raise ValueError(f"tests[{name!r}] must have expression of every patient, got none for {min(unpaired)!r}")
-
-
-def _reading(cohort: Cohort) -> dict[str, Any]:
-    """How the cohort's bags are read from files, for prediction on new slides."""
-    bag = next(iter(cohort.samples[0].bags.values()))
-    stored = bag if isinstance(bag, StoredBag) else StoredBag  # The class holds the defaults.
-    return {
-        "bag": cohort.unit,
-        "transform": stored.transform,
-        "drop_augmented": stored.drop_augmented,
-        "sets": [name for name, bag in cohort.samples[0].load().items() if isinstance(bag.grid, TokenSet)],
-    }
 
 
 def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:

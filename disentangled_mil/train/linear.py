@@ -106,7 +106,7 @@ def fit_linear(
         model.get_buffer(f"center_{name}").copy_(center)
         scales[name] = scale
         columns.append(apart * scale)
-    # Rotated to all principal components, the problem has at most m unknowns per logit.
+    # On all principal components, the problem has at most m unknowns per logit.
     left, size, right = torch.linalg.svd(torch.cat(columns, 1), full_matrices=False)
     inputs = left * size
     weight = torch.zeros(len(size), outputs, dtype=torch.float64, requires_grad=True)

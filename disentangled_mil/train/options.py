@@ -45,7 +45,7 @@ class TrainingOptions:
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
         calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
-        linear: share of a linear model on mean patches, in the teacher also on genes, in the logits; 0 leaves it out.
+        linear: share of a linear model, on mean patches and in the teacher on genes, in the logits; 0 leaves it out.
         cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
@@ -73,7 +73,7 @@ class TrainingOptions:
     consistency_weight: float = 1.0
     prediction_weight: float | None = None
     representation_weight: float = 0.1
-    share_weight: float = 0.0
+    share_weight: float = 1.0
     temperature: float = 2.0
     distill: str = "auto"
     distillation_targets: str = "out_of_fold"

@@ -122,13 +122,16 @@ def distill_out_of_fold(
     store = folder / FOLDER
     store.mkdir(parents=True, exist_ok=True)
 
+    present = {name: train.present(name) for name in builder.cohort.magnifications}
+
     def teach(part: Part) -> dict[str, Tensor]:
         rows = train.subset(part.rows)
         stage = builder.teacher(rows, seed=part.seed)
         train_stage(part.name, stage, rows, validation, stage.options, store, resume=resume, quiet=quiet)
         outputs = stage.outputs(train)
         shares = {
-            f"{name}.shares": balance_shares(branch.shares, part.rows) for name, branch in outputs.branches.items()
+            f"{name}.shares": balance_shares(branch.shares, part.rows[present[name][part.rows]])
+            for name, branch in outputs.branches.items()
         }
         return {"logits": outputs.logits, **shares}
 
@@ -147,8 +150,10 @@ def distill_out_of_fold(
     if options.calibrate:
         temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
     targets = {
-        name: DistillationTargets(logits / temperature, train.paired, shares=teachers[f"{name}.shares"] / temperature)
-        for name in builder.cohort.magnifications
+        name: DistillationTargets(
+            logits / temperature, train.paired & there, shares=teachers[f"{name}.shares"] / temperature
+        )
+        for name, there in present.items()
     }
     headroom = _headroom(builder, train, apart, logits, mean_prediction(targets))
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)

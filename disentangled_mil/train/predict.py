@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -11,9 +12,9 @@ import torch
 from .._checks import check_choice, check_names
 from .._files import replacing
 from .._tables import read_rows
-from ..bags import collate_bags
-from ..data.cohort import TRANSFORMS, Sample, StoredBag
-from ..data.hdf5 import has_coords, slide_width
+from ..bags import Bag, collate_bags
+from ..data.cohort import MISSING, TRANSFORMS, Sample, StoredBag
+from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
@@ -30,13 +31,16 @@ def predict_slides(
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
+    allow_other_encoder: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
-    """Predict for every slide found at all magnifications, and write one row per patient.
+    """Predict for every slide, and write one row per patient.
+
+    A slide must be there at all magnifications. If the student was trained with ``missing = "allow"``, one is enough.
 
     Args:
         checkpoint: checkpoint of a student.
-        folders: folder of HDF5 slides for every magnification of the student.
+        folders: folder of slides for every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
             name others; without it every slide is a patient.
@@ -44,6 +48,8 @@ def predict_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
             :mod:`.threads`.
+        allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
+            same.
         kinds: class of every kind of task.
 
     Returns:
@@ -53,8 +59,8 @@ def predict_slides(
         FileNotFoundError: a file or folder is missing.
         OSError: ``out`` cannot be written.
         ValueError: the checkpoint is no student, ``out`` is the table of patients, a magnification is missing,
-            slides and patients do not fit, or a slide cannot be read, has another feature width, or has no
-            coordinates where those of training had.
+            slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
+            magnification, or has no coordinates where those of training had.
     """
     model, description = load_model(checkpoint)
     if not isinstance(model, Student):
@@ -67,16 +73,19 @@ def predict_slides(
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
     if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
         raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
-    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"])
+    width = description["arguments"]["features"]
+    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"], width)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
-    width = description["arguments"]["features"]
     try:
         task = task_from_state(description["task"], kinds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint}: {error}") from error
-    _check_files(samples, width)
+    # All files are compared before the first prediction, which a late refusal would discard.
+    samples = [
+        _checked(sample, width, description["cohort"], allow_other_encoder=allow_other_encoder) for sample in samples
+    ]
     model.to(device)
     logits = []
     with torch.no_grad():
@@ -94,8 +103,13 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     """Check a checkpoint's description of how training read its bags."""
     if not isinstance(reading, dict):
         raise ValueError(f"{name} must be an object, as training writes it, got {reading!r}")
-    choices = {"bag": ("slide", "patient"), "transform": TRANSFORMS, "drop_augmented": (False, True)}
-    for key in (*choices, "sets"):
+    choices = {
+        "bag": ("slide", "patient"),
+        "transform": TRANSFORMS,
+        "drop_augmented": (False, True),
+        "missing": MISSING,
+    }
+    for key in (*choices, "sets", "max_tokens", "sources"):
         if key not in reading:
             raise ValueError(f"{name} must have the key {key!r}, as training writes it, got {list(reading)}")
     for key, values in choices.items():
@@ -103,16 +117,50 @@ def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> No
     sets = reading["sets"]
     if not isinstance(sets, list) or any(magnification not in magnifications for magnification in sets):
         raise ValueError(f"{name} sets must be a list of the magnifications {', '.join(magnifications)}, got {sets!r}")
+    for key, kind in (("max_tokens", int), ("sources", dict)):
+        values = reading[key]
+        if not isinstance(values, dict) or not all(isinstance(value, kind) for value in values.values()):
+            what = "a number" if kind is int else "an object"
+            raise ValueError(f"{name} {key} must hold {what} per magnification, got {values!r}")
 
 
-def _check_files(samples: Sequence[Sample], width: int) -> None:
-    """Compare the metadata of all files before the first prediction, which a late refusal would discard."""
-    for stored in (cast(StoredBag, bag) for sample in samples for bag in sample.bags.values()):
-        for path in stored.paths:
-            if (found := slide_width(path)) != width:
-                raise ValueError(f"{path}: must have {width} features per patch, as in training, got {found}")
-            if not stored.as_set and not has_coords(path):
-                raise ValueError(f"{path}: must have coordinates, as in training, got none")
+def _checked(sample: Sample, width: int, reading: Mapping[str, Any], *, allow_other_encoder: bool) -> Sample:
+    """Compare a sample's metadata with training; files without tiles become empty bags, where these are allowed."""
+    bags, empty = dict(sample.bags), []
+    for name, bag in sample.bags.items():
+        if isinstance(bag, StoredBag):
+            source = bag.source()
+            if source.tokens:
+                known = reading["sources"].get(name, {})
+                _check_source(name, bag, source, width, known, allow_other_encoder=allow_other_encoder)
+            else:
+                bags[name] = Bag.empty(width, placed=not bag.as_set)
+                empty.append(source.files[0])
+    if empty and (reading["missing"] == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
+        raise ValueError(f"{empty[0]}: must hold at least one patch, got none; take the slide out of the folder")
+    return replace(sample, bags=bags)
+
+
+def _check_source(
+    name: str,
+    bag: StoredBag,
+    source: SlideSource,
+    width: int,
+    known: Mapping[str, Any],
+    *,
+    allow_other_encoder: bool,
+) -> None:
+    """Compare what the files of one magnification say with what is known from training."""
+    path = source.files[0]
+    if source.width != width:
+        raise ValueError(f"{path}: must have {width} features per patch, as in training, got {source.width}")
+    if not bag.as_set and not source.placed:
+        raise ValueError(f"{path}: must have coordinates, as in training, got none")
+    encoder = None if allow_other_encoder else known.get("encoder")
+    reason = difference(source, encoder, known.get("magnification"), known.get("mpp"))
+    if reason is not None:
+        remedy = "; --allow-other-encoder predicts all the same" if "encoder" in reason else ""
+        raise ValueError(f"{path}: {reason} as in training at {name}{remedy}")
 
 
 def _samples(
@@ -121,41 +169,45 @@ def _samples(
     patients: Path | None,
     steps: Mapping[str, float],
     reading: Mapping[str, Any],
+    width: int,
 ) -> list[Sample]:
-    """The slides of the folders as samples, with the options of training."""
+    """The slides of the folders as samples, with the options of training; empty bags where files are missing."""
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
     found = {}
     for name, folder in folders.items():
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder")
-        found[name] = {path.stem for path in folder.glob("*.h5")}
-    slides = sorted(set.union(*found.values()))
+        found[name] = slide_files(folder)
+    slides = sorted(set[str]().union(*found.values()))
     if not slides:
-        raise ValueError(f"{', '.join(map(str, folders.values()))}: must hold HDF5 slides (*.h5), got none")
-    for name, stems in found.items():
-        if missing := set(slides) - stems:
-            raise ValueError(f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5")
+        folder_names = ", ".join(map(str, folders.values()))
+        raise ValueError(f"{folder_names}: must hold slides ({', '.join(SUFFIXES)}), got none")
+    for name, files in found.items():
+        if reading["missing"] == "error" and (missing := set(slides) - set(files)):
+            raise ValueError(
+                f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5 and {len(missing) - 1} others"
+            )
     owner = _owners(patients, slides)
     groups: dict[str, list[str]] = {}
     for slide in slides:
         groups.setdefault(owner[slide] if reading["bag"] == "patient" else slide, []).append(slide)
-    options = {key: reading[key] for key in ("transform", "drop_augmented")}
-    return [
-        Sample(
-            group,
-            owner[members[0]],
-            {
-                name: StoredBag(
-                    tuple(folders[name] / f"{slide}.h5" for slide in members),
-                    **options,
-                    step=steps.get(name),
-                    as_set=name in reading["sets"],
-                )
-                for name in magnifications
-            },
+
+    def bag(name: str, members: Sequence[str]) -> StoredBag | Bag:
+        paths = tuple(found[name][slide] for slide in members if slide in found[name])
+        as_set = name in reading["sets"]
+        if not paths:
+            return Bag.empty(width, placed=not as_set)
+        return StoredBag(
+            paths,
+            reading["transform"],
+            reading["drop_augmented"],
+            steps.get(name),
+            as_set,
+            reading["max_tokens"].get(name),
         )
+
+    return [
+        Sample(group, owner[members[0]], {name: bag(name, members) for name in magnifications})
         for group, members in groups.items()
     ]
 
@@ -174,6 +226,7 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
     owner: dict[str, str] = {}
     for line, cells in rows:
         row = dict(zip(header, map(str.strip, cells), strict=True))
+        row["slide"] = slide_name(row["slide"])
         if not row["slide"] or not row["patient"]:
             raise ValueError(f"{path}, line {line}: must name a slide and its patient, got an empty cell")
         if row["slide"] in owner:

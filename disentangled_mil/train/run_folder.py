@@ -18,6 +18,7 @@ import pandas as pd
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
+from ..bags import Bag
 from ..data.cohort import Cohort, StoredBag
 from ..report.tables import gains_table, headroom_line, results_table
 from ..tasks import TaskDefinition
@@ -206,6 +207,9 @@ def cohort_digest(cohort: Cohort) -> str:
     digest.update(f"{cohort.unit}\n{cohort.clinical.to_csv()}".encode())
     for sample in cohort.samples:
         for magnification, bag in sample.bags.items():
+            if isinstance(bag, Bag) and not bag.mask.any():  # a magnification that the sample lacks
+                digest.update(repr((sample.name, magnification)).encode())
+                continue
             stored = cast(StoredBag, bag)
             files = [(path.name, fingerprint(path)) for path in stored.paths]
             reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
@@ -220,7 +224,11 @@ def cohort_digest(cohort: Cohort) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    """Size of a file, and a digest of its first and last megabyte."""
+    """Size of a file, and a digest of its first and last megabyte; those of all files of a folder."""
+    if path.is_dir():  # zarr
+        return repr(
+            [(str(part.relative_to(path)), _fingerprint(part)) for part in sorted(path.rglob("*")) if part.is_file()]
+        )
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = file.read(_END)

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import h5py
-
 from ..bags import Bag, TokenSet
 from ..data.cohort import StoredBag
-from ..data.hdf5 import has_coords, slide_width
 
 
 class SlideFacts(NamedTuple):
@@ -42,17 +39,11 @@ def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
         ValueError: a file is unreadable.
     """
     if isinstance(bag, Bag):
-        return SlideFacts(
-            1, bag.patches.shape[1], bag.patches.shape[2], not isinstance(bag.grid, TokenSet), "in memory"
-        )
-    placed = len(bag.paths) == 1 and not bag.as_set and has_coords(bag.paths[0])
-    tokens = sum(map(_tokens, map(str, bag.paths)))
-    return SlideFacts(len(bag.paths), tokens, slide_width(bag.paths[0]), placed, "HDF5")
-
-
-def _tokens(path: str) -> int:
-    with h5py.File(path, "r") as file:
-        return int(file["features" if "features" in file else "feats"].shape[-2])
+        tokens, width = bag.patches.shape[1:]
+        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), "in memory")
+    source = bag.source()
+    tokens = source.tokens if bag.max_tokens is None else min(source.tokens, bag.max_tokens)
+    return SlideFacts(len(source.files), tokens, source.width, source.placed, source.summary)
 
 
 def span(numbers: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from ..models import GeneNetwork, Student, StudentBranchOutput, StudentOutput, T
 from ..nn.attention import COMMON_RESOLUTION
 from ..ops import match_prototypes
 from ..optim import CGCOptimizer
-from ..tasks import Task
+from ..tasks import Task, select_target
 from .datasets import Batch, CohortDataset
 from .options import TrainingOptions
 
@@ -141,17 +141,27 @@ class TeacherStage(Stage):
         task = _task_loss(self.task, output, batch, self.options)
         parts, total = {"task": task}, task
         if self._compares:
-            pairs = combinations([branch.attention for branch in branches.values()], 2)
             consistency = torch.stack(
-                [inter_magnification_consistency(a, b, resolution=self.resolution) for a, b in pairs]
+                [
+                    inter_magnification_consistency(
+                        branches[a].attention,
+                        branches[b].attention,
+                        resolution=self.resolution,
+                        present=batch.present(a) & batch.present(b),
+                    )
+                    for a, b in combinations(branches, 2)
+                ]
             ).sum()
             parts["consistency"] = consistency
             total = total + self.options.consistency_weight * consistency
         confidence: dict[str, Tensor] = {}
         with torch.no_grad():
-            for branch in branches.values():
-                for name, value in self.task.confidence(branch.subspace_logits, batch.target).items():
-                    confidence[name] = confidence.get(name, 0) + value
+            for magnification, branch in branches.items():
+                rows = batch.present(magnification).nonzero()[:, 0]
+                if len(rows):
+                    shares = {name: logits[rows] for name, logits in branch.subspace_logits.items()}
+                    for name, value in self.task.confidence(shares, select_target(batch.target, rows)).items():
+                        confidence[name] = confidence.get(name, 0) + value
         return StageLoss(total, parts, confidence)
 
     def step(self, loss: StageLoss) -> None:
@@ -189,17 +199,16 @@ class TeacherStage(Stage):
 
     def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
         """The targets of distillation of every sample, by magnification; they are computed once."""
-        return {
-            name: DistillationTargets.from_teacher(
-                branch.logits,
-                dict(zip(self.model.subspaces, branch.vectors.unbind(1), strict=True)),
-                shares=dict(
-                    zip(self.model.subspaces, balance_shares(branch.shares, dataset.paired).unbind(1), strict=True)
-                ),
-                present=dataset.paired,
-            ).to(self.options.device)
-            for name, branch in self.outputs(dataset).branches.items()
-        }
+        targets = {}
+        for name, branch in self.outputs(dataset).branches.items():
+            present = dataset.paired & dataset.present(name)
+            vectors, shares = (
+                dict(zip(self.model.subspaces, values.unbind(1), strict=True))
+                for values in (branch.vectors, balance_shares(branch.shares, present))
+            )
+            of_branch = DistillationTargets.from_teacher(branch.logits, vectors, shares=shares, present=present)
+            targets[name] = of_branch.to(self.options.device)
+        return targets
 
 
 class StudentStage(Stage):
@@ -215,6 +224,9 @@ class StudentStage(Stage):
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
+        weight = options.prediction_weight
+        if weight is None and targets is not None:
+            raise ValueError("prediction_weight must be a number for a student with targets, got None")
         # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
@@ -222,7 +234,7 @@ class StudentStage(Stage):
         self.distillation = SubspaceDistillation(
             task.link,
             temperature=options.temperature,
-            prediction_weight=options.prediction_weight or 0.0,
+            prediction_weight=weight or 0.0,
             representation_weight=options.representation_weight,
             share_weight=options.share_weight,
             matching="slot",
@@ -252,7 +264,8 @@ class StudentStage(Stage):
                 parts.append(branches[name].prototypes if vectors else _shares(branches[name]))
         for name, targets in self.targets.items():
             pair = [torch.cat(collected[name]), cast(Tensor, targets.subspaces if vectors else targets.shares)]
-            pair = [rows[targets.present] for rows in pair]
+            present = targets.present & train.present(name).to(device)
+            pair = [rows[present] for rows in pair]
             if not vectors:
                 pair = [self._comparable(balance_shares(shares)) for shares in pair]
             order = match_prototypes(*(rows.transpose(0, 1).flatten(1)[None] for rows in pair))
@@ -271,6 +284,7 @@ class StudentStage(Stage):
         prediction = representation = share = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
+            targets = targets._replace(present=targets.present & batch.present(name))
             loss = self.distillation(branch.logits, branch.prototypes, targets, _shares(branch))
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             share, distilled = share + loss.share, distilled + loss.total
@@ -294,10 +308,14 @@ def _shares(branch: StudentBranchOutput) -> Tensor:
 
 def _task_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, options: TrainingOptions) -> Tensor:
     """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
-    logits = [branch.logits for branch in output.branches.values()]
+    losses = []
+    for name, branch in output.branches.items():
+        rows = batch.present(name).nonzero()[:, 0]
+        if len(rows):
+            losses.append(task.loss(branch.logits[rows], select_target(batch.target, rows)))
     if options.gate == "learned":
-        logits.append(output.gated)
-    return torch.stack([task.loss(prediction, batch.target) for prediction in logits]).sum()
+        losses.append(task.loss(output.gated, batch.target))
+    return torch.stack(losses).sum()
 
 
 def _adamw(model: nn.Module, options: TrainingOptions, weight_decay: float) -> torch.optim.AdamW:

@@ -10,7 +10,7 @@ import torch
 from disentangled_mil.bags import Bag, TokenSet
 from disentangled_mil.data.cohort import Cohort, Sample, StoredBag
 from disentangled_mil.data.expression import ExpressionOptions
-from disentangled_mil.data.hdf5 import write_bag
+from disentangled_mil.data.slides import write_bag
 from disentangled_mil.tasks import Classification, DiscreteSurvival
 
 BAG = Bag.from_slide(torch.ones(3, 4))

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from disentangled_mil.bags import TokenSet
+from disentangled_mil.bags import TokenSet, collate_bags
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
-from disentangled_mil.data.hdf5 import read_bag, write_bag
+from disentangled_mil.data.slides import read_bag, write_bag
+from disentangled_mil.train.run_folder import cohort_digest
+from tests.support.slides import write_hdf5
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
 A,a1;a2,x,G2,10,1.0,50
@@ -91,7 +94,7 @@ def test_a_description_gives_slides_labels_and_expression(folder):
     assert cohort.magnifications == ("10x", "20x")
     assert cohort.width == 5
     bags = cohort.samples[1].load()
-    assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").patches)
+    assert torch.equal(bags["20x"].patches, read_bag(folder / "20x" / "a2.h5").bag.patches)
     assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "x", "B": "y"}
     assert cohort.labels("grading")["label"].to_dict() == {"A": "G2", "C": "G3"}
@@ -125,7 +128,7 @@ def test_bags_of_patients_merge_their_slides_in_the_order_of_their_names(folder,
     cohort = read_cohort(path)
     assert [sample.name for sample in cohort.samples] == ["A", "B", "C"]
     bag = cohort.samples[0].load()["20x"]
-    halves = [read_bag(folder / "20x" / f"{name}.h5").patches for name in ("a1", "a2")]
+    halves = [read_bag(folder / "20x" / f"{name}.h5").bag.patches for name in ("a1", "a2")]
     torch.testing.assert_close(bag.patches, torch.log(torch.cat(halves, dim=1) + 1e-6))
     # Also of patients with one slide.
     assert all(isinstance(sample.load()["20x"].grid, TokenSet) for sample in cohort.samples)
@@ -641,6 +644,78 @@ def test_slides_that_are_missing_broken_empty_or_of_another_width_are_refused(fo
     slide.unlink()
     with pytest.raises(FileNotFoundError, match=r"20x/b1\.h5: there is no such file"):
         read_cohort(path)
+
+
+def test_a_folder_with_half_the_slides_is_refused_with_their_number_and_a_remedy(folder):
+    for name in ("a2", "b1"):
+        (folder / "20x" / f"{name}.h5").unlink()
+    message = (
+        r"20x/a2\.h5: there is no such file, like 2 of 4 slides; missing = \"allow\" in \[slides\] reads the other"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    (folder / "20x").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="20x: no such folder"):
+        read_cohort(folder / "COHORT.toml")
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+def test_slides_may_lack_a_magnification_where_the_description_allows_it(folder, unit):
+    (folder / "20x" / "b1.h5").unlink()
+    write_hdf5(folder / "10x" / "c1.h5", features=np.zeros((0, 5), "float32"), coords=np.zeros((0, 2)))
+    path = change(folder, "COHORT.toml", "[slides.10x]", f'[slides]\nbag = "{unit}"\nmissing = "allow"\n[slides.10x]')
+    cohort = read_cohort(path)
+    tokens = {
+        sample.name: {name: int(bag.mask.sum()) for name, bag in sample.load().items()} for sample in cohort.samples
+    }
+    names = ("a2", "b1", "c1") if unit == "slide" else ("A", "B", "C")
+    twice = 1 if unit == "slide" else 2
+    assert [tokens[name] for name in names] == [
+        {"10x": 2 * twice, "20x": 6 * twice},
+        {"10x": 2, "20x": 0},
+        {"10x": 0, "20x": 6},
+    ]
+    batch = collate_bags([sample.load()["20x"] for sample in cohort.samples])
+    assert isinstance(batch.grid, TokenSet) == (unit == "patient")
+    assert cohort.reading()["sets"] == ([] if unit == "slide" else ["10x", "20x"])
+    assert set(cohort.reading()["sources"]) == {"10x", "20x"}
+    assert len(cohort_digest(cohort)) == 64
+    (folder / "10x" / "b1.h5").unlink()
+    with pytest.raises(FileNotFoundError, match=r"10x/b1\.h5: there is no such file"):
+        read_cohort(path)
+
+
+def test_files_of_several_kinds_are_found_by_the_name_of_the_slide(folder):
+    (folder / "20x" / "b1.h5").unlink()
+    torch.save(torch.ones(3, 5), folder / "20x" / "b1.pt")
+    change(folder, "COHORT.toml", "[slides.10x]", '[slides]\nbag = "patient"\n[slides.10x]')
+    change(folder, "clinical.csv", "B,b1", "B,Bönn")
+    (folder / "10x" / "b1.h5").rename(folder / "10x" / f"{unicodedata.normalize('NFD', 'Bönn')}.h5")
+    (folder / "20x" / "b1.pt").rename(folder / "20x" / "Bönn.pt")
+    assert read_cohort(folder / "COHORT.toml").samples[1].load()["20x"].patches.shape == (1, 3, 5)
+
+
+def test_another_encoder_or_magnification_within_a_folder_is_refused(folder):
+    for name in ("a1", "b1"):
+        coords = torch.tensor([[0, 0], [448, 0]])
+        encoder = "uni" if name == "a1" else "conch"
+        write_bag(folder / "20x" / f"{name}.h5", torch.rand(2, 5), coords, step=448, encoder=encoder, magnification=20)
+    message = r"20x/b1\.h5: must have features of the encoder 'uni', got 'conch' as in .*20x/a1\.h5"
+    with pytest.raises(ValueError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    write_bag(folder / "20x" / "b1.h5", torch.rand(2, 5), coords, step=448, encoder="UNI", magnification=40)
+    with pytest.raises(ValueError, match=r"20x/b1\.h5: must have tiles at 20x, got 40x"):
+        read_cohort(folder / "COHORT.toml")
+
+
+def test_a_magnification_may_have_a_largest_number_of_tiles(folder):
+    cohort = read_cohort(change(folder, "COHORT.toml", 'folder = "20x"', 'folder = "20x"\nmax_tokens = 4'))
+    with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
+        bags = cohort.samples[0].load()
+    assert {name: bag.patches.shape[1] for name, bag in bags.items()} == {"10x": 2, "20x": 4}
+    assert cohort.reading()["max_tokens"] == {"20x": 4}
+    with pytest.raises(ValueError, match=r"\[slides\.20x\] max_tokens must be at least 1, got 0"):
+        read_cohort(change(folder, "COHORT.toml", "max_tokens = 4", "max_tokens = 0"))
 
 
 def test_a_missing_description_or_table_is_an_error(folder):

@@ -288,3 +288,18 @@ def test_maps_of_sets_are_refused():
     for maps in ([on_sets, on_sets], [on_sets, on_squares], [on_squares, on_sets]):
         with pytest.raises(ValueError, match="leave the consistency loss out, or lay bags out by"):
             inter_magnification_consistency(*maps)
+
+
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+@pytest.mark.parametrize("present", [[True, False, True, True], [False, True, False, False], [False] * 4])
+def test_samples_without_both_magnifications_are_left_out(normalize, present, generator):
+    a, b = (torch.rand(4, 5, generator=generator) for _ in range(2))
+    mask, options = torch.tensor(present), {"normalize": normalize, "alignment": 0.5}
+    left_out = a.masked_fill(~mask[:, None], 7.0).requires_grad_()
+    loss = inter_magnification_consistency(left_out, b, present=mask, **options)
+    expected = inter_magnification_consistency(a[mask], b[mask], **options) if mask.any() else torch.zeros(())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert not left_out.grad[~mask].any()
+    with pytest.raises(ValueError, match=r"present must have shape \[B\] = \[4\], got \[3\]"):
+        inter_magnification_consistency(a, b, present=mask[:3])

@@ -244,3 +244,38 @@ def test_numbers_are_averaged_and_have_no_confidence() -> None:
         torch.testing.assert_close(gate(logits).logits, torch.tensor([[2.0], [-1.0]]))
     with pytest.raises(ValueError, match="rule must be an average for numbers, which have no confidence"):
         MagnificationGate(("10x", "20x"), link="identity")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("link", ["softmax", "hazards", "identity"])
+def test_a_sample_without_a_magnification_is_predicted_by_the_others(rule: str, link: str) -> None:
+    if (rule, link) == ("max_confidence", "identity"):
+        return
+    gate, logits = MagnificationGate(NAMES, rule=rule, link=link), draw(0, 3)
+    present = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+    out = gate(logits, present)
+    torch.testing.assert_close(out.weights.sum(1), torch.ones(3, dtype=torch.float64))
+    assert not out.weights[~present].any()
+    whole, part = MagnificationGate(NAMES, rule=rule, link=link), MagnificationGate(("5x", "20x"), rule=rule, link=link)
+    torch.testing.assert_close(out.logits[0], whole(logits).logits[0])
+    torch.testing.assert_close(out.logits[1], part({n: logits[n] for n in ("5x", "20x")}).logits[1])
+    alone = MagnificationGate(("10x",), rule=rule, link=link)({"10x": logits["10x"]})
+    torch.testing.assert_close(out.logits[2], alone.logits[2])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_a_missing_magnification_holds_does_not_matter_and_has_no_gradient(rule: str) -> None:
+    logits = {name: values.requires_grad_() for name, values in draw(1, 2).items()}
+    present = torch.tensor([[True, False]] * 3)
+    MagnificationGate(NAMES[:2], rule=rule)(logits, present).logits.square().sum().backward()
+    grads = [values.grad for values in logits.values()]
+    assert grads[0].abs().sum() > 0
+    assert grads[1] is None or not grads[1].any()
+
+
+def test_a_sample_of_no_magnification_is_treated_as_if_it_had_all() -> None:
+    gate, logits = MagnificationGate(NAMES, rule="average"), draw(2, 3)
+    nothing = torch.zeros(3, 3, dtype=torch.bool)
+    assert torch.equal(gate(logits, nothing).logits, gate(logits).logits)
+    with pytest.raises(ValueError, match=r"present must have shape \[B, M\] = \[3, 3\], got \[3, 2\]"):
+        gate(logits, nothing[:, :2])

@@ -21,6 +21,7 @@ OPTIONS = TrainingOptions(
     lr_warmup=0.2,
     validation=0.25,
     task_warmup=0.3,
+    prediction_weight=3.0,
     distill="always",
     distillation_targets="in_sample",
     teacher_folds=2,

@@ -15,8 +15,8 @@ from sklearn.metrics import accuracy_score
 from disentangled_mil.data.cohort import StoredBag
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.folds import patient_folds
-from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.data.slides import write_bag
 from disentangled_mil.metrics import PairedDifference
 from disentangled_mil.train import cross_validation, out_of_fold, run_folder
 from disentangled_mil.train.cross_validation import run_cross_validation
@@ -327,14 +327,14 @@ def test_expression_tells_cohorts_apart(description):
 
 def test_every_option_of_reading_and_the_unit_tell_cohorts_apart(description):
     cohort = read_cohort(description)
-    changes = {"transform": "log", "drop_augmented": True, "step": 3.5, "as_set": True}
+    changes = {"transform": "log", "drop_augmented": True, "step": 3.5, "as_set": True, "max_tokens": 9}
     assert {"paths", *changes} == {field.name for field in fields(StoredBag)}
     first, *others = cohort.samples
     digests = {cohort_digest(cohort), cohort_digest(replace(cohort, unit="patient"))}
     for name, value in changes.items():
         changed = replace(first, bags={**first.bags, "20x": replace(first.bags["20x"], **{name: value})})
         digests.add(cohort_digest(replace(cohort, samples=(changed, *others))))
-    assert len(digests) == 6
+    assert len(digests) == 7
 
 
 def test_slides_of_the_same_size_tell_cohorts_apart_and_their_times_do_not(planted, tmp_path):

@@ -11,8 +11,8 @@ import torch
 
 from disentangled_mil import Bag
 from disentangled_mil.data.cohort_file import read_cohort
-from disentangled_mil.data.hdf5 import write_bag
 from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.data.slides import write_bag
 from disentangled_mil.train.experiment import Split, run_split
 from disentangled_mil.train.predict import predict_slides
 
@@ -88,8 +88,15 @@ def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(reque
 
 def test_checkpoint_notes_how_bags_are_read(by_patient):
     description = json.loads((by_patient.run / "distilled.json").read_text())
-    reading = {"bag": "patient", "transform": "log", "drop_augmented": False, "sets": ["10x", "20x"]}
-    assert description["cohort"] == reading
+    reading = {
+        "bag": "patient",
+        "transform": "log",
+        "drop_augmented": False,
+        "missing": "error",
+        "sets": ["10x", "20x"],
+    }
+    source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
+    assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {"10x": source, "20x": source}}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,56 @@ def test_missing_coordinates_are_refused_before_slides_are_read(by_slide, slides
             file[name] = file["coords"]
         del file["coords"]
     with pytest.raises(ValueError, match=rf"{last.name}: {message}"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+
+
+@pytest.fixture
+def with_sources(by_slide, slides, tmp_path):
+    """A student whose training slides named encoder and magnification, and new slides that name them too."""
+    for name, folder in slides.items():
+        for path in folder.iterdir():
+            with h5py.File(path, "r+") as file:
+                file["features"].attrs["encoder"] = "uni"
+                file["coords"].attrs["target_magnification"] = int(name.removesuffix("x"))
+    source = {"encoder": "uni", "width": 8, "mpp": None}
+    sources = {name: {**source, "magnification": float(name.removesuffix("x"))} for name in slides}
+    return changed_checkpoint(by_slide.run, tmp_path, lambda content: content["cohort"].update(sources=sources))
+
+
+def test_slides_of_another_encoder_are_refused_before_any_is_read_unless_allowed(
+    with_sources, slides, tmp_path, monkeypatch
+):
+    out = tmp_path / "out.csv"
+    expected = predict_slides(with_sources, slides, out)
+    last = max(slides["20x"].iterdir())
+    with h5py.File(last, "r+") as file:
+        file["features"].attrs["encoder"] = "conch"
+    pd.testing.assert_frame_equal(predict_slides(with_sources, slides, out, allow_other_encoder=True), expected)
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    message = rf"{last.name}: must have features of the encoder 'uni', got 'conch' as in training at 20x; --allow-other"
+    with pytest.raises(ValueError, match=message):
+        predict_slides(with_sources, slides, out)
+
+
+def test_swapped_folders_of_magnifications_are_refused(with_sources, slides, tmp_path):
+    swapped = {"10x": slides["20x"], "20x": slides["10x"]}
+    with pytest.raises(ValueError, match=r"must have tiles at 10x, got 20x as in training at 10x"):
+        predict_slides(with_sources, swapped, tmp_path / "out.csv", allow_other_encoder=True)
+
+
+def test_the_cap_of_training_holds_in_prediction(by_slide, slides, tmp_path):
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda content: content["cohort"].update(max_tokens={"20x": 3}))
+    with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
+        capped = predict_slides(path, slides, tmp_path / "out.csv")
+    assert not capped.equals(predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv"))
+
+
+def test_an_empty_slide_is_refused_before_any_is_read(by_slide, slides, tmp_path, monkeypatch):
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    last = max(slides["20x"].iterdir())
+    with h5py.File(last, "w") as file:
+        file["features"] = np.zeros((0, 8), "float32")
+    with pytest.raises(ValueError, match=rf"{last.name}: must hold at least one patch, got none; take the slide out"):
         predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
 
 
@@ -176,7 +233,7 @@ def test_a_missing_or_empty_folder_is_refused(by_slide, tmp_path):
     with pytest.raises(FileNotFoundError, match="no: no such folder"):
         predict_slides(by_slide.run / "student", absent, tmp_path / "out.csv")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: must hold HDF5 slides \(\*\.h5\), got none"):
+    with pytest.raises(ValueError, match=r"empty: must hold slides \(\.h5, .*\), got none"):
         predict_slides(
             by_slide.run / "student", dict.fromkeys(("10x", "20x"), tmp_path / "empty"), tmp_path / "out.csv"
         )
@@ -298,6 +355,8 @@ def changed_checkpoint(run, folder, change):
         ("drop_augmented", "no", r" drop_augmented must be one of False, True, got 'no'"),
         ("sets", None, r" sets must be a list of the magnifications 10x, 20x, got None"),
         ("sets", ["40x"], r" sets must be a list of the magnifications 10x, 20x, got \['40x'\]"),
+        ("max_tokens", [9], r" max_tokens must hold a number per magnification, got \[9\]"),
+        ("sources", [], r" sources must hold an object per magnification, got \[\]"),
     ],
 )
 def test_a_checkpoint_that_describes_no_reading_of_bags_is_named(by_slide, tmp_path, key, value, message):

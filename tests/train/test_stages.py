@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from disentangled_mil import (
+    Bag,
     CGCOptimizer,
     GeneNetwork,
+    Grid,
     Student,
     SubspaceDistillation,
     Teacher,
+    collate_bags,
     inter_magnification_consistency,
     share_distillation,
 )
@@ -97,9 +100,9 @@ def test_teacher_loss_adds_the_tasks_of_the_branches_and_their_consistency(datas
 def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(dataset, make_teacher, monkeypatch, uniform):
     stage, asked = make_teacher(), []
 
-    def record(a, b, *, resolution):
+    def record(a, b, *, resolution, present):
         asked.append(resolution)
-        return inter_magnification_consistency(a, b, resolution=resolution)
+        return inter_magnification_consistency(a, b, resolution=resolution, present=present)
 
     monkeypatch.setattr(stages, "inter_magnification_consistency", record)
     monkeypatch.setattr(CohortDataset, "uniform", uniform)
@@ -311,3 +314,52 @@ def test_predictions_of_a_stage_are_those_of_the_gate(dataset, make_teacher, mak
     for stage, inputs in ((make_teacher(), (batch.bags, batch.genes)), (make_student(), (batch.bags,))):
         stage.model.eval()
         assert torch.equal(stage.logits(batch), stage.model(*inputs).logits)
+
+
+def lacking(batch, row):
+    """A batch in which one sample has no tiles at 10x."""
+    bags = [select(batch.bags["10x"], i) for i in range(len(batch.rows))]
+    bags[row] = Bag.empty(8, placed=True)
+    return batch._replace(bags={**batch.bags, "10x": collate_bags(bags)})
+
+
+def select(bags, i):
+    """One bag of a batch."""
+    grid = bags.grid
+    return Bag(bags.patches[i : i + 1], Grid(grid.cells[i : i + 1], grid.mask[i : i + 1], grid.shapes[i : i + 1]))
+
+
+def gradients(stage, batch, name):
+    """Gradients of one magnification's parameters."""
+    stage.model.zero_grad()
+    stage.loss(batch, 2).total.backward()
+    return [p.grad.clone() for p in stage.model.branches[name].parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student", "distilled"])
+def test_a_sample_teaches_nothing_at_a_magnification_that_it_lacks(dataset, make_teacher, make_student, kind):
+    teacher = make_teacher(consistency_weight=0.0)
+    targets = teacher.targets(dataset) if kind == "distilled" else None
+    stage = teacher if kind == "teacher" else make_student(targets)
+    stage.model.eval()
+    batch = lacking(dataset.batch(range(4)), 1)
+    other = batch._replace(target=torch.where(torch.arange(4) == 1, (batch.target + 1) % 3, batch.target))
+    before, after = gradients(stage, batch, "10x"), gradients(stage, other, "10x")
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.isfinite(gradient).all() for gradient in before)
+    before, after = gradients(stage, batch, "20x"), gradients(stage, other, "20x")
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_consistency_and_confidence_leave_out_samples_that_lack_a_magnification(dataset, make_teacher):
+    stage = make_teacher()
+    stage.begin_epoch(0, dataset)
+    whole = dataset.batch(range(4))
+    lost = stage.loss(lacking(whole, 3), 0)
+    assert torch.isfinite(lost.total)
+    three = stage.loss(dataset.batch(range(3)), 0)
+    torch.testing.assert_close(lost.parts["consistency"], three.parts["consistency"])
+    at_20x = stage.model(whole.bags, whole.genes).branches["20x"].subspace_logits
+    fourth = stage.task.confidence({name: values[3:] for name, values in at_20x.items()}, whole.target[3:])
+    for name, value in fourth.items():
+        torch.testing.assert_close(lost.confidence[name], three.confidence[name] + value)

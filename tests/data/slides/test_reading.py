@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disentangled_mil.bags import TokenSet
-from disentangled_mil.data.hdf5 import merge_slides, read_bag, slide_width, write_bag
+from disentangled_mil.bags import TokenSet, lattice_step
+from disentangled_mil.data.slides import read_bag, slide_source, write_bag
 
 
 def write(path: Path, **datasets: object) -> Path:
@@ -33,7 +33,7 @@ COORDS = np.array([[0, 0], [448, 0], [0, 448], [896, 448]])
 def test_a_written_slide_reads_back_exactly_in_its_stored_type(tmp_path, dtype):
     stored, coords = torch.from_numpy(features(dtype=dtype)), torch.from_numpy(COORDS)
     write_bag(tmp_path / "slide.h5", stored, coords, step=448)
-    bag = read_bag(tmp_path / "slide.h5")
+    bag, _ = read_bag(tmp_path / "slide.h5")
     assert bag.patches.dtype == stored.dtype
     assert torch.equal(bag.patches[0], stored)
     assert torch.equal(bag.grid.cells[0], coords // 448)
@@ -53,43 +53,37 @@ def test_round_trip_keeps_every_patch_at_its_place(tmp_path_factory, count, widt
     values = torch.randn(count, width, generator=generator)
     coords = torch.randint(0, 9, (count, 2), generator=generator) * (step or 1)
     write_bag(path, values, coords, step=step)
-    bag = read_bag(path)
+    bag, _ = read_bag(path)
     assert torch.equal(bag.patches[0], values)
-    cells = coords / (step or bag_step(coords))
+    cells = coords / (step or lattice_step(coords) or 1.0)
     assert torch.equal(bag.grid.cells[0], (cells - cells.amin(0) + 0.5).floor().long())
-    assert slide_width(path) == width
-
-
-def bag_step(coords: torch.Tensor) -> float:
-    gaps = torch.cat([coords[:, axis].unique().diff() for axis in (0, 1)])
-    values, counts = gaps.unique(return_counts=True)
-    return float(values[counts.argmax()]) if len(gaps) else 1.0
+    assert slide_source(path).width == width
 
 
 @pytest.mark.parametrize("name", ["features", "feats"])
 def test_both_names_of_features_and_a_leading_axis_of_one_are_understood(tmp_path, name):
     path = write(tmp_path / "slide.h5", **{name: features()[None], "coords": COORDS[None]})
-    bag = read_bag(path)
+    bag, _ = read_bag(path)
     assert torch.equal(bag.patches, torch.from_numpy(features()[None]))
     assert torch.equal(bag.grid.cells[0], torch.from_numpy(COORDS // 448))
-    assert slide_width(path) == 3
+    assert slide_source(path).width == 3
 
 
 def test_datasets_can_be_named(tmp_path):
     path = write(tmp_path / "slide.h5", uni=features(), places=COORDS, features=features(2, 9))
-    bag = read_bag(path, features="uni", coords="places")
+    bag, _ = read_bag(path, features="uni", coords="places")
     assert bag.patches.shape == (1, 4, 3)
     assert bag.grid.shapes == ((3, 2),)
-    assert slide_width(path, features="uni") == 3
+    assert slide_source(path, features="uni").width == 3
 
 
 def test_a_slide_without_coordinates_lies_on_a_square(tmp_path):
-    assert isinstance(read_bag(write(tmp_path / "slide.h5", features=features())).grid, TokenSet)
+    assert isinstance(read_bag(write(tmp_path / "slide.h5", features=features())).bag.grid, TokenSet)
 
 
 @pytest.mark.parametrize("name", ["coords", "coordinates"])
 def test_both_names_of_coordinates_are_understood(tmp_path, name):
-    assert read_bag(write(tmp_path / "slide.h5", features=features(), **{name: COORDS})).grid.shapes == ((3, 2),)
+    assert read_bag(write(tmp_path / "slide.h5", features=features(), **{name: COORDS})).bag.grid.shapes == ((3, 2),)
 
 
 def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
@@ -97,15 +91,15 @@ def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
     message = r"slide\.h5: coordinates must be in a dataset coords or coordinates, .* got Coords_level0$"
     with pytest.raises(ValueError, match=message):
         read_bag(path)
-    assert read_bag(path, coords="Coords_level0").grid.shapes == ((3, 2),)
-    assert merge_slides([path, path]).patches.shape == (1, 8, 3)  # which takes none
+    assert read_bag(path, coords="Coords_level0").bag.grid.shapes == ((3, 2),)
+    assert read_bag(path, path).bag.patches.shape == (1, 8, 3)  # which takes none
 
 
 def test_other_datasets_are_no_coordinates(tmp_path):
     path = write(
         tmp_path / "slide.h5", features=features(), coord_unit=b"um", coord_extent=[9, 9], stain=np.ones((4, 2))
     )
-    assert isinstance(read_bag(path).grid, TokenSet)
+    assert isinstance(read_bag(path).bag.grid, TokenSet)
 
 
 @pytest.mark.parametrize(("overlap", "shape"), [(0, (3, 2)), (112, (5, 3))])
@@ -113,8 +107,8 @@ def test_the_grid_step_is_the_stored_patch_size_less_the_overlap(tmp_path, overl
     path = write(tmp_path / "slide.h5", features=features(), coords=COORDS)
     with h5py.File(path, "a") as file:
         file["coords"].attrs.update(patch_size=224, patch_size_level0=448, overlap=overlap)
-    assert read_bag(path).grid.shapes == (shape,)
-    assert read_bag(path, step=448).grid.shapes == ((3, 2),)
+    assert read_bag(path).bag.grid.shapes == (shape,)
+    assert read_bag(path, step=448).bag.grid.shapes == ((3, 2),)
 
 
 @pytest.mark.parametrize("side", [np.array([448]), np.array([[448.0]]), np.float16(448), np.uint16(448), "448"])
@@ -122,7 +116,7 @@ def test_the_stored_patch_size_may_have_any_type_of_number(tmp_path, side):
     path = write(tmp_path / "slide.h5", features=features(), coords=COORDS * 2)
     with h5py.File(path, "a") as file:
         file["coords"].attrs.update(patch_size_level0=side, patch_size=side, overlap=np.array([0]))
-    assert read_bag(path).grid.shapes == ((5, 3),)
+    assert read_bag(path).bag.grid.shapes == ((5, 3),)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +139,8 @@ def test_stored_sizes_that_give_no_cell_are_refused_unless_the_side_is_given(tmp
         file["coords"].attrs.update(attributes)
     with pytest.raises(ValueError, match=r"slide\.h5: attributes of coords must give a positive side .*, got p"):
         read_bag(path)
-    assert read_bag(path, step=448).grid.shapes == ((3, 2),)
-    assert merge_slides([path]).patches.shape == (1, 4, 3)
+    assert read_bag(path, step=448).bag.grid.shapes == ((3, 2),)
+    assert read_bag(path, as_set=True).bag.patches.shape == (1, 4, 3)
 
 
 @pytest.mark.parametrize("name", ["features", "coords", "augmented"])
@@ -158,7 +152,7 @@ def test_empty_datasets_are_refused(tmp_path, name):
 
 def test_big_endian_and_small_integer_storage_is_read(tmp_path):
     path = write(tmp_path / "slide.h5", features=features().astype(">f4"), coords=COORDS.astype("uint16"))
-    bag = read_bag(path)
+    bag, _ = read_bag(path)
     assert torch.equal(bag.patches[0], torch.from_numpy(features()))
     assert bag.grid.shapes == ((3, 2),)
 
@@ -166,31 +160,32 @@ def test_big_endian_and_small_integer_storage_is_read(tmp_path):
 def test_augmented_patches_are_dropped_only_on_demand(tmp_path):
     coords = COORDS[[0, 1, 2, 2]]
     path = write(tmp_path / "slide.h5", feats=features(), coords=coords, augmented=[False, False, False, True])
-    assert read_bag(path).patches.shape == (1, 4, 3)
-    dropped = read_bag(path, drop_augmented=True)
+    assert read_bag(path).bag.patches.shape == (1, 4, 3)
+    dropped = read_bag(path, drop_augmented=True).bag
     assert torch.equal(dropped.patches[0], torch.from_numpy(features()[:3]))
     assert dropped.grid.cells[0].tolist() == [[0, 0], [1, 0], [0, 1]]
 
 
 def test_augmented_patches_are_dropped_from_slides_without_coordinates(tmp_path):
     path = write(tmp_path / "slide.h5", feats=features(), augmented=[True, False, False, True])
-    assert read_bag(path, drop_augmented=True).patches[0, :, 0].tolist() == [3.0, 6.0]
+    assert read_bag(path, drop_augmented=True).bag.patches[0, :, 0].tolist() == [3.0, 6.0]
 
 
 def test_merged_slides_keep_all_patches_in_order_without_coordinates(tmp_path):
     first = write(tmp_path / "1.h5", features=features(2), coords=COORDS[:2])
     second = write(tmp_path / "2.h5", features=features(3) + 50)
-    bag = merge_slides([first, second])
+    bag, _ = read_bag(first, second)
     assert bag.patches[0, :, 0].tolist() == [0.0, 3.0, 50.0, 53.0, 56.0]
     assert isinstance(bag.grid, TokenSet)
 
 
 def test_merging_refuses_no_slides_and_other_widths_by_name(tmp_path):
-    with pytest.raises(ValueError, match="paths must hold at least one file, got none"):
-        merge_slides([])
+    for read in (read_bag, slide_source):
+        with pytest.raises(ValueError, match="paths must name at least one file, got none"):
+            read()
     paths = [write(tmp_path / f"{width}.h5", features=features(2, width)) for width in (3, 5)]
-    with pytest.raises(ValueError, match=r"one feature width, got 3 in .*3\.h5 and 5 in .*5\.h5"):
-        merge_slides(paths)
+    with pytest.raises(ValueError, match=r"5\.h5: must have 3 features per patch, got 5; .*3\.h5 is in the same bag"):
+        read_bag(*paths)
 
 
 def test_a_value_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
@@ -209,25 +204,26 @@ def test_a_value_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ({"features": features()[:, 0]}, r"features must have shape \[N, C\] or \[1, N, C\], got \[4\]"),
         (
             {"features": np.zeros((2, 4, 3))},
-            r"features must have shape \[N, C\] or \[1, N, C\], got \[2, 4, 3\]",
+            r"features must have shape \[N, C\], \[1, N, C\] or \[C\], got \[2, 4, 3\]",
         ),
-        ({"features": np.zeros((0, 3))}, "a slide must hold at least one patch, got none"),
         ({"features": np.zeros((4, 0))}, r"at least one number per patch, got shape \[4, 0\]"),
-        ({"features": features(dtype="int64")}, "features must be floating-point numbers, got int64"),
+        (
+            {"features": features(dtype="int64")},
+            "features must be floating-point numbers of 16, 32 or 64 bits, got int64",
+        ),
         (
             {"x": features(), "coords": COORDS},
-            r"a dataset features or feats, got coords \[4, 2\], x \[4, 3\]",
+            r"a dataset features, feats or Res_feature, got coords \[4, 2\], x \[4, 3\]",
         ),
-        ({"features/inner": features()}, r"a dataset features or feats, got features \['group'\]"),
-        ({}, "a dataset features or feats, got an empty file"),
+        ({"features/inner": features()}, r"a dataset features, feats or Res_feature, got features \['group'\]"),
+        ({}, "a dataset features, feats or Res_feature, got an empty file"),
     ],
 )
 def test_unusable_features_are_refused_before_and_while_reading(tmp_path, datasets, message):
     path = write(tmp_path / "slide.h5", **datasets)
-    for read in (read_bag, slide_width):
+    for read in (read_bag, slide_source):
         with pytest.raises(ValueError, match=r"slide\.h5: .*" + message):
             read(path)
 
@@ -321,7 +317,7 @@ def test_a_failed_write_leaves_the_old_slide_and_nothing_else(tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         write_bag(path, torch.zeros(5, 3))
     monkeypatch.undo()
-    assert torch.equal(read_bag(path).patches, torch.ones(1, 2, 3))
+    assert torch.equal(read_bag(path).bag.patches, torch.ones(1, 2, 3))
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -336,10 +332,10 @@ def test_a_failed_write_leaves_the_old_slide_and_nothing_else(tmp_path, monkeypa
 )
 def test_real_features_of_four_slides_are_read(shared, name, count, width, dtype):
     (path,) = (shared / "data" / "wsi_features").glob(f"{name}*.h5")
-    bag = read_bag(path, drop_augmented=True)
+    bag, _ = read_bag(path, drop_augmented=True)
     assert bag.patches.shape == (1, count, width)
     assert bag.patches.dtype == dtype
-    assert slide_width(path) == width
+    assert slide_source(path).width == width
     if name != "TCGA-3X":
         cells = bag.grid.cells[0]
         assert len(torch.unique(cells, dim=0)) == count
@@ -357,7 +353,7 @@ def test_real_tile_maps_lie_on_the_grid_of_their_map(shared, tmp_path):
     tool.write_bag(tmp_path / "20x.h5", name, tiles, tool.TILE_LEVEL0, 20)
     tool.write_bag(tmp_path / "10x.h5", name, tool.halve(tiles), 2 * tool.TILE_LEVEL0, 10)
     for path, tissue in ((tmp_path / "20x.h5", tiles >= 0), (tmp_path / "10x.h5", tool.halve(tiles) >= 0)):
-        bag = read_bag(path)
+        bag, _ = read_bag(path)
         rows, columns = np.nonzero(tissue)
         cells = np.stack([columns - columns.min(), rows - rows.min()], axis=1)
         assert torch.equal(bag.grid.cells[0], torch.from_numpy(cells))

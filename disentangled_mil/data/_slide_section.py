@@ -1,0 +1,135 @@
+"""The section [slides] of a description: a file per slide and magnification, compared before anything is read."""
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from pathlib import Path
+from typing import NamedTuple
+
+from .._checks import check_choice, check_subspaces
+from ..bags import Bag
+from ._section import Section
+from .cohort import MISSING, TRANSFORMS, Sample, StoredBag
+from .slides import SlideError, SlideSource, difference, slide_files, slide_name, slide_source
+
+
+class _Magnification(NamedTuple):
+    """Where the slides of one magnification are, and how they are read."""
+
+    folder: Path
+    sources: dict[str, SlideSource]
+    step: float | None
+    max_tokens: int | None
+
+
+def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]) -> tuple[Sample, ...]:
+    """One sample per slide or patient; width, encoder and magnification of all files are compared.
+
+    Args:
+        folder: folder of the description.
+        section: section [slides].
+        slides: names of the slides of every patient.
+
+    Returns:
+        Samples, whose bags stay in their files.
+
+    Raises:
+        FileNotFoundError: a folder or a slide is missing.
+        ValueError: a key is wrong, a file is refused, or files disagree.
+    """
+    unit = section.take("bag", str, "slide")
+    transform = section.take("transform", str, "none")
+    drop_augmented = section.take("drop_augmented", bool, False)
+    missing = section.take("missing", str, "error")
+    check_choice(f"{section.name} bag", unit, ("slide", "patient"))
+    check_choice(f"{section.name} transform", transform, TRANSFORMS)
+    check_choice(f"{section.name} missing", missing, MISSING)
+    names = [name for patient in slides.values() for name in patient]
+    parts = _magnifications(folder, section, names, as_set=unit == "patient")
+    _check_there(list(parts.values()), names, allow=missing == "allow")
+    width = _check_alike(list(parts.values()))
+
+    def bag(part: _Magnification, members: Sequence[str]) -> StoredBag | Bag:
+        known = [part.sources[name] for name in members if name in part.sources]
+        paths = tuple(path for source in known if source.tokens for path in source.files)
+        if paths:
+            return StoredBag(paths, transform, drop_augmented, part.step, unit == "patient", part.max_tokens)
+        return Bag.empty(width, placed=any(source.placed for source in part.sources.values()))
+
+    def sample(name: str, patient: str, members: Sequence[str]) -> Sample:
+        return Sample(name, patient, {magnification: bag(part, members) for magnification, part in parts.items()})
+
+    if unit == "patient":
+        # Slides are merged by name, as in a prediction. They share no coordinates, so the bag of a patient is a set.
+        return tuple(sample(patient, patient, sorted(members)) for patient, members in slides.items())
+    return tuple(sample(name, patient, [name]) for patient, members in slides.items() for name in members)
+
+
+def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_set: bool) -> dict[str, _Magnification]:
+    """The magnifications, with the metadata of every slide that is there."""
+    for key, content in section.content.items():
+        if key not in section.known and not isinstance(content, dict):
+            raise ValueError(
+                f"{section.name} has the unknown key {key!r}; known are {', '.join(section.known)}, "
+                "and a section per magnification"
+            )
+    parts: dict[str, _Magnification] = {}
+    read: dict[Path, SlideSource] = {}  # Magnifications may share a folder.
+    for magnification, part in section.sections().items():
+        place = folder / part.take("folder", str)
+        step, max_tokens = part.optional("step", float), part.optional("max_tokens", int)
+        part.end()
+        if step is not None and not 0 < step < inf:
+            raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"{part.name} max_tokens must be at least 1, got {max_tokens}")
+        files = slide_files(place)
+        sources = {}
+        for name in names:
+            path = files.get(slide_name(name))
+            if path is not None:
+                if path not in read:
+                    read[path] = slide_source(path, as_set=as_set)
+                sources[name] = read[path]
+        parts[magnification] = _Magnification(place, sources, step, max_tokens)
+    if not parts:
+        raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
+    check_subspaces(parts, f"{section.name} magnifications")
+    return parts
+
+
+def _check_there(parts: Sequence[_Magnification], names: Sequence[str], *, allow: bool) -> None:
+    """Every slide has tiles at every magnification, or at one of them where ``allow`` is True."""
+    remedy = '; missing = "allow" in [slides] reads the other magnifications' if len(parts) > 1 and not allow else ""
+    for name in names:
+        found = [part.sources.get(name) for part in parts]
+        if allow and any(source is not None and source.tokens for source in found):
+            continue
+        for part, source in zip(parts, found, strict=True):
+            if source is None:
+                absent = sum(other not in part.sources for other in names)
+                raise FileNotFoundError(
+                    f"{part.folder / name}.h5: there is no such file, like {absent} of {len(names)} slides{remedy}"
+                )
+            if not source.tokens:
+                raise SlideError(
+                    f"{source.files[0]}: a slide must hold at least one patch, got none; leave the slide out{remedy}"
+                )
+
+
+def _check_alike(parts: Sequence[_Magnification]) -> int:
+    """The width of all features; encoder and magnification are one within each part."""
+    first: SlideSource | None = None
+    for part in parts:
+        known: SlideSource | None = None
+        for source in part.sources.values():
+            if not source.tokens:
+                continue
+            first, known = first or source, known or source
+            reason = difference(source, known.encoder, known.magnification, known.mpp)
+            if reason is not None:
+                raise SlideError(f"{source.files[0]}: {reason} as in {known.files[0]}")
+            if source.width != first.width:
+                raise SlideError(
+                    f"{source.files[0]}: feature width must be {first.width} as in {first.files[0]}, got {source.width}"
+                )
+    return first.width if first is not None else 0

@@ -1,0 +1,19 @@
+"""Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
+
+from .files import SUFFIXES, slide_files, slide_name
+from .reading import SlideBag, read_bag, slide_source
+from .source import SlideError, SlideSource, difference
+from .writing import write_bag
+
+__all__ = [
+    "SUFFIXES",
+    "SlideBag",
+    "SlideError",
+    "SlideSource",
+    "difference",
+    "read_bag",
+    "slide_files",
+    "slide_name",
+    "slide_source",
+    "write_bag",
+]

@@ -1,0 +1,158 @@
+"""Tables of AnnData, as LazySlide and scverse write them: ``.h5ad``, or a table in the ``.zarr`` of a SpatialData.
+
+Features are ``X``. Coordinates are ``obsm["spatial"]``, or the columns ``x`` and ``y`` of ``obs``. LazySlide describes
+its tiles in ``uns["tile_spec"]``, or in a table of that name.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ._hdf5 import check_features, dataset
+from ._stored import Array, StoredSlide, number, text
+from .source import SlideError, SlideSource
+
+_SUFFIX = "_tiles"  # LazySlide names a table after its encoder: uni_tiles.
+
+
+def is_anndata(group: Any) -> bool:
+    """Whether an HDF5 or zarr group holds AnnData."""
+    return group.attrs.get("encoding-type") == "anndata" or ("X" in group and "obs" in group)
+
+
+def open_anndata_group(
+    path: Path, group: Any, coords: str | None, encoder: str | None = None, specs: Any = None
+) -> StoredSlide:
+    """The slide in a group that holds AnnData.
+
+    Args:
+        path: file, for errors.
+        group: group of HDF5 or zarr.
+        coords: key of ``obsm``; by default ``spatial``, if present.
+        encoder: name of the encoder, if it is known.
+        specs: table with descriptions of tiles, if it is apart.
+
+    Returns:
+        The slide.
+
+    Raises:
+        SlideError: a part is missing or has a wrong shape or type.
+    """
+    values = _features(path, group)
+    count, width = check_features(path, values)
+    notes = _read(group["uns"]) if "uns" in group else {}
+    spec = notes.get("tile_spec") or (next(iter(_read(specs["uns"]).values()), None) if specs is not None else None)
+    spec = spec if isinstance(spec, Mapping) else {}
+    shape = [number(side) for side in np.ravel(notes.get("slide_properties", {}).get("shape", ()))]
+    scale = number(spec.get("base_downsample"))
+    tile, step = (
+        number(spec.get(f"raw_{name}")) or (side * scale if scale and (side := number(spec.get(name))) else None)
+        for name in ("width", "stride_width")
+    )
+    key = coords or "spatial"
+    in_obsm = "obsm" in group and key in group["obsm"]
+    if coords is not None and not in_obsm:
+        raise SlideError(f"{path}: obsm must have the key {coords!r}, got {', '.join(group.get('obsm', ())) or 'none'}")
+    in_obs = "x" in group["obs"] and "y" in group["obs"]
+    placed = in_obsm or in_obs
+
+    def places() -> Array:
+        found = _read(group["obsm"])[key] if in_obsm else _read(group["obs"])[["x", "y"]]
+        found = np.asarray(found)
+        if found.shape != (count, 2) or found.dtype.kind not in "iuf":
+            raise SlideError(
+                f"{path}: coordinates must be numbers of shape [N, 2] = [{count}, 2], got {found.dtype} of shape "
+                f"{list(found.shape)}"
+            )
+        return found
+
+    return StoredSlide(
+        SlideSource(
+            (path,),
+            "AnnData",
+            count,
+            width,
+            placed,
+            encoder or text(notes.get("encoder", "")),
+            mpp=number(spec.get("mpp")),
+            tile=tile if placed else None,
+            unit="level-0 pixels" if placed and spec else None,
+        ),
+        values,
+        values.chunks[0] if values.chunks else 1,
+        places if placed else None,
+        step=lambda: step,
+        extent=(shape[1], shape[0]) if len(shape) == 2 and shape[0] and shape[1] else None,
+    )
+
+
+@contextmanager
+def open_zarr_slide(path: Path, features: str | None, coords: str | None) -> Iterator[StoredSlide]:
+    """The slide in a zarr folder: AnnData, or a table of a SpatialData; ``features`` names one of several tables."""
+    require_anndata(path)
+    import zarr
+
+    try:
+        root: Any = zarr.open_group(str(path), mode="r")
+        if is_anndata(root):
+            yield open_anndata_group(path, root, coords)
+            return
+        tables = root.get("tables", {})
+        names = [name for name in tables if is_anndata(tables[name]) and "X" in tables[name]]
+        if features not in names if features is not None else len(names) != 1:
+            raise SlideError(
+                f"{path}: must hold one table with features, or the argument features must name one, "
+                f"got {', '.join(sorted(names)) or 'none'}"
+            )
+        name = features or names[0]
+        encoder = name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else None
+        yield open_anndata_group(path, tables[name], coords, encoder, tables.get("tile_spec"))
+    except SlideError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise SlideError(f"{path}: must be a complete zarr folder: {error}") from error
+
+
+def _features(path: Path, group: Any) -> Any:
+    """The array X; the file holds all of it."""
+    if isinstance(group, h5py.Group):
+        return dataset(path, group, ("X",))
+    values: Any = group.get("X")
+    if not hasattr(values, "nchunks"):
+        raise SlideError(f"{path}: X must be a dense array of features, got {'none' if values is None else 'a group'}")
+    if values.nchunks_initialized < values.nchunks:
+        raise SlideError(
+            f"{path}: X must hold the {list(values.shape)} numbers that it declares, got {values.nchunks_initialized} "
+            f"of {values.nchunks} chunks; write the table again"
+        )
+    return values
+
+
+def refuse_shapes(path: Path, source: SlideSource) -> None:
+    """Refuse a table whose coordinates are the shapes beside it, which would silently be ignored."""
+    if (path / "shapes").is_dir():
+        raise SlideError(
+            f"{path}: coordinates must be in obsm['spatial'] or in the columns x and y of obs, got only shapes; write "
+            f"wsi.fetch.features_anndata(...).write_h5ad(...) with LazySlide, or read {source.writer} as a set"
+        )
+
+
+def _read(element: Any) -> Any:
+    """An element of AnnData, decoded by its library."""
+    from anndata.io import read_elem
+
+    return read_elem(element)
+
+
+def require_anndata(path: Path) -> None:
+    """Say which extra reads the file."""
+    try:
+        import anndata  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path}: AnnData needs an extra: pip install 'disentangled_mil[train,anndata]' ({error})"
+        ) from error

@@ -1,0 +1,111 @@
+"""HDF5 files: opened and checked from their metadata, so that no declared size is believed that the file cannot hold.
+
+HDF5 fills what was never written with zeros, and what lies in other files that are gone too. Both would be read as
+features, so both are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ._stored import Array, vector_or_rows
+from .source import SlideError
+
+FEATURES = ("features", "feats", "Res_feature")
+COORDS = ("coords", "coordinates")
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading; an error of HDF5 becomes one that names the file."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except PermissionError as error:
+        raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
+    except SlideError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise SlideError(f"{path}: must be a complete HDF5 file: {error}; write the file again") from error
+
+
+def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:
+    """The first dataset of one of the names; the file holds all that it declares."""
+    for name in names:
+        found = group.get(name)
+        if isinstance(found, h5py.Dataset):
+            _check_complete(path, name, found)
+            return found
+        link = group.get(name, getlink=True)
+        if found is None and isinstance(link, h5py.ExternalLink):
+            raise SlideError(
+                f"{path}: {name} must be in the file, got a link to {link.filename}, which is not there; "
+                "copy the features into one file"
+            )
+    present = ", ".join(f"{name} {list(getattr(item, 'shape', ['group']) or [])}" for name, item in group.items())
+    wanted = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    raise SlideError(f"{path}: must have a dataset {wanted}, got {present or 'an empty file'}")
+
+
+def check_features(path: Path, data: Any) -> tuple[int, int]:
+    """Number of rows N and width C of features, from their metadata."""
+    if np.dtype(data.dtype).kind != "f" or data.dtype.itemsize > 8:
+        raise SlideError(f"{path}: features must be floating-point numbers of 16, 32 or 64 bits, got {data.dtype}")
+    sizes = vector_or_rows(data.shape)
+    if sizes is None:
+        raise SlideError(f"{path}: features must have shape [N, C], [1, N, C] or [C], got {list(data.shape)}")
+    if sizes[0] and not sizes[1]:
+        raise SlideError(f"{path}: features must have at least one number per patch, got shape {list(data.shape)}")
+    return sizes
+
+
+def read_coords(path: Path, data: Any, count: int) -> Array:
+    """Coordinates [N, 2] of N patches."""
+    if np.dtype(data.dtype).kind not in "iuf":
+        raise SlideError(f"{path}: coords must be numbers, got {data.dtype}")
+    places = read_rows(data)
+    if places.shape != (count, 2):
+        raise SlideError(
+            f"{path}: coords must have shape [N, 2] = [{count}, 2] like the features, got {list(places.shape)}"
+        )
+    return places
+
+
+def read_rows(data: Any, axes: int = 2) -> Array:
+    """A dataset as an array, without a leading axis of 1."""
+    values = np.asarray(data[()])
+    return values[0] if values.ndim == axes + 1 and len(values) == 1 else values
+
+
+def _check_complete(path: Path, name: str, data: h5py.Dataset) -> None:
+    """Refuse a dataset whose content is not all in the file."""
+    if data.shape is None:
+        raise SlideError(f"{path}: {name} must be an array, got an empty dataset")
+    if data.external:
+        files = ", ".join(str(entry[0]) for entry in data.external)
+        raise SlideError(f"{path}: {name} must be in the file, got external storage in {files}; copy it into one file")
+    if data.is_virtual:
+        for source in data.virtual_sources():
+            if source.file_name != "." and not (path.parent / source.file_name).is_file():
+                raise SlideError(
+                    f"{path}: {name} must be in the file, got a view of {source.file_name}, which is not there; "
+                    "copy the features into one file"
+                )
+        return
+    if not prod(data.shape):
+        return
+    if data.chunks:
+        wanted = prod(ceil(size / chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
+        found, unit = data.id.get_num_chunks(), "chunks"
+    else:
+        wanted, found, unit = data.nbytes, data.id.get_storage_size(), "bytes"
+    if found < wanted:
+        raise SlideError(
+            f"{path}: {name} must hold the {list(data.shape)} numbers that it declares, got {found} of {wanted} "
+            f"{unit}; extract the slide again"
+        )

@@ -1,0 +1,148 @@
+"""CLAM, TRIDENT, STAMP and the released method in HDF5, told apart by names and attributes.
+
+TRIDENT states everything at its coordinates. STAMP states it at the file, and its first version only its name: its
+tiles were 224 pixels for 256 micrometers. CLAM states it in a second file beside the features,
+``patches/SLIDE.h5``, with the coordinates of the tiles.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ._hdf5 import COORDS, FEATURES, check_features, dataset, open_hdf5, read_coords, read_rows
+from ._stored import Array, Rows, StoredSlide, number, text
+from .source import SlideError, SlideSource
+
+_AUGMENTED = "augmented"
+_SIDES = ("patch_size_level0", "patch_size", "overlap")
+_OF_TRIDENT = {"patch_size_level0", "target_magnification"}
+_FIRST_STAMP = 224, 256.0  # pixels and micrometers of a tile
+_FOLDERS_ABOVE = 3  # CLAM's features lie in FOLDER/h5_files, and its patches beside it or one folder above.
+
+
+class _WithoutAxis:
+    """Features [1, N, C] as rows [N, C], or the vector [C] of a slide encoder as one row."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self.dtype = data, data.dtype
+
+    def __getitem__(self, rows: slice) -> Array:
+        if self._data.ndim == 1:
+            return np.asarray(self._data[()])[None][rows]
+        return np.asarray(self._data[0, rows])
+
+
+def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: str | None) -> StoredSlide:
+    """The slide in an open file, in the layout of any of the writers."""
+    values = dataset(path, file, FEATURES if features is None else (features,))
+    count, width = check_features(path, values)
+    places = None
+    # The tiles behind the vector of a slide encoder may be listed beside it.
+    if values.ndim > 1 and (coords is not None or any(name in file for name in COORDS)):
+        places = dataset(path, file, COORDS if coords is None else (coords,))
+    rows: Rows = values if values.ndim == 2 else _WithoutAxis(values)
+    slide = StoredSlide(
+        SlideSource((path,), "HDF5", count, width, places is not None),
+        rows,
+        values.chunks[-2] if values.chunks and values.ndim > 1 else 1,
+        None if places is None else lambda: read_coords(path, places, count),
+        (lambda: _flags(path, file, count)) if _AUGMENTED in file else None,
+    )
+    place_notes = {} if places is None else dict(places.attrs)
+    if "encoder" in values.attrs or not _OF_TRIDENT.isdisjoint(place_notes):
+        return _trident(path, slide, {**file.attrs, **values.attrs}, place_notes)
+    if values.name == "/feats" or "extractor" in file.attrs:
+        return _stamp(slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
+    if values.name == "/Res_feature":
+        return slide._replace(source=slide.source._replace(writer="released method"))
+    return slide if places is None else clam_slide(path, slide)
+
+
+def refuse_other_coordinates(path: Path, file: h5py.File) -> None:
+    """Refuse coordinates under an unknown name, which would silently be ignored."""
+    for name, item in file.items():
+        shape = tuple(getattr(item, "shape", None) or ())
+        if "coord" in name.casefold() and name not in COORDS and len(shape) in (2, 3) and shape[-1] == 2:
+            raise SlideError(
+                f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, "
+                f"or be named by the argument coords, got {name}"
+            )
+
+
+def clam_slide(path: Path, slide: StoredSlide) -> StoredSlide:
+    """Complete a slide of CLAM by the tile size in ``patches/SLIDE.h5``, if that file is near."""
+    source = slide.source._replace(writer="CLAM", unit="level-0 pixels")
+    folders = [*path.parents][:_FOLDERS_ABOVE]
+    patches = next((f for folder in folders if (f := folder / "patches" / f"{path.stem}.h5").is_file()), None)
+    if patches is None:
+        return slide._replace(source=source)
+    with open_hdf5(patches) as file:
+        notes = dict(dataset(patches, file, COORDS).attrs)
+    downsample = [number(side) for side in np.ravel(notes.get("downsample", 1))]
+    extent = [number(side) for side in np.ravel(notes.get("level_dim", ()))]
+    side, scale = number(notes.get("patch_size")), downsample[0] if downsample else None
+    if side is None or scale is None:
+        raise SlideError(f"{patches}: coords must have the attributes patch_size and downsample, got {notes}")
+    sides = [size * scale for size in extent if size is not None]
+    return slide._replace(
+        source=source._replace(tile=side * scale), extent=(sides[0], sides[1]) if len(sides) == 2 else None
+    )
+
+
+def _trident(path: Path, slide: StoredSlide, notes: Mapping[str, Any], places: Mapping[str, Any]) -> StoredSlide:
+    width, height = (number(places.get(f"level0_{side}")) for side in ("width", "height"))
+    source = slide.source._replace(
+        writer="TRIDENT",
+        encoder=text(notes.get("encoder")),
+        magnification=number(places.get("target_magnification")),
+        tile=number(places.get("patch_size_level0")),
+        unit="level-0 pixels" if places else None,
+    )
+    sides = {name: places[name] for name in _SIDES if name in places}
+    return slide._replace(
+        source=source,
+        step=(lambda: _step(path, sides)) if _SIDES[0] in sides else lambda: None,
+        extent=(width, height) if width and height else None,
+    )
+
+
+def _stamp(slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> StoredSlide:
+    pixels = number(notes.get("tile_size_px"))
+    side = number(notes.get("tile_size_um")) or number(notes.get("tile_size"))
+    unit = "micrometers" if side else None
+    mpp = side / pixels if side and pixels else None
+    encoder = text(notes.get("encoder")) or text(notes.get("extractor"))
+    if side is None and integers and encoder is not None:
+        side, unit, mpp = float(_FIRST_STAMP[0]), "tile pixels", _FIRST_STAMP[1] / _FIRST_STAMP[0]
+    tile = side if slide.source.placed else None
+    source = slide.source._replace(
+        writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit if slide.source.placed else None
+    )
+    return slide._replace(source=source, step=lambda: tile)
+
+
+def _step(path: Path, sides: Mapping[str, Any]) -> float:
+    """Side of a grid cell in level-0 pixels: the patch size minus the overlap in the attributes."""
+    try:
+        numbers = {name: float(np.asarray(value).item()) for name, value in sides.items()}
+        side = numbers["patch_size_level0"]
+        step = side - round(numbers.get("overlap", 0) * side / numbers.get("patch_size", side))
+    except (TypeError, ValueError, ArithmeticError, LookupError):
+        step = 0.0
+    if not 0 < step < float("inf"):
+        noted = ", ".join(f"{name} = {value!r}" for name, value in sides.items())
+        raise SlideError(
+            f"{path}: attributes of coords must give a positive side of a grid cell, got {noted}; give it as step"
+        )
+    return step
+
+
+def _flags(path: Path, file: h5py.File, count: int) -> Array:
+    """Flags [N] of augmented patches."""
+    flags = read_rows(dataset(path, file, (_AUGMENTED,)), axes=1)
+    if flags.shape != (count,):
+        raise SlideError(f"{path}: augmented must have one flag per patch, [{count}], got {list(flags.shape)}")
+    return flags.astype(bool)

@@ -1,0 +1,165 @@
+"""Files that cannot be right are refused: the message names file, place and remedy."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from disentangled_mil.data.slides import SlideError, read_bag, slide_files, slide_source, write_bag
+from tests.support import slides
+
+FEATURES = np.arange(40, dtype="float32").reshape(10, 4)
+COORDS = np.stack([np.arange(10) % 5, np.arange(10) // 5], axis=1) * slides.TILE
+
+
+def refused(path: Path, message: str, *, by_metadata: bool = True) -> None:
+    """A file is refused when it is read, and already from its metadata if that shows the defect."""
+    for read in (read_bag, slide_source) if by_metadata else (read_bag,):
+        with pytest.raises(SlideError, match=rf"{path.name}: {message}"):
+            read(path)
+
+
+@pytest.mark.parametrize("write", [slides.clam, slides.trident, slides.stamp])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.97])
+def test_a_truncated_file_is_refused(tmp_path, write, share):
+    path = write(tmp_path, "slide", np.ones((500, 16), "float32"), np.arange(1000).reshape(-1, 2) * slides.TILE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path, "must be a complete HDF5 file: .*; write the file again")
+
+
+def test_rows_that_were_declared_and_never_written_are_not_read_as_zeros(tmp_path):
+    with h5py.File(tmp_path / "slide.h5", "w") as file:
+        data = file.create_dataset("features", (10, 4), "float32", chunks=(2, 4))
+        data[:4] = 1.0
+    message = r"features must hold the \[10, 4\] numbers that it declares, got 2 of 5 chunks; extract the slide again"
+    refused(tmp_path / "slide.h5", message)
+    with h5py.File(tmp_path / "late.h5", "w") as file:
+        file.create_dataset("features", (10, 4), "float32")
+    refused(tmp_path / "late.h5", "features must hold the .* got 0 of 160 bytes")
+
+
+def test_an_absurd_size_is_refused_without_memory_for_it(tmp_path):
+    with h5py.File(tmp_path / "slide.h5", "w") as file:
+        file.create_dataset("features", (10**12, 1024), "float32", chunks=(1024, 1024))
+    refused(tmp_path / "slide.h5", r"features must hold the \[1000000000000, 1024\] numbers that it declares")
+
+
+def test_features_in_other_files_are_refused_by_name(tmp_path):
+    np.ones((10, 4), "float32").tofile(tmp_path / "raw.bin")
+    with h5py.File(tmp_path / "external.h5", "w") as file:
+        file.create_dataset("features", (10, 4), "float32", external=[(str(tmp_path / "raw.bin"), 0, 160)])
+    refused(tmp_path / "external.h5", r"features must be in the file, got external storage in .*raw\.bin; copy it")
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["features"] = h5py.ExternalLink("moved_away.h5", "/features")
+    refused(tmp_path / "link.h5", r"features must be in the file, got a link to moved_away\.h5, which is not there")
+
+
+def test_a_virtual_dataset_is_read_as_long_as_its_sources_are_there(tmp_path):
+    layout = h5py.VirtualLayout((10, 4), "float32")
+    for half in range(2):
+        part = FEATURES[5 * half : 5 * half + 5]
+        slides.write_hdf5(tmp_path / f"part{half}.h5", features=part)
+        layout[5 * half : 5 * half + 5] = h5py.VirtualSource(f"part{half}.h5", "features", shape=(5, 4))
+    with h5py.File(tmp_path / "slide.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+    assert torch.equal(read_bag(tmp_path / "slide.h5").bag.patches[0], torch.from_numpy(FEATURES))
+    (tmp_path / "part1.h5").unlink()
+    refused(tmp_path / "slide.h5", r"features must be in the file, got a view of part1\.h5, which is not there; copy")
+
+
+def test_numbers_of_a_size_that_pytorch_lacks_are_refused(tmp_path):
+    path = slides.write_hdf5(tmp_path / "slide.h5", features=FEATURES.astype(np.longdouble))
+    refused(path, "features must be floating-point numbers of 16, 32 or 64 bits, got float128")
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(-448, "-448"), (2**31, "2147483648"), (np.uint32(2**32 - 1), "4294967295"), (1e30, r"1e\+30")]
+)
+def test_negative_and_huge_coordinates_are_named(tmp_path, value, got):
+    coords = COORDS.astype(np.asarray(value).dtype)
+    coords[3, 1] = value
+    path = slides.write_hdf5(tmp_path / "slide.h5", features=FEATURES, coords=coords)
+    message = rf"coords must lie between 0 and 10,000,000, got {got} in row 3, column 1; write the coordinates of upper"
+    refused(path, message, by_metadata=False)
+
+
+@pytest.mark.parametrize("write", [slides.clam, slides.trident, slides.h5ad])
+def test_swapped_columns_of_coordinates_are_recognized_by_the_size_of_the_slide(tmp_path, write):
+    if write is slides.h5ad:
+        pytest.importorskip("anndata")
+    wide = COORDS + np.array([90_000 // slides.TILE * slides.TILE, 0])
+    path = write(tmp_path, "slide", FEATURES, wide)
+    read_bag(path)
+    with h5py.File(path, "a") as file:
+        places = file["obsm/spatial"] if write is slides.h5ad else file["coords"]
+        places[:] = wide[:, ::-1]
+    message = r"coords must be \(x, y\) inside of the slide of \d+ x \d+, got up to \(\d+, \d+\); x and y are swapped"
+    refused(path, message, by_metadata=False)
+
+
+def test_coordinates_outside_of_the_slide_are_refused(tmp_path):
+    path = slides.trident(tmp_path, "slide", FEATURES, COORDS + 200_000)
+    refused(path, r"coords must be \(x, y\) inside of the slide of 100000 x 80000, got .*\)$", by_metadata=False)
+
+
+@pytest.mark.parametrize("row", [0, 4_999, 99_999])
+def test_a_tile_that_is_not_finite_is_named_in_slides_of_several_blocks(tmp_path, row):
+    values = np.ones((100_000, 64), "float16")
+    values[row, 7] = np.nan
+    path = slides.write_hdf5(tmp_path / "slide.h5", features=values)
+    refused(path, f"features must be finite, got nan in row {row}, column 7", by_metadata=False)
+
+
+def test_a_file_of_no_known_kind_is_refused(tmp_path):
+    for name, content in (("empty.h5", b""), ("text.pt", b"features"), ("image.h5", b"\x89PNG\r\n")):
+        (tmp_path / name).write_bytes(content)
+        refused(tmp_path / name, "must be a complete HDF5 file: ")
+
+
+def test_a_folder_that_is_no_zarr_and_a_table_without_its_chunks_are_refused(tmp_path):
+    pytest.importorskip("anndata")
+    zarr = pytest.importorskip("zarr")
+    (tmp_path / "folder.zarr").mkdir()
+    refused(tmp_path / "folder.zarr", "must be a complete zarr folder")
+    root = zarr.open_group(str(tmp_path / "table.zarr"), mode="w", zarr_format=2)
+    root.attrs["encoding-type"] = "anndata"
+    root.create_array("X", shape=(10, 4), chunks=(5, 4), dtype="float32")[:5] = 1.0
+    refused(tmp_path / "table.zarr", r"X must hold the \[10, 4\] numbers that it declares, got 1 of 2 chunks; write")
+
+
+def test_names_of_slides_may_be_written_in_either_form_of_unicode(tmp_path):
+    name = "Bönn 切片"
+    write_bag(tmp_path / f"{unicodedata.normalize('NFD', name)}.h5", torch.ones(2, 4))
+    files = slide_files(tmp_path)
+    assert list(files) == [unicodedata.normalize("NFC", name)]
+    assert read_bag(*files.values()).bag.patches.shape == (1, 2, 4)
+
+
+def test_one_slide_in_two_files_is_refused(tmp_path):
+    for name in ("a.h5", "a.pt", ".hidden.h5", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(SlideError, match=r"must hold one file per slide, got a\.h5 and a\.pt"):
+        slide_files(tmp_path)
+    (tmp_path / "a.pt").unlink()
+    assert list(slide_files(tmp_path)) == ["a"]
+
+
+def test_folders_and_files_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    path = slides.trident(tmp_path, "slide", FEATURES, COORDS)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError, match=r"must be readable, got no permission to list its files"):
+        slide_files(tmp_path)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"slide\.h5: must be readable, got no permission to read it"):
+        slide_source(path)
+    with pytest.raises(FileNotFoundError, match="absent: no such folder"):
+        slide_files(tmp_path / "absent")
