@@ -4,10 +4,14 @@ import csv
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
+# The delimiter of every ending where the header does not tell.
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_COMMENT = "#"
 
 
 class Row(NamedTuple):
@@ -23,10 +27,12 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    r"""The rows of a comma- or tab-separated table, header first, empty lines skipped.
+    r"""The rows of a table, header first; empty lines, and lines with ``#`` before the header, are skipped.
+
+    The delimiter is the comma, semicolon or tab that the header holds most often outside of quotes.
 
     Args:
-        path: ``.csv``, ``.tsv`` or ``.txt`` (tab-separated) file in UTF-8, also with ``.gz`` behind it.
+        path: ``.csv``, ``.tsv`` or ``.txt`` file in UTF-8, also with ``.gz`` behind it.
 
     Returns:
         An iterator over the rows; the file is read as it advances.
@@ -44,30 +50,94 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         [['patient', 'EGFR'], ['A', '1.5']]
     """
     path = Path(path)
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
-    if plain.suffix not in _DELIMITERS:
-        raise ValueError(f"{path}: a table must end in .csv, .tsv or .txt (also with .gz), got {path.name!r}")
     width, end = None, 0
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_DELIMITERS[plain.suffix], strict=True)
+    with _opened(path) as file:
+        skipped, header = _header(file)
+        try:
+            lines = chain([header] if header else [], file)
+            reader = csv.reader(lines, delimiter=_delimiter(header, _kind(path)), strict=True)
             for cells in reader:
                 if not cells:
                     continue
+                line = skipped + reader.line_num
                 width = len(cells) if width is None else width
                 if len(cells) != width:
+                    hint = "; R leaves out the header's first cell: write the table with col.names = NA"
                     raise ValueError(
-                        f"{path}, line {reader.line_num}: a row must have {width} cells like the header, "
-                        f"got {len(cells)}"
+                        f"{path}, line {line}: a row must have {width} cells like the header, "
+                        f"got {len(cells)}{hint if len(cells) == width + 1 else ''}"
                     )
-                end = reader.line_num
+                end = line
                 yield Row(end, cells)
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {end + 1}: must be a table whose quotes end where a cell does: {error}"
-        ) from error
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: must be a readable UTF-8 text table: {error}") from error
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, line {max(end, skipped) + 1}: must be a table whose quotes end where a cell does: {error}"
+            ) from error
     if width is None:
         raise ValueError(f"{path}: a table must have a header, got an empty file")
+
+
+def delimiter_of(path: str | Path) -> str:
+    r"""The delimiter of a table, by which :func:`read_rows` reads it.
+
+    Args:
+        path: table.
+
+    Returns:
+        The character between two cells.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: unknown ending, or no readable text.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+        >>> _ = path.write_text("patient;EGFR\nA;1,5\n")
+        >>> delimiter_of(path)
+        ';'
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        return _delimiter(_header(file)[1], _kind(path))
+
+
+def _kind(path: Path) -> str:
+    """The ending of a table, in small letters and without ``.gz``."""
+    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if plain.suffix.lower() not in _DELIMITERS:
+        spreadsheet = plain.suffix.lower() in (".xlsx", ".xls", ".ods")
+        raise ValueError(
+            f"{path}: a table must end in .csv, .tsv or .txt (also with .gz), got {path.name!r}"
+            + ("; save the sheet as CSV UTF-8" if spreadsheet else "")
+        )
+    return plain.suffix.lower()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """Open a table as text; an error of its encoding or compression names the file."""
+    _kind(path)
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield cast(TextIO, file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: must be a readable UTF-8 text table: {error}; save it as CSV UTF-8") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: must be a readable UTF-8 text table: {error}") from error
+
+
+def _header(file: TextIO) -> tuple[int, str]:
+    """The number of lines before the header, and the header's first line; an empty text if there is none."""
+    for skipped, line in enumerate(file):
+        if line.strip() and not line.startswith(_COMMENT):
+            return skipped, line
+    return 0, ""
+
+
+def _delimiter(header: str, kind: str) -> str:
+    """The delimiter that a header holds most often outside of quotes; that of the ending where it holds none."""
+    bare = "".join(header.split('"')[::2])
+    usual = _DELIMITERS[kind]
+    return max((usual, *sorted(set(",;\t") - {usual})), key=bare.count)

@@ -3,6 +3,7 @@
 No other module may use a private name of PyTorch; ``tests/test_torch_private.py`` enforces it.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,3 +104,20 @@ def grid_sample_backward(
         ) from error
     into_table, into_place = formula(gradient, table, place, 0, 1, True, list(wanted))
     return into_table, into_place
+
+
+def unscaled_by_calling_scaler(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the ``GradScaler`` that called the caller has unscaled an optimizer since its last update.
+
+    A scaler keeps its state by optimizer object and hands itself to no one, so it is found as the caller.
+
+    Args:
+        optimizer: optimizer.
+
+    Returns:
+        Whether it was unscaled; False where a release lacks the interface.
+    """
+    scaler = sys._getframe(2).f_locals.get("self")
+    states = getattr(scaler, "_per_optimizer_states", {}) if isinstance(scaler, torch.amp.GradScaler) else {}
+    stage = states[id(optimizer)].get("stage") if id(optimizer) in states else None
+    return getattr(stage, "name", "") == "UNSCALED"

@@ -3,10 +3,11 @@
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -24,10 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of the input are one line, and exit status 2."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return options.run(options) or 0
     except ModuleNotFoundError as error:
         extra = "" if "pip install" in str(error) else "; install the extra: pip install 'disentangled_mil[train]'"
         print(f"error: {error}{extra}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        place = f"{error.filename}: no permission" if error.filename else str(error)
+        print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)
         return 2
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,19 +92,32 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
     predict.set_defaults(run=_predict)
 
+    check = commands.add_parser("check", help="what is understood of a cohort, before any training")
+    check.add_argument("cohort", type=Path, help="TOML description of the cohort")
+    check.add_argument("--task", metavar="NAME", help="the one task to check (default: all of the description)")
+    check.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
+    check.add_argument("--strict", action="store_true", help="exit with status 2 on any warning")
+    check.set_defaults(run=_check)
+
+    init = commands.add_parser("init", help="write a description of the cohort in a folder, to be completed")
+    init.add_argument("folder", type=Path, help="folder of tables, gene sets and folders of slides")
+    init.add_argument("--out", type=Path, help="TOML file to write (default: cohort.toml in the folder)")
+    init.set_defaults(run=_init)
+
     # The defaults belong to the options, which need the extra, so they are repeated here; a test compares them.
-    for command, epochs in ((demo, 20), (train, 30)):
+    for command, epochs in ((demo, 20), (train, 30), (check, 30)):
         command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
-        command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 16)")
+        command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 32)")
         command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
         command.add_argument(
             "--distill",
             choices=("auto", "always", "never"),
             help="auto (default) distills where the teacher is better than a linear model on the slides",
         )
+    for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    for command in (demo, train, predict):
+    for command in (demo, train, predict, check):
         command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
         command.add_argument(
             "--threads",
@@ -167,6 +186,30 @@ def _predict(options: argparse.Namespace) -> None:
         allow_other_encoder=options.allow_other_encoder,
     )
     print(f"{len(table)} predictions -> {options.out}")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .train.check_cohort import check_cohort
+    from .train.cross_validation import TRAIN_OPTIONS
+
+    training = _training(options, TRAIN_OPTIONS)
+    check = check_cohort(options.cohort, training, task=options.task, folds=options.folds, threads=options.threads)
+    print(check)
+    return 2 if check.errors or (options.strict and check.warnings) else 0
+
+
+def _init(options: argparse.Namespace) -> None:
+    from .data.describe_folder import describe_folder
+
+    out = options.out or options.folder / "cohort.toml"
+    describe_folder(options.folder, out)
+    print(f"description to complete -> {out}\nthen: python -m disentangled_mil check {out}")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a warning of the package as one line, and others with their place in the code."""
+    text = f"warning: {message}\n" if category is UserWarning else warnings.formatwarning(message, category, *place[:2])
+    print(text, file=sys.stderr, end="")
 
 
 def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries: Sequence[str]) -> dict[str, T]:

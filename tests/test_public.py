@@ -46,3 +46,19 @@ def test_importing_loads_no_extra_and_touches_no_gpu() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_extra_is_named_where_its_package_is_imported() -> None:
+    program = (
+        "import sys\n"
+        "from importlib import import_module\n"
+        "sys.modules['pandas'] = None\n"
+        "for room in ('data', 'train', 'report'):\n"
+        "    try:\n"
+        "        import_module(f'disentangled_mil.{room}')\n"
+        "    except ModuleNotFoundError as error:\n"
+        "        print(error.name, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    line = "pandas pandas is not installed; install the extra: pip install 'disentangled_mil[train]'"
+    assert done.stdout.splitlines() == [line] * 3

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from disentangled_mil._tables import read_rows
+from disentangled_mil._tables import delimiter_of, read_rows
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,32 @@ def test_malformed_tables_are_refused(tmp_path, name, content, message):
 def test_a_missing_table_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
         list(read_rows(tmp_path / "absent.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "delimiter"),
+    [
+        ("t.csv", "a;b;c\n1;2,5;3\n", ";"),
+        ("t.csv", "a\tb\n1\t2\n", "\t"),
+        ("t.csv", '"a;b;c;d",e\n"1",2\n', ","),
+        ("t.tsv", "a,b\n1,2\n", ","),
+        ("t.txt", "a\n1;2\n", "\t"),
+        ("T.CSV", "a,b\n1,2\n", ","),
+    ],
+)
+def test_the_header_tells_the_delimiter(tmp_path, name, text, delimiter):
+    (tmp_path / name).write_text(text)
+    assert delimiter_of(tmp_path / name) == delimiter
+
+
+def test_lines_of_comments_before_the_header_are_skipped_and_counted(tmp_path):
+    (tmp_path / "t.txt").write_text("#Patient Identifier\tStatus\n#STRING\tSTRING\n\nPATIENT_ID\tOS\n#A\t1\n")
+    assert list(read_rows(tmp_path / "t.txt")) == [(4, ["PATIENT_ID", "OS"]), (5, ["#A", "1"])]
+
+
+def test_a_header_without_the_name_of_the_first_column_is_told(tmp_path):
+    (tmp_path / "t.csv").write_text("EGFR,CD2\nA,1,2\n")
+    with pytest.raises(ValueError, match=r"got 3; R leaves out the header's first cell: .* col\.names = NA"):
+        list(read_rows(tmp_path / "t.csv"))
+    with pytest.raises(ValueError, match=r"got 't\.xlsx'; save the sheet as CSV UTF-8"):
+        list(read_rows(tmp_path / "t.xlsx"))

@@ -1,17 +1,21 @@
 """Slides, genes and patients: readers and the planted cohort. Needs the extra ``train``."""
 
-from .cohort import Cohort, Sample, StoredBag
-from .cohort_file import read_cohort
-from .expression import ExpressionOptions, ExpressionPipeline, read_expression
-from .folds import PatientSplit, inner_split, patient_folds
-from .gene_sets import gene_subspaces, read_gmt
-from .planted import PlantedCohort, planted_cohort, write_cohort
-from .slides import SlideBag, SlideError, SlideSource, read_bag, slide_files, slide_source, write_bag
+from .._extras import naming_extra
+
+with naming_extra("train"):
+    from .cohort import Cohort, Sample, StoredBag
+    from .cohort_file import read_cohort
+    from .expression import ExpressionOptions, ExpressionPipeline, TableLayout, read_expression
+    from .folds import PatientSplit, inner_split, patient_folds
+    from .gene_sets import GeneSets, gene_subspaces, read_gmt
+    from .planted import PlantedCohort, planted_cohort, write_cohort
+    from .slides import SlideBag, SlideError, SlideSource, read_bag, slide_files, slide_source, write_bag
 
 __all__ = [
     "Cohort",
     "ExpressionOptions",
     "ExpressionPipeline",
+    "GeneSets",
     "PatientSplit",
     "PlantedCohort",
     "Sample",
@@ -19,6 +23,7 @@ __all__ = [
     "SlideError",
     "SlideSource",
     "StoredBag",
+    "TableLayout",
     "gene_subspaces",
     "inner_split",
     "patient_folds",

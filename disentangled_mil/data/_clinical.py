@@ -1,14 +1,20 @@
-"""The clinical table of a cohort: one row per patient with its slides and labels."""
+"""The clinical table of a cohort: patients with their slides and labels, one row per patient or per slide."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from .._tables import read_rows
+from .._checks import check_choice
+from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
+from ._barcodes import tcga_patient
 from ._section import Section
+from .slides import slide_name
+from .table_layout import BARCODES
 
 # Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries.
 # The first one is the empty cell.
@@ -20,6 +26,8 @@ _MARKERS = """
 | not assessed | no data | discrepancy | gx
 """
 _MISSING = frozenset(marker.strip() for marker in _MARKERS.split("|"))
+_ROWS = ("patient", "slide")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class ClinicalTable(NamedTuple):
@@ -27,11 +35,26 @@ class ClinicalTable(NamedTuple):
 
     Attributes:
         table: one row per patient; text, and None where a column of a task has no value.
-        slides: names of the slides of every patient.
+        slides: names of the slides of every patient, without the ending of a file.
+        path: file of the table.
+        lines: line of every patient, the first one if there are several.
     """
 
     table: pd.DataFrame
     slides: dict[str, list[str]]
+    path: Path
+    lines: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The keys of the section [clinical]."""
+
+    patient: str
+    slides: str
+    separator: str
+    rows: str
+    barcodes: str
 
 
 def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
@@ -50,66 +73,123 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
         ValueError: the table or a label is refused; the message names file and line.
     """
     path = section.file("table", folder, section.take("table", str))
-    patient_column = section.take("patient", str, "patient_id")
-    slides_column = section.take("slides", str, "slides")
-    separator = section.take("separator", str, ";")
-    if not separator:
+    columns = _Columns(
+        patient=section.take("patient", str, "patient_id"),
+        slides=section.take("slides", str, "slides"),
+        separator=section.take("separator", str, ";"),
+        rows=section.take("rows", str, "patient"),
+        barcodes=section.take("barcodes", str, "whole"),
+    )
+    if not columns.separator:
         raise ValueError(f"{section.name} separator must not be empty")
+    check_choice(f"{section.name} rows", columns.rows, _ROWS)
+    check_choice(f"{section.name} barcodes", columns.barcodes, BARCODES)
     missing = _MISSING if "missing" not in section.content else frozenset(map(_plain, section.texts("missing")))
     section.known.append("missing")
     section.end()
 
     rows = read_rows(path)
-    header = next(rows).cells
+    header = [cell.strip() for cell in next(rows).cells]
+    _check_header(path, header, columns, tasks)
     labels = list(dict.fromkeys(column for task in tasks.values() for column in task.columns.values()))
     # A value that a task names is a label, also where it looks like a marker.
     markers = {
         column: missing - {_plain(value) for task in tasks.values() for value in task.named_values(column)}
         for column in labels
     }
-    for column in [patient_column, slides_column, *labels]:
-        if header.count(column) != 1:
-            raise ValueError(
-                f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}"
-            )
-    kept = [
-        column for column in dict.fromkeys(header) if column in labels or column not in (patient_column, slides_column)
-    ]
+    decimal_commas = delimiter_of(path) != ","
+    kept = [c for c in dict.fromkeys(header) if c in labels or c not in (columns.patient, columns.slides)]
     records: dict[str, dict[str, str | None]] = {}
     slides: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
     owners: dict[str, str] = {}
     for line, cells in rows:
         where = f"{path}, line {line}:"
         cell: dict[str, str] = dict(zip(header, map(str.strip, cells), strict=True))
-        patient = cell[patient_column]
-        if not patient or patient in records:
-            raise ValueError(
-                f"{where} every patient must have a name and one row, got {patient!r}{' again' if patient else ''}"
-            )
-        slides[patient] = [name.strip() for name in cell[slides_column].split(separator) if name.strip()]
-        if not slides[patient]:
-            raise ValueError(f"{where} every patient must have a slide, got none for {patient!r}")
-        for name in slides[patient]:
-            if name in owners:
-                raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")
-            owners[name] = patient
-        record = {
-            column: _label(cell[column], markers[column]) if column in markers else cell[column] for column in kept
-        }
+        if not any(cell.values()):
+            continue  # a spreadsheet leaves lines of delimiters at the end
+        patient = _patient(where, cell[columns.patient], columns, known=records)
+        names = _slides(where, patient, cell[columns.slides], columns, owners)
+        record = {c: _label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
         for name, task in tasks.items():
             try:
                 task.read(record)
             except ValueError as error:
                 raise ValueError(f"{where} task {name!r}, {error}") from error
-        records[patient] = record
+        if patient in records:
+            _check_same(where, record, records[patient], labels, lines[patient])
+        lines.setdefault(patient, line)
+        records.setdefault(patient, record)
+        slides.setdefault(patient, []).extend(names)
     if not records:
         raise ValueError(f"{path}: must have at least one patient, got only a header")
-    return ClinicalTable(pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id")), slides)
+    table = pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id"))
+    return ClinicalTable(table, slides, path, lines)
 
 
-def _label(cell: str, missing: Collection[str]) -> str | None:
+def _check_header(path: Path, header: Sequence[str], columns: _Columns, tasks: Mapping[str, TaskDefinition]) -> None:
+    """Every column that a key names must be there once."""
+    keys = {columns.patient: "[clinical] patient", columns.slides: "[clinical] slides"}
+    for name, task in tasks.items():
+        for key, column in task.columns.items():
+            keys.setdefault(column, f"[tasks.{name}] {key}")
+    for column, key in keys.items():
+        if header.count(column) != 1:
+            remedy = f"; {key} names the column" if column not in header else ""
+            raise ValueError(
+                f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}{remedy}"
+            )
+
+
+def _patient(where: str, name: str, columns: _Columns, *, known: Collection[str]) -> str:
+    """The patient of a row."""
+    patient = (tcga_patient(name) if columns.barcodes == "patient" else None) or name
+    if not patient or (patient in known and columns.rows == "patient"):
+        remedy = '; for a table with one row per slide, set [clinical] rows = "slide"' if patient else ""
+        raise ValueError(
+            f"{where} every patient must have a name and one row, got {patient!r}{' again' if patient else ''}{remedy}"
+        )
+    return patient
+
+
+def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict[str, str]) -> list[str]:
+    """The slides of a row, which are new and stay inside the folders of slides."""
+    names = [slide_name(name) for name in cell.split(columns.separator) if name.strip()]
+    if not names:
+        raise ValueError(
+            f"{where} every patient must have a slide, got none for {patient!r}: remove the row, or name its slides "
+            f"in column {columns.slides!r}"
+        )
+    for name in names:
+        parts = re.split(r"[/\\]", name)
+        if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:
+            raise ValueError(
+                f"{where} slides must lie inside the folders of slides, got {name!r}: name the file alone, without "
+                "'..' and without a path from the root"
+            )
+        if name in owners:
+            raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")
+        owners[name] = patient
+    return names
+
+
+def _check_same(
+    where: str, record: Mapping[str, str | None], first: Mapping[str, str | None], labels: Sequence[str], line: int
+) -> None:
+    """Rows of one patient must agree in the columns of tasks."""
+    for column in labels:
+        if record[column] != first[column]:
+            raise ValueError(
+                f"{where} rows of one patient must have the same {column!r}, got {record[column]!r} and "
+                f"{first[column]!r} (line {line})"
+            )
+
+
+def _label(cell: str, missing: Collection[str], decimal_commas: bool) -> str | None:
     """A cell of a task's column; None where it holds a marker for no value."""
-    return None if _plain(cell) in missing else cell
+    if _plain(cell) in missing:
+        return None
+    return cell.replace(",", ".") if decimal_commas and _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def _plain(text: str) -> str:

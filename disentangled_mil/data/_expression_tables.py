@@ -1,65 +1,16 @@
-"""Expression tables: read from files, and their values by gene symbol."""
+"""Values of expression tables by gene symbol."""
 
-from array import array
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .._checks import as_number
-from .._tables import Row, read_rows
 from .gene_sets import gene_symbol
 
 Array = np.ndarray[Any, Any]
-
-
-def read_expression(path: str | Path) -> pd.DataFrame:
-    r"""Read an expression table: one row per patient, the identifier first, one column per gene.
-
-    Args:
-        path: ``.csv`` or ``.tsv`` file in UTF-8, also with ``.gz`` behind it.
-
-    Returns:
-        A float64 table, patients x genes, in the order and with the names of the file. A gene may occur
-        twice.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice or has no
-            name, or a cell is no finite number. The message names file, line and gene.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from disentangled_mil.data.expression import read_expression
-        >>> path = Path(tempfile.mkdtemp()) / "expression.csv"
-        >>> _ = path.write_text("patient_id,EGFR,CD2\nA,1.5,0\nB,0.25,3\n")
-        >>> read_expression(path).loc["B"].tolist()
-        [0.25, 3.0]
-    """
-    rows = read_rows(path)
-    _, *genes = next(rows).cells
-    if not genes:
-        raise ValueError(f"{path}: must have the patient and then at least one gene as columns, got one column")
-    lines: dict[str, int] = {}
-    values = array("d")
-    for row in rows:
-        patient = row.cells[0].strip()
-        if not patient:
-            raise ValueError(f"{path}, line {row.line}: a row must start with its patient, got an empty cell")
-        if patient in lines:
-            raise ValueError(
-                f"{path}, line {row.line}: patients must be different, got {patient!r} again (line {lines[patient]})"
-            )
-        lines[patient] = row.line
-        values.extend(_numbers(path, row, genes))
-    if not lines:
-        raise ValueError(f"{path}: must have at least one patient, got only a header")
-    matrix = np.array(values).reshape(len(lines), len(genes))
-    return pd.DataFrame(matrix, index=pd.Index(list(lines), name="patient_id"), columns=genes)
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, list[int]]:
@@ -76,7 +27,7 @@ def gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[
     for name, first in zip(names, firsts, strict=True):
         if (dtype := table.dtypes.iloc[first]).kind in "cmM":
             raise TypeError(f"table must hold numbers, got {dtype} for gene {name!r}")
-    values: Array = table.iloc[:, firsts].to_numpy(dtype=np.float64, copy=True)
+    values = _numbers(table, firsts)
     for place, name in enumerate(names):
         if len(places[name]) > 1 and duplicates != "first":
             if duplicates == "error":
@@ -85,7 +36,7 @@ def gather(table: pd.DataFrame, names: Sequence[str], places: Mapping[str, list[
                     f"table must hold every gene once, got {name!r} in the columns {first_of(columns)}; "
                     f"duplicates = 'mean', 'max' or 'first' would allow it"
                 )
-            several = table.iloc[:, places[name]].to_numpy(dtype=np.float64)
+            several = _numbers(table, places[name])
             values[:, place] = several.mean(axis=1) if duplicates == "mean" else several.max(axis=1)
     finite = np.isfinite(values)
     if not finite.all():
@@ -115,15 +66,13 @@ def first_of(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _numbers(path: str | Path, row: Row, genes: Sequence[str]) -> list[float]:
-    """The values of one patient; the first cell that is no finite number is an error."""
-    try:
-        numbers = list(map(float, row.cells[1:]))
-        # Python reads 1_5 as 15, which no other program does.
-        if all(map(isfinite, numbers)) and not any("_" in cell for cell in row.cells[1:]):
-            return numbers
-    except ValueError:
-        pass
-    faulty = ((gene, cell) for gene, cell in zip(genes, row.cells[1:], strict=True) if not isfinite(as_number(cell)))
-    gene, cell = next(faulty)
-    raise ValueError(f"{path}, line {row.line}, gene {gene!r}: must be a finite number, got {cell!r}")
+def _numbers(table: pd.DataFrame, columns: Sequence[int]) -> Array:
+    """Columns as float64, also where they hold numbers as text."""
+    part = table.iloc[:, list(columns)]
+    for name, column in part.items() if any(dtype.kind not in "biuf" for dtype in part.dtypes) else ():
+        for patient, cell in column.items():
+            # A missing value is refused with the values that are not finite.
+            if not isfinite(as_number(cell)) and not pd.isna(cell) and not isinstance(cell, float):
+                raise ValueError(f"table must hold numbers, got {cell!r} for patient {patient!r}, gene {str(name)!r}")
+    values: Array = part.to_numpy(dtype=np.float64, copy=True, na_value=np.nan)
+    return values

@@ -1,6 +1,6 @@
 """A cohort: patients with slides, labels and, for some, expression."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import columns_of
 from .expression import ExpressionOptions, ExpressionPipeline
-from .gene_sets import gene_symbol
+from .gene_sets import by_subspace, gene_symbol
 from .slides import SlideSource, read_bag, slide_source
 
 TRANSFORMS = ("none", "log")
@@ -134,14 +134,16 @@ class Cohort:
         clinical: clinical table, one row per patient, indexed by patient; None or NaN where a value is missing.
         expression: expression table, patients x genes, indexed by patient; patients may be missing. None if there is
             none.
-        gene_sets: genes of every subspace.
-        expression_options: options of the expression pipeline.
+        gene_sets: genes of every subspace; a plain list of genes is the one subspace ``"genes"``.
+        expression_options: options of the expression pipeline, for all subspaces or by subspace.
         unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
         tasks: tasks by name, whose labels are columns of ``clinical``.
+        notes: sentences about what was recognized in the tables.
         missing: rule for samples without tiles at a magnification. ``"error"`` refuses them. ``"allow"`` takes those
             that have tiles at another magnification, and a model of the cohort predicts for such slides.
 
     Raises:
+        TypeError: the gene sets are neither a mapping nor a list of genes.
         ValueError: a patient is twice in a table, a sample or an expression row has no patient in
             ``clinical``, a patient has no sample, samples differ in their magnifications, a sample has no tiles where
             it must have some, or a task needs a column that is not there.
@@ -165,15 +167,17 @@ class Cohort:
     samples: tuple[Sample, ...]
     clinical: pd.DataFrame
     expression: pd.DataFrame | None = None
-    gene_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    expression_options: ExpressionOptions = field(default_factory=ExpressionOptions)
+    gene_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    expression_options: ExpressionOptions | Mapping[str, ExpressionOptions] = field(default_factory=ExpressionOptions)
     unit: str = "slide"
     tasks: Mapping[str, TaskDefinition] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     missing: str = "error"
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, ("slide", "patient"))
         check_choice("missing", self.missing, MISSING)
+        object.__setattr__(self, "gene_sets", by_subspace(self.gene_sets))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
             if table is not None and table.index.has_duplicates:
                 twice = table.index[table.index.duplicated()][0]
@@ -304,6 +308,12 @@ class Cohort:
         symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
+
+    def genes_absent(self) -> dict[str, tuple[str, ...]]:
+        """For each subspace, its genes that the expression table lacks."""
+        symbols = set() if self.expression is None else set(columns_of(self.expression))
+        sets = {subspace: dict.fromkeys(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
+        return {subspace: tuple(gene for gene in genes if gene not in symbols) for subspace, genes in sets.items()}
 
     def fit_expression(self) -> ExpressionPipeline:
         """Fit the expression pipeline on this cohort's patients: call it on a training subset.

@@ -2,18 +2,16 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
-from math import inf
+from dataclasses import replace
 from pathlib import Path
 
-from .._checks import check_choice, check_subspaces
+from .._checks import check_choice
 from ..tasks import KINDS, Task, TaskDefinition
 from ._clinical import read_clinical
+from ._omics_sections import read_omics
 from ._section import Section
 from ._slide_section import read_samples
 from .cohort import Cohort
-from .expression import ExpressionOptions, read_expression
-from .gene_sets import gene_subspaces, read_gmt
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,10 +26,12 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     none)::
 
         [clinical]
-        table = "clinical.csv"            # one row per patient; .csv or .tsv, also .gz
+        table = "clinical.csv"            # .csv, .tsv or .txt, also .gz; commas, semicolons or tabs
         patient = "patient_id"            # columns
-        slides = "slides"                 # names of the slides' files without their suffix ...
+        slides = "slides"                 # names of the slides' files, with or without .svs, .h5 ...
         separator = ";"                   # ... and what stands between them
+        rows = "patient"                  # or "slide": one row per slide, labels repeated
+        barcodes = "whole"                # or "patient": cut TCGA barcodes to 12 characters
         # missing = ["", "NA"]            # cells without a value, in any case; by default the markers of spreadsheets,
                                           # pandas, R and registries: "#N/A", "n.a.", "[Not Available]", "unknown", ...
                                           # a value that a task names (classes, observed, censored) is never missing
@@ -44,10 +44,12 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
 
         [tasks.survival]
         kind = "survival"
-        time = "os_days"                  # any unit, >= 0
+        time = "os_days"                  # any unit
         event = "event"                   # death, recurrence or any event that happens once
-        observed = "1"                    # its value for an observed event ...
+        observed = "1"                    # its value for an observed event, also as in 1:DECEASED ...
         censored = "0"                    # ... and for a censored time
+        # censorship = "censorship"       # in place of event, observed and censored: a column in which 1 is censored
+        zero_times = "refuse"             # or "keep": times of 0
         bins = 4                          # intervals of time; fewer where few events were observed
         alpha = 0.0                       # share by which censored patients are down-weighted in the loss
 
@@ -66,18 +68,39 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         folder = "features/20x"
 
         [expression]                      # optional, together with [genes]
-        table = "expression.csv.gz"       # patients x genes; may lack patients
+        table = "expression.csv.gz"       # may lack patients; .csv, .tsv, .txt, also .gz; .parquet, .h5ad
         log1p = true                      # false for log-transformed or z-scored values
         fraction = 0.3                    # of each gene set, the most variable in the training patients
         statistic = "variance"            # or "mad", "dispersion"
         clip = 10.0                       # limit in robust standard deviations; inf for none
         duplicates = "error"              # or "mean", "max", "first": columns of one symbol
         missing = "error"                 # or "impute": genes that another table lacks
+        scale = "recognized"              # or "counts", "linear", "log", "z-scores", "fractions", which is believed
+        genes_in = "recognized"           # or "columns", "rows"
+        patient = ""                      # column of the patients, if it is not the first
+        suffix = ""                       # ending of the genes' columns, e.g. "_rnaseq"; others are not read
+        symbols = ""                      # table of identifiers and symbols, e.g. of Ensembl
+        barcodes = "whole"                # or "patient": cut TCGA barcodes, take one tumor aliquot of each patient
 
         [genes]
         gmt = "tumor_tme.gmt"             # or a list of files
         tumor = ["TUMOR"]                 # the gene sets of each subspace, subspaces in order
         tme = ["TME"]
+
+    Each further table is a section ``[omics.NAME]`` with the keys of ``[expression]``, and ``[omics.NAME.genes]`` with
+    those of ``[genes]``. Its subspaces have names of their own. Patients who lack one of the tables count as patients
+    without expression::
+
+        [omics.cnv]
+        table = "copy_numbers.csv"
+        log1p = false
+        fraction = 1.0
+
+        [omics.cnv.genes]
+        gmt = "drivers.gmt"
+        amplified = ["ONCOGENES"]
+
+    Patients of an expression table whom the clinical table lacks are left out, and a warning gives their number.
 
     Args:
         path: TOML file.
@@ -90,8 +113,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         FileNotFoundError: the description, a table or a slide is missing.
         ValueError: the description has an unknown or a missing key or a value of the wrong type; a table is
             malformed; a patient or a slide is there twice; a patient has no slide; a task is of an unknown kind, or a
-            cell is no label of it; a file of features is unreadable, empty or of another width; expression
-            belongs to an unknown patient. Messages name file, line and reason.
+            cell is no label of it; a file of features is unreadable, empty or of another width; no patient of an
+            expression table is in the clinical table. Messages name file, line, reason and remedy.
 
     Example:
         See the quick start.
@@ -104,28 +127,30 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     description = Section(f"{path}:", content)
     clinical, slides = description.section("clinical"), description.section("slides")
     task_sections = description.section("tasks", {})
-    expression, genes = description.section("expression", {}), description.section("genes", {})
+    description.known.extend(("expression", "genes", "omics"))
     description.end()
-    if bool(expression.content) != bool(genes.content):
-        raise ValueError(f"{path}: [expression] and [genes] must come together, got only one of them")
 
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
-    table, names = read_clinical(path.parent, clinical, tasks)
-    samples = read_samples(path.parent, slides, names)
-    unit, missing = slides.content.get("bag", "slide"), slides.content.get("missing", "error")
-    if not expression.content:
-        return Cohort(samples, table, unit=unit, tasks=tasks, missing=missing)
-    source = expression.file("table", path.parent, expression.take("table", str))
-    options = _expression_options(expression)
-    values = read_expression(source)
-    unknown = [patient for patient in values.index if patient not in table.index]
-    if unknown:
-        raise ValueError(
-            f"{source}: patients must be those of the clinical table, got {len(unknown)} others: "
-            f"{', '.join(unknown[:5])}"
-            f"{'; its columns are patients: transpose it' if set(values.columns) & set(table.index) else ''}"
-        )
-    return Cohort(samples, table, values, _gene_sets(path.parent, genes), options, unit, tasks, missing)
+    clinical_table = read_clinical(path.parent, clinical, tasks)
+    table = clinical_table.table
+    samples = read_samples(path.parent, slides, clinical_table.slides)
+    cohort = Cohort(
+        samples,
+        table,
+        unit=slides.content.get("bag", "slide"),
+        tasks=tasks,
+        missing=slides.content.get("missing", "error"),
+    )
+    omics = read_omics(path.parent, description, table.index)
+    if omics is None:
+        return cohort
+    return replace(
+        cohort,
+        expression=omics.table,
+        gene_sets=omics.gene_sets,
+        expression_options=omics.options,
+        notes=omics.notes,
+    )
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:
@@ -133,6 +158,10 @@ def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:
     name = section.take("kind", str)
     check_choice(f"{section.name} kind", name, tuple(kinds))
     kind = kinds[name]
+    try:
+        section.content = dict(kind.expanded(section.content))
+    except ValueError as error:
+        raise ValueError(f"{section.name} {error}") from error
     columns = {column.key: section.take(column.key, str) for column in kind.columns}
     options = section.options(kind.options)
     section.end()
@@ -140,40 +169,3 @@ def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:
         return TaskDefinition(kind, columns, options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{section.name} {error}") from error
-
-
-def _expression_options(section: Section) -> ExpressionOptions:
-    """The options of the expression pipeline; no limit is written as inf."""
-    given = section.options(asdict(ExpressionOptions()))
-    section.end()
-    if given.get("clip") == inf:
-        given["clip"] = None
-    try:
-        return ExpressionOptions(**given)
-    except ValueError as error:
-        raise ValueError(f"{section.name} {error}") from error
-
-
-def _gene_sets(folder: Path, section: Section) -> dict[str, tuple[str, ...]]:
-    """The genes of every subspace."""
-    files = section.content.get("gmt")
-    files = section.texts("gmt") if isinstance(files, list) else [section.take("gmt", str)]
-    if not files:
-        raise ValueError(f"{section.name} gmt must name at least one file, got []")
-    sets: dict[str, tuple[str, ...]] = {}
-    for file in files:
-        found = read_gmt(section.file("gmt", folder, file))
-        repeated = [name for name in found if name in sets]
-        if repeated:
-            raise ValueError(f"{folder / file}: gene sets must have different names, got {repeated[0]!r} again")
-        sets |= found
-    choice = {subspace: section.texts(subspace) for subspace in section.content if subspace != "gmt"}
-    if not choice:
-        example = f"tumor = [{next(iter(sets))!r}]"
-        raise ValueError(f"{section.name} must name the gene sets of a subspace, e.g. {example}, got only gmt")
-    try:
-        subspaces = gene_subspaces(sets, choice)
-        check_subspaces(subspaces)
-    except ValueError as error:
-        raise ValueError(f"{section.name} {error}") from error
-    return subspaces

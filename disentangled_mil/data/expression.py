@@ -2,43 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from .._checks import check_names
 from .._files import replacing
-from ._expression_tables import Array, columns_of, first_of, gather, log1p_of, read_expression
-from ._variable_genes import dispersion, highest
+from ._expression_files import read_expression
+from ._expression_tables import Array, columns_of, first_of, gather, log1p_of
+from ._gene_candidates import candidates_of, warn_of_lost_genes
+from ._gene_names import listed, near_names
+from ._gene_statistics import GeneStatistics, fit_statistics, limit
 from .expression_options import ExpressionOptions
-from .gene_sets import gene_symbol
+from .gene_sets import by_subspace
+from .table_layout import TableLayout
 
-__all__ = ["ExpressionOptions", "ExpressionPipeline", "GeneStatistics", "read_expression"]
+__all__ = ["ExpressionOptions", "ExpressionPipeline", "GeneStatistics", "TableLayout", "read_expression"]
 
-_MAD_TO_STD = 1.4826  # of a normal distribution
 _FORMAT = "disentangled_mil expression 1"
 
-
-class GeneStatistics(NamedTuple):
-    """Statistics of one gene over the training patients, after log1p where that applies.
-
-    Args:
-        median: median of the values.
-        spread: robust standard deviation, 1.4826 times the median absolute deviation; the plain standard deviation
-            where that is 0 (more than half of the patients share one value).
-        mean: mean of the limited values.
-        std: standard deviation of the limited values (divided by n); 0 for a constant gene.
-    """
-
-    median: float
-    spread: float
-    mean: float
-    std: float
+# One for all subspaces, or one for each: subspaces of several tables differ in their scale.
+Options: TypeAlias = ExpressionOptions | Mapping[str, ExpressionOptions]
 
 
 @dataclass(frozen=True)
@@ -55,10 +45,10 @@ class ExpressionPipeline:
     Args:
         genes: chosen genes of every subspace, in the order of the outputs.
         statistics: median, spread, mean and standard deviation of each of them.
-        options: options of choice and scale.
+        options: options of choice and scale, for all subspaces or by subspace.
 
     Raises:
-        ValueError: a gene has no statistics.
+        ValueError: a gene has no statistics, or a subspace no options.
 
     Differs from the source:
         The released code keeps the file's order, selects on all patients, and does not scale.
@@ -77,9 +67,10 @@ class ExpressionPipeline:
 
     genes: Mapping[str, tuple[str, ...]]
     statistics: Mapping[str, GeneStatistics]
-    options: ExpressionOptions = field(default_factory=ExpressionOptions)
+    options: Options = field(default_factory=ExpressionOptions)
 
     def __post_init__(self) -> None:
+        _by_subspace(self.options, self.genes)
         for subspace, genes in self.genes.items():
             unknown = [gene for gene in genes if gene not in self.statistics]
             if unknown:
@@ -89,8 +80,8 @@ class ExpressionPipeline:
     def fit(
         cls,
         table: pd.DataFrame,
-        gene_sets: Mapping[str, Sequence[str]],
-        options: ExpressionOptions | None = None,
+        gene_sets: Mapping[str, Sequence[str]] | Sequence[str],
+        options: Options | None = None,
     ) -> "ExpressionPipeline":
         """Choose genes and learn their scale from training patients.
 
@@ -98,51 +89,53 @@ class ExpressionPipeline:
         ``options.fraction`` is kept (at least one gene; ties by name), in the order of the gene set.
         In a table of z-scores all genes vary alike, so the choice would be chance: use ``fraction=1``.
 
+        Genes that the table may hold under another name (``HLA.A``, ``1-Mar``) are named in a warning, and so are gene
+        sets whose description is a gene.
+
         Args:
             table: expression of the training patients x genes, e.g. from :func:`read_expression`.
-            gene_sets: genes of every subspace.
-            options: options of choice and scale.
+            gene_sets: genes of every subspace; a plain list of genes is the one subspace ``"genes"``.
+            options: options of choice and scale, for all subspaces or by subspace.
 
         Returns:
             The fitted pipeline.
 
         Raises:
-            TypeError: a gene set is one string, or a column holds dates.
+            TypeError: the table is none of pandas, gene sets are no mapping and no list, a gene set is one string or
+                holds something else than names, or a column holds dates.
             ValueError: fewer than two patients, one of them twice, no subspace, no gene of a subspace in the
-                table, a duplicated gene under ``duplicates="error"``, a value that is not finite, or a negative
-                one under log1p.
+                table, a duplicated gene under ``duplicates="error"``, a value that is not finite, a negative
+                one under log1p, or a scale that ``log1p`` contradicts.
 
         Source:
             The paper: the top 30 % highly variable genes of shared signatures. Dispersion: Satija et al., Nature
             Biotechnology 2015, as in ``scanpy.pp.highly_variable_genes(flavor="seurat")``.
         """
-        options = options or ExpressionOptions()
+        _check_table(table)
         if len(table) < 2:
             raise ValueError(f"table must hold at least two patients, got {len(table)}")
         if table.index.has_duplicates:
             twice = table.index[table.index.duplicated()][0]
             raise ValueError(f"table must hold every patient once, got {twice!r} twice")
+        gene_sets = by_subspace(gene_sets)
         if not gene_sets:
             raise ValueError("gene_sets must hold the genes of at least one subspace, got none")
+        given = ExpressionOptions() if options is None else options
         places = columns_of(table)
-        candidates = {s: _candidates(s, members, places) for s, members in gene_sets.items()}
-        names = list(dict.fromkeys(gene for members in candidates.values() for gene in members))
-        raw = gather(table, names, places, options.duplicates)
-        values = log1p_of(raw, names, table) if options.log1p else raw
-        median = np.median(values, axis=0)
-        mad = np.median(np.abs(values - median), axis=0)
-        spread = np.where(mad > 0, _MAD_TO_STD * mad, values.std(axis=0))
-        limited = _limit(values, median, spread, options.clip)
-        constant = np.ptp(limited, axis=0) == 0
-        mean, std = limited.mean(axis=0), np.where(constant, 0.0, limited.std(axis=0))
-        by_statistic = {"variance": std**2, "mad": mad}
-        score = dispersion(raw, names) if options.statistic == "dispersion" else by_statistic[options.statistic]
-        ranks = dict(zip(names, score.tolist(), strict=True))
-        chosen = {s: highest(members, ranks, options.fraction) for s, members in candidates.items()}
-        columns = zip(*(column.tolist() for column in (median, spread, mean, std)), strict=True)
-        statistics = dict(zip(names, map(GeneStatistics._make, columns), strict=True))
-        kept = dict.fromkeys(gene for members in chosen.values() for gene in members)
-        return cls(chosen, {gene: statistics[gene] for gene in kept}, options)
+        candidates = {s: candidates_of(s, members, places) for s, members in gene_sets.items()}
+        warn_of_lost_genes(gene_sets, places)
+        chosen: dict[str, tuple[str, ...]] = {}
+        statistics: dict[str, GeneStatistics] = {}
+        for shared, subspaces in _groups(given, candidates):
+            kept, known = fit_statistics(table, {s: candidates[s] for s in subspaces}, places, shared)
+            if both := statistics.keys() & known.keys():
+                raise ValueError(
+                    f"gene_sets of subspaces with different options must not share genes, got {min(both)!r} in "
+                    "several: give the genes of the second table other names"
+                )
+            chosen |= kept
+            statistics |= known
+        return cls({s: chosen[s] for s in gene_sets}, statistics, given)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -162,23 +155,30 @@ class ExpressionPipeline:
             ValueError: a gene is missing under ``missing="error"`` (or all genes of a subspace under
                 ``"impute"``), duplicated under ``duplicates="error"``, not finite, or negative under log1p.
         """
-        places = columns_of(table)
+        _check_table(table)
+        places, options = columns_of(table), _by_subspace(self.options, self.genes)
         for subspace, genes in self.genes.items():
             absent = [gene for gene in genes if gene not in places]
-            if absent and (self.options.missing == "error" or len(absent) == len(genes)):
+            strict = options[subspace].missing == "error"
+            if absent and (strict or len(absent) == len(genes)):
+                near = near_names(absent, [name for name in places if name not in self.statistics])
                 raise ValueError(
                     f"table must hold the {len(genes)} genes of {subspace!r}, but {len(absent)} are missing: "
                     f"{first_of(absent)}"
-                    + ("; missing='impute' would allow it" if self.options.missing == "error" else "")
+                    + (f"; it may hold {listed(near)}" if near else "")
+                    + ("; missing='impute' would allow it" if strict else "")
                 )
-        names = [gene for gene in self.statistics if gene in places]
-        values = gather(table, names, places, self.options.duplicates)
-        if self.options.log1p:
-            values = log1p_of(values, names, table)
-        known = np.array([self.statistics[gene] for gene in names]).reshape(-1, 4)
-        median, spread, mean, std = known.T
-        limited = _limit(values, median, spread, self.options.clip)
-        scaled = dict(zip(names, ((limited - mean) / np.where(std > 0, std, np.inf)).T, strict=True))
+        scaled: dict[str, Array] = {}
+        for shared, subspaces in _groups(self.options, self.genes):
+            wanted = {gene for subspace in subspaces for gene in self.genes[subspace]}
+            names = [gene for gene in self.statistics if gene in wanted and gene in places]
+            values = gather(table, names, places, shared.duplicates)
+            if shared.log1p:
+                values = log1p_of(values, names, table)
+            known = np.array([self.statistics[gene] for gene in names]).reshape(-1, 4)
+            median, spread, mean, std = known.T
+            limited = limit(values, median, spread, shared.clip)
+            scaled |= dict(zip(names, ((limited - mean) / np.where(std > 0, std, np.inf)).T, strict=True))
         absent_gene = np.zeros(len(table))
         return {
             subspace: torch.from_numpy(
@@ -196,7 +196,7 @@ class ExpressionPipeline:
         """The pipeline as plain JSON values, with their SHA-256 under ``"sha256"``."""
         content: dict[str, Any] = {
             "format": _FORMAT,
-            **asdict(self.options),
+            "options": [[subspace, asdict(own)] for subspace, own in _by_subspace(self.options, self.genes).items()],
             "genes": [[subspace, list(genes)] for subspace, genes in self.genes.items()],
             "statistics": {gene: list(known) for gene, known in self.statistics.items()},
         }
@@ -223,7 +223,9 @@ class ExpressionPipeline:
             raise ValueError("state must match its SHA-256: genes, options or statistics were changed")
         genes = {subspace: tuple(members) for subspace, members in content.pop("genes")}
         statistics = {gene: GeneStatistics(*known) for gene, known in content.pop("statistics").items()}
-        return cls(genes, statistics, ExpressionOptions(**content))
+        options = {subspace: ExpressionOptions(**own) for subspace, own in content.pop("options")}
+        shared = next(iter(options.values()))
+        return cls(genes, statistics, shared if all(own == shared for own in options.values()) else options)
 
     def save(self, path: str | Path) -> None:
         """Write the pipeline as JSON; the file appears whole or not at all."""
@@ -253,26 +255,26 @@ class ExpressionPipeline:
             raise ValueError(f"{path}: {error}") from error
 
 
-def _candidates(subspace: str, members: Sequence[str], places: Mapping[str, object]) -> tuple[str, ...]:
-    """The genes of a set that the table has, in the order of the set."""
-    if isinstance(members, str):
-        raise TypeError(f"gene_sets[{subspace!r}] must be a sequence of genes, got the string {members!r}")
-    symbols = dict.fromkeys(map(gene_symbol, members))
-    present = tuple(symbol for symbol in symbols if symbol in places)
-    if not present:
-        raise ValueError(
-            f"table must hold at least one of the {len(symbols)} genes of {subspace!r} "
-            f"({first_of(list(symbols))}), got {first_of(list(places))}"
-        )
-    return present
+def _check_table(table: object) -> None:
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"table must be a pandas DataFrame, patients x genes, got {type(table).__name__}")
 
 
-def _limit(values: Array, median: Array, spread: Array, clip: float | None) -> Array:
-    """Values no further than ``clip`` spreads from the median."""
-    if clip is None:
-        return values
-    limited: Array = np.clip(values, median - clip * spread, median + clip * spread)
-    return limited
+def _by_subspace(options: Options, subspaces: Iterable[str]) -> dict[str, ExpressionOptions]:
+    """The options of every subspace."""
+    if isinstance(options, ExpressionOptions):
+        return dict.fromkeys(subspaces, options)
+    names = list(subspaces)
+    check_names("options", options, names)
+    return {subspace: options[subspace] for subspace in names}
+
+
+def _groups(options: Options, subspaces: Iterable[str]) -> list[tuple[ExpressionOptions, list[str]]]:
+    """The subspaces that share their options."""
+    groups: dict[ExpressionOptions, list[str]] = {}
+    for subspace, own in _by_subspace(options, subspaces).items():
+        groups.setdefault(own, []).append(subspace)
+    return list(groups.items())
 
 
 def _sha256(content: Mapping[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from .._checks import check_choice, check_interval
+from ._scale import SCALES
 from ._variable_genes import STATISTICS
 
 DUPLICATES = ("error", "mean", "max", "first")
 MISSING = ("error", "impute")
+_LOGARITHMIC = ("log", "z-scores")
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,13 @@ class ExpressionOptions:
             ``"first"``.
         missing: treatment of a gene that a later table lacks: ``"error"``, or ``"impute"`` by the training mean, which
             is 0 after scaling.
+        scale: scale of the table: ``"recognized"`` from the training patients, and refused where ``log1p`` contradicts
+            it; or the scale itself, which is then believed: ``"counts"``, ``"linear"`` (TPM, FPKM), ``"log"``,
+            ``"z-scores"``, ``"fractions"`` or ``"unknown"``.
 
     Raises:
         TypeError: an option has the wrong type.
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or ``log1p`` contradicts ``scale``.
 
     Example:
         >>> from disentangled_mil.data.expression_options import ExpressionOptions
@@ -43,6 +48,7 @@ class ExpressionOptions:
     clip: float | None = 10.0
     duplicates: str = "error"
     missing: str = "error"
+    scale: str = "recognized"
 
     def __post_init__(self) -> None:
         if not isinstance(self.log1p, bool):
@@ -53,3 +59,6 @@ class ExpressionOptions:
             check_interval("clip", self.clip, 0, 1e6, open_low=True)
         check_choice("duplicates", self.duplicates, DUPLICATES)
         check_choice("missing", self.missing, MISSING)
+        check_choice("scale", self.scale, ("recognized", *SCALES))
+        if self.log1p and self.scale in _LOGARITHMIC:
+            raise ValueError(f"log1p must be False for scale {self.scale!r}, got True")

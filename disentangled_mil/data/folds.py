@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from .._checks import check_count
@@ -130,7 +131,7 @@ def _check_patients(
     if len(names) != len(given):
         raise ValueError(f"labels must have one entry per patient = {len(names)}, got {len(given)}")
     for name, label in zip(names, given, strict=True):
-        if label is None or label != label:
+        if pd.isna(label):
             raise ValueError(f"every patient must have a label, got {label} for {name!r}")
     strata = list(map(str, given))
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)

@@ -32,8 +32,59 @@ def gene_symbol(name: str) -> str:
     return _ENSEMBL.sub(r"\1\2", name) if _ENSEMBL.fullmatch(name) else name
 
 
-def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
+class GeneSets(dict[str, tuple[str, ...]]):
+    """Gene sets as a mapping, with the descriptions that their file gives.
+
+    A file without the column of descriptions has a gene there, which
+    :meth:`~disentangled_mil.data.ExpressionPipeline.fit` recognizes by them.
+
+    Args:
+        sets: genes by the name of the set.
+        descriptions: descriptions by the same names; a set formed from several has those of all.
+
+    Example:
+        >>> from disentangled_mil.data.gene_sets import GeneSets
+        >>> GeneSets({"TME": ("CD2",)}, {"TME": ("source",)})
+        {'TME': ('CD2',)}
+    """
+
+    def __init__(self, sets: Mapping[str, tuple[str, ...]], descriptions: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(sets)
+        self.descriptions = dict(descriptions)
+
+
+def by_subspace(gene_sets: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Gene sets by subspace; a plain list of genes is the one subspace ``"genes"``.
+
+    Args:
+        gene_sets: genes of every subspace, or a list of genes.
+
+    Returns:
+        The genes of every subspace.
+
+    Raises:
+        TypeError: the gene sets are neither.
+
+    Example:
+        >>> from disentangled_mil.data.gene_sets import by_subspace
+        >>> by_subspace(["EGFR", "CD2"])
+        {'genes': ('EGFR', 'CD2')}
+    """
+    if isinstance(gene_sets, Mapping):
+        return gene_sets
+    if isinstance(gene_sets, str) or not isinstance(gene_sets, Sequence):
+        kind = type(gene_sets).__name__
+        raise TypeError(f"gene_sets must be a mapping from subspace to genes, or a list of genes, got {kind}")
+    wrong = [gene for gene in gene_sets if not isinstance(gene, str)]
+    if wrong:
+        raise TypeError(f"gene_sets must hold names of genes as text where it is a list, got {wrong[0]!r}")
+    return {"genes": tuple(gene_sets)} if gene_sets else {}
+
+
+def read_gmt(path: str | Path) -> GeneSets:
     r"""Read gene sets: one line per set, tab-separated name, description and genes.
+
+    A line ends at a line feed, a carriage return or both; other separators of Unicode are part of a description.
 
     Args:
         path: ``.gmt`` file in UTF-8.
@@ -60,10 +111,11 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 text: {error}") from error
     sets: dict[str, tuple[str, ...]] = {}
+    descriptions: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -76,15 +128,13 @@ def read_gmt(path: str | Path) -> dict[str, tuple[str, ...]]:
             )
         if name in sets:
             raise ValueError(f"{path}, line {number}: gene sets must have different names, got {name!r} twice")
-        sets[name] = genes
+        sets[name], descriptions[name] = genes, (rest[0],)
     if not sets:
         raise ValueError(f"{path}: must hold at least one gene set, got none")
-    return sets
+    return GeneSets(sets, descriptions)
 
 
-def gene_subspaces(
-    sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, ...]]:
+def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Sequence[str]]) -> GeneSets:
     """Form subspaces from gene sets: each subspace is the union of its sets.
 
     Args:
@@ -112,7 +162,11 @@ def gene_subspaces(
                 f"subspace {subspace!r} must name at least one of the gene sets {', '.join(sets)}, "
                 f"got {', '.join(unknown) or 'none'}"
             )
-    return {
-        subspace: tuple(dict.fromkeys(gene for name in names for gene in sets[name]))
-        for subspace, names in choice.items()
-    }
+    known = sets.descriptions if isinstance(sets, GeneSets) else {}
+    return GeneSets(
+        {
+            subspace: tuple(dict.fromkeys(gene for name in names for gene in sets[name]))
+            for subspace, names in choice.items()
+        },
+        {subspace: tuple(text for name in names for text in known.get(name, ())) for subspace, names in choice.items()},
+    )

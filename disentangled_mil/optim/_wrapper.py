@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from .._torch_private import unscaled_by_calling_scaler
+
 
 class OptimizerWrapper(torch.optim.Optimizer):
     """Forward everything but ``step`` to the wrapped optimizer: groups, state, state_dict, zero_grad and hooks.
@@ -84,6 +86,19 @@ class OptimizerWrapper(torch.optim.Optimizer):
     def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
         """Register a hook that the wrapped optimizer calls after it loaded a state dictionary."""
         return self.wrapped.register_load_state_dict_post_hook(hook, prepend)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """False. ``GradScaler.step`` reads it first, so gradients that are unscaled already are refused here.
+
+        The scaler knows optimizers by their identity, and would divide by the scale again.
+        """
+        if unscaled_by_calling_scaler(self.wrapped):
+            raise RuntimeError(
+                "scaler.unscale_ and scaler.step must get the same optimizer, got the wrapped "
+                f"{type(self.wrapped).__name__} and this {type(self).__name__}: give both the {type(self).__name__}"
+            )
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         # A scheduler patches `step` on the instance. A copy must not call the step of the original.

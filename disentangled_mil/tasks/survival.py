@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import as_number, as_numbers, check_count, check_interval, check_shape
+from .._checks import as_number, as_numbers, check_choice, check_count, check_interval, check_shape
 from .._precision import widened
 from ..losses.survival import discrete_time_nll
 from ..ops import hazards
@@ -64,7 +64,7 @@ class DiscreteSurvival(Task):
     link: ClassVar[str] = "hazards"
     columns: ClassVar[tuple[Column, ...]] = (Column("time", "time"), Column("event", "event"))
     options: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"observed": "1", "censored": "0", "bins": 4, "alpha": 0.0},
+        {"observed": "1", "censored": "0", "zero_times": "refuse", "bins": 4, "alpha": 0.0},
     )
     headline: ClassVar[Mapping[str, str]] = MappingProxyType({"c_index": "C-index"})
     counts: ClassVar[frozenset[str]] = frozenset(
@@ -132,10 +132,24 @@ class DiscreteSurvival(Task):
         return cls(torch.from_numpy(edges), alpha=alpha)
 
     @classmethod
+    def expanded(cls, keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace ``censorship``, a column in which 1 is a censored time, by an event column with this coding."""
+        if "censorship" not in keys:
+            return keys
+        if both := [key for key in ("event", "observed", "censored") if key in keys]:
+            raise ValueError(
+                f"censorship names a column in which 1 is censored and 0 an event, and stands alone, got {both[0]} "
+                "as well"
+            )
+        others = {key: value for key, value in keys.items() if key != "censorship"}
+        return {**others, "event": keys["censorship"], "observed": "0", "censored": "1"}
+
+    @classmethod
     def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:
         """Check columns and options, and refuse an event column whose name suggests the opposite coding."""
         if columns["time"] == columns["event"]:
             raise ValueError(f"time and event must be two columns, got {columns['time']!r} for both")
+        check_choice("zero_times", options.get("zero_times", "refuse"), ("refuse", "keep"))
         check_count("bins", options.get("bins", 1))
         check_interval("alpha", options.get("alpha", 0.0), 0.0, 1.0)
         observed, censored = (options.get(key, cls.options[key]) for key in ("observed", "censored"))
@@ -147,7 +161,8 @@ class DiscreteSurvival(Task):
         if _OPPOSITE.search(columns["event"]) and not {"observed", "censored"} <= options.keys():
             raise ValueError(
                 f"event must be a column in which 1 is an observed event, and {columns['event']!r} may be one of "
-                'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"'
+                'censorship: say which with observed = "0" and censored = "1", or observed = "1" and censored = "0"; '
+                f"censorship = {columns['event']!r} in place of event says that 1 is censored"
             )
 
     @classmethod
@@ -166,12 +181,23 @@ class DiscreteSurvival(Task):
         if key == "time":
             number = as_number(value)
             if not (isfinite(number) and number >= 0):
-                raise ValueError(f"time must be a number >= 0, got {value!r}")
+                raise ValueError(f"time must be a number >= 0, got {value!r}; an empty cell leaves the patient out")
+            if number == 0 and options["zero_times"] == "refuse":
+                raise ValueError(
+                    "time must be greater than 0, got 0, which is often a missing follow-up: empty the cell, or keep "
+                    'such times by zero_times = "keep"'
+                )
             return number
         observed, censored = options["observed"], options["censored"]
-        if _same(value, observed) or _same(value, censored):
-            return _same(value, observed)
-        raise ValueError(f"event must be {observed} (event observed) or {censored} (censored), got {value!r}")
+        # cBioPortal writes the number and its meaning: 1:DECEASED, 0:LIVING.
+        prefix, _, word = value.partition(":") if isinstance(value, str) else (str(value), "", "")
+        for marker, meaning in ((observed, True), (censored, False)):
+            if _same(value, marker) or (_same(prefix, marker) and not (meaning and _OPPOSITE.search(word))):
+                return meaning
+        raise ValueError(
+            f"event must be {observed} (event observed) or {censored} (censored), got {value!r}; other values are "
+            "named by observed and censored"
+        )
 
     @classmethod
     def strata(cls, labels: Labels) -> list[Hashable]:

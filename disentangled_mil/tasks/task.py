@@ -83,9 +83,25 @@ class Task(ABC):
             >>> definition.columns, definition.options["bins"]
             ({'time': 'os_days', 'event': 'relapse'}, 3)
         """
+        keys = dict(cls.expanded(keys))
         names = {column.key for column in cls.columns}
         columns = {key: value for key, value in keys.items() if key in names}
         return TaskDefinition(cls, columns, {key: value for key, value in keys.items() if key not in names})
+
+    @classmethod
+    def expanded(cls, keys: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace a key of a description that stands for several; by default there is none.
+
+        Args:
+            keys: keys of a description with their values.
+
+        Returns:
+            The keys of :attr:`columns` and :attr:`options` that they mean.
+
+        Raises:
+            ValueError: keys contradict each other.
+        """
+        return keys
 
     @classmethod  # noqa: B027  (a kind need not override it)
     def check(cls, columns: Mapping[str, str], options: Mapping[str, Any]) -> None:

@@ -1,13 +1,16 @@
 """The reference training: both stages of the method, whole runs, predictions. Needs the extra ``train``."""
 
-from .calibration import fit_temperature
-from .checkpoint import load_model, save_model
-from .cross_fitting import Part, cross_fit
-from .cross_validation import run_cross_validation
-from .demo import run_demo
-from .experiment import MODELS, Result, Split, run_split
-from .options import TrainingOptions
-from .predict import predict_slides
+from .._extras import naming_extra
+
+with naming_extra("train"):
+    from .calibration import fit_temperature
+    from .checkpoint import load_model, save_model
+    from .cross_fitting import Part, cross_fit
+    from .cross_validation import run_cross_validation
+    from .demo import run_demo
+    from .experiment import MODELS, Result, Split, run_split
+    from .options import TrainingOptions
+    from .predict import predict_slides
 
 __all__ = [
     "MODELS",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import read_cohort
-from ..data.folds import patient_folds
+from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
 from .datasets import BagCache
 from .experiment import Split, run_split
@@ -89,6 +89,40 @@ def run_cross_validation(
         return folder.finish(folders, results)
 
 
+def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[PatientSplit]:
+    """The patients of every fold: those with label and expression are tested, and all with the label train.
+
+    Args:
+        cohort: patients with expression, and others.
+        task: name of the task.
+        folds: number of folds.
+        seed: seed of the folds.
+
+    Returns:
+        A split per fold. Every patient with label and expression is tested once; training patients are all others with
+        the label.
+
+    Raises:
+        ValueError: the cohort has no such task, or labels do not allow it, for instance because they are all alike.
+    """
+    kind, labels = cohort.definition(task).kind, cohort.labels(task)
+    paired = set(cohort.with_expression().patients)
+    eligible = labels.loc[[patient in paired for patient in labels.index]]
+    if eligible.empty:
+        raise ValueError(f"task {task!r} needs patients with label and expression, got none")
+    # The folds test these patients, and metrics of labels that are all alike have no value.
+    try:
+        cohort.definition(task).check_labels(columns_of_labels(eligible))
+    except ValueError as error:
+        raise ValueError(f"task {task!r}, {error} for the patients with expression") from error
+    strata = kind.strata(columns_of_labels(eligible))
+    splits = []
+    for split in patient_folds(eligible.index, strata, folds=folds, seed=seed):
+        tested = set(split.test)
+        splits.append(PatientSplit(tuple(patient for patient in labels.index if patient not in tested), split.test))
+    return splits
+
+
 def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> list[Split]:
     """The splits, after everything that is fitted on training patients was fitted once."""
     kind = cohort.definition(task).kind
@@ -104,16 +138,9 @@ def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> li
         )
         for subspace, (found, wanted) in cohort.genes_found().items():
             print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
-    # The folds test these patients, and metrics of labels that are all alike have no value.
-    try:
-        cohort.definition(task).check_labels(columns_of_labels(eligible))
-    except ValueError as error:
-        raise ValueError(f"task {task!r}, {error} for the patients with expression") from error
     splits = []
-    strata = kind.strata(columns_of_labels(eligible))
-    for patients in patient_folds(eligible.index, strata, folds=folds, seed=seed):
-        tested = set(patients.test)
-        train = cohort.subset(patient for patient in labels.index if patient not in tested)
+    for patients in task_folds(cohort, task, folds=folds, seed=seed):
+        train = cohort.subset(patients.train)
         # Labels or genes that cannot be fitted are refused before a slide is read.
         train.fit_task(task)
         train.fit_expression()

@@ -14,7 +14,7 @@ from .._files import replacing
 from .._tables import read_rows
 from ..bags import Bag, collate_bags
 from ..data.cohort import MISSING, TRANSFORMS, Sample, StoredBag
-from ..data.slides import SUFFIXES, SlideSource, difference, slide_files
+from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
 from ..models import Student
 from ..tasks import KINDS, Task, task_from_state
 from .checkpoint import load_model
@@ -226,6 +226,7 @@ def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
     owner: dict[str, str] = {}
     for line, cells in rows:
         row = dict(zip(header, map(str.strip, cells), strict=True))
+        row["slide"] = slide_name(row["slide"])
         if not row["slide"] or not row["patient"]:
             raise ValueError(f"{path}, line {line}: must name a slide and its patient, got an empty cell")
         if row["slide"] in owner:

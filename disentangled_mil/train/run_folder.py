@@ -219,7 +219,7 @@ def cohort_digest(cohort: Cohort) -> str:
         digest.update(cohort.expression.to_numpy().tobytes())
         # The rule of choice may change between versions, so its result counts as well.
         digest.update(cohort.fit_expression().digest.encode())
-    digest.update(repr((dict(cohort.gene_sets), asdict(cohort.expression_options))).encode())
+    digest.update(repr((dict(cohort.gene_sets), cohort.expression_options)).encode())
     return digest.hexdigest()
 
 

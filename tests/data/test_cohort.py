@@ -17,7 +17,7 @@ BAG = Bag.from_slide(torch.ones(3, 4))
 TASKS = {
     "diagnosis": Classification.define(column="diagnosis"),
     "grading": Classification.define(column="grade"),
-    "survival": DiscreteSurvival.define(time="time", event="event"),
+    "survival": DiscreteSurvival.define(time="time", event="event", zero_times="keep"),
 }
 
 
@@ -72,6 +72,8 @@ def test_patients_are_split_by_whether_they_have_expression():
 def test_genes_are_counted_by_symbol():
     sets = {"tumor": ("EGFR|1956", "TP53", "EGFR"), "tme": ("CD2",)}
     assert cohort(gene_sets=sets).genes_found() == {"tumor": (1, 2), "tme": (1, 1)}
+    assert cohort(gene_sets=sets).genes_absent() == {"tumor": ("TP53",), "tme": ()}
+    assert cohort(gene_sets=["EGFR", "CD2"]).fit_expression().sizes == {"genes": 1}
     assert cohort(expression=None).genes_found() == {"tumor": (0, 1), "tme": (0, 1)}
 
 
@@ -135,7 +137,7 @@ def test_events_coded_otherwise_are_refused(event, got):
 
 
 def test_events_may_be_coded_as_the_definition_says():
-    died = DiscreteSurvival.define(time="time", event="vital", observed="Dead", censored="Alive")
+    died = DiscreteSurvival.define(time="time", event="vital", observed="Dead", censored="Alive", zero_times="keep")
     clinical = cohort().clinical.assign(vital=["dead", "Alive", "Dead"])
     assert cohort(clinical=clinical, tasks={"os": died}).labels("os")["event"].tolist() == [True, False]
 

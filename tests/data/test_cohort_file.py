@@ -21,7 +21,7 @@ from tests.support.slides import write_hdf5
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
 A,a1;a2,x,G2,10,1.0,50
-B,b1,y,[Discrepancy],0,0,
+B,b1,y,[Discrepancy],7,0,
 C,c1,,G3,,,61
 """
 EXPRESSION = "patient_id,EGFR,CD2,TP53\nC,1,2,3\nA,4,0,1\n"
@@ -98,14 +98,14 @@ def test_a_description_gives_slides_labels_and_expression(folder):
     assert {name: bag.grid.shapes for name, bag in bags.items()} == {"10x": ((2, 1),), "20x": ((3, 2),)}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "x", "B": "y"}
     assert cohort.labels("grading")["label"].to_dict() == {"A": "G2", "C": "G3"}
-    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 0.0], "event": [True, False]}
+    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 7.0], "event": [True, False]}
     assert cohort.clinical["age"].tolist() == ["50", "", "61"]
     assert cohort.with_expression().patients == ("A", "C")
     assert cohort.fit_expression().genes == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",)}
 
 
 def test_the_documented_description_with_all_defaults_is_valid(folder):
-    text = read_cohort.__doc__.split("none)::")[1].split("Args:")[0]
+    text = read_cohort.__doc__.split("none)::")[1].split("Each further table")[0]
     text = (
         text.replace("features/", "")
         .replace("tumor_tme.gmt", "sets.gmt")
@@ -176,7 +176,7 @@ def test_columns_and_missing_labels_can_be_named(folder):
     change(folder, "COHORT.toml", 'column = "grade"', 'column = "diagnosis"')
     change(folder, "COHORT.toml", 'time = "os_days"\nevent = "event"', 'time = "months"\nevent = "dead"')
     cohort = read_cohort(change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nmissing = ["", "y"]'))
-    assert cohort.labels("survival")["time"].tolist() == [10.0, 0.0]
+    assert cohort.labels("survival")["time"].tolist() == [10.0, 7.0]
     assert cohort.labels("grading")["label"].to_dict() == {"A": "x"}
     assert cohort.labels("diagnosis")["label"].to_dict() == {"A": "50", "C": "61"}
 
@@ -197,7 +197,7 @@ def test_what_tables_write_for_no_value_is_no_label(folder, cell):
 
 def test_a_value_that_a_task_names_is_a_label_though_it_looks_like_a_missing_one(folder):
     change(folder, "clinical.csv", "x,G2,10,1.0", "none,unknown,10,Dead")
-    change(folder, "clinical.csv", "y,[Discrepancy],0,0", "B,G2,0,none")
+    change(folder, "clinical.csv", "y,[Discrepancy],7,0", "B,G2,7,none")
     change(folder, "clinical.csv", "C,c1,,G3,,", "C,c1,NA,G3,4,")
     change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nobserved = "Dead"\ncensored = "none"')
     path = change(folder, "COHORT.toml", 'column = "diagnosis"', 'column = "diagnosis"\nclasses = ["none", "B"]')
@@ -474,19 +474,153 @@ def test_numbers_of_another_dialect_are_refused(folder, number):
         read_expression(folder / "expression.csv")
 
 
-def test_expression_of_strangers_and_cells_without_numbers_are_refused(folder):
-    path = change(folder, "expression.csv", "C,1", "TCGA-C,1")
-    with pytest.raises(ValueError, match=r"expression\.csv: patients must be those of .*, got 1 others: TCGA-C"):
+def test_expression_of_strangers_is_left_out_with_a_count_and_cells_without_numbers_are_refused(folder):
+    path = change(folder, "expression.csv", "A,4", "TCGA-A,4")
+    with pytest.warns(UserWarning, match=r"expression\.csv: 1 of 2 patients are not in .* left out: TCGA-A$"):
+        assert read_cohort(path).with_expression().patients == ("C",)
+    change(folder, "expression.csv", "C,1", "TCGA-C,1")
+    with pytest.raises(
+        ValueError, match=r"expression\.csv: patients must be those of .*, got 2 others: TCGA-C, TCGA-A"
+    ):
         read_cohort(path)
     change(folder, "expression.csv", "TCGA-C,1", "C,one")
     with pytest.raises(ValueError, match=r"expression\.csv, line 2, gene 'EGFR': must be a finite number, got 'one'"):
         read_cohort(path)
 
 
-def test_an_expression_table_with_genes_as_rows_is_told(folder):
-    (folder / "expression.csv").write_text("gene,C,A\nEGFR,1,4\nCD2,2,0\nTP53,3,1\n")
-    with pytest.raises(ValueError, match=r"got 3 others: EGFR, CD2, TP53; its columns are patients: transpose it"):
+@pytest.mark.parametrize("first", ["gene", "id"])
+def test_an_expression_table_with_genes_in_rows_gives_the_same_cohort(folder, first):
+    want = read_cohort(folder / "COHORT.toml")
+    (folder / "expression.csv").write_text(f"{first},C,A\nEGFR,1,4\nCD2,2,0\nTP53,3,1\n")
+    cohort = read_cohort(folder / "COHORT.toml")
+    assert cohort.expression.equals(want.expression)
+    assert "2 patients x 3 genes, genes in rows (recognized)" in cohort.notes[0]
+
+
+def by_slide(folder: Path, table: str, **keys: str) -> Path:
+    """A clinical table in another dialect, with survival as the only task; the description, to be read."""
+    (folder / "clinical.csv").write_text(table)
+    lines = "".join(f"{key} = {value}\n" for key, value in keys.items())
+    start, end = COHORT.index("[tasks.diagnosis]"), COHORT.index("[tasks.survival]")
+    text = COHORT[:start].rstrip() + "\n" + lines + COHORT[end : COHORT.index("[expression]")]
+    (folder / "COHORT.toml").write_text(text)
+    return folder / "COHORT.toml"
+
+
+MCAT = """,case_id,slide_id,os_days,censorship
+0,A,a1.svs,10.0,0.0
+1,A,a2.svs,10.0,0.0
+2,B,b1.svs,7.0,1.0
+"""
+BY_SLIDE = {"patient": '"case_id"', "slides": '"slide_id"', "rows": '"slide"'}
+
+
+def test_a_table_with_one_row_per_slide_is_read_with_its_censorship(folder):
+    path = by_slide(folder, MCAT, **BY_SLIDE)
+    change(folder, "COHORT.toml", 'event = "event"', 'censorship = "censorship"')
+    cohort = read_cohort(path)
+    assert [(sample.name, sample.patient) for sample in cohort.samples] == [("a1", "A"), ("a2", "A"), ("b1", "B")]
+    assert cohort.labels("survival").to_dict("list") == {"time": [10.0, 7.0], "event": [True, False]}
+    for old, new, message in (
+        (
+            "1,A,a2.svs,10.0",
+            "1,A,a2.svs,11.0",
+            r"line 3: rows of one patient must have the same 'os_days', got '11\.0' and",
+        ),
+        ("2,B,b1.svs", "2,B,a2.svs", r"line 4: slides must be different, got 'a2' again \(of 'A'\)"),
+    ):
+        (folder / "clinical.csv").write_text(MCAT.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            read_cohort(path)
+
+
+def test_censorship_stands_alone(folder):
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\ncensorship = "grade"')
+    with pytest.raises(
+        ValueError, match=r"\[tasks\.survival\] censorship names a column .* stands alone, got event as"
+    ):
         read_cohort(folder / "COHORT.toml")
+
+
+def test_a_repeated_patient_is_told_how_tables_by_slide_are_read(folder):
+    path = by_slide(folder, MCAT.replace("censorship", "event"), patient='"case_id"', slides='"slide_id"')
+    with pytest.raises(
+        ValueError, match=r"line 3: .*got 'A' again; .* one row per slide, set \[clinical\] rows = \"slide\""
+    ):
+        read_cohort(path)
+
+
+def test_semicolons_decimal_commas_and_the_words_of_a_portal_are_read(folder):
+    rows = "patient_id;slides;os_days;event\nTCGA-02-0047-01A;a1|a2.svs;10,5;1:DECEASED\nB;b1;7;0:LIVING\n;;;\n"
+    cohort = read_cohort(by_slide(folder, rows, separator='"|"', barcodes='"patient"'))
+    assert cohort.labels("survival").to_dict("index") == {
+        "TCGA-02-0047": {"time": 10.5, "event": True},
+        "B": {"time": 7.0, "event": False},
+    }
+    assert [sample.name for sample in cohort.samples] == ["a1", "a2", "b1"]
+    with pytest.raises(ValueError, match=r"line 3: .* event must be 1 .* got '1:LIVING'"):
+        read_cohort(by_slide(folder, rows.replace("0:LIVING", "1:LIVING"), separator='"|"'))
+
+
+def test_times_of_zero_are_refused_unless_they_are_kept(folder):
+    path = change(folder, "clinical.csv", "G2,10,", "G2,0,")
+    with pytest.raises(ValueError, match=r"line 2: .*'os_days': time must be greater than 0, .* zero_times = \"keep\""):
+        read_cohort(path)
+    change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\nzero_times = "keep"')
+    assert read_cohort(path).labels("survival")["time"].tolist() == [0.0, 7.0]
+
+
+@pytest.mark.parametrize("name", ["../20x/b1", "..\\20x\\b1", "/tmp/b1", "C:\\b1", "x/../../b1"])
+def test_slides_stay_inside_their_folder(folder, name):
+    path = change(folder, "clinical.csv", "B,b1", f"B,{name}")
+    with pytest.raises(ValueError, match=r"line 3: slides must lie inside the folders of slides, got .*b1'"):
+        read_cohort(path)
+
+
+def test_patients_of_samples_are_cut_to_those_of_the_clinical_table(folder):
+    for name in ("clinical.csv", "expression.csv"):
+        text = (folder / name).read_text().replace("\nA,", "\nTCGA-02-000A,").replace("\nC,", "\nTCGA-02-000C,")
+        (folder / name).write_text(text if name == "clinical.csv" else text.replace("000A,", "000A-01A-11R,"))
+    path = change(folder, "expression.csv", "TCGA-02-000C,", "TCGA-02-000C-01A-11R,")
+    with pytest.raises(
+        ValueError, match=r"got 2 others: .* 2 of them are TCGA barcodes .* set barcodes = \"patient\" in"
+    ):
+        read_cohort(path)
+    change(folder, "COHORT.toml", "[expression]", '[expression]\nbarcodes = "patient"')
+    assert read_cohort(path).with_expression().patients == ("TCGA-02-000A", "TCGA-02-000C")
+
+
+OMICS = """
+[omics.cnv]
+table = "cnv.csv"
+log1p = false
+fraction = 1.0
+
+[omics.cnv.genes]
+gmt = "drivers.gmt"
+amplified = ["ONCOGENES"]
+"""
+
+
+def test_several_tables_are_further_subspaces_with_their_own_scale(folder):
+    (folder / "cnv.csv").write_text("id,EGFR|1956,MYC|4609\nA,-1,2\nC,0,1\nB,1,0\n")
+    (folder / "drivers.gmt").write_text("ONCOGENES\tsource\tEGFR\tMYC\n")
+    path = folder / "COHORT.toml"
+    path.write_text(COHORT + OMICS)
+    with pytest.warns(UserWarning, match=r"1 of 3 patients lack one of the tables \[expression\], \[omics\.cnv\]"):
+        cohort = read_cohort(path)
+    assert cohort.gene_sets == {"tumor": ("EGFR", "TP53"), "tme": ("CD2",), "amplified": ("cnv:EGFR", "cnv:MYC")}
+    assert cohort.with_expression().patients == ("A", "C")
+    assert cohort.genes_found() == {"tumor": (2, 2), "tme": (1, 1), "amplified": (2, 2)}
+    pipeline = cohort.fit_expression()
+    assert pipeline.sizes == {"tumor": 2, "tme": 1, "amplified": 2}
+    assert pipeline.options["amplified"].log1p is False
+    assert pipeline.transform(cohort.expression)["amplified"].tolist() == [[1.0, -1.0], [-1.0, 1.0]]
+    path.write_text(COHORT.replace(COHORT[COHORT.index("[expression]") :], OMICS))
+    assert read_cohort(path).with_expression().patients == ("A", "B", "C")
+    path.write_text(COHORT + OMICS.replace("amplified", "tumor"))
+    with pytest.raises(ValueError, match="subspaces of all tables must hold"):
+        read_cohort(path)
 
 
 def test_a_description_may_start_with_a_byte_order_mark(folder):
@@ -600,7 +734,7 @@ table = "{data}/tcga_gbmlgg/clinical.csv"
 [tasks]
 diagnosis = {{kind = "classification", column = "diagnosis"}}
 grading = {{kind = "classification", column = "grade"}}
-survival = {{kind = "survival", time = "os_days", event = "event"}}
+survival = {{kind = "survival", time = "os_days", event = "event", zero_times = "keep"}}
 
 [slides]
 bag = "patient"      # a slide is one vector, so a patient is the bag

@@ -357,3 +357,81 @@ def test_real_tpm_with_entrez_numbers_is_selected(shared, statistic):
     assert pipeline.sizes == {"tumor": round(0.3 * 896), "tme": round(0.3 * 726)}
     everything = ExpressionPipeline.fit(table, {"all": [name for name in table if "SLC35E2|" not in name]})
     assert everything.sizes == {"all": round(0.3 * (20531 - 2))}
+
+
+def test_genes_under_other_names_are_told_and_not_silently_lost():
+    table = counts(20, genes=("EGFR", "HLA.A", "HLA.DRA", "1-Mar", "9-Sep"))
+    sets = {"tumor": ["EGFR", "MARCH1", "SEPT9"], "tme": ["EGFR", "HLA-A", "HLA-DRA"]}
+    with pytest.warns(UserWarning, match="under other names") as caught:
+        pipeline = ExpressionPipeline.fit(table, sets, ExpressionOptions(fraction=1))
+    told = " ".join(str(warning.message) for warning in caught)
+    assert "2 genes of 'tumor' that it may hold under other names: MARCH1 as '1-Mar', SEPT9 as '9-Sep'" in told
+    assert "2 genes of 'tme' that it may hold under other names: HLA-A as 'HLA.A', HLA-DRA as 'HLA.DRA'" in told
+    assert pipeline.genes == {"tumor": ("EGFR",), "tme": ("EGFR",)}
+    right = table.set_axis(["EGFR", "HLA-A", "HLA-DRA", "MARCH1", "SEPT9"], axis=1)
+    pipeline = ExpressionPipeline.fit(right, sets, ExpressionOptions(fraction=1))
+    with pytest.raises(
+        ValueError, match=r"2 are missing: MARCH1, SEPT9; it may hold MARCH1 as '1-Mar', SEPT9 as '9-Sep'"
+    ):
+        pipeline.transform(table)
+
+
+def test_identifiers_against_symbols_are_told():
+    table = counts(genes=("ENSG00000146648.18", "ENSG00000141510.11"))
+    with pytest.raises(
+        ValueError, match="; table holds Ensembl identifiers and gene_sets symbols: name a table of both"
+    ):
+        ExpressionPipeline.fit(table, {"tumor": ["EGFR", "TP53"]})
+
+
+def test_gene_sets_without_a_description_lose_a_gene_with_a_warning(tmp_path):
+    (tmp_path / "sets.gmt").write_text("tumor\tEGFR\tTP53\tPTEN\ntme\tCD2\tEGFR\n")
+    with pytest.warns(UserWarning, match=r"theirs are genes of the table \(EGFR, CD2\), which are lost: add a column"):
+        ExpressionPipeline.fit(counts(), read_gmt(tmp_path / "sets.gmt"))
+    (tmp_path / "sets.gmt").write_text("tumor\tsource\tEGFR\tTP53\tPTEN\ntme\tCD2\tEGFR\tCD2\n")
+    ExpressionPipeline.fit(counts(), read_gmt(tmp_path / "sets.gmt"))  # a description that is a member loses nothing
+
+
+def test_arguments_of_another_kind_are_told():
+    table = counts()
+    for use in (lambda t: ExpressionPipeline.fit(t, SETS), ExpressionPipeline.fit(table, SETS).transform):
+        with pytest.raises(TypeError, match="table must be a pandas DataFrame, patients x genes, got ndarray"):
+            use(table.to_numpy())
+    for member in (1956, None, float("nan")):
+        with pytest.raises(TypeError, match=rf"gene_sets\['tme'\] must hold names of genes as text, got {member}"):
+            ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "tme": ["CD2", member]})
+    text = table.astype(str)
+    assert ExpressionPipeline.fit(text, SETS).genes == ExpressionPipeline.fit(table, SETS).genes
+    text.loc["P3", "EGFR"] = "1,5"
+    with pytest.raises(ValueError, match="table must hold numbers, got '1,5' for patient 'P3', gene 'EGFR'"):
+        ExpressionPipeline.fit(text, SETS)
+
+
+def test_a_plain_list_of_genes_is_one_subspace():
+    pipeline = ExpressionPipeline.fit(counts(), ["EGFR", "CD2"], ExpressionOptions(fraction=1))
+    assert pipeline.genes == {"genes": ("EGFR", "CD2")}
+    for wrong, message in (("EGFR", "got str"), ({"EGFR"}, "got set"), (["EGFR", 1956], "got 1956")):
+        with pytest.raises(TypeError, match=f"gene_sets must .*{message}"):
+            ExpressionPipeline.fit(counts(), wrong)
+
+
+def test_subspaces_of_several_tables_have_their_own_options():
+    table = counts().assign(**{"cnv:EGFR": np.linspace(-1, 1, 12), "cnv:CD2": np.linspace(2, -2, 12)})
+    sets = {"tumor": ["EGFR", "TP53"], "amplified": ["cnv:EGFR", "cnv:CD2"]}
+    options = {
+        "tumor": ExpressionOptions(fraction=0.5),
+        "amplified": ExpressionOptions(log1p=False, fraction=1, clip=None),
+    }
+    pipeline = ExpressionPipeline.fit(table, sets, options)
+    assert pipeline.sizes == {"tumor": 1, "amplified": 2}
+    assert list(pipeline.sizes) == list(sets)
+    out = pipeline.transform(table)
+    want = StandardScaler().fit_transform(table[["cnv:EGFR", "cnv:CD2"]])
+    torch.testing.assert_close(out["amplified"], torch.tensor(want, dtype=torch.float32))
+    alone = ExpressionPipeline.fit(table, {"tumor": sets["tumor"]}, options["tumor"]).transform(table)
+    torch.testing.assert_close(out["tumor"], alone["tumor"])
+    assert ExpressionPipeline.from_state(json.loads(json.dumps(pipeline.state()))) == pipeline
+    with pytest.raises(ValueError, match=r"must not share genes, got 'EGFR' in several"):
+        ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "amplified": ["EGFR"]}, options)
+    with pytest.raises(ValueError, match=r"options must have exactly the names"):
+        ExpressionPipeline.fit(table, sets, {"tumor": ExpressionOptions()})

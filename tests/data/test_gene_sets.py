@@ -86,3 +86,20 @@ def test_every_real_gene_set_file_is_read(shared):
     formed = gene_subspaces(read_gmt(shared / "data" / "genes" / "tumor_tme.gmt"), {"tumor": ["TUMOR"], "tme": ["TME"]})
     assert {subspace: len(genes) for subspace, genes in formed.items()} == {"tumor": 964, "tme": 760}
     assert not set(formed["tumor"]) & set(formed["tme"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_only_the_end_of_a_line_ends_a_set(tmp_path, end, separator):
+    path = tmp_path / "sets.gmt"
+    text = f"A\tfirst{separator}second\tEGFR\tTP53{separator}\tCD2{end}B\tsource\tCD8A{end}"
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_gmt(path) == {"A": ("EGFR", "TP53", "CD2"), "B": ("CD8A",)}
+
+
+def test_descriptions_are_kept_for_sets_and_subspaces(tmp_path):
+    (tmp_path / "sets.gmt").write_text("A\tfirst\tEGFR\nB\tsecond\tTP53\n")
+    sets = read_gmt(tmp_path / "sets.gmt")
+    assert sets.descriptions == {"A": ("first",), "B": ("second",)}
+    assert gene_subspaces(sets, {"tumor": ["A", "B"]}).descriptions == {"tumor": ("first", "second")}
+    assert gene_subspaces(dict(sets), {"tumor": ["A"]}).descriptions == {"tumor": ()}

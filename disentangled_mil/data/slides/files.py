@@ -1,6 +1,7 @@
 """The slides of a folder."""
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -8,9 +9,14 @@ from .source import SlideError
 
 SUFFIXES = (".h5", ".hdf5", ".h5ad", ".pt", ".pth", ".zarr")
 
+# Of files of whole slides and of features, which stand behind names in tables and in names of files.
+_ENDINGS = re.compile(
+    r"(\.(svs|ndpi|tiff?|mrxs|scn|czi|bif|vms|vsi|svslide|dcm|h5|hdf5|h5ad|pt|pth|zarr))+$", re.IGNORECASE
+)
+
 
 def slide_files(folder: str | Path) -> dict[str, Path]:
-    """The files of features in a folder, by the name of the slide, which is the name of the file without its suffix.
+    """The files of features in a folder, by the name of the slide, see :func:`slide_name`.
 
     Args:
         folder: folder that holds a file per slide: ``.h5``, ``.hdf5``, ``.h5ad``, ``.pt``, ``.pth`` or ``.zarr``.
@@ -45,7 +51,7 @@ def slide_files(folder: str | Path) -> dict[str, Path]:
         path = folder / name
         if path.suffix not in SUFFIXES or name.startswith("."):
             continue
-        slide = slide_name(path.stem)
+        slide = slide_name(name)
         if slide in found:
             raise SlideError(f"{folder}: must hold one file per slide, got {found[slide].name} and {name}")
         found[slide] = path
@@ -53,5 +59,17 @@ def slide_files(folder: str | Path) -> dict[str, Path]:
 
 
 def slide_name(name: str) -> str:
-    """The name of a slide in composed Unicode (NFC)."""
-    return unicodedata.normalize("NFC", name)
+    """The name of a slide in composed Unicode (NFC), without the endings of an image and of features.
+
+    Args:
+        name: name of a file, or cell of a table.
+
+    Returns:
+        The name of the slide.
+
+    Example:
+        >>> from disentangled_mil.data.slides import slide_name
+        >>> slide_name("TCGA-02-0047-01Z-00-DX1.svs.h5"), slide_name(" TCGA-02-0047-01Z-00-DX1.svs")
+        ('TCGA-02-0047-01Z-00-DX1', 'TCGA-02-0047-01Z-00-DX1')
+    """
+    return unicodedata.normalize("NFC", _ENDINGS.sub("", name.strip()))

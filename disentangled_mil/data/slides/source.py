@@ -44,6 +44,16 @@ class SlideSource(NamedTuple):
     unit: str | None = None
 
     def __str__(self) -> str:
+        encoder, scale, place = self._words()
+        return f"{self.writer}: {self.tokens} tiles of {encoder} (width {self.width}), {scale}, {place}"
+
+    @property
+    def summary(self) -> str:
+        """All but the numbers of tiles and features, which many slides have in common."""
+        return f"{self.writer}, {', '.join(self._words())}"
+
+    def _words(self) -> tuple[str, str, str]:
+        """Encoder, magnification and place of the tiles in words."""
         scale = "unknown magnification"
         if self.magnification is not None:
             scale = f"{self.magnification:g}x"
@@ -52,8 +62,7 @@ class SlideSource(NamedTuple):
         place = "no coordinates"
         if self.placed:
             place = "coordinates" if self.tile is None else f"tile of {self.tile:g} {self.unit or 'units'}"
-        encoder = self.encoder or "an unknown encoder"
-        return f"{self.writer}: {self.tokens} tiles of {encoder} (width {self.width}), {scale}, {place}"
+        return self.encoder or "an unknown encoder", scale, place
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it: encoder, width and magnification, as JSON values."""

@@ -55,3 +55,27 @@ def test_overflow_without_a_scaler_passes_through() -> None:
     expected = tme.grad.clone()
     optimizer.step(confidence=CONFIDENT_TUMOR)
     assert torch.equal(tme.grad, expected)
+
+
+def test_gradients_that_were_unscaled_by_the_wrapped_optimizer_are_not_unscaled_again() -> None:
+    optimizer, tumor, _ = conflict()
+    scaler = torch.amp.GradScaler(device="cpu", init_scale=2.0**10)
+    scaler.scale(torch.tensor(1.0))
+    scaler.unscale_(optimizer.wrapped)
+    before = tumor.detach().clone()
+    with pytest.raises(RuntimeError, match="must get the same optimizer, got the wrapped SGD and this CGCOptimizer"):
+        scaler.step(optimizer, confidence=CONFIDENT_TUMOR)
+    assert torch.equal(tumor, before)
+
+
+def test_unscaling_by_name_and_clipping_leave_the_step_as_it_was() -> None:
+    optimizer, tumor, tme = conflict()
+    want = [tumor.grad.clone(), tme.grad.clone()]
+    scaler = torch.amp.GradScaler(device="cpu", init_scale=2.0**10)
+    scaler.scale(torch.tensor(1.0))
+    for each in (tumor, tme):
+        each.grad.mul_(2.0**10)
+    scaler.unscale_(optimizer)
+    assert torch.equal(tumor.grad, want[0])
+    scaler.step(optimizer, confidence=CONFIDENT_TUMOR)
+    scaler.update()

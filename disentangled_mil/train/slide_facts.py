@@ -1,0 +1,65 @@
+"""What the files of a cohort say about their slides, without reading the features."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..bags import Bag, TokenSet
+from ..data.cohort import StoredBag
+
+
+class SlideFacts(NamedTuple):
+    """What is known of one bag.
+
+    Attributes:
+        slides: number of slides.
+        tokens: number of patches.
+        width: features per patch.
+        placed: whether patches have coordinates.
+        recognized: writer, encoder, magnification and size of the patches, as far as they are known.
+    """
+
+    slides: int
+    tokens: int
+    width: int
+    placed: bool
+    recognized: str
+
+
+def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
+    """What is known of a bag: the one place that asks the files.
+
+    Args:
+        bag: bag in memory or in files.
+
+    Returns:
+        Its facts.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is unreadable.
+    """
+    if isinstance(bag, Bag):
+        tokens, width = bag.patches.shape[1:]
+        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), "in memory")
+    source = bag.source()
+    tokens = source.tokens if bag.max_tokens is None else min(source.tokens, bag.max_tokens)
+    return SlideFacts(len(source.files), tokens, source.width, source.placed, source.summary)
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The range of numbers and their median.
+
+    Args:
+        numbers: numbers, at least one.
+
+    Returns:
+        The range in words.
+
+    Example:
+        >>> span([3, 1000, 20])
+        '3 to 1,000 (median 20)'
+    """
+    ordered = sorted(numbers)
+    if ordered[0] == ordered[-1]:
+        return f"{ordered[0]:,}"
+    return f"{ordered[0]:,} to {ordered[-1]:,} (median {ordered[len(ordered) // 2]:,})"

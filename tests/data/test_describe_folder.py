@@ -1,0 +1,83 @@
+"""The command init writes a description that check accepts, and overwrites nothing."""
+
+import pytest
+import torch
+
+from disentangled_mil.cli import main
+from disentangled_mil.data import read_cohort, write_bag
+from disentangled_mil.data.describe_folder import describe_folder
+from disentangled_mil.data.planted import planted_cohort, write_cohort
+
+
+def test_a_written_cohort_is_described_as_it_is(tmp_path, capsys):
+    planted = planted_cohort(12, seed=0, grid=(4, 3), width=6)
+    write_cohort(planted, tmp_path)
+    assert main(["init", str(tmp_path), "--out", str(tmp_path / "guess.toml")]) == 0
+    assert "check" in capsys.readouterr().out
+    guess, want = read_cohort(tmp_path / "guess.toml"), read_cohort(tmp_path / "cohort.toml")
+    assert guess.samples == want.samples
+    assert guess.gene_sets == want.gene_sets
+    assert guess.expression_options == want.expression_options
+    assert guess.tasks["survival"] == want.tasks["survival"]
+    assert main(["init", str(tmp_path)]) == 2
+    assert "cohort.toml: is there already and is never overwritten" in capsys.readouterr().err
+
+
+def test_a_folder_of_clam_with_a_table_of_mcat_is_described(tmp_path):
+    slides = [f"TCGA-02-000{number}-01Z-00-DX{slide}" for number in range(4) for slide in (1, 2)]
+    for place in ("CLAM/h5_files", "CLAM/pt_files", "CLAM/patches"):
+        (tmp_path / place).mkdir(parents=True)
+        for slide in slides:
+            write_bag(tmp_path / place / f"{slide}.h5", torch.ones(3, 4))
+    rows = [
+        f"{number},{slide[:12]},{slide}.svs,{4.5 + number // 2},{float(number // 2 % 2)},{number // 2}.5,{number // 2}"
+        for number, slide in enumerate(slides)
+    ]
+    header = ",case_id,slide_id,survival_months,censorship,EGFR_rnaseq,CD2_rnaseq"
+    (tmp_path / "all_clean.csv").write_text("\n".join([header, *rows]) + "\n")
+    (tmp_path / "sets.gmt").write_text("TUMOR\tsource\tEGFR\nTME\tsource\tCD2\n")
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    for line in (
+        'patient = "case_id"',
+        'slides = "slide_id"    # 8 rows name a slide that is there',
+        'rows = "slide"',
+        'time = "survival_months"',
+        'censorship = "censorship"',
+        'folder = "CLAM/h5_files"',
+        'suffix = "_rnaseq"',
+        'tumor = ["TUMOR"]',
+    ):
+        assert line in text
+    assert "pt_files" not in text
+    cohort = read_cohort(tmp_path / "cohort.toml")
+    assert len(cohort.patients) == 4
+    assert cohort.labels("survival")["event"].tolist() == [True, False, True, False]
+    assert cohort.expression["EGFR"].tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_a_described_folder_passes_the_check_as_it_is(tmp_path, capsys):
+    write_cohort(planted_cohort(18, seed=0, grid=(4, 3), width=6), tmp_path)
+    (tmp_path / "cohort.toml").unlink()
+    assert main(["init", str(tmp_path)]) == 0
+    assert main(["check", str(tmp_path / "cohort.toml"), "--epochs=1", "--folds=2"]) == 0
+    out = capsys.readouterr().out
+    assert "18 of 18 patients have expression" in out
+    assert "task survival" in out
+    assert out.endswith(" 0 errors\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "must hold a folder of slides"),
+        ({"s.h5": "", "t.csv": "a,b\n1,2\n"}, r"got t\.csv: name them e\.g\. patient_id"),
+    ],
+)
+def test_a_folder_without_slides_or_patients_is_told(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert not (tmp_path / "cohort.toml").exists()
+    with pytest.raises(FileNotFoundError, match="absent: there is no such folder"):
+        describe_folder(tmp_path / "absent", tmp_path / "cohort.toml")

@@ -1,0 +1,150 @@
+"""The command check tells what was understood, and finds what would spoil a run before it starts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from disentangled_mil.cli import main
+from disentangled_mil.data import read_cohort
+from disentangled_mil.data.cohort import columns_of_labels
+from disentangled_mil.data.planted import planted_cohort, write_cohort
+from disentangled_mil.train import cross_validation
+from disentangled_mil.train.check_cohort import check_cohort
+from disentangled_mil.train.cross_validation import run_cross_validation
+from disentangled_mil.train.options import TrainingOptions
+from disentangled_mil.train.run_estimate import CohortSize, estimate_run
+from tests.support.cohorts import copy_with_change
+
+OPTIONS = TrainingOptions(epochs=2, dim=8, heads=2, dim_head=4)
+
+
+@pytest.fixture(scope="module")
+def description(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    cohort = planted_cohort(45, seed=0, grid=(4, 3), width=6, tumor_genes=30, tme_genes=30, other_genes=2)
+    write_cohort(cohort, folder)
+    return folder / "cohort.toml"
+
+
+def test_everything_that_was_understood_is_told(description):
+    check = check_cohort(description, OPTIONS)
+    text = str(check)
+    for part in (
+        "45, with ",
+        "slides 10x      ",
+        " slides of 45 patients, ",
+        "6 features per patch",
+        "expression.csv.gz: 45 patients x 62 genes, genes in columns (recognized)",
+        "scale recognized: linear values, such as TPM or FPKM",
+        "genes tumor     30 of 30 genes are in the table",
+        "task grading    classification, 45 patients: G2 ",
+        "task survival   survival, 45 patients: events ",
+        "tested once: 45 patients with expression: events ",
+        "  fold 3        train 30 patients: events ",
+        "time            about ",
+        "times 2 epochs and 3 folds, each with one teacher, 5 teachers for targets out of fold and two students",
+        "memory ",
+        "0 errors",
+    ):
+        assert part in text
+    assert check.errors == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        (
+            "cohort.toml",
+            'gmt = "gene_sets.gmt"',
+            'gmt = "few.gmt"',
+            "tumor: 3 of 4 genes are not among the 62 genes of the table (A1, A2, A3)",
+        ),
+        ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/20x"', ""),
+    ],
+)
+def test_warnings_fail_a_strict_check_alone(description, tmp_path, capsys, name, old, new, message):
+    path = copy_with_change(description, tmp_path, name, old, new)
+    gene = (tmp_path / "gene_sets.gmt").read_text().split("\n")[0].split("\t")[2]
+    (tmp_path / "few.gmt").write_text(f"tumor\tsource\t{gene}\tA1\tA2\tA3\ntme\tsource\t{gene}\n")
+    assert main(["check", str(path), "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert message in out
+    strict = 2 if "warning:" in out else 0
+    assert main(["check", str(path), "--epochs", "1", "--strict"]) == strict
+
+
+def test_swapped_folders_of_magnifications_are_suspected(description, tmp_path):
+    text = description.read_text().replace("slides/10x", "slides/x").replace("slides/20x", "slides/10x")
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    path.write_text(text.replace("slides/x", "slides/20x"))
+    assert any(
+        "more patches at 10x than at 20x: are the folders swapped?" in w for w in check_cohort(path, OPTIONS).warnings
+    )
+
+
+def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_path, capsys):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[expression]", "[expression]\nlog1p = false")
+    assert main(["check", str(path), "--epochs", "1"]) == 2
+    out = capsys.readouterr().out
+    assert "error: log1p is False for log-transformed values and z-scores, and table seems to hold linear values" in out
+    assert "memory" not in out
+    path.write_text(path.read_text().replace("log1p = false", "").replace('event = "event"', 'event = "grade"'))
+    assert main(["check", str(path)]) == 2
+    assert "clinical.csv, line 2: task 'survival', column 'grade': event must be 1" in capsys.readouterr().err
+
+
+def test_patients_left_out_are_warned_of(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    lines = (tmp_path / "clinical.csv").read_text().splitlines()
+    (tmp_path / "clinical.csv").write_text("\n".join(lines[:-1]) + "\n")
+    check = check_cohort(path, OPTIONS)
+    assert any("1 of 45 patients are not in the clinical table and are left out" in text for text in check.warnings)
+
+
+def test_a_cohort_without_expression_is_refused_as_in_training(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    path.write_text(path.read_text().split("[expression]")[0])
+    check = check_cohort(path, OPTIONS)
+    assert check.errors == ["the description must have [expression] and [genes], from which the teacher learns"]
+    assert "task grading    classification, 45 patients: " in str(check)
+    with pytest.raises(ValueError, match=r"must have \[expression\] and \[genes\], from which the teacher learns"):
+        run_cross_validation(path, "grading", tmp_path / "run", OPTIONS, quiet=True)
+
+
+def test_folds_are_those_that_training_uses(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    table = pd.read_csv(tmp_path / "expression.csv.gz").iloc[:-9]
+    table.to_csv(tmp_path / "expression.csv.gz", index=False)
+    cohort = read_cohort(path)
+    kind = cohort.definition("grading").kind
+    check = str(check_cohort(path, OPTIONS, task="grading", folds=2))
+    for number, split in enumerate(cross_validation._splits(cohort, "grading", 2, OPTIONS.seed, quiet=True), start=1):
+        train, test = (kind.summary(columns_of_labels(c.labels("grading"))) for c in (split.train, split.tests["test"]))
+        paired = len(split.train.with_expression().patients)
+        line = (
+            f"  fold {number}        train {len(split.train.patients)} patients ({paired} with expression): {train}\n"
+        )
+        assert line + f"                test  {len(split.tests['test'].patients)} patients: {test}" in check
+    assert "never tested: 9 patients without expression" in check
+    assert "task survival" not in check
+
+
+def test_a_task_that_is_not_there_is_refused(description, capsys):
+    assert main(["check", str(description), "--task=staging"]) == 2
+    assert "task must be one of 'diagnosis', 'grading', 'survival', got 'staging'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("distill", "models"),
+    [
+        ("auto", "one teacher, 5 teachers for targets out of fold and two students"),
+        ("never", "one teacher and one student"),
+    ],
+)
+def test_the_estimate_counts_the_models_that_are_trained(distill, models):
+    size = CohortSize({"20x": [3, 4, 5]}, 6, {"tumor": 4, "tme": 4}, 1.0, 2)
+    estimate = estimate_run(size, replace(OPTIONS, distill=distill), folds=3)
+    assert estimate.basis.endswith(f"times 2 epochs and 3 folds, each with {models}")
+    assert estimate.seconds > 0
