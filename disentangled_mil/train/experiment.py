@@ -116,10 +116,11 @@ def run_split(
     choose_everyone = dataset(choose) if choose is not None else None
     choose_paired = dataset(choose.with_expression()) if choose is not None else None
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
-    penalties = {
-        "student": choose_penalties(everyone, task, SLIDES, seed=options.seed),
-        "teacher": choose_penalties(paired, task, BOTH, seed=options.seed) if options.linear else {},
-    }
+    penalties = {}
+    if "linear" in models or "distilled" in models or (options.linear and "student" in models):
+        penalties["student"] = choose_penalties(everyone, task, SLIDES, seed=options.seed)
+    if options.linear and ("teacher" in models or "distilled" in models):
+        penalties["teacher"] = choose_penalties(paired, task, BOTH, seed=options.seed)
     builder = StageBuilder(split.train, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
 
