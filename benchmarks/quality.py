@@ -155,11 +155,12 @@ def shown(metric: Metric | None, brief: bool) -> str:
     """Show the mean and the deviation of a metric."""
     if metric is None or None in metric:
         return "–"
-    if isinstance(metric, dict):
+    if isinstance(metric, Mapping):
         mean, deviation = metric["mean"], metric["sd"]
     else:
-        mean = statistics.fmean(metric)
-        deviation = statistics.stdev(metric) if len(metric) > 1 else 0.0
+        values = [value for value in metric if value is not None]
+        mean = statistics.fmean(values)
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{mean:.3f}" if brief or not deviation else f"{mean:.3f}\u00a0±\u00a0{deviation:.3f}"
 
 

@@ -1,6 +1,7 @@
 """The experiments: declarations, one small experiment from end to end, and the parts that they share."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from disentangled_mil.losses import DistillationTargets
 from disentangled_mil.metrics import classification_metrics, survival_metrics
 from disentangled_mil.train import MODELS, TrainingOptions, out_of_fold
 from disentangled_mil.train.datasets import BagCache
+from disentangled_mil.train.linear import GENES, SLIDES
 from tests.support.training import OPTIONS, small_split
 
 CASE = Case("tiny", "grading")
 PLANNED = [(e, v) for e in EXPERIMENTS.values() for v in e.variants]
 # Linear models, because most tests are not about the training.
-SLIDES, GENES = (Variant(f"on {given}", Linear((given,))) for given in ("slides", "genes"))
-TINY = Experiment("tiny", "Is it tiny?", "It is small.", (CASE,), (SLIDES, GENES), "on slides", seeds=(0, 1))
+ON_SLIDES, ON_GENES = Variant("on slides", Linear((SLIDES,))), Variant("on genes", Linear((GENES,)))
+TINY = Experiment("tiny", "Is it tiny?", "It is small.", (CASE,), (ON_SLIDES, ON_GENES), "on slides", seeds=(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +121,35 @@ def test_an_experiment_runs_resumes_and_writes_summary_table_and_figure(tmp_path
     assert (tmp_path / "figures/tiny.svg").read_text() == figure
 
 
+def test_only_chosen_variants_run(tmp_path, capsys):
+    assert run(tmp_path, "--seeds", "0", "--variant", "on genes") == 0
+    assert list(times(tmp_path)) == ["runs/tiny-grading/on-genes/seed0-fold0.json"]
+    assert "Stored: 1 of 4 runs" in capsys.readouterr().out
+    assert run(tmp_path, "--variant", "on both") == 2
+    assert "--variant must be some of 'on slides', 'on genes', got 'on both'" in capsys.readouterr().err
+
+
+def work_done(trial: Trial) -> Outcome:
+    """Who did the work, and with what number of threads."""
+    patients = len(trial.split.train.patients)
+    return Outcome({}, pd.DataFrame(), {"process": os.getpid(), "threads": torch.get_num_threads(), "size": patients})
+
+
+def test_processes_share_the_trials_with_one_thread_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that it is restored
+    # Processes that start anew do not know the tiny cohort.
+    case = Case("planted", "diagnosis")
+    experiment = replace(TINY, cases=(case,), variants=(Variant("work", work_done),), reference="work")
+    plan = schedule.Plan(experiment, tmp_path, (0, 1), (case,))
+    schedule.run_missing(plan, processes=2)
+    found = [job.stored().measures for job in plan.jobs()]
+    assert len(found) == 2
+    for measures in found:
+        assert measures["process"] != os.getpid()
+        assert measures["threads"] == 1
+        assert measures["size"] == 160
+
+
 def test_a_run_holds_what_its_numbers_depend_on(tmp_path):
     job = next(schedule.Plan(TINY, tmp_path, (0,), (CASE,)).jobs())
     schedule.run_trial([job])
@@ -146,7 +177,7 @@ def test_a_run_that_fails_leaves_no_file_and_those_before_it_stay(tmp_path):
     def fail(trial: Trial) -> Outcome:
         raise RuntimeError("the disk is full")
 
-    experiment = replace(TINY, variants=(SLIDES, Variant("failing", fail)))
+    experiment = replace(TINY, variants=(ON_SLIDES, Variant("failing", fail)))
     with pytest.raises(RuntimeError, match="disk is full"):
         schedule.run_missing(schedule.Plan(experiment, tmp_path, (0,), (CASE,)), processes=1)
     assert list(times(tmp_path)) == ["tiny-grading/on-slides/seed0-fold0.json"]
@@ -157,7 +188,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     outcome = Outcome({"internal": {"auc": object()}}, pd.DataFrame())  # no JSON can hold it
     trial = Trial(CASE, 0, 0, small_split(), job.options, tmp_path, BagCache())
     with pytest.raises(TypeError):
-        runs.keep(job.path, runs.Run.of(SLIDES, trial, outcome, 1.0))
+        runs.keep(job.path, runs.Run.of(ON_SLIDES, trial, outcome, 1.0))
     assert not list(tmp_path.rglob("*.json*"))
 
 
@@ -388,7 +419,7 @@ def test_network_of_others_ignores_padding(name):
     assert logits[1].tolist() == pytest.approx(alone[0].tolist(), abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [Network(MeanPool), Network(MeanPool, genes=True), Linear(("slides", "genes"))])
+@pytest.mark.parametrize("method", [Network(MeanPool), Network(MeanPool, genes=True), Linear((SLIDES, GENES))])
 def test_baseline_predicts_every_test_patient(method, tmp_path):
     split = small_split()
     outcome = method(Trial(CASE, 0, 0, split, replace(OPTIONS, epochs=2), tmp_path, BagCache()))

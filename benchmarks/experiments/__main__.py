@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = tuple(case for case in experiment.cases if options.cohort is None or case.cohort in options.cohort)
     if options.task is not None:
         cases = tuple(case for case in cases if case.task in options.task)
+    names = [variant.name for variant in experiment.variants]
+    if unknown := set(options.variant or ()) - set(names):
+        print(f"error: --variant must be some of {', '.join(map(repr, names))}, got {min(unknown)!r}", file=sys.stderr)
+        return 2
     variants = tuple(v for v in experiment.variants if options.variant is None or v.name in options.variant)
     there = tuple(case for case in cases if COHORTS[case.cohort].present())
     for case in (case for case in cases if case not in there):

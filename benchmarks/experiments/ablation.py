@@ -3,6 +3,7 @@
 from .experiment import Case, Experiment, Variant
 from .measures import attention_entropy, confidences, conflicts
 from .training import Training
+from .variants import ALONE
 
 # Consistency compares two magnifications, which these cohorts have.
 _TWO_MAGNIFICATIONS = ("planted", "tcga_kirc")
@@ -12,6 +13,7 @@ _OFF, _ON = 0.0, 1.0
 def _stage_one(*components: str) -> Variant:
     """A teacher with some components; a single gene token leaves nothing to select."""
     options = {
+        **ALONE,
         "cgc": "CGC" in components,
         "consistency_weight": _ON if "IGC" in components else _OFF,
         "gene_tokens": 4 if "selection" in components else 1,
@@ -24,9 +26,10 @@ def _stage_one(*components: str) -> Variant:
 ABLATION = Experiment(
     "ablation",
     "Does each component of stage I help the teacher?",
-    "The teacher is trained with none, one, two or all of its components: coordinated gradients (CGC), consistency "
-    "between magnifications (IGC), and selection among four gene tokens instead of one. Differences are from the "
-    "teacher with none. Consistency needs two magnifications, which the planted and the kidney slides have.",
+    "The network of the teacher, without a linear model beside it, is trained with none, one, two or all of its "
+    "components: coordinated gradients (CGC), consistency between magnifications (IGC), and selection among four gene "
+    "tokens instead of one. Differences are from the teacher with none. Consistency needs two magnifications, which "
+    "the planted and the kidney slides have.",
     (
         Case("planted", "diagnosis"),
         Case("tcga_stad", "subtype"),

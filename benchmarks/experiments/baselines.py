@@ -1,15 +1,17 @@
 """Models of others on the same features and folds."""
 
+from typing import Any
+
 from .experiment import Case, Experiment, Variant
 from .networks import Concatenation, GatedABMIL, GatedBilinear, MeanPool, Network, NystromTransMIL
 from .training import Training, prediction_cost
-from .variants import LATE_FUSION, LINEAR_GENES, LINEAR_SLIDES
+from .variants import ALONE, LATE_FUSION, LINEAR_GENES, LINEAR_SLIDES
 
 ABMIL = Variant("ABMIL", Network(GatedABMIL))
 
 
-def _ours(name: str, *models: str) -> Variant:
-    return Variant(f"timed {name}", Training(models, measures=(prediction_cost,)))
+def _ours(name: str, model: str, **options: Any) -> Variant:
+    return Variant(f"timed {name}", Training((model,), options, measures=(prediction_cost,)))
 
 
 BASELINES = Experiment(
@@ -19,7 +21,7 @@ BASELINES = Experiment(
     "package. ABMIL and TransMIL are those of torchmil, linear models the floor of this package. Models on "
     "slides also train on patients without RNA. Time is that of one thread: training per training patient, and the "
     "prediction of one patient; memory is the peak of that prediction above its inputs. Networks of others see the "
-    "first magnification.",
+    "first magnification. Student and teacher average a network with a linear model, or are a network alone.",
     (
         Case("tcga_stad", "msi"),
         Case("tcga_stad", "subtype"),
@@ -30,7 +32,9 @@ BASELINES = Experiment(
     ),
     (
         _ours("student", "student"),
+        _ours("student, network alone", "student", **ALONE),
         _ours("teacher", "teacher"),
+        _ours("teacher, network alone", "teacher", **ALONE),
         _ours("genes (SNN)", "genes"),
         LINEAR_SLIDES,
         Variant("mean pooling", Network(MeanPool)),

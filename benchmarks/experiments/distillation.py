@@ -6,7 +6,19 @@ from .changes import LessExpression
 from .experiment import Case, Experiment, Variant
 from .targets import MixedWithLabels, Permuted, SmoothedLabels
 from .training import Training
-from .variants import CROSS_FITTED, GENES, IN_SAMPLE, LINEAR_SLIDES, OUT_OF_FOLD, PUBLISHED, SCRATCH, TEACHER
+from .variants import (
+    CROSS_FITTED,
+    GENES,
+    IN_SAMPLE,
+    IN_SAMPLE_ALONE,
+    LINEAR_SLIDES,
+    OUT_OF_FOLD,
+    OUT_OF_FOLD_ALONE,
+    PUBLISHED,
+    SCRATCH,
+    SCRATCH_ALONE,
+    TEACHER,
+)
 
 
 def _distilled(
@@ -25,13 +37,15 @@ def _less_published(share: float) -> Variant:
 DISTILLATION = Experiment(
     "distillation",
     "Does distillation pay, and what in it pays?",
-    "The student learns from scratch, from the targets of a teacher that has seen its patients (in-sample, as "
-    "published, with subspace vectors), or from targets out of fold: those of five teachers that have not seen the "
-    "patient. Targets are also mixed with labels, and joined by the subspaces' shares of the logits. Controls keep "
-    "the distribution of the targets but not the patient: permuted over all patients, permuted within the class, and "
-    "labels smoothed to the same entropy. Half and a quarter of the RNA are left. The teacher, which sees the RNA of "
-    "the test patients, is the ceiling, and the linear model on slides the floor. Differences are from the student "
-    "from scratch.",
+    "The student learns from scratch, from the targets of a teacher that has seen its patients (in-sample, with "
+    "subspace vectors), or from targets out of fold: those of teachers that have not seen the patient. Students and "
+    "teachers average a network with a linear model. Rows of a network alone leave it out; the published method is "
+    "in-sample with a network alone. Targets are also mixed with labels, and joined by the subspaces' shares of the "
+    "logits. Controls keep the distribution of the targets but not the patient: permuted over all patients, permuted "
+    "within the class, and labels smoothed to the same entropy. Half and a quarter of the RNA are left. The teacher, "
+    "which sees the RNA of the test patients, is the ceiling, and the linear model on slides the floor. Differences "
+    "are from the student from scratch. The weight is that of the teacher's predictions, chosen on training patients; "
+    "0 means that linear students do not gain from them, and counts as 1.",
     (
         Case("tcga_stad", "msi"),
         Case("tcga_stad", "subtype"),
@@ -45,6 +59,9 @@ DISTILLATION = Experiment(
         SCRATCH,
         IN_SAMPLE,
         OUT_OF_FOLD,
+        SCRATCH_ALONE,
+        IN_SAMPLE_ALONE,
+        OUT_OF_FOLD_ALONE,
         _distilled("with shares", share_weight=1.0),
         _distilled("half labels", without=("survival",), targets=MixedWithLabels(0.5)),
         _distilled("calibrated", calibrate=True),
@@ -63,7 +80,9 @@ DISTILLATION = Experiment(
         ("out-of-fold", "in-sample"),
         ("out-of-fold", "out-of-fold, permuted"),
         ("out-of-fold", "out-of-fold, smoothed labels"),
+        ("in-sample, network alone", "scratch, network alone"),
+        ("out-of-fold, network alone", "scratch, network alone"),
         ("scratch", "linear, slides"),
     ),
-    columns=("headroom", "headroom, low"),
+    columns=("headroom", "headroom, low", "weight"),
 )

@@ -170,7 +170,7 @@ def _grid(count: int, height: float, *, share: bool = True) -> tuple[Figure, Seq
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels[count:]:
         panel.set_axis_off()
-    return figure, panels[:count]
+    return figure, list(panels[:count])
 
 
 DRAWINGS: dict[str, Callable[[Experiment, Summary], Figure | None]] = {

@@ -81,7 +81,9 @@ def subspaces_apart(folder: Path, trial: Trial, split: Split) -> Mapping[str, fl
     learn, held = split.train.with_expression(), next(iter(split.tests.values()))
     vectors, others = (_vectors(folder, trial, split, cohort) for cohort in (learn, held))
     programs, truths = (_programs(trial, split, cohort) for cohort in (learn, held))
-    own, foreign, alike = [], [], []
+    own: list[float] = []
+    foreign: list[float] = []
+    alike: list[float] = []
     for name in vectors:
         for program in programs:
             probe = RidgeCV(_RIDGE).fit(*_aligned(vectors[name], programs[program]))

@@ -4,6 +4,7 @@ from .changes import Hallmark, one_subspace, shuffled_subspaces
 from .experiment import Case, Experiment, Variant
 from .measures import subspaces_apart
 from .training import Change, Training
+from .variants import ALONE
 
 # Gene symbols of the real cohorts; planted genes belong to no Hallmark set.
 _REAL = ("tcga_stad", "tcga_gbmlgg")
@@ -25,16 +26,16 @@ _EIGHT = {
 
 
 def _teacher(name: str, change: Change | None = None, *cohorts: str) -> Variant:
-    return Variant(f"subspaces, {name}", Training(("teacher",), change=change, measures=(subspaces_apart,)), cohorts)
+    return Variant(f"subspaces, {name}", Training(("teacher",), ALONE, change, measures=(subspaces_apart,)), cohorts)
 
 
 SUBSPACES = Experiment(
     "subspaces",
     "Do subspaces separate programs, and does it matter which genes they get?",
-    "The teacher gets its genes as one subspace, as tumor and microenvironment, in the same two sizes but shuffled, "
-    "and as three or eight groups of Hallmark sets. A linear probe predicts programs from each subspace vector. For "
-    "planted patients a program is the planted one, and otherwise the mean of a subspace's scaled genes. Linear CKA "
-    "says how alike the vectors of two subspaces are.",
+    "The teacher, a network without a linear model beside it, gets its genes as one subspace, as tumor and "
+    "microenvironment, in the same two sizes but shuffled, and as three or eight groups of Hallmark sets. A linear "
+    "probe predicts programs from each subspace vector. For planted patients a program is the planted one, and "
+    "otherwise the mean of a subspace's scaled genes. Linear CKA says how alike the vectors of two subspaces are.",
     (Case("planted", "diagnosis"), Case("tcga_stad", "subtype"), Case("tcga_gbmlgg", "grading")),
     (
         _teacher("two"),

@@ -168,8 +168,9 @@ def _gains(experiment: Experiment, runs: Sequence[Run]) -> list[Gain]:
         for test in (test for test in first.predictions if test in second.predictions):
             metric = next(each for each in HEADLINES if each in first.metrics[test])
             found = paired_difference(*(draws(each, test, metric, trials) for each in (name, over)))
+            difference, low, high = (round(value, 5) for value in found)
             patients = len({patient for trial in trials for patient in by_variant[name][trial].table(test).index})
-            gains.append(Gain(name, over, *first.case, test, metric, *(round(v, 5) for v in found), patients))
+            gains.append(Gain(name, over, *first.case, test, metric, difference, low, high, patients))
     return gains
 
 

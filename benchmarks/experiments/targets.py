@@ -35,7 +35,7 @@ class Permuted:
         present = next(iter(targets.values())).present.cpu()
         groups = _classes(train) if self.within else torch.zeros(len(train), dtype=torch.long)
         order = torch.arange(len(train))
-        for group in groups.unique():
+        for group in sorted(set(groups.tolist())):
             rows = torch.nonzero(present & (groups == group))[:, 0]
             order[rows] = rows[torch.randperm(len(rows), generator=generator)]
         return {name: each.select(order) for name, each in targets.items()}

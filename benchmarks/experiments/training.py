@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from disentangled_mil.train import Split, load_model, run_split
-from disentangled_mil.train.datasets import CohortDataset
+from disentangled_mil.train.datasets import Batch, CohortDataset
 from disentangled_mil.train.experiment import AlterTargets
 from disentangled_mil.train.out_of_fold import FOLDER, OF_STUDENTS
 
@@ -63,7 +63,8 @@ class Training:
             for measure in self.measures:
                 measured |= measure(folder, trial, split)
         if result.headroom is not None:
-            measured |= {"headroom": result.headroom.difference, "headroom, low": result.headroom.low}
+            headroom = result.headroom
+            measured |= {"headroom": headroom.difference, "headroom, low": headroom.low, "weight": headroom.weight}
         model = self.models[-1]
         predictions = result.predictions[result.predictions["model"] == model].drop(columns="model")
         return Outcome(result.metrics[model], predictions, measured)
@@ -88,9 +89,8 @@ def prediction_cost(folder: Path, trial: Trial, split: Split) -> Mapping[str, fl
     model = load_model(folder / kind)[0]
     task, pipeline = split.train.fit_task(trial.case.task), split.train.fit_expression()
     dataset = CohortDataset(next(iter(split.tests.values())), trial.case.task, task, pipeline, cache=trial.cache)
-    inputs = {
-        "student": lambda batch: (batch.bags,),
-        "teacher": lambda batch: (batch.bags, batch.genes),
-        "genes": lambda batch: (batch.genes,),
-    }
-    return cost(lambda batch: model(*inputs[kind](batch)), dataset)
+
+    def predict(batch: Batch) -> object:
+        return model(*{"student": (batch.bags,), "teacher": (batch.bags, batch.genes), "genes": (batch.genes,)}[kind])
+
+    return cost(predict, dataset)

@@ -123,9 +123,9 @@ def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, 
     return f"{patients} patients x {genes} genes, genes in {'rows' if in_rows else 'columns'} ({how})"
 
 
-def _with_values(path: Path, values: Array, patients: Sequence[str], genes: Sequence[str]) -> tuple[Array, list[str]]:
+def _with_values(path: Path, values: Array, patients: Sequence[str], genes: list[str]) -> tuple[Array, list[str]]:
     """The genes with values: portals write NA for z-scores of a constant gene. Single missing cells are refused."""
-    empty: Array = np.logical_and(np.isnan(values).all(axis=0), len(values) > 1)
+    empty = np.atleast_1d(np.isnan(values).all(axis=0) & (len(values) > 1))
     lost, kept = ([gene for gene, none in zip(genes, empty, strict=True) if none == state] for state in (True, False))
     if not kept:
         raise ValueError(f"{path}: must have at least one gene with values, got {len(lost)} without: {first_of(lost)}")

@@ -22,6 +22,7 @@ OPTIONS = TrainingOptions(
     validation=0.25,
     task_warmup=0.3,
     prediction_weight=3.0,
+    share_weight=0.0,
     distill="always",
     distillation_targets="in_sample",
     teacher_folds=2,

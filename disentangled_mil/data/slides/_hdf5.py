@@ -41,8 +41,8 @@ def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset
         if isinstance(found, h5py.Dataset):
             _check_complete(path, name, found)
             return found
-        link = group.get(name, getlink=True)
-        if found is None and isinstance(link, h5py.ExternalLink):
+        link = group.get(name, getlink=True) if found is None else None
+        if isinstance(link, h5py.ExternalLink):
             raise SlideError(
                 f"{path}: {name} must be in the file, got a link to {link.filename}, which is not there; "
                 "copy the features into one file"

@@ -117,12 +117,16 @@ def read_bag(
     if len(files) == 1 and not as_set:
         with _open(files[0], features, coords, as_set=False) as slide:
             return _on_its_grid(slide, _Choice(drop_augmented, max_tokens, seed), step)
-    sources = [slide_source(path, features=features, coords=coords, as_set=True) for path in files]
-    source = _joined(sources)
-    parts = []
-    for one, share in zip(sources, _shares([one.tokens for one in sources], max_tokens), strict=True):
-        if one.tokens:
-            with _open(one.files[0], features, coords, as_set=True) as slide:
+    shares: list[int | None] = [None] * len(files)
+    if max_tokens is not None:
+        tokens = [slide_source(path, features=features, coords=coords, as_set=True).tokens for path in files]
+        shares = _shares(tokens, max_tokens)
+    sources, parts = [], []
+    for path, share in zip(files, shares, strict=True):
+        with _open(path, features, coords, as_set=True) as slide:
+            sources.append(slide.source)
+            source = _joined(sources)
+            if slide.source.tokens:
                 rows = _Choice(drop_augmented, share, seed).rows(slide, None if share is None else read_places(slide))
                 parts.append(read_features(slide, rows))
     if not parts:
@@ -281,10 +285,10 @@ def _joined(sources: Sequence[SlideSource]) -> SlideSource:
     )
 
 
-def _shares(tokens: Sequence[int], most: int | None) -> list[int | None]:
+def _shares(tokens: Sequence[int], most: int) -> list[int | None]:
     """How many tiles of every slide are kept, in proportion; None for all."""
     total = sum(tokens)
-    if most is None or total <= most:
+    if total <= most:
         return [None] * len(tokens)
     ends = np.cumsum([0, *tokens]) * most // total
     return [int(share) for share in np.diff(ends)]
