@@ -73,7 +73,7 @@ def test_genes_are_counted_by_symbol():
     sets = {"tumor": ("EGFR|1956", "TP53", "EGFR"), "tme": ("CD2",)}
     assert cohort(gene_sets=sets).genes_found() == {"tumor": (1, 2), "tme": (1, 1)}
     assert cohort(gene_sets=sets).genes_absent() == {"tumor": ("TP53",), "tme": ()}
-    assert cohort(gene_sets=["EGFR", "CD2"]).fit_expression().sizes == {"genes": 1}
+    assert cohort(gene_sets=["EGFR", "CD2"]).fit_expression().sizes == {"genes": 2}
     assert cohort(expression=None).genes_found() == {"tumor": (0, 1), "tme": (0, 1)}
 
 

@@ -534,6 +534,16 @@ def test_a_table_with_one_row_per_slide_is_read_with_its_censorship(folder):
             read_cohort(path)
 
 
+@pytest.mark.parametrize("table", [MCAT, MCAT.replace(".svs", "")])
+def test_files_may_keep_the_ending_of_the_image(folder, table):
+    path = by_slide(folder, table.replace("censorship", "event"), **BY_SLIDE)
+    for file in [*folder.glob("*x/a1.h5")]:
+        file.rename(file.with_name("a1.svs.h5"))
+    sample = read_cohort(path).samples[0]
+    assert sample.name == "a1"
+    assert {bag.paths[0].name for bag in sample.bags.values()} == {"a1.svs.h5"}
+
+
 def test_censorship_stands_alone(folder):
     change(folder, "COHORT.toml", 'event = "event"', 'event = "event"\ncensorship = "grade"')
     with pytest.raises(

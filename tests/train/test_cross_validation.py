@@ -287,7 +287,7 @@ def test_resuming_with_another_cohort_is_refused(finished_run, description, quic
 def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
     finished_run, description, quick, untrained, monkeypatch
 ):
-    monkeypatch.setattr("disentangled_mil.data.expression._MAD_TO_STD", 100.0)
+    monkeypatch.setattr("disentangled_mil.data._gene_statistics._MAD_TO_STD", 100.0)
     with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from disentangled_mil.data.slides import SlideError, read_bag, slide_files, slide_source, write_bag
+from disentangled_mil.data.slides import SlideError, read_bag, slide_files, slide_name, slide_source, write_bag
 from tests.support import slides
 
 FEATURES = np.arange(40, dtype="float32").reshape(10, 4)
@@ -138,6 +138,15 @@ def test_names_of_slides_may_be_written_in_either_form_of_unicode(tmp_path):
     files = slide_files(tmp_path)
     assert list(files) == [unicodedata.normalize("NFC", name)]
     assert read_bag(*files.values()).bag.patches.shape == (1, 2, 4)
+
+
+def test_endings_of_images_and_features_are_no_part_of_the_name_of_a_slide(tmp_path):
+    write_bag(tmp_path / "X.1.svs.h5", torch.ones(2, 4))
+    assert list(slide_files(tmp_path)) == ["X.1"]
+    assert {slide_name(name) for name in ("X.1", " X.1.svs", "X.1.SVS.h5", "X.1.ome.tiff")} == {"X.1", "X.1.ome"}
+    (tmp_path / "X.1.h5").touch()
+    with pytest.raises(SlideError, match=r"must hold one file per slide, got X\.1\.h5 and X\.1\.svs\.h5"):
+        slide_files(tmp_path)
 
 
 def test_one_slide_in_two_files_is_refused(tmp_path):
