@@ -119,6 +119,12 @@ def distill_out_of_fold(
         ValueError: there are fewer patients with expression than folds, or a stored part is of another run.
     """
     options, task = builder.options, builder.task
+    taught = len({patient for patient, paired in zip(train.patients, train.paired, strict=True) if paired})
+    if taught < options.teacher_folds:
+        raise ValueError(
+            f"teacher_folds must be at most the number of training patients with expression, {taught}, "
+            f"got {options.teacher_folds}"
+        )
     store = folder / FOLDER
     store.mkdir(parents=True, exist_ok=True)
 
