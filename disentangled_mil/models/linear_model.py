@@ -1,7 +1,7 @@
 """The linear floor: logits that are linear in the mean patch of a bag, and in genes where there are any.
 
-With a few hundred patients, this model is often as good as any network on the same features, and its errors are others.
-So a network should at least reach it, and the mean of both predictions is better than either.
+With a few hundred patients, this model is often as good as any network on the same features. The mean of both
+predictions is close to the better of the two, whichever that is.
 """
 
 from collections.abc import Mapping

@@ -100,7 +100,7 @@ class MagnificationGate(nn.Module):
         check_mask("present", present, "B M", {"B": stacked.shape[0], "M": stacked.shape[1]})
         present = present | ~present.any(1, keepdim=True)
         if self.rule == "softmax_average":
-            even = (present / present.sum(1, keepdim=True)).to(stacked.dtype)
+            even = present.to(stacked.dtype) / present.sum(1, keepdim=True)
             return GateOutput(self._average_probabilities(stacked, present).to(stacked.dtype), even)
         weights = self._weights(stacked, present)
         # An infinite logit of weight zero must not become NaN.
@@ -115,7 +115,7 @@ class MagnificationGate(nn.Module):
             return nn.functional.one_hot(confidence.argmax(1), logits.shape[1]).to(logits.dtype)
         if self.mixture is not None:
             return torch.where(present, self.mixture, -inf).softmax(1).to(logits.dtype)
-        return (present / present.sum(1, keepdim=True)).to(logits.dtype)
+        return present.to(logits.dtype) / present.sum(1, keepdim=True)
 
     def _log_probability(self, logits: Tensor) -> Tensor:
         return outcome_log_probability(logits) if self.link == "hazards" else widened(logits).log_softmax(-1)

@@ -81,6 +81,7 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
         The line.
     """
     title = task.headline.get(headroom["metric"], headroom["metric"])
+    headroom = {key: np.nan if value is None else value for key, value in headroom.items()}
     line = (
         f"headroom: out-of-fold {title} of {headroom['patients']} training patients: "
         f"teacher {headroom['teacher']:.3f}, linear model on slides {headroom['linear']:.3f}, "
@@ -90,7 +91,7 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
         return line
     if not headroom["low"] > 0:
         return f"{line}; distillation is declined: the interval is not above 0"
-    return f"{line}; distillation is declined: a linear student of the teacher predicts new patients worse than without"
+    return f"{line}; distillation is declined: a linear model on slides does not gain from the predictions of a teacher"
 
 
 def _interval(entry: Mapping[str, float | None]) -> str:

@@ -60,7 +60,9 @@ class StageBuilder:
         if model.linear is not None:
             loss = task_loss_of(train, self.task)
             if targets is not None:
-                loss = distilled_loss(loss, mean_prediction(targets), self.task, self.options)
+                weight = self.options.prediction_weight or 0.0
+                taught = mean_prediction(targets)
+                loss = distilled_loss(loss, taught, self.task, weight, self.options.temperature)
             self._fit_linear(model.linear, "student", train, loss)
         return StudentStage(model, self._task, self.options, targets)
 

@@ -119,7 +119,7 @@ def run_split(
     penalties = {}
     if "linear" in models or "distilled" in models or (options.linear and "student" in models):
         penalties["student"] = choose_penalties(everyone, task, SLIDES, seed=options.seed)
-    if options.linear and ("teacher" in models or "distilled" in models):
+    if "distilled" in models or (options.linear and "teacher" in models):
         penalties["teacher"] = choose_penalties(paired, task, BOTH, seed=options.seed)
     builder = StageBuilder(split.train, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}

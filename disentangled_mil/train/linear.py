@@ -18,7 +18,6 @@ from ..tasks import Task, select_target
 from .cross_fitting import Part
 from .datasets import CohortDataset
 from .inner_folds import over_folds
-from .options import TrainingOptions
 
 # Loss of logits [m, K] of the samples at rows [m], a scalar.
 RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -28,7 +27,7 @@ Penalties: TypeAlias = Mapping[str, float]
 # Kinds of vectors: mean patches, genes, and both in the order in which their penalties are chosen.
 SLIDES, GENES, BOTH = ("patches",), ("genes",), ("genes", "patches")
 FOLDS = 5
-GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, math.inf)
+GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor]:
@@ -50,24 +49,26 @@ def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
     return lambda logits, rows: task.loss(logits, select_target(dataset.target, rows))
 
 
-def distilled_loss(loss: RowsLoss, targets: DistillationTargets, task: Task, options: TrainingOptions) -> RowsLoss:
-    """The mean of a loss, with weight 1, and the divergence from a teacher's predictions, with ``prediction_weight``.
+def distilled_loss(
+    loss: RowsLoss, targets: DistillationTargets, task: Task, weight: float, temperature: float
+) -> RowsLoss:
+    """The mean of a loss, with weight 1, and the divergence from a teacher's predictions.
 
     Args:
         loss: loss of the task.
         targets: targets of all samples, on the CPU.
         task: task, which says what the logits mean.
-        options: options with weight and temperature of the divergence.
+        weight: weight of the divergence.
+        temperature: temperature of both sides.
 
     Returns:
         The loss.
     """
-    weight = options.prediction_weight or 0.0
 
     def mixed(logits: Tensor, rows: Tensor) -> Tensor:
         chosen = targets.select(rows)
         divergence = prediction_distillation(
-            logits, chosen.logits, temperature=options.temperature, link=task.link, weight=chosen.present
+            logits, chosen.logits, temperature=temperature, link=task.link, weight=chosen.present
         )
         return (loss(logits, rows) + weight * divergence) / (1 + weight)
 
@@ -155,7 +156,9 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
 
     chosen = dict.fromkeys(kinds, math.inf)
     for kind in kinds:
-        chosen = min(({**chosen, kind: penalty} for penalty in GRID), key=unseen)
+        # Without any vector the model would predict nothing but the classes' shares, so only the second kind may go.
+        grid = GRID if kind == kinds[0] else (*GRID, math.inf)
+        chosen = min(({**chosen, kind: penalty} for penalty in grid), key=unseen)
     return chosen
 
 

@@ -4,11 +4,11 @@ Teachers and linear models are cross-fitted over the same inner folds. The predi
 of distillation. The difference of both is the headroom: what is lost by slides alone, as far as a linear model tells.
 
 The task (weights of classes, intervals of time) and the expression pipeline, which sees no labels, are fitted once on
-all training patients, because student and teachers must share them.
+all training patients, because student and teachers must share them. The penalties of the linear models are chosen once,
+too: two numbers that depend on all labels.
 """
 
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from ..losses import DistillationTargets, balance_shares
 from ..tasks import select_target
-from .building import StageBuilder, mean_prediction
+from .building import StageBuilder
 from .calibration import fit_temperature
+from .choose_weight import choose_weight
 from .comparison import gain, headline_draws
 from .cross_fitting import Part, part_name
 from .datasets import CohortDataset
 from .inner_folds import CrossFit, over_folds
-from .linear import SLIDES, distilled_loss, linear_teacher, task_loss_of, vectors_of
+from .linear import SLIDES, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
 from .options import TrainingOptions
 
 FOLDER = "teachers"
-WEIGHTS = (0.0, 1.0, 3.0, 10.0)
 # Options that change no prediction of a teacher's part.
 OF_STUDENTS = (
     "device",
@@ -161,40 +161,29 @@ def distill_out_of_fold(
         )
         for name, there in present.items()
     }
-    headroom = _headroom(builder, train, apart, logits, mean_prediction(targets))
+    headroom = _headroom(builder, train, apart, logits)
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
 
 
-def _headroom(
-    builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor, targets: DistillationTargets
-) -> Headroom:
-    """The gain of the teachers over linear models, and what linear students gain from the teachers."""
-    task, options = builder.task, builder.options
-    vectors, loss = vectors_of(train, SLIDES), task_loss_of(train, task)
-    fit = partial(linear_teacher, vectors, outputs=task.outputs, penalties=builder.penalties["student"])
+def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor) -> Headroom:
+    """The gain of the teachers over linear models, and the weight with which linear students gain from teachers."""
+    task, penalties = builder.task, builder.penalties["student"]
+    fit = linear_teacher(vectors_of(train, SLIDES), task_loss_of(train, task), task.outputs, penalties)
     paired = torch.nonzero(train.paired)[:, 0]
     samples = train.subset(paired)
-    linear = apart(fit(loss), quiet=True)["logits"]
+    linear = apart(fit, quiet=True)["logits"]
     draws = [headline_draws(task, logits[paired], samples.labels, samples.patients) for logits in (teacher, linear)]
     difference, low, high = gain(task, *draws)
 
-    def value(weight: float) -> float:
-        mixed = distilled_loss(loss, targets, task, replace(options, prediction_weight=weight)) if weight else loss
-        logits = everyone(fit(mixed), quiet=True)["logits"]
-        metric = task.headline_metric(logits, train.labels, train.patients)
-        return -metric if headline in task.errors else metric
-
-    headline = next(iter(task.headline))
-    everyone = over_folds(train, task, folds=options.teacher_folds, repeats=2, seed=options.seed)
     return Headroom(
-        metric=headline,
+        metric=next(iter(task.headline)),
         patients=len(set(samples.patients)),
         teacher=float(draws[0][0]),
         linear=float(draws[1][0]),
         difference=difference,
         low=low,
         high=high,
-        weight=max(WEIGHTS, key=value),
+        weight=choose_weight(builder, train),
     )
 
 

@@ -88,7 +88,7 @@ def test_headroom_is_one_line():
     )
     declined = headroom | {"distilled": False}
     assert headroom_line(declined, DiscreteSurvival).endswith(
-        "a linear student of the teacher predicts new patients worse than without"
+        "a linear model on slides does not gain from the predictions of a teacher"
     )
     uncertain = declined | {"low": -0.01}
     assert headroom_line(uncertain, DiscreteSurvival).endswith(

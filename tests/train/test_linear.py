@@ -1,7 +1,6 @@
 """The linear model of a split: agreement with scikit-learn and least squares, penalties, mixed losses."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from disentangled_mil.train.linear import (
     task_loss_of,
     vectors_of,
 )
-from tests.support.training import OPTIONS
 from tests.train.test_a_new_kind import Quantity
 
 EVERYONE = torch.arange(80)
@@ -112,5 +110,5 @@ def test_mixed_loss_is_the_mean_of_both_and_skips_patients_without_a_teacher(dat
     loss, rows = task_loss_of(dataset, task), torch.arange(len(dataset))
     targets = DistillationTargets(torch.zeros(len(dataset), 3), torch.zeros(len(dataset), dtype=torch.bool))
     logits = torch.randn(len(dataset), 3)
-    mixed = distilled_loss(loss, targets, task, replace(OPTIONS, prediction_weight=3.0))
+    mixed = distilled_loss(loss, targets, task, 3.0, 2.0)
     torch.testing.assert_close(mixed(logits, rows), loss(logits, rows) / 4)
