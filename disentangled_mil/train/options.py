@@ -38,7 +38,8 @@ class TrainingOptions:
         share_weight: weight of the error between shares of the logits.
         temperature: temperature of the distilled predictions.
         distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
-            the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
+            the slides, with the 95 % interval of the difference above 0, and a linear student gains from linear
+            teachers; ``"always"`` or ``"never"``.
         distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
             ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
             has subspace vectors.
