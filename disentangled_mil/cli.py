@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--distill",
             choices=("auto", "always", "never"),
-            help="auto (default) distills where teachers know more than a linear model on the slides, which gains from them",
+            help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
         )
     for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
