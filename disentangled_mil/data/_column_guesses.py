@@ -19,7 +19,8 @@ _TIME = re.compile(r"time|days|months|years|survival|follow", re.IGNORECASE)
 _EVENT = re.compile(r"event|status|dead|death|deceased|vital|relapse|recur|progress|cens", re.IGNORECASE)
 _CENSORSHIP = re.compile("cens", re.IGNORECASE)
 _GENES_SUFFIX = "_rnaseq"
-_OBSERVED = re.compile(r"1|1:.*|dead|deceased|true|yes", re.IGNORECASE)
+_OBSERVED = re.compile(r"(1[:.])?\s*(dead|died|deceased|expired|death|dod|true|yes|event)", re.IGNORECASE)
+_CENSORED = re.compile(r"(0[:.])?\s*(alive|living|lives|survived|censored|ned|false|no|no event|none)", re.IGNORECASE)
 
 
 class Columns(NamedTuple):
@@ -109,16 +110,18 @@ def event_keys(columns: Columns, event: str) -> dict[str, str]:
         event: name of the column.
 
     Returns:
-        The keys with their values.
+        The keys with their values; ``observed`` and ``censored`` only where the words leave no doubt.
     """
     if _CENSORSHIP.search(event):
         return {"censorship": event}
     values = columns.events[event]
     if all(as_number(value.partition(":")[0]) in (0.0, 1.0) for value in values):
         return {"event": event}
-    observed = next((value for value in values if _OBSERVED.fullmatch(value)), values[-1])
-    censored = next(value for value in values if value != observed)
-    return {"event": event, "observed": observed, "censored": censored}
+    observed = [value for value in values if _OBSERVED.fullmatch(value)]
+    censored = [value for value in values if _CENSORED.fullmatch(value)]
+    if len(observed) == len(censored) == 1:
+        return {"event": event, "observed": observed[0], "censored": censored[0]}
+    return {"event": event}
 
 
 def _names(cell: str) -> set[str]:

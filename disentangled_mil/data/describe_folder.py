@@ -147,10 +147,15 @@ def _tasks(columns: Columns) -> Iterator[str]:
         yield "[tasks.survival]"
         yield 'kind = "survival"'
         yield f"time = {_quoted(columns.times[0])}    # may be: {shown(columns.times)}"
-        for key, value in event_keys(columns, event).items():
-            yield f"{key} = {_quoted(value)}" + (
-                f"    # may be: {shown(columns.events)}" if key in ("event", "censorship") else ""
-            )
+        keys = event_keys(columns, event)
+        for key, value in keys.items():
+            comment = shown(columns.events) if key in ("event", "censorship") else shown(columns.events[event])
+            yield f"{key} = {_quoted(value)}    # may be: {comment}"
+        values = columns.events[event]
+        if "event" in keys and "observed" not in keys and set(values) - {"0", "1"}:
+            yield f"# Which value is an observed event? {shown(values)}"
+            yield '# observed = ""'
+            yield '# censored = ""'
     for number, (label, values) in enumerate(columns.labels.items()):
         mark = "" if number == 0 else "# "
         yield ""

@@ -39,8 +39,9 @@ def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
         ValueError: a file is unreadable.
     """
     if isinstance(bag, Bag):
-        tokens, width = bag.patches.shape[1:]
-        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), "in memory")
+        tokens, width = int(bag.mask.sum()), bag.patches.shape[2]
+        recognized = "in memory" if tokens else "no tiles"
+        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), recognized)
     source = bag.source()
     tokens = source.tokens if bag.max_tokens is None else min(source.tokens, bag.max_tokens)
     return SlideFacts(len(source.files), tokens, source.width, source.placed, source.summary)

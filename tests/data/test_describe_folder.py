@@ -5,6 +5,7 @@ import torch
 
 from disentangled_mil.cli import main
 from disentangled_mil.data import read_cohort, write_bag
+from disentangled_mil.data._column_guesses import Columns, event_keys
 from disentangled_mil.data.describe_folder import describe_folder
 from disentangled_mil.data.planted import planted_cohort, write_cohort
 
@@ -81,3 +82,21 @@ def test_a_folder_without_slides_or_patients_is_told(tmp_path, files, message):
     assert not (tmp_path / "cohort.toml").exists()
     with pytest.raises(FileNotFoundError, match="absent: there is no such folder"):
         describe_folder(tmp_path / "absent", tmp_path / "cohort.toml")
+
+
+@pytest.mark.parametrize(
+    ("alive", "dead"),
+    [("Living", "Expired"), ("Survived", "Died"), ("NED", "DOD"), ("no event", "event"), ("0. Alive", "1. Dead")],
+)
+def test_known_words_for_death_are_the_observed_event(alive, dead):
+    columns = columns_of_events(alive, dead)
+    assert event_keys(columns, "status") == {"event": "status", "observed": dead, "censored": alive}
+
+
+@pytest.mark.parametrize("values", [("1", "2"), ("A", "B"), ("dead", "lost")])
+def test_values_that_leave_a_doubt_are_not_guessed(values):
+    assert event_keys(columns_of_events(*values), "status") == {"event": "status"}
+
+
+def columns_of_events(*values: str) -> Columns:
+    return Columns(["status"], None, None, 0, False, [], {"status": sorted(values)}, {}, 0.0, "")
