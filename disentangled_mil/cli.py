@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     init.set_defaults(run=_init)
 
     # The defaults belong to the options, which need the extra, so they are repeated here; a test compares them.
-    for command, epochs in ((demo, 16), (train, 30), (check, 30)):
+    for command, epochs in ((demo, 12), (train, 30), (check, 30)):
         command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
         command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 32)")

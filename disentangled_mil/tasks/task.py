@@ -96,7 +96,7 @@ class Task(ABC):
             keys: keys of a description with their values.
 
         Returns:
-            The keys of :attr:`columns` and :attr:`options` that they mean.
+            The keys of ``columns`` and ``options`` that they mean.
 
         Raises:
             ValueError: keys contradict each other.

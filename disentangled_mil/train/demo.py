@@ -19,7 +19,7 @@ from .run_folder import RunFolder
 from .threads import Threads, using_threads
 
 # Two teachers out of fold, each on half of the patients, take the time of one on all.
-DEMO_OPTIONS = TrainingOptions(heads=2, dim_head=16, epochs=16, teacher_folds=2)
+DEMO_OPTIONS = TrainingOptions(heads=2, dim_head=16, epochs=12, teacher_folds=2)
 # Columns and rows at 10x. Slides are small, so that the demo takes minutes.
 DEMO_GRID = (10, 8)
 
