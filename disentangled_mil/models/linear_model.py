@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_counts, check_floating, check_names, check_shape
+from .._checks import check_count, check_counts, check_floating, check_names, check_shape, check_subspaces
 from ..bags import Bag
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class LinearModel(nn.Module):
 
     def __init__(self, sizes: Mapping[str, int], outputs: int) -> None:
         super().__init__()
+        check_subspaces(sizes, "sizes")
         check_counts("sizes", tuple(sizes.values()))
         check_count("outputs", outputs)
         self.sizes, self.outputs = dict(sizes), outputs

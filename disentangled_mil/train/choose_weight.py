@@ -45,10 +45,10 @@ def choose_weight(builder: StageBuilder, train: CohortDataset) -> float:
         return logits
 
     predicted = over_folds(train, task, folds=folds, seed=options.seed)(students, quiet=True)
-    worse = -1 if next(iter(task.headline)) in task.errors else 1
+    sign = -1 if next(iter(task.headline)) in task.errors else 1
     return max(
         WEIGHTS,
-        key=lambda weight: worse * task.headline_metric(predicted[str(weight)], train.labels, train.patients),
+        key=lambda weight: sign * task.headline_metric(predicted[str(weight)], train.labels, train.patients),
     )
 
 

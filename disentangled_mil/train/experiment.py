@@ -25,7 +25,7 @@ from .datasets import BagCache, CohortDataset
 from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
-from .out_of_fold import Headroom, distill_out_of_fold
+from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
 from .predictions import predictions_table
 from .stages import Stage
 
@@ -116,10 +116,14 @@ def run_split(
     choose_everyone = dataset(choose) if choose is not None else None
     choose_paired = dataset(choose.with_expression()) if choose is not None else None
     tests = {test: dataset(cohort) for test, cohort in split.tests.items()}
+    distills = "distilled" in models and options.distill != "never"
+    measures = distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold")
+    if measures:
+        check_teacher_folds(everyone, options)
     penalties = {}
-    if "linear" in models or "distilled" in models or (options.linear and "student" in models):
+    if "linear" in models or measures or (options.linear and (distills or "student" in models)):
         penalties["student"] = choose_penalties(everyone, task, SLIDES, seed=options.seed)
-    if "distilled" in models or (options.linear and "teacher" in models):
+    if measures or (options.linear and "teacher" in models):
         penalties["teacher"] = choose_penalties(paired, task, BOTH, seed=options.seed)
     builder = StageBuilder(split.train, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
@@ -144,8 +148,8 @@ def run_split(
         teacher = builder.teacher(paired)
         train("teacher", teacher, paired, choose_paired)
     targets, headroom = None, None
-    if "distilled" in models and options.distill != "never":
-        if options.distill == "auto" or options.distillation_targets == "out_of_fold":
+    if distills:
+        if measures:
             out_of_fold = distill_out_of_fold(builder, everyone, choose_paired, folder, resume=resume, quiet=quiet)
             targets, headroom = out_of_fold
         if options.distill == "auto" and headroom is not None and not headroom.promises:

@@ -119,12 +119,7 @@ def distill_out_of_fold(
         ValueError: there are fewer patients with expression than folds, or a stored part is of another run.
     """
     options, task = builder.options, builder.task
-    taught = len({patient for patient, paired in zip(train.patients, train.paired, strict=True) if paired})
-    if taught < options.teacher_folds:
-        raise ValueError(
-            f"teacher_folds must be at most the number of training patients with expression, {taught}, "
-            f"got {options.teacher_folds}"
-        )
+    check_teacher_folds(train, options)
     store = folder / FOLDER
     store.mkdir(parents=True, exist_ok=True)
 
@@ -163,6 +158,24 @@ def distill_out_of_fold(
     }
     headroom = _headroom(builder, train, apart, logits)
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
+
+
+def check_teacher_folds(train: CohortDataset, options: TrainingOptions) -> None:
+    """Check that every inner fold has a patient with expression.
+
+    Args:
+        train: training samples.
+        options: options of the training.
+
+    Raises:
+        ValueError: there are fewer patients with expression than folds.
+    """
+    taught = len({patient for patient, paired in zip(train.patients, train.paired, strict=True) if paired})
+    if taught < options.teacher_folds:
+        raise ValueError(
+            f"teacher_folds must be at most the number of training patients with expression, {taught}, "
+            f"got {options.teacher_folds}"
+        )
 
 
 def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor) -> Headroom:

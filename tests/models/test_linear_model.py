@@ -93,3 +93,9 @@ def test_vectors_of_other_names_or_widths_are_refused(model):
         model({"a": torch.zeros(1, 4)})
     with pytest.raises(ValueError, match=r"vectors\['b'\]"):
         model({"a": torch.zeros(1, 4), "b": torch.zeros(1, 3)})
+
+
+@pytest.mark.parametrize("sizes", [{}, {"1.25x": 4}])
+def test_vectors_need_names_that_modules_can_have(sizes):
+    with pytest.raises(ValueError, match="sizes"):
+        LinearModel(sizes, 2)

@@ -294,3 +294,9 @@ def test_a_subset_of_a_dataset_has_the_same_rows(dataset):
     assert torch.equal(ours.bags["20x"].patches, theirs.bags["20x"].patches)
     assert torch.equal(ours.genes["tme"], theirs.genes["tme"])
     assert part.labels["label"] == [dataset.labels["label"][row] for row in rows]
+
+
+def test_too_many_folds_are_refused_before_anything_is_trained(split, tmp_path):
+    with pytest.raises(ValueError, match=r"^teacher_folds must be at most the number"):
+        run_split(split, "grading", replace(OUT_OF_FOLD, teacher_folds=99), tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
