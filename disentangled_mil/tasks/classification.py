@@ -56,6 +56,7 @@ class Classification(Task):
     columns: ClassVar[tuple[Column, ...]] = (Column("column", "label"),)
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({"classes": (), "balanced": True})
     headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "Acc"})
+    chance: ClassVar[Mapping[str, float]] = MappingProxyType({"auc": 0.5})
     counts: ClassVar[frozenset[str]] = frozenset({"patients", "classes"})
     undefined: ClassVar[str] = "nan: all patients of a test set have one class, so there is nothing to tell apart"
 

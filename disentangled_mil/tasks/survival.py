@@ -67,6 +67,7 @@ class DiscreteSurvival(Task):
         {"observed": "1", "censored": "0", "zero_times": "refuse", "bins": 4, "alpha": 0.0},
     )
     headline: ClassVar[Mapping[str, str]] = MappingProxyType({"c_index": "C-index"})
+    chance: ClassVar[Mapping[str, float]] = MappingProxyType({"c_index": 0.5})
     counts: ClassVar[frozenset[str]] = frozenset(
         ("patients", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
     )

@@ -45,6 +45,7 @@ class Task(ABC):
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.
         headline: metrics of the table of results, with their titles. The first one compares models.
+        chance: value of a metric for predictions that know nothing; metrics without a fixed one are not named.
         errors: metrics for which less is better.
         counts: metrics that count patients or pairs and do not measure quality.
         undefined: explanation of a metric without a value.
@@ -60,6 +61,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     headline: ClassVar[Mapping[str, str]]
+    chance: ClassVar[Mapping[str, float]] = MappingProxyType({})
     errors: ClassVar[frozenset[str]] = frozenset()
     counts: ClassVar[frozenset[str]] = frozenset({"patients"})
     undefined: ClassVar[str]
