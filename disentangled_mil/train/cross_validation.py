@@ -8,10 +8,11 @@ from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
+from .cohort_digest import cohort_digest
 from .datasets import BagCache
 from .experiment import Split, run_split
 from .options import TrainingOptions
-from .run_folder import RunFolder, cohort_digest
+from .run_folder import RunFolder
 from .threads import Threads, using_threads
 
 TRAIN_OPTIONS = TrainingOptions()

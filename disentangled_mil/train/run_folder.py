@@ -5,21 +5,17 @@ the state after an epoch. ``metrics.json`` appears last: a folder that has it ho
 before its first finished epoch leaves no trace, so that the folder is free again.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
-from ..bags import Bag
-from ..data.cohort import Cohort, StoredBag
 from ..report.tables import gains_table, headroom_line, results_table
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
@@ -27,8 +23,6 @@ from .comparison import compare
 from .experiment import NETWORKS, Result
 from .options import TrainingOptions
 from .out_of_fold import part_files
-
-_END = 1 << 20
 
 
 class RunFolder:
@@ -189,52 +183,6 @@ def _headroom(result: Result) -> dict[str, Any] | None:
     if result.headroom is None:
         return None
     return {**result.headroom._asdict(), "distilled": "distilled" in result.metrics}
-
-
-def cohort_digest(cohort: Cohort) -> str:
-    """A digest that recognizes a cohort wherever it lies: labels, slides and their reading, expression and its options.
-
-    A slide is recognized by its name, its size, and its first and last megabyte.
-
-    Args:
-        cohort: cohort whose bags are in files.
-
-    Returns:
-        The digest.
-    """
-    digest = hashlib.sha256()
-    fingerprint = cache(_fingerprint)  # Magnifications may share their files.
-    digest.update(f"{cohort.unit}\n{cohort.clinical.to_csv()}".encode())
-    for sample in cohort.samples:
-        for magnification, bag in sample.bags.items():
-            if isinstance(bag, Bag) and not bag.mask.any():  # a magnification that the sample lacks
-                digest.update(repr((sample.name, magnification)).encode())
-                continue
-            stored = cast(StoredBag, bag)
-            files = [(path.name, fingerprint(path)) for path in stored.paths]
-            reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
-            digest.update(repr((sample.name, magnification, files, *reading)).encode())
-    if cohort.expression is not None:
-        digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
-        digest.update(cohort.expression.to_numpy().tobytes())
-        # The rule of choice may change between versions, so its result counts as well.
-        digest.update(cohort.fit_expression().digest.encode())
-    digest.update(repr((dict(cohort.gene_sets), cohort.expression_options)).encode())
-    return digest.hexdigest()
-
-
-def _fingerprint(path: Path) -> str:
-    """Size of a file, and a digest of its first and last megabyte; those of all files of a folder."""
-    if path.is_dir():  # zarr
-        return repr(
-            [(str(part.relative_to(path)), _fingerprint(part)) for part in sorted(path.rglob("*")) if part.is_file()]
-        )
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        ends = file.read(_END)
-        file.seek(max(len(ends), size - _END))
-        ends += file.read()
-    return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def _read_note(path: Path) -> dict[str, Any]:

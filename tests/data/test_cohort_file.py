@@ -16,7 +16,7 @@ from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
 from disentangled_mil.data.slides import read_bag, write_bag
-from disentangled_mil.train.run_folder import cohort_digest
+from disentangled_mil.train.cohort_digest import cohort_digest
 from tests.support.slides import write_hdf5
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age

@@ -19,10 +19,10 @@ from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.metrics import PairedDifference
 from disentangled_mil.train import cross_validation, out_of_fold, run_folder
+from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest
 from disentangled_mil.train.cross_validation import run_cross_validation
 from disentangled_mil.train.experiment import MODELS, NETWORKS, Result
 from disentangled_mil.train.predict import predict_slides
-from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 from tests.support.cohorts import copy_with_change
 
@@ -357,10 +357,10 @@ def test_the_first_and_the_last_megabyte_of_a_slide_are_compared(tmp_path):
         if at is not None:
             data[at] = 1
         path.write_bytes(data)
-        seen.add(run_folder._fingerprint(path))
+        seen.add(_fingerprint(path))
     assert len(seen) == 5  # the middle is not looked at
     path.write_bytes(bytes(4 << 20))
-    assert run_folder._fingerprint(path) not in seen
+    assert _fingerprint(path) not in seen
 
 
 def test_a_folder_is_taken_by_one_of_two_runs(description, quick, tmp_path, monkeypatch):

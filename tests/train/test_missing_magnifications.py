@@ -13,7 +13,7 @@ from disentangled_mil.cli import main
 from disentangled_mil.data.cohort import Cohort, Sample
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.planted import write_cohort
-from disentangled_mil.train import cross_validation, stages
+from disentangled_mil.train import cross_validation
 from disentangled_mil.train.building import StageBuilder, mean_prediction
 from disentangled_mil.train.datasets import CohortDataset
 from tests.support.cohorts import replace_text, small_planted
@@ -128,7 +128,7 @@ def test_prototypes_are_matched_on_the_samples_that_have_the_magnification(lacki
         lengths.append((first.shape[2] // 8, second.shape[2] // 8))
         return torch.arange(first.shape[1])[None]
 
-    monkeypatch.setattr(stages, "match_prototypes", record)
+    monkeypatch.setattr("disentangled_mil.train.stages.student.match_prototypes", record)
     stage.begin_epoch(stage.first_distilled, lacking)
     assert lengths == [(len(lacking) - 1,) * 2] * 2
 
