@@ -1,7 +1,7 @@
 """The baseline that sees genes only."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,6 +32,9 @@ class GeneNetwork(nn.Module):
         gene_tokens: gene tokens T per subspace.
         dropout: dropout probability of the gene layers.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Shape:
         {subspace: [B, G]} -> logits [B, K].
 
@@ -59,6 +62,13 @@ class GeneNetwork(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {
+            "genes": dict(genes),
+            "outputs": outputs,
+            "dim": dim,
+            "gene_tokens": gene_tokens,
+            "dropout": dropout,
+        }
         subspaces = check_subspaces(genes, "genes")
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=dropout)
         self.head = SubspaceHead(dim, outputs, subspaces)

@@ -1,8 +1,9 @@
 """The folder of one run: one run takes it, the same run may resume it, and its results end there.
 
 ``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt`` holds
-the state after an epoch. ``metrics.json`` appears last: a folder that has it holds a finished run. A run that stops
-before its first finished epoch leaves no trace, so that the folder is free again.
+the state after an epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished
+run. The folder ``final`` may follow, with students of all patients. A run that stops before its first finished epoch
+leaves no trace, so that the folder is free again.
 """
 
 import json
@@ -20,9 +21,12 @@ from ..report.tables import gains_table, headroom_line, results_table
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
 from .comparison import compare
-from .experiment import NETWORKS, Result
+from .experiment import Result
 from .options import TrainingOptions
 from .out_of_fold import part_files
+from .train_models import NETWORKS
+
+FINAL = "final"
 
 
 class RunFolder:
@@ -125,6 +129,16 @@ class RunFolder:
         """Add values to run.json that do not decide the numbers of the run."""
         write_json(self._note, {**_read_note(self._note), **values})
 
+    @property
+    def final(self) -> Path:
+        """Folder of the students of all patients."""
+        return self.path / FINAL
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the students of all patients are finished."""
+        return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
+
     def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
         """Write metrics and predictions, and remove states for resuming and halves of killed writes.
 
@@ -148,14 +162,22 @@ class RunFolder:
                 "gains": compare([result.evaluations for result in results]),
             },
         )
+        self.tidy(folders)
+        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+            remove_leftovers(self.path / name)
+        return self.report()
+
+    def tidy(self, folders: Sequence[Path]) -> None:
+        """Remove states for resuming and halves of killed writes.
+
+        Args:
+            folders: folders whose trainings are finished.
+        """
         for folder in folders:
             for path in (*(folder / model for model in NETWORKS), *part_files(folder, self.options)):
                 for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
-            remove_leftovers(self.path / name)
-        return self.report()
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
@@ -175,7 +197,8 @@ class RunFolder:
         lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
         compared = "" if gains.empty else f"\ngains, 95 % intervals over patients:\n{gains.to_string()}\n"
         lines = f"\n{lines}" if lines else ""
-        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}"
+        final = f"\nstudents of all patients, for new slides: {self.final}" if self.has_final else ""
+        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
 
 
 def _headroom(result: Result) -> dict[str, Any] | None:
@@ -214,7 +237,7 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
 def _trained(path: Path) -> bool:
     """Whether a folder holds a finished run, or a finished epoch of one."""
     return (path / "metrics.json").is_file() or any(
-        state for place in ("", "fold[0-9]*/") for state in path.glob(f"{place}*.progress.pt")
+        state for place in ("", "fold[0-9]*/", f"{FINAL}/") for state in path.glob(f"{place}*.progress.pt")
     )
 
 
