@@ -21,8 +21,8 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
 
     Args:
         folders: folder of slides for every magnification, see :func:`~disentangled_mil.data.slide_files`.
-        labels: label of every slide by its name: words, numbers or any other hashable values. Slides of the folders
-            that it does not name are left out.
+        labels: label of every slide by its name, as a mapping or a pandas series: words, numbers or any other hashable
+            values. Slides of the folders that it does not name are left out.
         classes: labels in the order of their indices; by default the sorted ones, or those in order of appearance if
             they cannot be sorted.
         max_tokens: largest number of tiles to keep, see :func:`~disentangled_mil.data.read_bag`.
@@ -48,32 +48,35 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
     def __init__(
         self,
         folders: Mapping[str, str | Path],
-        labels: Mapping[Any, Hashable],
+        labels: "Mapping[Any, Hashable] | pd.Series[Any]",
         classes: Iterable[Hashable] | None = None,
         *,
         max_tokens: int | None = None,
     ) -> None:
-        if not folders or not labels:
+        if not len(folders) or not len(labels):
             raise ValueError(f"folders and labels must not be empty, got {len(folders)} folders, {len(labels)} labels")
+        names, values = zip(*labels.items(), strict=True)
         self.magnifications = tuple(folders)
         self.max_tokens = max_tokens
-        self.names = tuple(slide_name(str(name)) for name in labels)
+        self.names = tuple(slide_name(str(name)) for name in names)
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"labels must name every slide once, got {twice!r} twice")
-        for name, label in zip(self.names, labels.values(), strict=True):
+        for name, label in zip(self.names, values, strict=True):
             if pd.api.types.is_scalar(label) and pd.isna(label):
                 raise ValueError(f"labels must have a value for every slide, got {label!r} for {name!r}")
-        self.classes = tuple(_ordered(labels.values()) if classes is None else classes)
+        self.classes = tuple(_ordered(values) if classes is None else classes)
         index = {label: number for number, label in enumerate(self.classes)}
-        if unknown := [label for label in labels.values() if label not in index]:
+        if unknown := [label for label in values if label not in index]:
             raise ValueError(f"labels must be among {list(self.classes)}, got {unknown[0]!r}")
-        self.targets = tuple(index[label] for label in labels.values())
+        self.targets = tuple(index[label] for label in values)
         self._files: dict[str, dict[str, Path]] = {}
         for magnification, folder in folders.items():
             self._files[magnification] = files = slide_files(folder)
             if lacking := [name for name in self.names if name not in files]:
-                raise FileNotFoundError(f"{folder}: must hold every slide, but lacks {lacking[0]} of {len(lacking)}")
+                raise FileNotFoundError(
+                    f"{folder}: must hold every slide, but lacks {lacking[0]} and {len(lacking) - 1} others"
+                )
 
     @property
     def width(self) -> int:

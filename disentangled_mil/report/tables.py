@@ -47,7 +47,7 @@ def results_table(
                 row[title] = _mean_and_spread([m[metric] for m in metrics])
         some = f", {len(own)} of {len(splits)} splits" if len(own) < len(splits) else ""
         rows[NAMES[model] + some] = row
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(list(rows)).fillna("")
 
 
 def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Task]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ with naming_extra("train"):
     from .experiment import Result, Split, run_split
     from .options import TrainingOptions
     from .predict import predict_slides
-    from .train_models import MODELS, Trained, train_models
+    from .training import MODELS, Trained, train_models
 
 __all__ = [
     "MODELS",

@@ -15,7 +15,7 @@ from .experiment import Split, run_split
 from .options import TrainingOptions
 from .run_folder import RunFolder
 from .threads import Threads, using_threads
-from .train_models import models_for, train_models
+from .training import models_for, train_models
 
 TRAIN_OPTIONS = TrainingOptions()
 

@@ -13,7 +13,7 @@ from .datasets import BagCache, CohortDataset
 from .options import TrainingOptions
 from .out_of_fold import Headroom
 from .predictions import predictions_table
-from .train_models import TAKE_GENES, AlterTargets, Trained, train_models
+from .training import TAKE_GENES, AlterTargets, Trained, train_models
 
 
 class Split(NamedTuple):
@@ -67,7 +67,7 @@ def run_split(
         name: name of the task.
         options: options of the training.
         folder: folder for checkpoints, logs and states.
-        models: models to train, see :func:`~disentangled_mil.train.train_models.train_models`.
+        models: models to train, see :func:`~disentangled_mil.train.training.train_models`.
         alter_targets: function from the targets of distillation and the training samples to other targets, for
             instance permuted ones as a control.
         cache: cache of bags.

@@ -24,7 +24,7 @@ from .comparison import compare
 from .experiment import Result
 from .options import TrainingOptions
 from .out_of_fold import part_files
-from .train_models import NETWORKS
+from .training import NETWORKS
 
 FINAL = "final"
 
@@ -188,6 +188,7 @@ class RunFolder:
             kind = self.task.kind
             table = results_table(splits, kind, every=len(splits) > 1).to_string()
             gains = gains_table(content.get("gains", {}), kind)
+            counts = "; ".join(f"{test}: {one['patients']} patients" for test, one in content.get("gains", {}).items())
             headroom = [one for one in content.get("headroom", []) if one is not None]
             lines = "".join(f"{headroom_line(one, kind)}\n" for one in headroom)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -197,6 +198,7 @@ class RunFolder:
         lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
         compared = "" if gains.empty else f"\ngains, 95 % intervals over patients:\n{gains.to_string()}\n"
         lines = f"\n{lines}" if lines else ""
+        lacking = f"{counts}\n{lacking}" if counts else lacking
         final = f"\nstudents of all patients, for new slides: {self.final}" if self.has_final else ""
         return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
 

@@ -687,8 +687,8 @@ def test_slides_may_lack_a_magnification_where_the_description_allows_it(folder,
     ]
     batch = collate_bags([sample.load()["20x"] for sample in cohort.samples])
     assert isinstance(batch.grid, TokenSet) == (unit == "patient")
-    assert cohort.reading()["sets"] == ([] if unit == "slide" else ["10x", "20x"])
-    assert set(cohort.reading()["sources"]) == {"10x", "20x"}
+    assert cohort.reading().sets == (() if unit == "slide" else ("10x", "20x"))
+    assert set(cohort.reading().tiles) == {"10x", "20x"}
     assert len(cohort_digest(cohort)) == 64
     (folder / "10x" / "b1.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"10x/b1\.h5: there is no such file"):
@@ -723,7 +723,7 @@ def test_a_magnification_may_have_a_largest_number_of_tiles(folder):
     with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
         bags = cohort.samples[0].load()
     assert {name: bag.patches.shape[1] for name, bag in bags.items()} == {"10x": 2, "20x": 4}
-    assert cohort.reading()["max_tokens"] == {"20x": 4}
+    assert cohort.reading().max_tokens == {"20x": 4}
     with pytest.raises(ValueError, match=r"\[slides\.20x\] max_tokens must be at least 1, got 0"):
         read_cohort(change(folder, "COHORT.toml", "max_tokens = 4", "max_tokens = 0"))
 

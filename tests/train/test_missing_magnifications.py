@@ -153,6 +153,6 @@ def test_a_cohort_refuses_samples_without_tiles_unless_they_may_lack_a_magnifica
     partial = (Sample("slide", "A", {"10x": full, "20x": empty}),)
     with pytest.raises(ValueError, match="sample 'slide' must have tiles, got none at 20x; missing"):
         Cohort(partial, clinical)
-    assert Cohort(partial, clinical, missing="allow").reading()["missing"] == "allow"
+    assert Cohort(partial, clinical, missing="allow").reading().missing == "allow"
     with pytest.raises(ValueError, match=r"sample 'slide' must have tiles, got none at 10x, 20x$"):
         Cohort((Sample("slide", "A", {"10x": empty, "20x": empty}),), clinical, missing="allow")
