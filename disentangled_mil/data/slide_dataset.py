@@ -74,9 +74,8 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         for magnification, folder in folders.items():
             self._files[magnification] = files = slide_files(folder)
             if lacking := [name for name in self.names if name not in files]:
-                raise FileNotFoundError(
-                    f"{folder}: must hold every slide, but lacks {lacking[0]} and {len(lacking) - 1} others"
-                )
+                others = len(lacking) - 1
+                raise FileNotFoundError(f"{folder}: must hold every slide, but lacks {lacking[0]} and {others} others")
 
     @property
     def width(self) -> int:

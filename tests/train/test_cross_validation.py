@@ -654,7 +654,7 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
         (
             "survival",
             {"event": "0"},
-            "columns 'time', 'event': event must hold an observed event, got (34|28) censored",
+            "columns 'time', 'event': event must hold an observed event, got .* censored",
         ),
     ],
 )
