@@ -1,7 +1,7 @@
 """The attention map of a layer whose bags are sets, which have no places."""
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -42,11 +42,10 @@ class SetAttention(LazyAttention):
             return mass
         return torch.zeros_like(self.context_mask, dtype=mass.dtype).scatter_add(1, self.keys, mass)
 
-    def overlap(self, other: Any, resolution: int | None = None) -> NoReturn:
+    def vectors(self, resolution: int | None) -> NoReturn:
         """Refuse to compare maps.
 
         Args:
-            other: maps of another layer.
             resolution: cells along each side of a common grid.
 
         Raises:

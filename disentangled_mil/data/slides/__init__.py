@@ -1,7 +1,7 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
 from .files import SUFFIXES, slide_files, slide_name
-from .reading import SlideBag, read_bag, slide_source
+from .reading import SlideBag, check_places, read_bag, slide_source
 from .source import SlideError, SlideSource, difference
 from .writing import write_bag
 
@@ -10,6 +10,7 @@ __all__ = [
     "SlideBag",
     "SlideError",
     "SlideSource",
+    "check_places",
     "difference",
     "read_bag",
     "slide_files",
