@@ -25,15 +25,15 @@ class GeneNetworkOutput(NamedTuple):
 class GeneNetwork(nn.Module):
     """Genes -> prediction: :class:`~disentangled_mil.SNNEncoder` and a head over its mean tokens.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Args:
         genes: number of genes of every subspace, in the order of the subspaces.
         outputs: number of logits K.
         dim: token width C.
         gene_tokens: gene tokens T per subspace.
         dropout: dropout probability of the gene layers.
-
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Shape:
         {subspace: [B, G]} -> logits [B, K].

@@ -99,6 +99,9 @@ class StudentBranch(nn.Module):
 class Student(nn.Module):
     """Patches -> prediction, by one prototype per subspace and magnification.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Args:
         features: width of the stored patch features.
         outputs: number of logits K.
@@ -113,9 +116,6 @@ class Student(nn.Module):
         linear: share of a :class:`~disentangled_mil.LinearModel` on the mean patches of all magnifications in the
             logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
-
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Shape:
         ``bags`` {magnification: Bag of B}.

@@ -77,6 +77,9 @@ class TeacherBranch(nn.Module):
 class Teacher(nn.Module):
     """Patches and genes -> prediction: gene encoders shared by all magnifications, one branch for each.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Args:
         features: width of the stored patch features.
         genes: number of genes of every subspace, in the order of the subspaces.
@@ -96,9 +99,6 @@ class Teacher(nn.Module):
             the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
             ``keep_weights`` is True by default, for the consistency loss.
-
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
