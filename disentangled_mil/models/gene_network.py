@@ -25,9 +25,6 @@ class GeneNetworkOutput(NamedTuple):
 class GeneNetwork(nn.Module):
     """Genes -> prediction: :class:`~disentangled_mil.SNNEncoder` and a head over its mean tokens.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Args:
         genes: number of genes of every subspace, in the order of the subspaces.
         outputs: number of logits K.
@@ -40,6 +37,9 @@ class GeneNetwork(nn.Module):
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The SNN row of the paper's tables.

@@ -99,9 +99,6 @@ class StudentBranch(nn.Module):
 class Student(nn.Module):
     """Patches -> prediction, by one prototype per subspace and magnification.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Args:
         features: width of the stored patch features.
         outputs: number of logits K.
@@ -122,6 +119,9 @@ class Student(nn.Module):
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The paper's second stage.

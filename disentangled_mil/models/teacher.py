@@ -77,9 +77,6 @@ class TeacherBranch(nn.Module):
 class Teacher(nn.Module):
     """Patches and genes -> prediction: gene encoders shared by all magnifications, one branch for each.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Args:
         features: width of the stored patch features.
         genes: number of genes of every subspace, in the order of the subspaces.
@@ -105,6 +102,9 @@ class Teacher(nn.Module):
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The paper's first stage.
