@@ -80,12 +80,12 @@ def read_omics(folder: Path, description: Section, patients: Collection[str]) ->
     check_subspaces(subspaces, f"{description.name} subspaces of all tables")
     if len(parts) == 1 and not parts[0].name:
         only = parts[0]
-        omics = Omics(only.table, only.gene_sets, only.options, tuple(only.notes))
+        tables = Omics(only.table, only.gene_sets, only.options, tuple(only.notes))
     else:
-        omics = _joined(description.name, parts)
+        tables = _joined(description.name, parts)
     # The table is looked at again in training, whose errors name it.
-    omics.table.attrs[SOURCE] = f"{description.name} {_names(parts)}"
-    return omics
+    tables.table.attrs[SOURCE] = f"{description.name} {_names(parts)}"
+    return tables
 
 
 def _joined(name: str, parts: Sequence[_Part]) -> Omics:

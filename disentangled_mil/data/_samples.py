@@ -8,10 +8,8 @@ import torch
 
 from .._checks import check_choice, check_count
 from ..bags import Bag
+from .slide_reading import TRANSFORMS
 from .slides import SlideSource, check_places, read_bag, slide_source
-
-TRANSFORMS = ("none", "log")
-MISSING = ("error", "allow")
 
 _LOG_OFFSET = 1e-6
 

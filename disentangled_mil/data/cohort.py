@@ -10,11 +10,12 @@ from .._checks import check_choice
 from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import SOURCE, columns_of
-from ._samples import MISSING, TRANSFORMS, Sample, StoredBag
+from ._samples import Sample, StoredBag
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
+from .slide_reading import MISSING, UNITS, SlideReading, TileFacts
 
-__all__ = ["MISSING", "TRANSFORMS", "Cohort", "Sample", "StoredBag", "columns_of_labels"]
+__all__ = ["Cohort", "Sample", "StoredBag", "columns_of_labels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class Cohort:
     missing: str = "error"
 
     def __post_init__(self) -> None:
-        check_choice("unit", self.unit, ("slide", "patient"))
+        check_choice("unit", self.unit, UNITS)
         check_choice("missing", self.missing, MISSING)
         object.__setattr__(self, "gene_sets", by_subspace(self.gene_sets))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
@@ -75,11 +76,10 @@ class Cohort:
                 raise ValueError(f"{name} must hold every patient once, got {twice!r} twice")
         patients = set(self.clinical.index)
         sampled = {sample.patient for sample in self.samples}
-        paired = set() if self.expression is None else set(self.expression.index)
         for name, unknown in (
             ("samples must belong to patients of clinical", sampled - patients),
             ("every patient of clinical must have a sample", patients - sampled),
-            ("expression must hold patients of clinical only", paired - patients),
+            ("expression must hold patients of clinical only", self.paired - patients),
         ):
             if unknown:
                 raise ValueError(f"{name}, got {len(unknown)} others: {', '.join(sorted(map(str, unknown))[:5])}")
@@ -103,6 +103,11 @@ class Cohort:
         return tuple(self.clinical.index)
 
     @property
+    def paired(self) -> frozenset[str]:
+        """The patients with expression."""
+        return frozenset() if self.expression is None else frozenset(self.expression.index)
+
+    @property
     def magnifications(self) -> tuple[str, ...]:
         """Names of the magnifications, in order."""
         return tuple(self.samples[0].bags)
@@ -113,13 +118,8 @@ class Cohort:
         bag = next(iter(self.samples[0].bags.values()))
         return bag.patches.shape[2] if isinstance(bag, Bag) else bag.source().width
 
-    def reading(self) -> dict[str, Any]:
-        """How the bags are read from files, and from which encoder and magnification, for prediction on new slides.
-
-        Returns:
-            JSON values: the unit of a sample, the options of :class:`StoredBag`, ``missing``, ``sets`` (magnifications
-            without coordinates), ``max_tokens`` and ``sources`` by magnification.
-        """
+    def reading(self) -> SlideReading:
+        """How the bags are read from files, and from which encoder and magnification, for prediction on new slides."""
         first: dict[str, Bag | StoredBag] = {}
         for sample in self.samples:
             for name, bag in sample.bags.items():
@@ -134,15 +134,15 @@ class Cohort:
             name: sources[name].placed if name in sources else not isinstance(cast(Bag, bag).grid, TokenSet)
             for name, bag in first.items()
         }
-        return {
-            "bag": self.unit,
-            "transform": options.transform,
-            "drop_augmented": options.drop_augmented,
-            "missing": self.missing,
-            "sets": [name for name in first if not placed[name]],
-            "max_tokens": {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
-            "sources": {name: source.state() for name, source in sources.items()},
-        }
+        return SlideReading(
+            self.unit,
+            options.transform,
+            options.drop_augmented,
+            self.missing,
+            tuple(name for name in first if not placed[name]),
+            {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
+            {name: TileFacts.of(source) for name, source in sources.items()},
+        )
 
     def subset(self, patients: Iterable[str]) -> "Cohort":
         """The cohort of some patients; the order of everything stays.
@@ -180,7 +180,7 @@ class Cohort:
         Raises:
             ValueError: no patient has expression.
         """
-        return self.subset([] if self.expression is None else self.expression.index)
+        return self.subset(self.paired)
 
     def without_expression(self) -> "Cohort":
         """The cohort of the patients without expression.
@@ -191,8 +191,7 @@ class Cohort:
         Raises:
             ValueError: all patients have expression.
         """
-        paired = set() if self.expression is None else set(self.expression.index)
-        return self.subset(patient for patient in self.patients if patient not in paired)
+        return self.subset(patient for patient in self.patients if patient not in self.paired)
 
     def genes_found(self) -> dict[str, tuple[int, int]]:
         """For each subspace, the number of its genes in the expression table, and the number of its genes."""

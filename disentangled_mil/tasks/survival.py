@@ -284,6 +284,13 @@ class DiscreteSurvival(Task):
         hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
         return {**hazard, "risk": self.risk(logits)}
 
+    @classmethod
+    def mean_predictions(cls, tasks: Sequence["DiscreteSurvival"], logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The mean risk; the mean hazards as well, if all models have the same intervals."""
+        means = super().mean_predictions(tasks, logits)
+        same = all(torch.equal(task.edges, tasks[0].edges) for task in tasks)
+        return means if same else {"risk": means["risk"]}
+
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """C-index of the risk and its counts, see :func:`disentangled_mil.metrics.survival_metrics`."""
         from ..metrics import survival_metrics
@@ -325,8 +332,8 @@ def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
     """Check that the event of at least one patient was observed."""
     if not any(observed):
         raise ValueError(
-            f"event must hold an observed event, got {len(observed)} censored times; say by observed and censored which "
-            "value is which, or name another column"
+            f"event must hold an observed event, got {len(observed)} censored times; say by observed and censored "
+            "which value is which, or name another column"
         )
 
 

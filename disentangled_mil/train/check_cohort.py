@@ -151,26 +151,23 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
             f"{kind.kind}, {len(labels)} patients: {kind.summary(columns_of_labels(labels))}",
             *lacking("no label", cohort.patients, set(labels.index)),
         )
-        if cohort.expression is None:
-            return 0
         splits = task_folds(cohort, name, folds=folds, seed=seed)
-        paired = set(cohort.expression.index)
-        tested = columns_of_labels(labels.loc[[patient in paired for patient in labels.index]])
-        others = len(labels) - sum(len(split.test) for split in splits)
-        check.say(
-            "",
-            f"tested once: {len(labels) - others} patients with expression: {kind.summary(tested)}",
-            *([f"never tested: {others} patients without expression, who train the students"] if others else []),
-        )
+        paired = labels.loc[[patient in cohort.paired for patient in labels.index]]
+        if 0 < len(paired) < len(labels):
+            check.say(
+                "",
+                f"with expression: {len(paired)} patients: {kind.summary(columns_of_labels(paired))}; they test all "
+                "models, the others those of slides alone",
+            )
         outputs = 0
         for number, split in enumerate(splits, start=1):
             outputs = cohort.subset(split.train).fit_task(name).outputs
-            train, test = (_counted(labels.loc[list(part)], kind, paired) for part in split)
+            train, test = (_counted(labels.loc[list(part)], kind, cohort) for part in split)
             check.say(f"  fold {number}", f"train {train}", f"test  {test}")
     except ValueError as error:
         check.errors.append(str(error) if str(error).startswith("task ") else f"task {name!r}: {error}")
         return 0
-    strata = Counter(kind.strata(tested))
+    strata = Counter(kind.strata(columns_of_labels(labels)))
     rarest, count = min(strata.items(), key=lambda item: item[1])
     if count < _LEAST_PATIENTS * folds:
         check.warnings.append(
@@ -179,17 +176,16 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
     return outputs
 
 
-def _counted(labels: pd.DataFrame, kind: type[Task], paired: set[str]) -> str:
+def _counted(labels: pd.DataFrame, kind: type[Task], cohort: Cohort) -> str:
     """The patients of one side of a fold in words."""
-    with_expression = sum(patient in paired for patient in labels.index)
-    some = f" ({with_expression} with expression)" if with_expression < len(labels) else ""
+    with_expression = sum(patient in cohort.paired for patient in labels.index)
+    some = f" ({with_expression} with expression)" if cohort.paired and with_expression < len(labels) else ""
     return f"{len(labels)} patients{some}: {kind.summary(columns_of_labels(labels))}"
 
 
 def _paired(cohort: Cohort) -> float:
     """The share of the samples with expression."""
-    paired = () if cohort.expression is None else set(cohort.expression.index)
-    return sum(sample.patient in paired for sample in cohort.samples) / len(cohort.samples)
+    return sum(sample.patient in cohort.paired for sample in cohort.samples) / len(cohort.samples)
 
 
 def _duration(seconds: float) -> str:

@@ -10,10 +10,9 @@ _LEAST_SHARE = 0.1  # of the genes of a subspace; panels and filtered tables hav
 def check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
     """Patients with expression, genes of every subspace, and the scale; the number of genes in training."""
     if cohort.expression is None:
-        check.say("expression", "none")
-        check.errors.append("the description must have [expression] and [genes], from which the teacher learns")
+        check.say("expression", "none: students are trained on slides alone, without a teacher to distill")
         return {}
-    paired = set(cohort.expression.index)
+    paired = cohort.paired
     check.say(
         "expression",
         f"{len(paired)} of {len(cohort.patients)} patients have expression",

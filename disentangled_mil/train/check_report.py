@@ -1,6 +1,6 @@
 """What a check of a cohort found."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -31,7 +31,7 @@ class CohortCheck:
         return "\n".join([*lines, f"{len(self.warnings)} warnings, {len(self.errors)} errors"])
 
 
-def lacking(what: str, patients: Iterable[str], there: set[str]) -> list[str]:
+def lacking(what: str, patients: Iterable[str], there: Collection[str]) -> list[str]:
     """A line with the patients who lack something, if there are any."""
     absent = [patient for patient in patients if patient not in there]
     if not absent:
