@@ -331,7 +331,10 @@ def _same(value: Any, marker: Any) -> bool:
 def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
     """Check that the event of at least one patient was observed."""
     if not any(observed):
-        raise ValueError(f"event must hold an observed event, got {len(observed)} censored times")
+        raise ValueError(
+            f"event must hold an observed event, got {len(observed)} censored times; say by observed and censored "
+            "which value is which, or name another column"
+        )
 
 
 def _observed(target: Target) -> SurvivalTarget:
