@@ -75,7 +75,7 @@ def register_batched(
         return
 
     def legacy(*arguments: Any) -> Any:
-        sizes = []
+        sizes: list[int] = []
 
         def unpacked(part: Any) -> Any:
             if isinstance(part, (list, tuple)):
@@ -102,7 +102,7 @@ def register_batched(
         return type(found)(into(each, 0, level) for each in found)
 
     # Registered with the operator's own library, which lives as long as the operator.
-    registered._lib.impl(registered._opoverload, legacy, "Batched")
+    registered._lib.impl(registered._opoverload, legacy, "Batched")  # type: ignore[no-untyped-call]
 
 
 def has_tangent(tensor: Tensor) -> bool:
