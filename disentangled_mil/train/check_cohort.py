@@ -4,7 +4,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from ..data.expression import ExpressionOptions
 from ..tasks import KINDS, Task
 from .cross_validation import task_folds
 from .options import TrainingOptions
+from .progress import duration
 from .run_estimate import CohortSize, estimate_run
 from .slide_facts import SlideFacts, slide_facts, span
 from .threads import Threads, using_threads
 
+_DEFAULTS = TrainingOptions()
 _LEAST_SHARE = 0.1  # of the genes of a subspace; panels and filtered tables have more, other identifiers hardly any
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
 # 510 patches took 2.7 times the estimate.
@@ -96,6 +98,8 @@ def check_cohort(
         check.warnings.append(f"{description}: no task is defined; add a section such as [tasks.grading]")
     width = next(iter(facts.values()))[0].width
     tokens = {name: [one.tokens for one in several] for name, several in facts.items()}
+    changed = [f"{name} = {value!r}" for name, value in asdict(options).items() if value != getattr(_DEFAULTS, name)]
+    check.say("training", f"{', '.join(changed)}; all other options are the defaults" if changed else "defaults")
     known = [count for count in outputs if count]
     if known and not check.errors:
         totals = [sum(counts) for counts in zip(*tokens.values(), strict=True)]
@@ -104,7 +108,7 @@ def check_cohort(
             estimate = estimate_run(size, options, folds=folds)
         check.say(
             "time",
-            f"about {_duration(estimate.seconds)} to {_duration(_SLOWER * estimate.seconds)} for one task",
+            f"about {duration(estimate.seconds)} to {duration(_SLOWER * estimate.seconds)} for one task",
             estimate.basis,
         )
         check.say(
@@ -275,13 +279,6 @@ def _lacking(what: str, patients: Iterable[str], there: Collection[str]) -> list
 
 def _first_of(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"
 
 
 def _size(count: float) -> str:
