@@ -32,14 +32,14 @@ class GeneNetwork(nn.Module):
         gene_tokens: gene tokens T per subspace.
         dropout: dropout probability of the gene layers.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Shape:
         {subspace: [B, G]} -> logits [B, K].
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The SNN row of the paper's tables.

@@ -114,14 +114,14 @@ class Student(nn.Module):
             logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Shape:
         ``bags`` {magnification: Bag of B}.
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The paper's second stage.

@@ -97,14 +97,14 @@ class Teacher(nn.Module):
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
             ``keep_weights`` is True by default, for the consistency loss.
 
-    Attributes:
-        arguments: constructor arguments, from which a checkpoint builds the model again.
-
     Shape:
         ``bags`` {magnification: Bag of B}, ``genes`` {subspace: [B, G]}.
 
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
+
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
 
     Source:
         The paper's first stage.
