@@ -211,6 +211,11 @@ class DiscreteSurvival(Task):
         return f"events {events}, censored {len(labels['event']) - events}"
 
     @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """C-index 0.5."""
+        return {"c_index": 0.5}
+
+    @classmethod
     def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "DiscreteSurvival":
         """Fit the intervals on the labels of training patients."""
         return cls.fit(labels["time"], event=labels["event"], bins=options["bins"], alpha=options["alpha"])
