@@ -70,10 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
+    train.add_argument("--refit", action="store_true", help="after the folds, train students on all patients")
     train.set_defaults(run=_train)
 
     predict = commands.add_parser("predict", help="predictions of a saved student for new slides, without genes")
-    predict.add_argument("checkpoint", type=Path, help="student.json or distilled.json of a run folder")
+    predict.add_argument("model", type=Path, help="run folder, or the checkpoint of a student, such as student.json")
+    predict.add_argument(
+        "--students",
+        choices=("auto", "final", "folds"),
+        default="auto",
+        help="of a run folder: the student of all patients (train --refit), or the mean of the folds' predictions; "
+        "auto (default) takes final if the run has it",
+    )
     predict.add_argument(
         "--slides",
         action="append",
@@ -104,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--strict", action="store_true", help="exit with status 2 on any warning")
     check.set_defaults(run=_check)
 
+    report = commands.add_parser("report", help="one HTML page about a finished run; train and demo write it as well")
+    report.add_argument("folder", type=Path, help="run folder")
+    report.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
+    report.set_defaults(run=_report)
+
     init = commands.add_parser("init", help="write a description of the cohort in a folder, to be completed")
     init.add_argument("folder", type=Path, help="folder of tables, gene sets and folders of slides")
     init.add_argument("--out", type=Path, help="TOML file to write (default: cohort.toml in the folder)")
@@ -111,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
     # The defaults belong to the options, which need the extra, so they are repeated here; a test compares them.
     for command, epochs in ((demo, 12), (train, 30), (check, 30)):
-        command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+        command.add_argument("--seed", type=int, help="(default: 0)")
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
         command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 32)")
         command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
@@ -120,10 +133,18 @@ def _parser() -> argparse.ArgumentParser:
             choices=("auto", "always", "never"),
             help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
         )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="any option of TrainingOptions, e.g. dropout=0.25; comes before [training] of the description, and "
+            "options such as --epochs come before it",
+        )
     for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
     for command in (demo, train, predict, check):
-        command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
+        command.add_argument("--device", type=_device, help="(default: cpu)")
         command.add_argument(
             "--threads",
             type=_threads,
@@ -169,9 +190,10 @@ def _train(options: argparse.Namespace) -> None:
         options.cohort,
         options.task,
         options.out,
-        _training(options, TRAIN_OPTIONS),
+        _training(options, TRAIN_OPTIONS, options.cohort),
         folds=options.folds,
         threads=options.threads,
+        refit=options.refit,
         resume=options.resume,
     )
     print(report)
@@ -181,12 +203,13 @@ def _predict(options: argparse.Namespace) -> None:
     from .train.predict import predict_slides
 
     table = predict_slides(
-        options.checkpoint,
+        options.model,
         _by_magnification("--slides", "FOLDER", Path, options.slides),
         options.out,
+        students=options.students,
         patients=options.patients,
         steps=_by_magnification("--step", "SIDE", float, options.step),
-        device=options.device,
+        device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
     )
@@ -197,10 +220,16 @@ def _check(options: argparse.Namespace) -> int:
     from .train.check_cohort import check_cohort
     from .train.cross_validation import TRAIN_OPTIONS
 
-    training = _training(options, TRAIN_OPTIONS)
+    training = _training(options, TRAIN_OPTIONS, options.cohort)
     check = check_cohort(options.cohort, training, task=options.task, folds=options.folds, threads=options.threads)
     print(check)
     return 2 if check.errors or (options.strict and check.warnings) else 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report import write_report
+
+    print(f"report -> {write_report(options.folder, options.out)}")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -233,8 +262,17 @@ def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries
     return given
 
 
-def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
-    """The defaults of a command with the options that the user gave."""
+def _training(
+    options: argparse.Namespace, defaults: "TrainingOptions", description: Path | None = None
+) -> "TrainingOptions":
+    """The options of a run; those with a name of their own on the command line come before all others."""
+    from .train.settings import training_options
+
+    training = training_options(description, defaults, options.set)
+    try:
+        _device(training.device)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"device {error}") from error
     names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
     given = {name: getattr(options, name) for name in names}
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    return replace(training, **{name: value for name, value in given.items() if value is not None})

@@ -37,12 +37,12 @@ LAYERS = {
     "tasks": {"ops", "losses", "metrics"},
     "models": {"ops", "bags", "nn"},
     "data": {"bags", "tasks"},
-    "report": {"bags", "tasks"},
+    "report": {"bags", "metrics", "tasks"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "report"},
     "": {"_openmp", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
     # The command init describes a folder, and trains nothing.
-    "cli": {"", "train", "data"},
+    "cli": {"", "train", "data", "report"},
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}

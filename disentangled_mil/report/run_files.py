@@ -71,6 +71,8 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
     if not (path / "metrics.json").is_file():
         raise FileNotFoundError(f"{path}: must be the folder of a finished run, but it has no metrics.json")
     run, metrics = _object(path / "run.json"), _object(path / "metrics.json")
+    if lacking := [key for key in ("splits", "tests", "gains", "headroom") if key not in metrics]:
+        raise ValueError(f"{path / 'metrics.json'}: must hold the metrics of a finished run, got no {lacking[0]!r}")
     try:
         kind = kinds[run["task"]["kind"]]
     except (LookupError, TypeError) as error:
@@ -86,6 +88,8 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
         raise ValueError(f"{path / 'predictions.csv'}: must be a table of predictions, got {found}")
     if "fold" not in predictions.columns:
         predictions.insert(0, "fold", "0")
+    # As in the tables of results, folds are counted from 1.
+    predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
     folds = sorted(path.glob("fold[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
     return RunFiles(path, kind, run, metrics, predictions, folds or [path])
 

@@ -67,7 +67,6 @@ class DiscreteSurvival(Task):
         {"observed": "1", "censored": "0", "zero_times": "refuse", "bins": 4, "alpha": 0.0},
     )
     headline: ClassVar[Mapping[str, str]] = MappingProxyType({"c_index": "C-index"})
-    chance: ClassVar[Mapping[str, float]] = MappingProxyType({"c_index": 0.5})
     counts: ClassVar[frozenset[str]] = frozenset(
         ("patients", "events", "comparable_pairs", "concordant", "discordant", "tied_risk", "tied_time")
     )
@@ -212,6 +211,11 @@ class DiscreteSurvival(Task):
         return f"events {events}, censored {len(labels['event']) - events}"
 
     @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """C-index 0.5."""
+        return {"c_index": 0.5}
+
+    @classmethod
     def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "DiscreteSurvival":
         """Fit the intervals on the labels of training patients."""
         return cls.fit(labels["time"], event=labels["event"], bins=options["bins"], alpha=options["alpha"])
@@ -285,6 +289,13 @@ class DiscreteSurvival(Task):
         hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
         return {**hazard, "risk": self.risk(logits)}
 
+    @classmethod
+    def mean_predictions(cls, tasks: Sequence["DiscreteSurvival"], logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The mean risk; the mean hazards as well, if all models have the same intervals."""
+        means = super().mean_predictions(tasks, logits)
+        same = all(torch.equal(task.edges, tasks[0].edges) for task in tasks)
+        return means if same else {"risk": means["risk"]}
+
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """C-index of the risk and its counts, see :func:`disentangled_mil.metrics.survival_metrics`."""
         from ..metrics import survival_metrics
@@ -325,7 +336,10 @@ def _same(value: Any, marker: Any) -> bool:
 def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
     """Check that the event of at least one patient was observed."""
     if not any(observed):
-        raise ValueError(f"event must hold an observed event, got {len(observed)} censored times")
+        raise ValueError(
+            f"event must hold an observed event, got {len(observed)} censored times; say by observed and censored "
+            "which value is which, or name another column"
+        )
 
 
 def _observed(target: Target) -> SurvivalTarget:

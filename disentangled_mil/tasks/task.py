@@ -45,7 +45,7 @@ class Task(ABC):
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.
         headline: metrics of the table of results, with their titles. The first one compares models.
-        chance: value of a metric for predictions that know nothing; metrics without a fixed one are not named.
+        titles: titles of other metrics that need one.
         errors: metrics for which less is better.
         counts: metrics that count patients or pairs and do not measure quality.
         undefined: explanation of a metric without a value.
@@ -61,7 +61,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     headline: ClassVar[Mapping[str, str]]
-    chance: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: ClassVar[frozenset[str]] = frozenset()
     counts: ClassVar[frozenset[str]] = frozenset({"patients"})
     undefined: ClassVar[str]
@@ -169,6 +169,18 @@ class Task(ABC):
         """The labels in a few words, for instance the number of patients per class."""
 
     @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """The metrics of predictions that know nothing of the patients; by default none is known.
+
+        Args:
+            labels: labels of the test patients.
+
+        Returns:
+            The value by metric; metrics without a known value are left out.
+        """
+        return {}
+
+    @classmethod
     @abstractmethod
     def fit_labels(cls: type[SomeTask], labels: Labels, options: Mapping[str, Any]) -> SomeTask:
         """Fit the task on training patients.
@@ -204,6 +216,31 @@ class Task(ABC):
     @abstractmethod
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Numeric columns [B] of the table of predictions; they are averaged over the slides of a patient."""
+
+    @classmethod
+    def mean_predictions(cls: type[SomeTask], tasks: Sequence[SomeTask], logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The columns of the table of predictions, averaged over models that were trained on different patients.
+
+        Args:
+            tasks: task of every model, which was fitted on its training patients.
+            logits: logits of every model for the same samples.
+
+        Shape:
+            every tensor of ``logits`` [B, K].
+
+        Returns:
+            The columns [B].
+
+        Raises:
+            ValueError: the models predict different columns.
+        """
+        each = [task.predictions(one) for task, one in zip(tasks, logits, strict=True)]
+        for columns in each:
+            if columns.keys() != each[0].keys():
+                raise ValueError(
+                    f"models must predict the same to be averaged, got {list(each[0])} and {list(columns)}"
+                )
+        return {name: torch.stack([columns[name] for columns in each]).mean(0) for name in each[0]}
 
     def decisions(self, means: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
         """Further columns of the table, derived from the patients' means; none by default."""

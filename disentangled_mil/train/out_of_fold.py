@@ -136,7 +136,8 @@ def distill_out_of_fold(
         }
         return {"logits": outputs.logits, **shares}
 
-    key = repr({"options": _deciding(options), "expression": builder.pipeline.digest, "task": task.state()})
+    expression = builder.pipeline and builder.pipeline.digest
+    key = repr({"options": _deciding(options), "expression": expression, "task": task.state()})
     apart = over_folds(
         train,
         task,
@@ -145,7 +146,7 @@ def distill_out_of_fold(
         seed=options.seed,
         present=train.paired,
     )
-    teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
+    teachers = apart(teach, store=store, key=key, resume=resume, quiet=True)  # the bars of the stages say where it is
     paired = torch.nonzero(train.paired)[:, 0]
     logits, temperature = teachers["logits"], 1.0
     if options.calibrate:

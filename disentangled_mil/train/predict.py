@@ -1,55 +1,67 @@
-"""Predictions of a saved student for new slides."""
+"""Predictions of saved students for new slides."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
-from .._checks import check_choice, check_names
+from .._checks import check_names
 from .._files import replacing
 from .._tables import read_rows
-from ..bags import Bag, collate_bags
-from ..data.cohort import MISSING, TRANSFORMS, Sample, StoredBag
+from ..bags import Bag, collate_samples
+from ..data.cohort import Sample, StoredBag
+from ..data.slide_reading import SlideReading, TileFacts
 from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
-from ..models import Student
-from ..tasks import KINDS, Task, task_from_state
-from .checkpoint import load_model
+from ..tasks import KINDS, Task
 from .predictions import predictions_table
+from .saved_students import SavedStudent, load_students
 from .threads import Threads, using_threads
 
 
 def predict_slides(
-    checkpoint: Path,
+    model: Path,
     folders: Mapping[str, Path],
     out: Path,
     *,
+    students: str = "auto",
     patients: Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
     """Predict for every slide, and write one row per patient.
 
     A slide must be there at all magnifications. If the student was trained with ``missing = "allow"``, one is enough.
+    The metadata of all slides are checked before the first one is computed. A slide whose values are refused later does
+    not discard the others: their rows are written, and the error at the end names it.
+
+    Of a run folder, the student of all patients in ``final`` predicts if there is one. Else the predictions of the
+    folds' students are averaged: probabilities of classes, or risks. Hazards are averaged if all folds have the same
+    intervals, and left out otherwise.
 
     Args:
-        checkpoint: checkpoint of a student.
+        model: checkpoint of a student, or a run folder.
         folders: folder of slides for every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
+        students: students of a run folder, ``"final"`` or ``"folds"``; ``"auto"`` for the rule above.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
-            name others; without it every slide is a patient.
+            name others; without it every slide is a patient. A student of ``bag = "patient"`` needs it.
         steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
             :mod:`.threads`.
         allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
             same.
+        quiet: whether no progress is shown.
         kinds: class of every kind of task.
 
     Returns:
@@ -62,81 +74,92 @@ def predict_slides(
             slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
             magnification, or has no coordinates where those of training had.
     """
-    model, description = load_model(checkpoint)
-    if not isinstance(model, Student):
-        raise ValueError(f"{checkpoint}: must hold a student, got {description['model']!r}, which needs genes")
-    for key in ("cohort", "task"):
-        if key not in description:
-            raise ValueError(f"{checkpoint}: must have the key {key!r}, as training writes it, got {list(description)}")
-    _check_reading(f"{checkpoint}: cohort", description["cohort"], model.magnifications)
+    saved = load_students(model, students, kinds)
+    path, student, _, reading = saved[0]
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    if patients is None and reading.unit == "patient":
+        raise ValueError(
+            f"{path}: learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
+            "slide and patient"
+        )
     if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
         raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
-    width = description["arguments"]["features"]
-    samples = _samples(model.magnifications, folders, patients, steps or {}, description["cohort"], width)
+    width = student.arguments["features"]
+    samples = _samples(student.magnifications, folders, patients, steps or {}, reading, width)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
-    try:
-        task = task_from_state(description["task"], kinds)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
-    # All files are compared before the first prediction, which a late refusal would discard.
-    samples = [
-        _checked(sample, width, description["cohort"], allow_other_encoder=allow_other_encoder) for sample in samples
-    ]
-    model.to(device)
-    logits = []
-    with torch.no_grad():
-        for sample in samples:
-            bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
-            with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
-                logits.append(model(bags).logits.cpu())
-    table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
+    if not quiet:
+        names = ", ".join(str(each.path) for each in saved)
+        print(f"mean of {len(saved)} students: {names}" if len(saved) > 1 else f"student: {names}", file=sys.stderr)
+    samples = _all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
+    logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
+    # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
+    whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
+    if not whole:
+        raise next(iter(failures.values()))
+    task = saved[0].task
+    stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
+    predictions = task.mean_predictions([each.task for each in saved], stacked)
+    table = predictions_table(task, predictions, [samples[row].patient for row in whole])
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
+    if failures:
+        reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
+        raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")
     return table
 
 
-def _check_reading(name: str, reading: Any, magnifications: Sequence[str]) -> None:
-    """Check a checkpoint's description of how training read its bags."""
-    if not isinstance(reading, dict):
-        raise ValueError(f"{name} must be an object, as training writes it, got {reading!r}")
-    choices = {
-        "bag": ("slide", "patient"),
-        "transform": TRANSFORMS,
-        "drop_augmented": (False, True),
-        "missing": MISSING,
-    }
-    for key in (*choices, "sets", "max_tokens", "sources"):
-        if key not in reading:
-            raise ValueError(f"{name} must have the key {key!r}, as training writes it, got {list(reading)}")
-    for key, values in choices.items():
-        check_choice(f"{name} {key}", reading[key], values)
-    sets = reading["sets"]
-    if not isinstance(sets, list) or any(magnification not in magnifications for magnification in sets):
-        raise ValueError(f"{name} sets must be a list of the magnifications {', '.join(magnifications)}, got {sets!r}")
-    for key, kind in (("max_tokens", int), ("sources", dict)):
-        values = reading[key]
-        if not isinstance(values, dict) or not all(isinstance(value, kind) for value in values.values()):
-            what = "a number" if kind is int else "an object"
-            raise ValueError(f"{name} {key} must hold {what} per magnification, got {values!r}")
+def _predict(
+    saved: Sequence[SavedStudent], samples: Sequence[Sample], device: str, threads: Threads, *, quiet: bool
+) -> tuple[dict[int, list[Tensor]], dict[str, Exception]]:
+    """Logits of every student by sample, and the first error of every patient of whom a slide is refused."""
+    logits: dict[int, list[Tensor]] = {}
+    failures: dict[str, Exception] = {}
+    models = [each.model.to(device) for each in saved]
+    for row, sample in enumerate(tqdm(samples, desc="predicting", unit="sample", disable=quiet)):
+        try:
+            bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+        except (ValueError, OSError) as error:
+            failures.setdefault(sample.patient, error)
+            continue
+        patches = sum(bag.patches.shape[1] for bag in bags.values())
+        with torch.no_grad(), using_threads(threads, [patches], batch_size=1):
+            logits[row] = [model(bags).logits[0].cpu() for model in models]
+    return logits, failures
 
 
-def _checked(sample: Sample, width: int, reading: Mapping[str, Any], *, allow_other_encoder: bool) -> Sample:
+def _all_checked(
+    samples: Sequence[Sample], width: int, reading: SlideReading, *, allow_other_encoder: bool, quiet: bool
+) -> list[Sample]:
+    """Compare all files with training before the first prediction; the first error counts the others."""
+    checked, errors = [], []
+    for sample in tqdm(samples, desc="checking slides", unit="sample", disable=quiet):
+        try:
+            checked.append(_checked(sample, width, reading, allow_other_encoder=allow_other_encoder))
+        except (ValueError, OSError) as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise ValueError(f"{errors[0]} (and {len(errors) - 1} more of {len(samples)} are refused)") from errors[0]
+    if errors:
+        raise errors[0]
+    return checked
+
+
+def _checked(sample: Sample, width: int, reading: SlideReading, *, allow_other_encoder: bool) -> Sample:
     """Compare a sample's metadata with training; files without tiles become empty bags, where these are allowed."""
     bags, empty = dict(sample.bags), []
     for name, bag in sample.bags.items():
         if isinstance(bag, StoredBag):
             source = bag.source()
             if source.tokens:
-                known = reading["sources"].get(name, {})
+                known = reading.tiles.get(name, TileFacts())
                 _check_source(name, bag, source, width, known, allow_other_encoder=allow_other_encoder)
             else:
                 bags[name] = Bag.empty(width, placed=not bag.as_set)
                 empty.append(source.files[0])
-    if empty and (reading["missing"] == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
+    if empty and (reading.missing == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
         raise ValueError(f"{empty[0]}: must hold at least one patch, got none; take the slide out of the folder")
     return replace(sample, bags=bags)
 
@@ -146,7 +169,7 @@ def _check_source(
     bag: StoredBag,
     source: SlideSource,
     width: int,
-    known: Mapping[str, Any],
+    known: TileFacts,
     *,
     allow_other_encoder: bool,
 ) -> None:
@@ -156,8 +179,8 @@ def _check_source(
         raise ValueError(f"{path}: must have {width} features per patch, as in training, got {source.width}")
     if not bag.as_set and not source.placed:
         raise ValueError(f"{path}: must have coordinates, as in training, got none")
-    encoder = None if allow_other_encoder else known.get("encoder")
-    reason = difference(source, encoder, known.get("magnification"), known.get("mpp"))
+    encoder = None if allow_other_encoder else known.encoder
+    reason = difference(source, encoder, known.magnification, known.mpp)
     if reason is not None:
         remedy = "; --allow-other-encoder predicts all the same" if "encoder" in reason else ""
         raise ValueError(f"{path}: {reason} as in training at {name}{remedy}")
@@ -168,7 +191,7 @@ def _samples(
     folders: Mapping[str, Path],
     patients: Path | None,
     steps: Mapping[str, float],
-    reading: Mapping[str, Any],
+    reading: SlideReading,
     width: int,
 ) -> list[Sample]:
     """The slides of the folders as samples, with the options of training; empty bags where files are missing."""
@@ -183,27 +206,27 @@ def _samples(
         folder_names = ", ".join(map(str, folders.values()))
         raise ValueError(f"{folder_names}: must hold slides ({', '.join(SUFFIXES)}), got none")
     for name, files in found.items():
-        if reading["missing"] == "error" and (missing := set(slides) - set(files)):
+        if reading.missing == "error" and (missing := set(slides) - set(files)):
             raise ValueError(
                 f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5 and {len(missing) - 1} others"
             )
     owner = _owners(patients, slides)
     groups: dict[str, list[str]] = {}
     for slide in slides:
-        groups.setdefault(owner[slide] if reading["bag"] == "patient" else slide, []).append(slide)
+        groups.setdefault(owner[slide] if reading.unit == "patient" else slide, []).append(slide)
 
     def bag(name: str, members: Sequence[str]) -> StoredBag | Bag:
         paths = tuple(found[name][slide] for slide in members if slide in found[name])
-        as_set = name in reading["sets"]
+        as_set = name in reading.sets
         if not paths:
             return Bag.empty(width, placed=not as_set)
         return StoredBag(
             paths,
-            reading["transform"],
-            reading["drop_augmented"],
+            reading.transform,
+            reading.drop_augmented,
             steps.get(name),
             as_set,
-            reading["max_tokens"].get(name),
+            reading.max_tokens.get(name),
         )
 
     return [
