@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
             help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
         )
         command.add_argument(
+            "--log",
+            choices=("csv", "tensorboard"),
+            help="log of the epochs: csv (default), or tensorboard for both; see it by tensorboard --logdir RUN",
+        )
+        command.add_argument(
             "--set",
             action="append",
             default=[],
@@ -273,6 +278,6 @@ def _training(
         _device(training.device)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"device {error}") from error
-    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
+    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill", "log")
     given = {name: getattr(options, name) for name in names}
     return replace(training, **{name: value for name, value in given.items() if value is not None})

@@ -144,13 +144,10 @@ def _misclassified(table: pd.DataFrame, right: npt.NDArray[np.float64]) -> list[
     wrong = table[right == 0]
     if wrong.empty:
         return [Text("No patient was misclassified.")]
-    of_truth = [
-        float(row.get(_PREFIX + row["label"], "nan"))  # nan: a class that no training patient had
-        for row in wrong.to_dict("records")
-    ]
+    of_truth = [float(row[_PREFIX + row["label"]]) for row in wrong.to_dict("records")]
     of_predicted = [float(row[_PREFIX + row["predicted"]]) for row in wrong.to_dict("records")]
     wrong = wrong.assign(of_truth=of_truth, of_predicted=of_predicted, error=np.subtract(of_predicted, of_truth))
-    wrong = wrong.sort_values("error", ascending=False, kind="stable", na_position="first")
+    wrong = wrong.sort_values("error", ascending=False, kind="stable")
     rows = [
         [
             *(row[name] for name in ("patient", "label", "predicted")),

@@ -1,6 +1,7 @@
 """The parts of a report that every kind of task has: what was run, how good it is, what was gained."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ def summary(run: RunFiles) -> list[str]:
         value, chance = interval(*_ends(found["models"][model])), _chance(run, test)
         known = "" if chance is None else f" Chance is {number(chance)}."
         sentences.append(
-            f"{run.about(test)}The {NAMES.get(model, model)} has {title} {value} over {found['patients']} patients.{known}"
+            f"{run.about(test)}The {NAMES.get(model, model)} has {title} {value} over {found['patients']} "
+            f"patients.{known}"
         )
     return sentences
 
@@ -96,8 +98,8 @@ def gain_section(run: RunFiles) -> Section:
         blocks.append(Text("What there was to gain from the teacher (headroom) was not measured.", note=True))
     else:
         text = (
-            "Headroom is what the teacher knows beyond a linear model on the slides, measured on training patients that "
-            "it had not seen. Without it, there is nothing to distill."
+            "Headroom is what the teacher knows beyond a linear model on the slides. It is measured on training "
+            "patients that the teacher had not seen. Without it, there is nothing to distill."
         )
         blocks += [Text(text), _table("Headroom", "fold", headroom)]
     if "distilled" not in set(run.predictions["model"]):
@@ -113,7 +115,7 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for number_of_start, start in enumerate(starts):
         began = "resumed" if number_of_start else "started"
         versions = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
-        command = " ".join(map(str, start.get("command", []))) or "not recorded"
+        command = shlex.join(map(str, start.get("command", []))) or "not recorded"
         threads = f", threads: {start['threads']}" if "threads" in start else ""
         rows += [[began, f"{start.get('date', '')}{threads}"], ["command", command], ["versions", versions]]
     return rows

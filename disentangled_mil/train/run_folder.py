@@ -29,7 +29,7 @@ from ..tasks import TaskDefinition
 from .checkpoint import write_json
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
-from .options import TrainingOptions
+from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .training import NETWORKS
 
@@ -269,4 +269,4 @@ def _trained(path: Path) -> bool:
 
 def _saved(options: TrainingOptions) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    return {name: value for name, value in asdict(options).items() if name != "device"}
+    return {name: value for name, value in asdict(options).items() if name not in WITHOUT_EFFECT}
