@@ -17,6 +17,18 @@ _PREFIX = "probability_"
 _BINS = 10
 _MOST_CLASSES = 12
 _MOST_ROWS = 50
+_ROC = (
+    "A curve shows the share of patients of the class that are found (sensitivity) against the share of all other "
+    "patients that are taken for it. A curve along the upper left corner is perfect, and the gray diagonal is chance. "
+    "The number behind a model is the area under its curve (AUC). The curve joins the patients of all folds, so it can "
+    "differ a little from the mean of the folds above."
+)
+_CALIBRATION = (
+    "Patients are grouped by the probability of their predicted class. A dot compares the mean probability of a group "
+    "with the share of right predictions in it. Dots on the diagonal are calibrated. Below it, the model is too "
+    "confident. A larger dot is a larger group, and its line is the 95 % interval of the share (Wilson). ECE is the "
+    f"mean distance from the diagonal over patients, in {_BINS} groups of equal width; 0 is best."
+)
 
 
 def class_sections(run: RunFiles) -> list[Section]:
@@ -24,8 +36,8 @@ def class_sections(run: RunFiles) -> list[Section]:
     if not {"label", "predicted"} <= set(run.predictions.columns):
         return []
     return [
-        Section("roc", "ROC curves", list(chain.from_iterable(_roc(run, test) for test in run.tests))),
-        Section("calibration", "Calibration", list(chain.from_iterable(_calibration(run, test) for test in run.tests))),
+        Section("roc", "ROC curves", [Text(_ROC), *chain.from_iterable(_roc(run, test) for test in run.tests)]),
+        Section("calibration", "Calibration", [Text(_CALIBRATION), *(_calibration(run, test) for test in run.tests)]),
         Section("errors", "Who was misclassified", list(chain.from_iterable(_errors(run, test) for test in run.tests))),
     ]
 
@@ -40,12 +52,7 @@ def _roc(run: RunFiles, test: str) -> list[Text | Figures]:
     # The curves of two classes are mirror images.
     shown = classes[1:] if len(classes) == 2 else classes[:_MOST_CLASSES]
     pictures = [_roc_of_class(tables, name, int(counts[name])) for name in shown]
-    caption = (
-        f"{run.about(test)}A curve shows the share of patients of the class that are found (sensitivity) against the "
-        "share of all other patients that are taken for it. A curve along the upper left corner is perfect, and the "
-        "gray diagonal is chance. The number behind a model is the area under its curve (AUC). The curve joins the "
-        "patients of all splits, so it can differ a little from the mean of the splits above."
-    )
+    caption = f"{run.about(test)}{counts.sum()} patients."
     if len(classes) == 2:
         caption += f" The curve of {classes[0]} is the mirror image."
     if len(classes) > _MOST_CLASSES:
@@ -71,17 +78,11 @@ def _roc_of_class(tables: Mapping[str, pd.DataFrame], name: str, count: int) -> 
         return vector(figure, title, f"ROC curves of {title}; areas: {', '.join(found)}")
 
 
-def _calibration(run: RunFiles, test: str) -> list[Figures]:
+def _calibration(run: RunFiles, test: str) -> Figures:
     """One reliability diagram per model."""
-    pictures = [_reliability(table, NAMES.get(model, model)) for model, table in run.tables(test).items()]
-    caption = (
-        f"{run.about(test)}Patients are grouped by the probability of their predicted class. A dot compares the mean "
-        "probability of a group with the share of right predictions in it. Dots on the diagonal are calibrated; below "
-        "it, the model is too confident. A larger dot is a larger group, and its line is the 95 % interval of the "
-        f"share (Wilson). ECE is the mean distance from the diagonal over patients, in {_BINS} groups of equal width; "
-        "0 is best."
-    )
-    return [Figures(caption, pictures)]
+    tables = run.tables(test)
+    pictures = [_reliability(table, NAMES.get(model, model)) for model, table in tables.items()]
+    return Figures(f"{run.about(test)}{max(map(len, tables.values()))} patients.", pictures)
 
 
 def _reliability(table: pd.DataFrame, name: str) -> Picture:

@@ -61,7 +61,7 @@ def quality_section(run: RunFiles) -> Section:
     for test, found in run.metrics["gains"].items():
         title, chance, models = title_of(found["metric"], run.kind), _chance(run, test), found["models"]
         values = {NAMES.get(model, model): interval(*_ends(one)) for model, one in models.items()}
-        columns[f"{run.about(test)}{title} of {found['patients']} patients"] = {**values, "chance": number(chance)}
+        columns[f"{run.about(test)}{title} of {found['patients']} patients"] = {"chance": number(chance), **values}
         pictures.append(_intervals(models, f"{run.about(test)}{title}", title, chance))
         folded += _details(run, test)
     caption = (

@@ -20,9 +20,28 @@ from .blocks import BLUE, VERMILION, Figures, Picture, Section, Table, Text, dra
 from .run_files import RunFiles
 from .tables import NAMES
 
-_GROUPS = 4
+_SIZES = 4
 _MOST_ROWS = 30
 _CHECKPOINTS = ("student", "distilled", "teacher", "genes")
+_GROUPS = (
+    "Kaplan-Meier curves show the share of patients without the event over time, for the half with the higher "
+    "predicted risk and the half with the lower one. Bands are 95 % intervals, and ticks are censored patients. The halves are "
+    "split at the median risk of the test patients of each fold, because predictions for training patients are not "
+    "stored; outcomes play no part in the split. Curves that lie apart mean that the risk tells patients apart. The "
+    "hazard ratio (HR) compares the high-risk half with the other: above 1, it has the event sooner. The p-value of "
+    "the log-rank test joins the patients of all folds."
+)
+_CALIBRATION = (
+    f"Patients are put into {_SIZES} groups of equal size by their predicted probability to pass the horizon without "
+    "the event. A dot compares the mean prediction of a group with the Kaplan-Meier estimate at the horizon, and its "
+    "line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below it, the model is too "
+    "optimistic. The horizon is an edge of the intervals, which are fitted on the training patients of each fold."
+)
+_ERRORS = (
+    "Two patients of a fold are a pair if one is known to have the event first. Their order is wrong if the other one "
+    "has the higher risk. The table lists patients by the number of their wrong pairs: first those with an early event "
+    "at a low risk, or a long time at a high one."
+)
 
 
 class _Curve(NamedTuple):
@@ -39,9 +58,13 @@ def risk_sections(run: RunFiles) -> list[Section]:
     if not {"risk", "time", "event"} <= set(run.predictions.columns):
         return []
     return [
-        Section("survival", "Risk groups", [_groups(run, test) for test in run.tests]),
-        Section("calibration", "Calibration", list(chain.from_iterable(_calibration(run, test) for test in run.tests))),
-        Section("errors", "Whose order was wrong", list(chain.from_iterable(_errors(run, test) for test in run.tests))),
+        Section("survival", "Risk groups", [Text(_GROUPS), *(_groups(run, test) for test in run.tests)]),
+        Section("calibration", "Calibration", [Text(_CALIBRATION), *(_calibration(run, test) for test in run.tests)]),
+        Section(
+            "errors",
+            "Whose order was wrong",
+            [Text(_ERRORS), *chain.from_iterable(_errors(run, test) for test in run.tests)],
+        ),
     ]
 
 
@@ -57,15 +80,7 @@ def _groups(run: RunFiles, test: str) -> Figures:
     pictures = [
         _group_curves(_observations(table), NAMES.get(model, model), unit) for model, table in run.tables(test).items()
     ]
-    caption = (
-        f"{run.about(test)}Kaplan-Meier curves: the share of patients without the event over time ({unit}), for the "
-        "half with the higher predicted risk and the half with the lower one. Bands are 95 % intervals, and ticks are "
-        "censored patients. The halves are split at the median risk of the test patients of each fold, because "
-        "predictions for training patients are not stored; outcomes play no part in the split. Curves that lie apart "
-        "mean that the risk tells patients apart. The hazard ratio (HR) compares the high-risk half with the other: "
-        "above 1, it has the event sooner. The p-value of the log-rank test joins patients of all folds."
-    )
-    return Figures(caption, pictures)
+    return Figures(f"{run.about(test)}{max(map(len, run.tables(test).values()))} patients.", pictures)
 
 
 def _group_curves(patients: pd.DataFrame, name: str, unit: str) -> Picture:
@@ -131,7 +146,7 @@ def _hazard_ratio(patients: pd.DataFrame) -> str:
     return f"HR {ratio}; log-rank {'p < 0.001' if p < 0.001 else f'p = {number(float(p))}'}"
 
 
-def _calibration(run: RunFiles, test: str) -> list[Text | Figures]:
+def _calibration(run: RunFiles, test: str) -> Text | Figures:
     """Predicted against observed survival at the middle edge of the intervals, a panel per model."""
     edges = [edges_of(folder) for folder in run.folders]
     lacking = [str(folder) for folder, found in zip(run.folders, edges, strict=True) if not found]
@@ -140,7 +155,7 @@ def _calibration(run: RunFiles, test: str) -> list[Text | Figures]:
         reason = (
             f"no checkpoint in {lacking[0]} holds the intervals" if lacking else "the intervals have no middle edge"
         )
-        return [Text(f"{run.about(test)}There is no calibration, because {reason}.", note=True)]
+        return Text(f"{run.about(test)}There is no calibration, because {reason}.", note=True)
     middle = (len(edges[0]) - 1) // 2
     horizons = [of_fold[middle] for of_fold in edges]
     pictures = [
@@ -148,14 +163,7 @@ def _calibration(run: RunFiles, test: str) -> list[Text | Figures]:
     ]
     unit = run.run["task"].get("columns", {}).get("time", "time")
     listed = ", ".join(f"{horizon:g}" for horizon in horizons)
-    caption = (
-        f"{run.about(test)}Patients are put into {_GROUPS} groups of equal size by their predicted probability to pass "
-        "the horizon without the event. A dot compares the mean prediction of a group with the Kaplan-Meier estimate "
-        "at the horizon, and its line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below "
-        "it, the model is too optimistic. The horizon is an edge of the intervals, which are fitted on the training "
-        f"patients of each fold ({unit}: {listed})."
-    )
-    return [Figures(caption, pictures)]
+    return Figures(f"{run.about(test)}The horizon of each fold is {listed} ({unit}).", pictures)
 
 
 def edges_of(folder: Path) -> list[float]:
@@ -176,7 +184,7 @@ def _calibration_of(table: pd.DataFrame, horizons: Sequence[float], intervals: i
     times, events = table["time"].astype(float).to_numpy() / horizon, (table["event"] == "True").to_numpy()
     with drawing() as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
-        for rows in np.array_split(np.argsort(predicted, kind="stable"), min(_GROUPS, len(table))):
+        for rows in np.array_split(np.argsort(predicted, kind="stable"), min(_SIZES, len(table))):
             curve = _kaplan_meier(times[rows], events[rows])
             at = np.searchsorted(curve.times, 1.0, side="right") - 1
             mean = float(predicted[rows].mean())
@@ -194,13 +202,8 @@ def _errors(run: RunFiles, test: str) -> list[Text | Table]:
     table = pd.concat([_wrong_pairs(fold) for _, fold in table.groupby("fold", sort=False)])
     table = table.sort_values(["wrong", "pairs"], ascending=False, kind="stable")
     wrong = table[table["wrong"] > 0]
-    text = (
-        f"{run.about(test)}{NAMES.get(model, model)}. Two patients of a fold are a pair if one is known to have the "
-        "event first. Their order is wrong if the other one has the higher risk. The table lists patients by the "
-        "number of their wrong pairs: first those with an early event at a low risk, or a long time at a high one."
-    )
     if wrong.empty:
-        return [Text(text), Text("No pair was in the wrong order.")]
+        return [Text(f"{run.about(test)}No pair was in the wrong order.")]
     rows = [
         [
             row["patient"],
@@ -212,8 +215,11 @@ def _errors(run: RunFiles, test: str) -> list[Text | Table]:
         ]
         for row in wrong.head(_MOST_ROWS).to_dict("records")
     ]
-    caption = f"The {len(rows)} largest errors. The rank of the risk is 100 % for the highest risk of the fold."
-    return [Text(text), Table(caption, ("patient", "time", "event", "rank of the risk", "wrong pairs", "fold"), rows)]
+    caption = (
+        f"{run.about(test)}The {len(rows)} largest errors of the {NAMES.get(model, model)}. The rank of the risk is "
+        "100 % for the highest risk of the fold."
+    )
+    return [Table(caption, ("patient", "time", "event", "rank of the risk", "wrong pairs", "fold"), rows)]
 
 
 def _wrong_pairs(fold: pd.DataFrame) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def test_a_report_of_survival_has_its_parts(survival):
     assert list(page.text)[1:] == [*PARTS, "survival", "calibration", "errors", "training", "maps"]
     assert len(page.images["survival"]) == len(page.images["calibration"]) == len(ALL)
     assert "median risk of the test patients of each fold" in page.text["survival"]
-    assert "time_column: 60, 60" in page.text["calibration"]
+    assert "The horizon of each fold is 60, 60 (time_column)" in page.text["calibration"]
 
 
 @pytest.mark.parametrize("run", ["classes", "survival"])
