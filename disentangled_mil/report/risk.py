@@ -25,11 +25,11 @@ _MOST_ROWS = 30
 _CHECKPOINTS = ("student", "distilled", "teacher", "genes")
 _GROUPS = (
     "Kaplan-Meier curves show the share of patients without the event over time, for the half with the higher "
-    "predicted risk and the half with the lower one. Bands are 95 % intervals, and ticks are censored patients. The halves are "
-    "split at the median risk of the test patients of each fold, because predictions for training patients are not "
-    "stored; outcomes play no part in the split. Curves that lie apart mean that the risk tells patients apart. The "
-    "hazard ratio (HR) compares the high-risk half with the other: above 1, it has the event sooner. The p-value of "
-    "the log-rank test joins the patients of all folds."
+    "predicted risk and the half with the lower one. Bands are 95 % intervals, and ticks are censored patients. The "
+    "halves are split at the median risk of the test patients of each fold, because predictions for training patients "
+    "are not stored; outcomes play no part in the split. Curves that lie apart mean that the risk tells patients "
+    "apart. The hazard ratio (HR) compares the high-risk half with the other: above 1, it has the event sooner. The "
+    "p-value of the log-rank test joins the patients of all folds."
 )
 _CALIBRATION = (
     f"Patients are put into {_SIZES} groups of equal size by their predicted probability to pass the horizon without "
