@@ -210,6 +210,7 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     for module, name in ((cross_validation, "run_cross_validation"), (demo, "run_demo")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
     changes = {"distill": "never", "epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
+    changes["log"] = "tensorboard"
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     Path("c.toml").write_text("[training]\nepochs = 5\ndropout = 0.5\nheads = 1\n")
     given += ["--set=heads=4", "--set=epochs=6"]

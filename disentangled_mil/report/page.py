@@ -27,7 +27,7 @@ def write_report(run: str | Path, out: str | Path | None = None, *, kinds: Mappi
 
     Args:
         run: folder of the run.
-        out: file to write; ``report.html`` in the folder by default.
+        out: file to write, which ends in ``.html``; ``report.html`` in the folder by default.
         kinds: class of every kind of task.
 
     Returns:
@@ -36,10 +36,12 @@ def write_report(run: str | Path, out: str | Path | None = None, *, kinds: Mappi
     Raises:
         FileNotFoundError: the folder holds no finished run.
         OSError: the file cannot be written.
-        ValueError: a file of the run is damaged.
+        ValueError: a file of the run is damaged, or ``out`` has another ending.
     """
     files = read_run(run, kinds=kinds)
     path = files.path / PAGE if out is None else Path(out)
+    if path.suffix.lower() != ".html":  # The files of the run have other endings, so none is overwritten.
+        raise ValueError(f"{path}: a report must end in .html, got {path.name!r}")
     # All text that comes from files is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -11,6 +11,7 @@ from lifelines import CoxPHFitter
 from lifelines.statistics import multivariate_logrank_test
 from matplotlib.figure import Figure
 
+from disentangled_mil.cli import main
 from disentangled_mil.report import write_report
 from disentangled_mil.tasks import Classification
 from tests.support.html import Page, content
@@ -74,10 +75,25 @@ def test_names_of_users_are_text(classes):
     assert "script" not in drawn.decode()
 
 
-def test_a_run_has_one_report(classes, tmp_path):
-    again = write_report(classes, tmp_path / "again.html")
+def test_the_command_writes_the_same_page_again(classes, tmp_path, capsys):
+    again = tmp_path / "again.html"
+    assert main(["report", str(classes), "--out", str(again)]) == 0
+    assert capsys.readouterr().out == f"report -> {again}\n"
     assert again.read_bytes() == (classes / "report.html").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    message = f"error: {tmp_path}: must be the folder of a finished run, but it has no metrics.json\n"
+    assert capsys.readouterr().err == message
+
+
+def test_no_file_of_the_run_is_overwritten(classes):
+    before = (classes / "metrics.json").read_bytes()
+    with pytest.raises(ValueError, match=r"metrics\.json: a report must end in \.html, got 'metrics\.json'"):
+        write_report(classes, classes / "metrics.json")
+    assert (classes / "metrics.json").read_bytes() == before
 
 
 def test_metrics_and_intervals_are_those_of_the_run(classes):
@@ -215,11 +231,6 @@ def test_maps_of_the_run_and_its_splits_are_within_the_page(tmp_path):
 def test_a_class_called_na_is_a_class(tmp_path):
     page = Page(classification_run(tmp_path / "run", ["NA", "01"], models=["student"]) / "report.html")
     assert {"NA", "01"} <= {row[0] for row in page.rows["errors"]}
-
-
-def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must be the folder of a finished run, but it has no metrics\.json"):
-        write_report(tmp_path)
 
 
 @pytest.mark.parametrize(
