@@ -284,6 +284,10 @@ class DiscreteSurvival(Task):
         hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
         return {**hazard, "risk": self.risk(logits)}
 
+    def explained(self, logits: Tensor) -> str:
+        """The risk."""
+        return "risk"
+
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """C-index of the risk and its counts, see :func:`disentangled_mil.metrics.survival_metrics`."""
         from ..metrics import survival_metrics
