@@ -36,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: no permission" if error.filename else str(error)
         print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)
         return 2
-    except (ValueError, OSError, FloatingPointError) as error:
+    except OSError as error:
+        # Those of the package are whole sentences; those of Python have a number.
+        text = f"{error.filename}: {error.strerror}" if error.errno and error.filename else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

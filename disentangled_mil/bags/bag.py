@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .._checks import check_shape
-from ._pytree import register_pytree
+from ._collection import TensorCollection
 from .grid import Grid
 from .token_set import TokenSet
 
 
 @dataclass(frozen=True, eq=False)
-class Bag:
+class Bag(TensorCollection, parts=("patches", "grid")):
     """A batch of bags: patch features, and the grid on which they lie if they have coordinates.
 
     A single slide is a batch of one. Bags without coordinates are sets: no model's prediction depends on the order of
@@ -106,10 +106,6 @@ class Bag:
     def __len__(self) -> int:
         return self.patches.shape[0]
 
-    def to(self, device: torch.device | str) -> "Bag":
-        """The bags on another device."""
-        return Bag(self.patches.to(device), self.grid.to(device))
-
 
 def collate_bags(bags: Iterable[Bag]) -> Bag:
     """Put bags of unequal length into one batch, padded to the longest.
@@ -157,6 +153,3 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
         return Bag(patches, TokenSet(mask))
     shapes = tuple(shape for grid in grids for shape in grid.shapes)
     return Bag(patches, Grid(pad([grid.cells for grid in grids]), mask, shapes))
-
-
-register_pytree(Bag, ("patches", "grid"))

@@ -13,12 +13,12 @@ from .._checks import check_mask, check_shape
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
+from ._collection import TensorCollection
 from ._counts import mask_of
-from ._pytree import register_pytree
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"), constants=("shapes", "full")):
     """Where the tokens of a batch of bags lie: one integer cell (column, row) per token.
 
     Every bag has a rectangle of its own, with holes where there is no tissue. Several tokens may share a cell. Build a
@@ -225,18 +225,6 @@ class Grid:
             sizes=self.sizes.expand(batch, -1),
         )
 
-    def to(self, device: torch.device | str) -> "Grid":
-        """The grid on another device."""
-        return Grid(
-            self.cells.to(device),
-            self.mask.to(device),
-            self.shapes,
-            full=self.full,
-            count=self.count.to(device),
-            nearest=self.nearest.to(device),
-            sizes=self.sizes.to(device),
-        )
-
     def to_map(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Lay tokens out as maps; a cell holds the mean of its tokens, an empty cell zeros.
 
@@ -338,6 +326,3 @@ def _(occupied: Tensor, width: int, height: int, sides: Sequence[int]) -> Tensor
 def _refuse_in_compiled_region(reason: str) -> None:
     if torch.compiler.is_compiling():
         raise RuntimeError(f"{reason}: build the grid outside of a compiled region")
-
-
-register_pytree(Grid, ("cells", "mask", "count", "nearest", "sizes"), ("shapes", "full"))

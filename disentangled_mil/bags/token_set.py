@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .._checks import check_mask, check_shape
+from ._collection import TensorCollection
 from ._counts import mask_of
-from ._pytree import register_pytree
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSet:
+class TokenSet(TensorCollection, parts=("mask",)):
     """A batch of bags without coordinates: which of their tokens are real.
 
     Layers take it wherever they take a :class:`Grid`. Then their results do not depend on the order of the tokens,
@@ -82,10 +82,3 @@ class TokenSet:
         if len(self.mask) != 1:
             raise ValueError(f"set must have B = {batch} bags (or one for all), got {len(self.mask)}")
         return TokenSet(self.mask.expand(batch, -1))
-
-    def to(self, device: torch.device | str) -> "TokenSet":
-        """The set on another device."""
-        return TokenSet(self.mask.to(device))
-
-
-register_pytree(TokenSet, ("mask",))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .._checks import check_choice
+from .._checks import as_number, check_choice
 from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
@@ -16,8 +16,8 @@ from ._section import Section
 from .slides import slide_name
 from .table_layout import BARCODES
 
-# Cells without a value, as `_plain` writes them: of pandas, R and spreadsheets, of failed formulas, and of registries.
-# The first one is the empty cell.
+# Cells without a value, as `plain_cell` writes them: of pandas, R and spreadsheets, of failed formulas, and of
+# registries. The first one is the empty cell.
 _MARKERS = """
 | na | n.a. | n.a | n/a | nan | -nan | none | null | nil | nd | n.d. | missing | - | -- | --- | . | ? | ?? | unk
 | 1.#ind | -1.#ind | 1.#qnan | -1.#qnan | #n/a | #n/a n/a | #na | #value! | #ref! | #div/0! | #name? | #num! | #null!
@@ -25,7 +25,7 @@ _MARKERS = """
 | not allowed to collect | not determined | not done | not known | not recorded | not specified | not tested
 | not assessed | no data | discrepancy | gx
 """
-_MISSING = frozenset(marker.strip() for marker in _MARKERS.split("|"))
+MISSING_VALUES = frozenset(marker.strip() for marker in _MARKERS.split("|"))
 _ROWS = ("patient", "slide")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
@@ -84,7 +84,9 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
         raise ValueError(f"{section.name} separator must not be empty")
     check_choice(f"{section.name} rows", columns.rows, _ROWS)
     check_choice(f"{section.name} barcodes", columns.barcodes, BARCODES)
-    missing = _MISSING if "missing" not in section.content else frozenset(map(_plain, section.texts("missing")))
+    missing = (
+        MISSING_VALUES if "missing" not in section.content else frozenset(map(plain_cell, section.texts("missing")))
+    )
     section.known.append("missing")
     section.end()
 
@@ -94,7 +96,7 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
     labels = list(dict.fromkeys(column for task in tasks.values() for column in task.columns.values()))
     # A value that a task names is a label, also where it looks like a marker.
     markers = {
-        column: missing - {_plain(value) for task in tasks.values() for value in task.named_values(column)}
+        column: missing - {plain_cell(value) for task in tasks.values() for value in task.named_values(column)}
         for column in labels
     }
     decimal_commas = delimiter_of(path) != ","
@@ -178,20 +180,25 @@ def _check_same(
 ) -> None:
     """Rows of one patient must agree in the columns of tasks."""
     for column in labels:
-        if record[column] != first[column]:
+        if not _equal(record[column], first[column]):
             raise ValueError(
                 f"{where} rows of one patient must have the same {column!r}, got {record[column]!r} and "
                 f"{first[column]!r} (line {line})"
             )
 
 
+def _equal(one: str | None, other: str | None) -> bool:
+    """Whether two cells say the same, as numbers or as text."""
+    return one == other or as_number(one) == as_number(other)
+
+
 def _label(cell: str, missing: Collection[str], decimal_commas: bool) -> str | None:
     """A cell of a task's column; None where it holds a marker for no value."""
-    if _plain(cell) in missing:
+    if plain_cell(cell) in missing:
         return None
     return cell.replace(",", ".") if decimal_commas and _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
-def _plain(text: str) -> str:
+def plain_cell(text: str) -> str:
     """A text without case, brackets and quotes around it, and repeated blanks: ``[Not  Available]``, ``<NA>``."""
     return " ".join(text.strip(" \t[]()<>{}'\"").casefold().replace("_", " ").split())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from .._checks import as_number
 from .._tables import read_rows
 from ._barcodes import tcga_patient
+from ._clinical import MISSING_VALUES, plain_cell
 from .slides import slide_name
 
 _PEEK = 2000
@@ -18,6 +19,7 @@ _SLIDE = re.compile(r"(slides?|wsi|images?|file_?names?)(_?(id|name|path)s?)?", 
 _TIME = re.compile(r"time|days|months|years|survival|follow", re.IGNORECASE)
 _EVENT = re.compile(r"event|status|dead|death|deceased|vital|relapse|recur|progress|cens", re.IGNORECASE)
 _CENSORSHIP = re.compile("cens", re.IGNORECASE)
+SEPARATORS = ";|"  # of slides in a cell
 _GENES_SUFFIX = "_rnaseq"
 _OBSERVED = re.compile(r"(1[:.])?\s*(dead|died|deceased|expired|death|dod|true|yes|event)", re.IGNORECASE)
 _CENSORED = re.compile(r"(0[:.])?\s*(alive|living|lives|survived|censored|ned|false|no|no event|none)", re.IGNORECASE)
@@ -36,6 +38,7 @@ class Columns(NamedTuple):
         events: columns that may hold events, with the values that occur.
         labels: columns that may hold classes, with the values that occur.
         numeric: share of the columns that hold numbers.
+        separator: character between the slides of a cell.
         suffix: ending of columns of genes, or an empty text.
     """
 
@@ -49,6 +52,7 @@ class Columns(NamedTuple):
     labels: dict[str, list[str]]
     numeric: float
     suffix: str
+    separator: str = SEPARATORS[0]
 
     @property
     def censorship(self) -> str | None:
@@ -83,7 +87,7 @@ def guess_columns(path: Path, slides: Collection[str]) -> Columns:
     )
     suffix = _GENES_SUFFIX if sum(name.endswith(_GENES_SUFFIX) for name in header) > 1 else ""
     others = {
-        name: sorted({cell for cell in column if cell})
+        name: sorted({cell for cell in column if plain_cell(cell) not in MISSING_VALUES})
         for name, column in values.items()
         if name and name not in (patient, slide)
     }
@@ -99,7 +103,9 @@ def guess_columns(path: Path, slides: Collection[str]) -> Columns:
     }
     share = len(numeric) / max(1, len(others))
     several = patient is not None and len(set(values[patient])) < len(cells)
-    return Columns(header, patient, slide, matches.get(slide or "", 0), several, times, events, labels, share, suffix)
+    matched = matches.get(slide or "", 0)
+    separator = max(SEPARATORS, key=lambda mark: sum(cell.count(mark) for cell in values.get(slide or "", ())))
+    return Columns(header, patient, slide, matched, several, times, events, labels, share, suffix, separator)
 
 
 def event_keys(columns: Columns, event: str) -> dict[str, str]:
@@ -126,10 +132,10 @@ def event_keys(columns: Columns, event: str) -> dict[str, str]:
 
 def _names(cell: str) -> set[str]:
     """The names of slides in a cell, whatever stands between them."""
-    return {slide_name(name) for name in re.split(r"[;|]", cell) if name.strip()}
+    return {slide_name(name) for name in re.split(f"[{SEPARATORS}]", cell) if name.strip()}
 
 
 def shown(values: Sequence[str] | Mapping[str, object], count: int = 8) -> str:
-    """The first few values, for a comment."""
-    listed = list(values)
+    """The first few values, for a comment of one line."""
+    listed = [" ".join(value.split()) for value in values]
     return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

@@ -1,6 +1,7 @@
 """The section [slides] of a description: a file per slide and magnification, compared before anything is read."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +91,7 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
                 if path not in read:
                     read[path] = slide_source(path, as_set=as_set)
                 sources[name] = read[path]
+        _check_magnification(magnification, part.name, sources.values())
         parts[magnification] = _Magnification(place, sources, step, max_tokens)
     if not parts:
         raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
@@ -108,12 +110,23 @@ def _check_there(parts: Sequence[_Magnification], names: Sequence[str], *, allow
             if source is None:
                 absent = sum(other not in part.sources for other in names)
                 raise FileNotFoundError(
-                    f"{part.folder / name}.h5: there is no such file, like {absent} of {len(names)} slides{remedy}"
+                    f"{part.folder / name}.h5: there is no such file, nor one of another ending; {absent} of "
+                    f"{len(names)} slides of the clinical table are missing in {part.folder}: correct their names or "
+                    f"folder, or remove their rows{remedy}"
                 )
             if not source.tokens:
                 raise SlideError(
                     f"{source.files[0]}: a slide must hold at least one patch, got none; leave the slide out{remedy}"
                 )
+
+
+def _check_magnification(name: str, section: str, sources: Iterable[SlideSource]) -> None:
+    """Files that state their magnification state that of the section, if its name is one such as 20x."""
+    stated = re.fullmatch(r"(\d+(?:\.\d+)?)x", name)
+    for source in sources if stated else ():
+        reason = difference(source, None, float(stated[1]), None) if stated else None
+        if reason is not None:
+            raise SlideError(f"{source.files[0]}: {reason}, in {section}: are folders swapped, or is the name wrong?")
 
 
 def _check_alike(parts: Sequence[_Magnification]) -> int:

@@ -14,7 +14,7 @@ from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import columns_of
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
-from .slides import SlideSource, read_bag, slide_source
+from .slides import SlideSource, check_places, read_bag, slide_source
 
 TRANSFORMS = ("none", "log")
 MISSING = ("error", "allow")
@@ -70,6 +70,16 @@ class StoredBag:
     def source(self) -> SlideSource:
         """What the files say about themselves, from their metadata alone."""
         return slide_source(*self.paths, as_set=self.as_set)
+
+    def check_places(self) -> None:
+        """Check the coordinates where they are kept, without reading the features.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: :func:`~.slides.read_bag` refuses the coordinates.
+        """
+        if len(self.paths) == 1 and not self.as_set:
+            check_places(self.paths[0], step=self.step)
 
     def load(self) -> Bag:
         """Read the bag.
@@ -308,6 +318,15 @@ class Cohort:
         symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
+
+    def genes_constant(self) -> tuple[str, ...]:
+        """The genes of the subspaces that have one value for all patients of the expression table."""
+        if self.expression is None:
+            return ()
+        symbols = columns_of(self.expression)
+        wanted = {gene_symbol(gene) for genes in self.gene_sets.values() for gene in genes} & set(symbols)
+        varies = (self.expression.max() > self.expression.min()).to_numpy()
+        return tuple(sorted(gene for gene in wanted if not varies[symbols[gene]].any()))
 
     def genes_absent(self) -> dict[str, tuple[str, ...]]:
         """For each subspace, its genes that the expression table lacks."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ._barcodes import tcga_patient
-from ._column_guesses import Columns, event_keys, guess_columns, shown
+from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns, shown
 from ._expression_files import read_expression_file
 from ._matrix_files import Names
 from ._scale import recognize_scale
 from .gene_sets import gene_symbol, read_gmt
-from .slides import SUFFIXES, slide_name
+from .slides import SUFFIXES, SlideSource, difference, slide_files, slide_name, slide_source
 from .table_layout import TableLayout
 
 _TABLES = re.compile(r"\.(csv|tsv|txt)(\.gz)?$", re.IGNORECASE)
@@ -98,7 +98,12 @@ def _contents(folder: Path) -> _Contents:
 
 def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]:
     names = {name for slides in contents.slides.values() for name in slides}
-    guesses = {path: guess_columns(path, names) for path in contents.tables}
+    guesses, others = {}, []
+    for path in contents.tables:
+        try:
+            guesses[path] = guess_columns(path, names)
+        except ValueError as error:
+            others.append(f"# Not a table, so left out: {shown([str(error)])}")
     clinical = _clinical(guesses)
     if clinical is None:
         seen = ", ".join(path.name for path in contents.tables) or "no table"
@@ -108,6 +113,7 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
         )
     columns = guesses[clinical]
     yield "# A guess from the files of this folder. Look at every line, then run: python -m disentangled_mil check FILE"
+    yield from others
     yield ""
     yield "[clinical]"
     yield f"table = {_quoted(_relative(clinical, base))}"
@@ -116,6 +122,8 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
         f"slides = {_quoted(columns.slides or columns.patient or '')}    # {columns.matched} rows name a slide that is "
         "there"
     )
+    if columns.separator != SEPARATORS[0]:
+        yield f"separator = {_quoted(columns.separator)}    # between the slides of a cell"
     if columns.repeated:
         yield 'rows = "slide"    # patients have several rows'
     yield from _tasks(columns)
@@ -123,11 +131,17 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
     yield "[slides]"
     yield 'bag = "slide"    # or "patient": all slides of a patient in one bag'
     used: set[str] = set()
+    known: SlideSource | None = None
     for place, slides in contents.slides.items():
-        name = _magnification(place, used)
+        name, source = _magnification(place, used), _source(place)
+        other = _other_encoder(source, known)
+        known = known or source
+        mark = "# " if other else ""
         yield ""
-        yield f"[slides.{_quoted(name)}]    # {len(slides)} slides"
-        yield f"folder = {_quoted(_relative(place, base))}"
+        if other:
+            yield f"# Another encoder ({other}). A model sees one, so choose one of the folders:"
+        yield f"{mark}[slides.{_quoted(name)}]    # {len(slides)} slides{f' ({source.summary})' if source else ''}"
+        yield f"{mark}folder = {_quoted(_relative(place, base))}"
     yield from _expression(guesses, clinical, contents.gmt, base)
 
 
@@ -218,6 +232,25 @@ def _scale(path: Path, layout: TableLayout, known: Names) -> tuple[str, list[str
     return notes[0], lines
 
 
+def _source(folder: Path) -> SlideSource | None:
+    """What the first readable file of a folder says about itself."""
+    for path in slide_files(folder).values():
+        try:
+            return slide_source(path)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _other_encoder(source: SlideSource | None, known: SlideSource | None) -> str | None:
+    """The encoder or width of a folder's features, if they differ from those of the first folder."""
+    if source is None or known is None:
+        return None
+    if source.width != known.width:
+        return f"width {source.width} instead of {known.width}"
+    return source.encoder if difference(source, known.encoder, None, None) else None
+
+
 def _magnification(place: Path, used: set[str]) -> str:
     """A name for a folder of slides: the magnification in its path, else its own name."""
     found = [match for part in reversed(place.parts) for match in re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)x", part)]
@@ -234,8 +267,8 @@ def _relative(path: Path, base: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A TOML string."""
-    return json.dumps(text, ensure_ascii=False)
+    """A TOML string; JSON leaves one character as it is that TOML does not."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def _bare(name: str) -> str:

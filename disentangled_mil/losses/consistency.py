@@ -1,7 +1,7 @@
 """Both magnifications of a sample should agree on where the genes look."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .._checks import (
     check_names,
 )
 from .._precision import widened
+from .._processes import Group, gather_rows, of_all, several
 from ..ops import attention_overlap
 
 
@@ -39,16 +40,15 @@ class AttentionMap(Protocol):
         """
         ...
 
-    def overlap(self, other: Any, resolution: int | None) -> Tensor:
-        """Inner products of the maps of this batch with those of another.
+    def vectors(self, resolution: int | None) -> Tensor:
+        """The maps as vectors whose inner products are compared.
 
         Args:
-            other: maps of the same numbers of bags and heads.
-            resolution: cells per side of a common grid on which the mass of the maps is compared; None where the maps
+            resolution: cells per side of a common grid on which the mass of the maps is laid out; None where the maps
                 need no common grid.
 
         Returns:
-            Inner products [B, B].
+            One vector per bag [B, F].
         """
         ...
 
@@ -66,6 +66,7 @@ def inter_magnification_consistency(
     alignment: float = 0.0,
     resolution: int | None = None,
     present: Tensor | None = None,
+    process_group: Group | None = None,
 ) -> Tensor:
     """DEV loss: the overlap of a sample's two attention maps must not vary between samples.
 
@@ -74,6 +75,10 @@ def inter_magnification_consistency(
 
     A variance is blind to what all samples share: uniform attention makes it exactly 0. ``alignment`` adds a
     term that is 0 only where a sample's two maps are proportional.
+
+    In several processes the samples of all count as one batch. All compute the same loss, and gradients that
+    ``DistributedDataParallel`` averages are those of the joined batch. So do not weight the loss by the number of a
+    process's samples, or weight it so that the weights have the mean 1. All processes must call it equally often.
 
     Args:
         attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
@@ -88,6 +93,8 @@ def inter_magnification_consistency(
             orders of magnitude more, and so does the weight that suits. If some batches would be compared in one way
             and some in the other, give a resolution for all of them.
         present: True where a sample has both magnifications; the others are left out. All have both by default.
+        process_group: processes whose samples count as one batch; all by default. A group of one process keeps the
+            loss to its own samples.
 
     Shape:
         Tensors: [B, ...], equal in both. Lazy maps: equal B and H, any N and J. ``present`` [B].
@@ -97,8 +104,8 @@ def inter_magnification_consistency(
 
     Raises:
         TypeError: an argument is no attention, or the two are of different kinds.
-        ValueError: shapes or subspaces differ, an option is out of range, ``resolution`` came with tensors,
-            or the batch is empty.
+        ValueError: shapes or subspaces differ, an option is out of range, ``resolution`` came with tensors, the batch
+            is empty, or processes have maps of other sizes without a ``resolution``.
 
     Source:
         Eq. 7 of the paper.
@@ -106,7 +113,7 @@ def inter_magnification_consistency(
     Differs from the source:
         The paper does not normalize C and its variance is the biased one
         (``normalize="none", unbiased=False``). The released code is the default with ``weight=1e4``.
-        ``alignment`` and the common grid are ours.
+        ``alignment`` and the common grid are ours, and that several processes share a batch.
 
     Example:
         >>> import torch
@@ -124,14 +131,17 @@ def inter_magnification_consistency(
         check_count("resolution", resolution)
     losses = []
     for name, a, b in _pairs(attention_a, attention_b):
-        products = _among(_inner_products(name, a, b, resolution), present)
-        overlap = products(a, b)  # [B, B]
-        misalignment = _mean(1 - _cosine(overlap, products(a, a), products(b, b))) if alignment else 0.0
+        maps = _Maps(name, a, b, present)
+        x, y = _joined(maps, maps.resolution(resolution), process_group)
+        overlap = attention_overlap(x, y)  # [B, B]
+        misalignment = _mean(1 - _cosine(overlap, x, y)) if alignment else 0.0
         losses.append(weight * _deviation(overlap, normalize, unbiased) + alignment * misalignment)
     return torch.stack(losses).sum()
 
 
-def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum") -> Tensor:
+def batch_similarity_consistency(
+    a: Tensor, b: Tensor, *, reduction: str = "sum", process_group: Group | None = None
+) -> Tensor:
     """How differently two magnifications relate the samples of a batch to each other.
 
     Per head the maps' inner products among the samples, ``G = A A^T``, rows divided by their Euclidean norm;
@@ -141,6 +151,7 @@ def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum"
         a: attention maps at one magnification.
         b: attention maps at the other magnification; their sizes beyond B and H may differ from those of ``a``.
         reduction: sum (``"sum"``) or mean (``"mean"``) over the B x B matrix, or ``"none"``.
+        process_group: processes whose samples count as one batch, as for :func:`inter_magnification_consistency`.
 
     Shape:
         ``a`` [B, H, ...]; ``b`` [B, H, ...].
@@ -171,12 +182,23 @@ def batch_similarity_consistency(a: Tensor, b: Tensor, *, reduction: str = "sum"
             raise ValueError(f"{name} must have shape [B, H, ...] with B, H >= 1, got {list(maps.shape)}")
     if a.shape[:2] != b.shape[:2]:
         raise ValueError(f"b must have the B and H of a, {list(a.shape[:2])}, got {list(b.shape[:2])}")
+    if several(process_group):
+        a, b = (_gather_maps(name, maps, process_group) for name, maps in (("a", a), ("b", b)))
     heads = zip(a.unbind(1), b.unbind(1), strict=True)
     difference = torch.stack([_relations(x) - _relations(y) for x, y in heads])  # [H, B, B]
     matrix = difference.mean(0).square() / a.shape[0]  # [B, B]
     if reduction == "none":
         return matrix
     return matrix.sum() if reduction == "sum" else matrix.mean()
+
+
+def _gather_maps(name: str, maps: Tensor, group: Group | None) -> Tensor:
+    """The maps of all processes [B, H, ...] -> [sum of B, H, F]."""
+    rows = maps.flatten(1)
+    counts, widths = zip(*of_all(list(rows.shape), maps.device, group), strict=True)
+    if len(set(widths)) > 1:
+        raise ValueError(f"{name} must have maps of one size in all processes, got {list(widths)} entries")
+    return gather_rows(rows, counts, group).view(sum(counts), maps.shape[1], -1)
 
 
 def _pairs(
@@ -196,48 +218,66 @@ def _pairs(
     return [("", a, b)]
 
 
-def _inner_products(name: str, a: Attention, b: Attention, resolution: int | None) -> Callable[[Any, Any], Tensor]:
-    """Check that two attentions fit each other, and choose the function of their inner products [B, B]."""
-    if _is_map(a) and _is_map(b):
-        bags, others = list(a.shape[:2]), list(b.shape[:2])
-        if bags != others:
-            raise ValueError(f"attention_b{name} must have the [B, H] of attention_a{name}, {bags}, got {others}")
-        if bags[0] == 0:
-            raise ValueError(f"attention_a{name} must hold at least one sample, got shape {list(a.shape)}")
-        # The products of both maps, and of each with itself, are taken in one space.
-        if resolution is None:
-            resolution = a.resolution_with(b)
-        return lambda one, other: one.overlap(other, resolution)
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        raise TypeError(
-            f"attention_a{name} and attention_b{name} must both be tensors or both attention maps, "
-            f"got {type(a).__name__} and {type(b).__name__}"
-        )
-    if resolution is not None:
-        raise ValueError(f"resolution must be None for tensors, which have no positions, got {resolution}")
-    for argument, values in (("attention_a", a), ("attention_b", b)):
-        check_floating(argument + name, values)
-        if values.ndim < 2:
-            raise ValueError(f"{argument}{name} must have shape [B, ...], got {list(values.shape)}")
-    if a.shape != b.shape:
+class _Maps(NamedTuple):
+    """Two attentions of one subspace, with what to call them in errors, and the samples that have both."""
+
+    name: str
+    a: Attention
+    b: Attention
+    present: Tensor | None
+
+    def resolution(self, given: int | None) -> int | None:
+        """The resolution at which these maps are compared; the two must fit each other, and tensors have none."""
+        name, a, b = self.name, self.a, self.b
+        if _is_map(a) and _is_map(b):
+            bags, others = list(a.shape[:2]), list(b.shape[:2])
+            if bags != others:
+                raise ValueError(f"attention_b{name} must have the [B, H] of attention_a{name}, {bags}, got {others}")
+            if bags[0] == 0:
+                raise ValueError(f"attention_a{name} must hold at least one sample, got shape {list(a.shape)}")
+            return a.resolution_with(b) if given is None else given
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            raise TypeError(
+                f"attention_a{name} and attention_b{name} must both be tensors or both attention maps, "
+                f"got {type(a).__name__} and {type(b).__name__}"
+            )
+        if given is not None:
+            raise ValueError(f"resolution must be None for tensors, which have no positions, got {given}")
+        for argument, values in (("attention_a", a), ("attention_b", b)):
+            check_floating(argument + name, values)
+            if values.ndim < 2:
+                raise ValueError(f"{argument}{name} must have shape [B, ...], got {list(values.shape)}")
+        if a.shape != b.shape:
+            raise ValueError(
+                f"attention_b{name} must have the shape of attention_a{name}, {list(a.shape)}, got {list(b.shape)}"
+            )
+        check_batch(f"attention_a{name}", a)
+        return None
+
+    def vectors(self, resolution: int | None) -> tuple[Tensor, Tensor]:
+        """Both attentions of the samples that have both, as vectors of one space [B, F]."""
+        a, b = (each.flatten(1) if isinstance(each, Tensor) else each.vectors(resolution) for each in (self.a, self.b))
+        if self.present is None:
+            return a, b
+        check_mask("present", self.present, "B", {"B": len(a)})
+        return a[self.present], b[self.present]
+
+
+def _joined(maps: _Maps, resolution: int | None, group: Group | None) -> tuple[Tensor, Tensor]:
+    """The vectors of this process's samples, or of all processes'."""
+    a, b = maps.vectors(resolution)
+    if not several(group):
+        return a, b
+    counts, widths, resolutions = zip(*of_all([*a.shape, resolution or 0], a.device, group), strict=True)
+    if len(set(resolutions)) > 1:
+        # The joined batch would be compared on the common grid as well.
+        a, b = maps.vectors(max(resolutions))
+    elif len(set(widths)) > 1:
         raise ValueError(
-            f"attention_b{name} must have the shape of attention_a{name}, {list(a.shape)}, got {list(b.shape)}"
+            f"attention_a{maps.name} must have maps of one size in all processes, or resolution must be given, "
+            f"got {list(widths)} entries"
         )
-    check_batch(f"attention_a{name}", a)
-    return lambda one, other: attention_overlap(one.flatten(1), other.flatten(1))
-
-
-def _among(products: Callable[[Any, Any], Tensor], present: Tensor | None) -> Callable[[Any, Any], Tensor]:
-    """Inner products among the samples that have both magnifications."""
-    if present is None:
-        return products
-
-    def among(one: Any, other: Any) -> Tensor:
-        every = products(one, other)
-        check_mask("present", present, "B", {"B": len(every)})
-        return every[present][:, present]
-
-    return among
+    return gather_rows(a, counts, group), gather_rows(b, counts, group)
 
 
 def _mean(values: Tensor) -> Tensor:
@@ -247,7 +287,7 @@ def _mean(values: Tensor) -> Tensor:
 
 def _is_map(attention: object) -> TypeGuard[AttentionMap]:
     # Not by isinstance, which finds no property in a compiled region.
-    return hasattr(attention, "overlap")
+    return hasattr(attention, "vectors")
 
 
 def _deviation(overlap: Tensor, normalize: str, unbiased: bool) -> Tensor:
@@ -257,10 +297,11 @@ def _deviation(overlap: Tensor, normalize: str, unbiased: bool) -> Tensor:
     return deviations.sum() / max(len(diagonal) - unbiased, 1)
 
 
-def _cosine(overlap: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:
-    """Cosine of each sample's two maps, from the inner products [B, B] -> [B]; 0 where a map is all zeros."""
-    norms = [own.diagonal().masked_fill(own.diagonal() == 0, 1).sqrt() for own in (own_a, own_b)]
-    return overlap.diagonal() / norms[0] / norms[1]
+def _cosine(overlap: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each sample's two maps, from their inner products [B, B] -> [B]; 0 where a map is all zeros."""
+    norms = [attention_overlap(own, own).diagonal() for own in (a, b)]
+    one, other = (norm.masked_fill(norm == 0, 1).sqrt() for norm in norms)
+    return overlap.diagonal() / one / other
 
 
 def _relations(maps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._checks import check_count
 from ..bags import Grid
-from ..ops import AttentionScores, Corners, attention_overlap, bilinear_corners, bilinear_spread
+from ..ops import AttentionScores, Corners, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
 
 COMMON_RESOLUTION = 16  # Cells along each side of the common grid.
@@ -108,28 +108,19 @@ class DeformableAttention(LazyAttention):
         small = self.shape == other.shape and is_small(self.scores) and is_small(other.scores)
         return None if small and self.full and other.full else COMMON_RESOLUTION
 
-    def overlap(self, other: "DeformableAttention", resolution: int | None = None) -> Tensor:
-        """Inner products of these maps with others, entry by entry or by attention mass on a common grid.
+    def vectors(self, resolution: int | None) -> Tensor:
+        """The maps as vectors whose inner products are compared: all entries, or the mass on a common grid.
 
         Args:
-            other: maps of the same numbers of bags and heads.
-            resolution: cells along each side of the common grid; by default that of :meth:`resolution_with`.
+            resolution: cells along each side of the common grid; None for all entries.
 
         Returns:
-            ``C_ij = <a_i, b_j>`` [B, B].
+            [B, H N J] or [B, H resolution^2].
 
         Raises:
-            ValueError: bags or heads differ, or ``resolution`` is not positive.
+            ValueError: ``resolution`` is not positive.
         """
-        if self.shape[:2] != other.shape[:2]:
-            raise ValueError(
-                f"other must have the [B, H] of these maps, {list(self.shape[:2])}, got {list(other.shape[:2])}"
-            )
-        if resolution is None:
-            resolution = self.resolution_with(other)
-        if resolution is None:
-            return attention_overlap(self.weights().flatten(1), other.weights().flatten(1))
-        return attention_overlap(self.common_grid(resolution).flatten(1), other.common_grid(resolution).flatten(1))
+        return (self.weights() if resolution is None else self.common_grid(resolution)).flatten(1)
 
     def head_mass(self) -> Tensor:
         """The attention mass of each context token, head by head; padding has none.

@@ -70,7 +70,7 @@ class DeformableCrossAttention(nn.Module):
             most this many points; other bags have at most four times as many. A set of more tokens has this many of
             them as keys.
         keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
-            ``attention.weights()`` and ``attention.overlap()`` (the consistency loss) need not compute them again.
+            ``attention.weights()`` and ``attention.vectors()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
 
     Shape:

@@ -1,7 +1,7 @@
 """The attention map of a layer whose bags are sets, which have no places."""
 
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -47,11 +47,10 @@ class SetAttention(LazyAttention):
         """The attention mass of each context token, the mean of :meth:`head_mass` over heads [B, M]."""
         return self.head_mass().mean(1)
 
-    def overlap(self, other: Any, resolution: int | None = None) -> NoReturn:
+    def vectors(self, resolution: int | None) -> NoReturn:
         """Refuse to compare maps.
 
         Args:
-            other: maps of another layer.
             resolution: cells along each side of a common grid.
 
         Raises:

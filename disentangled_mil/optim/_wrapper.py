@@ -11,7 +11,8 @@ from .._torch_private import unscaled_by_calling_scaler
 class OptimizerWrapper(torch.optim.Optimizer):
     """Forward everything but ``step`` to the wrapped optimizer: groups, state, state_dict, zero_grad and hooks.
 
-    Subclasses define ``step``. Hooks are called with the wrapped optimizer.
+    What the wrapped optimizer has beyond PyTorch's interface is forwarded too, such as ``train`` and ``eval`` of those
+    without a schedule. Subclasses define ``step``. Hooks are called with the wrapped optimizer.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -19,6 +20,12 @@ class OptimizerWrapper(torch.optim.Optimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self.wrapped = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the wrapped optimizer has, except for private names; a copy that is being built has nothing yet."""
+        if name.startswith("_") or "wrapped" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.wrapped, name)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ class SurvivalTarget(NamedTuple):
     event: Tensor
 
 
+# A file of targets can then be loaded with ``weights_only=True``.
+torch.serialization.add_safe_globals([SurvivalTarget])
+
 Target: TypeAlias = Tensor | tuple[Tensor, ...]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.cohort import Cohort, columns_of_labels
+from ..data.cohort import Cohort, StoredBag, columns_of_labels
 from ..data.cohort_file import read_cohort
 from ..data.expression import ExpressionOptions
 from ..tasks import KINDS, Task
@@ -20,10 +20,11 @@ from .run_estimate import CohortSize, estimate_run
 from .slide_facts import SlideFacts, slide_facts, span
 from .threads import Threads, using_threads
 
-_LEAST_SHARE = 0.5  # of the genes of a subspace
+_LEAST_SHARE = 0.1  # of the genes of a subspace; panels and filtered tables have more, other identifiers hardly any
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
 # 510 patches took 2.7 times the estimate.
 _SLOWER = 3
+_SHOWN = 5  # errors of one kind
 _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a fold
 
 
@@ -136,7 +137,23 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
                 "out of the clinical table"
             )
     _check_order(facts, check)
+    _check_places(cohort, check)
     return facts
+
+
+def _check_places(cohort: Cohort, check: CohortCheck) -> None:
+    """Read the coordinates of every slide that keeps them; features are read in training."""
+    faults = []
+    for sample in cohort.samples:
+        for bag in sample.bags.values():
+            if isinstance(bag, StoredBag):
+                try:
+                    bag.check_places()
+                except ValueError as error:
+                    faults.append(str(error))
+    check.errors += faults[:_SHOWN]
+    if len(faults) > _SHOWN:
+        check.errors.append(f"coordinates of {len(faults) - _SHOWN} more slides are refused")
 
 
 def _check_order(facts: Mapping[str, Sequence[SlideFacts]], check: CohortCheck) -> None:
@@ -173,7 +190,7 @@ def _check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
     try:
         return cohort.fit_expression().sizes
     except ValueError as error:
-        check.errors.append(str(error))
+        check.errors.append(f"[expression], [genes]: {error}")
         return {}
 
 
@@ -181,6 +198,11 @@ def _check_genes(cohort: Cohort, check: CohortCheck) -> None:
     """The genes of every subspace that the table has; a warning where it lacks most of them."""
     genes = 0 if cohort.expression is None else cohort.expression.shape[1]
     absent = cohort.genes_absent()
+    if constant := cohort.genes_constant():
+        check.warnings.append(
+            f"[expression]: {len(constant)} genes of the subspaces have one value for all patients "
+            f"({_first_of(constant)}), so they tell nothing; remove them, or look for the fault in the table"
+        )
     for subspace, (found, wanted) in cohort.genes_found().items():
         check.say(f"genes {subspace}", f"{found} of {wanted} genes are in the table")
         if found < _LEAST_SHARE * wanted:

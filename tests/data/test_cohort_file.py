@@ -660,7 +660,8 @@ def test_a_folder_with_half_the_slides_is_refused_with_their_number_and_a_remedy
     for name in ("a2", "b1"):
         (folder / "20x" / f"{name}.h5").unlink()
     message = (
-        r"20x/a2\.h5: there is no such file, like 2 of 4 slides; missing = \"allow\" in \[slides\] reads the other"
+        r"20x/a2\.h5: there is no such file, nor one of another ending; 2 of 4 slides of the clinical table are "
+        r"missing in .*20x: correct .*; missing = \"allow\" in \[slides\] reads the other"
     )
     with pytest.raises(FileNotFoundError, match=message):
         read_cohort(folder / "COHORT.toml")

@@ -100,3 +100,45 @@ def test_values_that_leave_a_doubt_are_not_guessed(values):
 
 def columns_of_events(*values: str) -> Columns:
     return Columns(["status"], None, None, 0, False, [], {"status": sorted(values)}, {}, 0.0, "")
+
+
+def _folder(tmp_path, table: str, *folders: str) -> None:
+    for place in folders or ("slides",):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(6):
+            write_bag(tmp_path / place / f"s{number}.h5", torch.ones(3, 4))
+    (tmp_path / "clinical.csv").write_text(table)
+
+
+TABLE = "patient_id,slides,label,time,event\n" + "".join(
+    f"p{n},s{n},{'ab'[n % 2]},{n + 1},{'NA' if n == 3 else n % 2}\n" for n in range(6)
+)
+
+
+def test_survival_with_missing_events_and_an_unrelated_text_file_are_described(tmp_path):
+    _folder(tmp_path, TABLE)
+    (tmp_path / "notes.txt").write_text("Two\tslides\nwere stained anew\n")
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "[tasks.survival]" in text
+    assert 'event = "event"    # may be: event' in text
+    assert "# Not a table, so left out: " in text
+    assert set(read_cohort(tmp_path / "cohort.toml").tasks) == {"survival", "label"}
+
+
+def test_headers_with_line_breaks_and_slides_between_bars_are_described(tmp_path):
+    table = TABLE.replace("label", '"tumor\nclass"').replace("p0,s0", "p0,s0|s5").replace("p5,s5,b,6,1\n", "")
+    _folder(tmp_path, table)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert 'separator = "|"' in text
+    cohort = read_cohort(tmp_path / "cohort.toml")
+    assert len(cohort.samples) == 6
+    assert cohort.tasks["tumor\nclass"].columns == {"column": "tumor\nclass"}
+
+
+def test_a_second_encoder_is_no_second_magnification(tmp_path):
+    _folder(tmp_path, TABLE, "resnet", "uni")
+    for number in range(6):
+        write_bag(tmp_path / "uni" / f"s{number}.h5", torch.ones(3, 5))
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "# Another encoder (width 5 instead of 4). A model sees one, so choose one of the folders:" in text
+    assert read_cohort(tmp_path / "cohort.toml").magnifications == ("resnet",)

@@ -12,9 +12,16 @@ from disentangled_mil.bags import Grid, TokenSet
 from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.nn.attention import DeformableAttention
 from disentangled_mil.nn.deformable import DeformableCrossAttention
-from disentangled_mil.ops import AttentionScores
+from disentangled_mil.ops import AttentionScores, attention_overlap
 from tests.support.allocations import allocations
 from tests.support.attention import tiles
+
+
+def overlap(one: DeformableAttention, other: DeformableAttention, resolution: int | None = None) -> Tensor:
+    """Inner products of the maps of two layers, as the consistency loss takes them."""
+    if resolution is None:
+        resolution = one.resolution_with(other)
+    return attention_overlap(one.vectors(resolution), other.vectors(resolution))
 
 
 def attention_at(positions: Tensor, share: Tensor, grid: Grid, context: Grid | None = None) -> DeformableAttention:
@@ -264,7 +271,7 @@ def test_overlap_of_full_maps_is_that_of_the_dense_maps_with_gradients(bias: str
         if dense:
             found = low.weights().flatten(1) @ high.weights().flatten(1).T
         else:
-            found = low.overlap(high)
+            found = overlap(low, high)
         (found * torch.tensor([[1.0, 2.0], [3.0, 5.0]])).sum().backward()
         gradients.append([found.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(gradients[0]) > 5
@@ -273,9 +280,9 @@ def test_overlap_of_full_maps_is_that_of_the_dense_maps_with_gradients(bias: str
 
 def test_overlap_is_the_same_where_only_one_side_kept_its_weights() -> None:
     low, high = square_maps(0, 4, keep_weights=True), square_maps(1, 4, keep_weights=True)
-    expected = low.overlap(high)
+    expected = overlap(low, high)
     for a, b in ((replace(low, kept=None), high), (low, replace(high, kept=None))):
-        torch.testing.assert_close(a.overlap(b), expected)
+        torch.testing.assert_close(overlap(a, b), expected)
 
 
 @pytest.mark.parametrize("sides", [(26, 26), (26, 24)], ids=["dense", "common grid"])
@@ -289,7 +296,7 @@ def test_attention_and_overlap_never_hold_a_map_of_one_head(bias: str, sides: tu
 
         def train() -> None:
             maps = [model(x, x, Grid.square([x.shape[1]] * 2)).attention for x in (low, high)]
-            maps[0].overlap(maps[1]).sum().backward()
+            overlap(maps[0], maps[1]).sum().backward()
 
         with tiles(1 << 14):
             return allocations(train)[0]
@@ -308,7 +315,7 @@ def test_maps_of_other_places_overlap_by_their_mass_on_a_common_grid(
     if side == 6 and resolution is None:
         low = replace(low, query_grid=Grid.from_mask(low.query_grid.mask & (torch.arange(36) < 30)))
     coarse, fine = (maps.common_grid(expected).flatten(1) for maps in (low, high))
-    torch.testing.assert_close(low.overlap(high, resolution), coarse @ fine.T)
+    torch.testing.assert_close(overlap(low, high, resolution), coarse @ fine.T)
 
 
 @pytest.mark.parametrize("keep_weights", [True, False])
@@ -320,30 +327,13 @@ def test_full_maps_are_compared_entry_by_entry_only_while_they_are_small(
     assert low.resolution_with(high) == (None if by_entries else 16)
     maps = (m.weights() if by_entries else m.common_grid(16) for m in (low, high))
     first, second = (m.flatten(1) for m in maps)
-    torch.testing.assert_close(low.overlap(high), first @ second.T)
+    torch.testing.assert_close(overlap(low, high), first @ second.T)
 
 
-def test_overlap_refuses_other_bags_and_heads() -> None:
-    maps = square_maps(0, 4)
-    other = replace(
-        maps,
-        scores=replace(
-            maps.scores,
-            query=maps.scores.query[:1],
-            key=maps.scores.key[:1],
-            query_position=maps.scores.query_position[:1],
-            key_position=maps.scores.key_position[:1],
-            key_logit=maps.scores.key_logit[:1],
-            query_mask=maps.scores.query_mask[:1],
-        ),
-    )
-    with pytest.raises(ValueError, match=r"other must have the \[B, H\] of these maps, \[2, 4\], got \[1, 4\]"):
-        maps.overlap(other)
-    with pytest.raises(ValueError, match=r"other must have the \[B, H\] of these maps, \[2, 4\], got \[2, 2\]"):
-        maps.overlap(square_maps(0, 4, heads=2))
+def test_vectors_refuse_other_than_counts_of_cells() -> None:
     for resolution in (0, -1):
         with pytest.raises(ValueError, match=f"resolution must be at least 1, got {resolution}"):
-            maps.overlap(maps, resolution)
+            square_maps(0, 4).vectors(resolution)
 
 
 def test_weights_are_kept_only_where_asked_for_and_with_gradients() -> None:
@@ -376,7 +366,7 @@ def test_maps_of_sets_have_masses_and_no_places() -> None:
         assert not mass[~mask].any()
         assert ((mass > 0).sum(1) <= most).all()
         torch.testing.assert_close(attention.key_mass()[0], weights[0].mean(1))
-        for compare in (lambda: attention.common_grid(3), lambda: attention.overlap(attention)):  # noqa: B023
+        for compare in (lambda: attention.common_grid(3), lambda: attention.vectors(None)):  # noqa: B023
             with pytest.raises(ValueError, match="attention must lie on grids to be compared, got bags without"):
                 compare()
 

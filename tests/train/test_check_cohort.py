@@ -59,7 +59,7 @@ def test_everything_that_was_understood_is_told(description):
             "cohort.toml",
             'gmt = "gene_sets.gmt"',
             'gmt = "few.gmt"',
-            "tumor: 3 of 4 genes are not among the 62 genes of the table (A1, A2, A3)",
+            "tumor: 20 of 21 genes are not among the 62 genes of the table (A1, A2, A3",
         ),
         ("cohort.toml", 'folder = "slides/10x"', 'folder = "slides/20x"', ""),
     ],
@@ -67,7 +67,9 @@ def test_everything_that_was_understood_is_told(description):
 def test_warnings_fail_a_strict_check_alone(description, tmp_path, capsys, name, old, new, message):
     path = copy_with_change(description, tmp_path, name, old, new)
     gene = (tmp_path / "gene_sets.gmt").read_text().split("\n")[0].split("\t")[2]
-    (tmp_path / "few.gmt").write_text(f"tumor\tsource\t{gene}\tA1\tA2\tA3\ntme\tsource\t{gene}\n")
+    (tmp_path / "few.gmt").write_text(
+        "tumor\tsource\t" + "\t".join([gene, *(f"A{n}" for n in range(1, 21))]) + f"\ntme\tsource\t{gene}\n"
+    )
     assert main(["check", str(path), "--epochs", "1"]) == 0
     out = capsys.readouterr().out
     assert message in out
@@ -88,7 +90,10 @@ def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_pat
     path = copy_with_change(description, tmp_path, "cohort.toml", "[expression]", "[expression]\nlog1p = false")
     assert main(["check", str(path), "--epochs", "1"]) == 2
     out = capsys.readouterr().out
-    assert "error: log1p is False for log-transformed values and z-scores, and table seems to hold linear values" in out
+    assert (
+        "error: [expression], [genes]: log1p is False for log-transformed values and z-scores, and table seems to hold "
+        "linear values" in out
+    )
     assert "memory" not in out
     path.write_text(path.read_text().replace("log1p = false", "").replace('event = "event"', 'event = "grade"'))
     assert main(["check", str(path)]) == 2

@@ -1,7 +1,7 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
 from .files import SUFFIXES, slide_files, slide_name
-from .reading import SlideBag, TilePlaces, read_bag, slide_source, tile_places
+from .reading import SlideBag, TilePlaces, check_places, read_bag, slide_source, tile_places
 from .source import SlideError, SlideSource, difference
 from .writing import write_bag
 
@@ -11,6 +11,7 @@ __all__ = [
     "SlideError",
     "SlideSource",
     "TilePlaces",
+    "check_places",
     "difference",
     "read_bag",
     "slide_files",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..._checks import check_count
-from ...bags import Bag, lattice_step
+from ...bags import Bag, Grid, lattice_step
 from ._anndata import is_anndata, open_anndata_group, open_zarr_slide, refuse_shapes, require_anndata
 from ._hdf5 import open_hdf5
 from ._hdf5_writers import open_hdf5_slide, refuse_other_coordinates
@@ -233,6 +233,38 @@ def slide_source(
     return sources[0]
 
 
+def check_places(path: str | Path, *, step: float | None = None) -> None:
+    """Check the coordinates of a slide as :func:`read_bag` does, without reading its features.
+
+    Args:
+        path: file of the slide.
+        step: side of a grid cell, see :func:`read_bag`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: :func:`read_bag` would refuse the file or its coordinates.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.slides import check_places, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.randn(3, 8), torch.tensor([[0, 0], [448, 0], [448, -448]]), step=448)
+        >>> check_places(path)
+        Traceback (most recent call last):
+            ...
+        disentangled_mil.data.slides.source.SlideError: ...slide.h5: coords must lie between 0 and 10,000,000, got ...
+    """
+    path = Path(path)
+    with _open(path, None, None, as_set=False) as slide:
+        places = read_places(slide)
+        if places is not None and slide.source.tokens:
+            with _named(path):
+                coords, side, _ = _lattice(slide, places, step)
+                Grid.from_coords(coords, step=side)
+
+
 class _Choice(NamedTuple):
     """Which tiles of a slide are read."""
 
@@ -270,16 +302,29 @@ def _on_its_grid(slide: StoredSlide, choice: _Choice, step: float | None) -> Sli
     rows = choice.rows(slide, places)
     if places is None:
         return SlideBag(Bag.from_slide(read_features(slide, rows)), source)
-    coords = as_coords(places)
+    with _named(path):
+        coords, side, source = _lattice(slide, places, step)
+        return SlideBag(Bag.from_slide(read_features(slide, rows), coords[rows], step=side), source)
+
+
+def _lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tensor, float | None, SlideSource]:
+    """Coordinates, the side of a grid cell, and the source with the size of a tile."""
+    coords, source = as_coords(places), slide.source
     if step is None:
         step = slide.step()
+    if step is None:
+        # All tiles count, also those that are not kept. Overlapping tiles are nearer than their size.
+        stride = lattice_step(coords)
+        step = min((side for side in (stride, source.tile) if side is not None), default=None)
+        source = source._replace(tile=source.tile or stride)
+    return coords, step, source
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors name the file."""
     try:
-        if step is None:
-            # All tiles count, also those that are not kept. Overlapping tiles are nearer than their size.
-            stride = lattice_step(coords)
-            step = min((side for side in (stride, source.tile) if side is not None), default=None)
-            source = source._replace(tile=source.tile or stride)
-        return SlideBag(Bag.from_slide(read_features(slide, rows), coords[rows], step=step), source)
+        yield
     except SlideError:
         raise
     except ValueError as error:

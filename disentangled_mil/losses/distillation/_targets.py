@@ -98,9 +98,9 @@ class DistillationTargets(NamedTuple):
         """The targets of some samples, by their indices or a bool mask [B]."""
         return self._map(lambda column: column[index])
 
-    def to(self, device: torch.device | str) -> "DistillationTargets":
-        """The targets on another device."""
-        return self._map(lambda column: column.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "DistillationTargets":
+        """The targets on another device; ``non_blocking`` is that of ``torch.Tensor.to``."""
+        return self._map(lambda column: column.to(device, non_blocking=non_blocking))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "DistillationTargets":
         return DistillationTargets(

@@ -131,3 +131,27 @@ def test_repr_shows_options_and_the_wrapped_optimizer() -> None:
     assert text.startswith("CGCOptimizer(SGD (")
     assert "lr: 0.25" in text
     assert text.endswith("subspaces=('tumor', 'tme'), granularity='row')")
+
+
+class _ScheduleFree(torch.optim.SGD):
+    """An optimizer with modes, as those without a schedule have them."""
+
+    evaluating = False
+
+    def train(self) -> None:
+        self.evaluating = False
+
+    def eval(self) -> None:
+        self.evaluating = True
+
+
+def test_what_only_the_wrapped_optimizer_has_is_forwarded() -> None:
+    head = Head()
+    inner = _ScheduleFree(head.parameters(), lr=0.1)
+    optimizer = CGCOptimizer(inner, head.subspace_parameters())
+    optimizer.eval()
+    assert inner.evaluating
+    assert copy.deepcopy(optimizer).defaults == inner.defaults  # a copy is built before it has anything to forward
+    optimizer.train()
+    assert not inner.evaluating
+    assert not hasattr(CGCOptimizer(torch.optim.SGD(head.parameters()), head.subspace_parameters()), "eval")
