@@ -104,9 +104,9 @@ def test_slides_without_coordinates_are_refused_with_the_remedy(tmp_path, slides
 def test_a_missing_magnification_leaves_the_map_of_the_other(tmp_path, slides):
     model = Student(**MODEL)
     save_model(tmp_path / "student", model, "student", MODEL, noted(missing="allow"))
-    (slides["20x"] / "B.h5").unlink()
+    (slides["20x"] / "A.h5").unlink()
     explain_slides(tmp_path / "student.json", slides, tmp_path / "maps")
-    table = pd.read_csv(tmp_path / "maps" / "B.csv")
+    table = pd.read_csv(tmp_path / "maps" / "A.csv")
     assert table["size"].unique().tolist() == [896]
     assert "attention_20x" not in table
 
