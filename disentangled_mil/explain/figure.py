@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _PANEL = 4.6  # inches, of the longer side of a panel
 _BELOW = 1.0  # inches, for the title of a panel, and for its legend or scale of colors
+_LINE = 0.18  # inches, of a line of the title
 _SHOWN = 0.99  # Share of the tiles whose numbers the scale of colors spans; the rest is cut off, and said so.
 _MANY = 100  # Of fewer tiles, none is cut off.
 _EVEN = 1e-3  # Numbers that differ by less, relative to the largest, are called even.
@@ -94,8 +95,10 @@ def draw_map(
         panel = next(axes)
         _tissue(panel, tiles, thumbnail)
         _numbers(figure, panel, tiles, name, scale, title)
-    lines = [*wrap(title, int(12 * figure.get_figwidth())), f"{len(tiles):,} tiles"]
-    figure.suptitle("\n".join(lines), fontsize=9)
+    lines = wrap(f"{title}, {len(tiles):,} tiles", int(12 * figure.get_figwidth()))
+    figure.text(0.5, 0.995, "\n".join(lines), ha="center", va="top", fontsize=9)
+    share = 1 - (_LINE * len(lines) + 0.05) / figure.get_figheight()  # of the height, below the title
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, share))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
 
