@@ -21,14 +21,15 @@ Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
-    """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments.
+def operator(name: str, *, changes: Sequence[str] = ()) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
+    """Make an operator ``disentangled_mil::name`` of a function.
 
     Arguments may be sequences, but not optional ones. PyTorch 2.6 knows ``Sequence`` and ``list`` by their names in
     ``typing`` only, so the function's annotations are changed to these.
 
     Args:
         name: name of the operator.
+        changes: names of the arguments that it changes in place.
 
     Returns:
         A decorator that registers a function.
@@ -38,7 +39,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
         for parameter, hint in typing.get_type_hints(function).items():
             if known := _IN_TYPING.get(typing.get_origin(hint)):
                 function.__annotations__[parameter] = known[typing.get_args(hint)]
-        return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=())
+        return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=changes)
 
     return register
 

@@ -70,10 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
+    train.add_argument("--refit", action="store_true", help="after the folds, train students on all patients")
     train.set_defaults(run=_train)
 
     predict = commands.add_parser("predict", help="predictions of a saved student for new slides, without genes")
-    predict.add_argument("checkpoint", type=Path, help="student.json or distilled.json of a run folder")
+    predict.add_argument("model", type=Path, help="run folder, or the checkpoint of a student, such as student.json")
+    predict.add_argument(
+        "--students",
+        choices=("auto", "final", "folds"),
+        default="auto",
+        help="of a run folder: the student of all patients (train --refit), or the mean of the folds' predictions; "
+        "auto (default) takes final if the run has it",
+    )
     predict.add_argument(
         "--slides",
         action="append",
@@ -191,6 +199,7 @@ def _train(options: argparse.Namespace) -> None:
         _training(options, TRAIN_OPTIONS),
         folds=options.folds,
         threads=options.threads,
+        refit=options.refit,
         resume=options.resume,
     )
     print(report)
@@ -200,9 +209,10 @@ def _predict(options: argparse.Namespace) -> None:
     from .train.predict import predict_slides
 
     table = predict_slides(
-        options.checkpoint,
+        options.model,
         _by_magnification("--slides", "FOLDER", Path, options.slides),
         options.out,
+        students=options.students,
         patients=options.patients,
         steps=_by_magnification("--step", "SIDE", float, options.step),
         device=options.device,

@@ -1,4 +1,4 @@
-"""Who may import whom: cli -> train -> explain, report, data, models -> nn, losses, tasks, optim -> ops, bags, metrics."""
+"""Who may import whom: cli -> train -> explain, report, data, models -> nn, losses, tasks, optim -> ops, bags."""
 
 import ast
 import sys

@@ -53,7 +53,7 @@ class Looks:
         with TemporaryDirectory(dir=trial.folder) as name:
             folder, task = Path(name), trial.case.task
             result = run_split(trial.split, task, options, folder, models=models, cache=trial.cache, quiet=True)
-            model = load_model(folder / self.model)[0]
+            model = load_model(folder / self.model).model
         look = _teacher(cast(Teacher, model)) if self.model == "teacher" else _student(cast(Student, model))
         outcome = _compared(trial, held, look)
         rows = result.predictions[result.predictions["model"] == self.model].drop(columns="model")

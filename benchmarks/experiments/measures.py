@@ -140,7 +140,7 @@ def _teacher(
     folder: Path, trial: Trial, split: Split, cohort: Cohort, *, limit: int | None = _SAMPLES
 ) -> Iterator[Seen]:
     """What the saved teacher makes of the samples of patients with expression, up to a limit."""
-    model = cast(Teacher, load_model(folder / "teacher")[0])
+    model = cast(Teacher, load_model(folder / "teacher").model)
     task, pipeline = split.train.fit_task(trial.case.task), split.train.fit_expression()
     dataset = CohortDataset(cohort, trial.case.task, task, pipeline, cache=trial.cache)
     for row in range(len(dataset) if limit is None else min(limit, len(dataset))):

@@ -196,7 +196,7 @@ def tested(
     metrics = {}
     for (test, values), dataset in zip(logits.items(), datasets, strict=True):
         metrics[test] = task.metrics(values, dataset.labels, dataset.patients)
-        table = predictions_table(task, values, dataset.patients).merge(dataset.truth(), on="patient")
+        table = predictions_table(task, task.predictions(values), dataset.patients).merge(dataset.truth(), on="patient")
         tables.append(table.assign(test=test))
     return Outcome(metrics, pd.concat(tables, ignore_index=True), measures)
 

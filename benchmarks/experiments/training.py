@@ -12,8 +12,8 @@ from typing import Any
 
 from disentangled_mil.train import Split, load_model, run_split
 from disentangled_mil.train.datasets import Batch, CohortDataset
-from disentangled_mil.train.experiment import AlterTargets
 from disentangled_mil.train.out_of_fold import FOLDER, OF_STUDENTS
+from disentangled_mil.train.training import AlterTargets
 
 from .experiment import Outcome, Trial
 from .networks import cost
@@ -86,7 +86,7 @@ def _folder(trial: Trial, options: Any, change: Change | None) -> Iterator[Path]
 def prediction_cost(folder: Path, trial: Trial, split: Split) -> Mapping[str, float]:
     """Time and memory of the prediction of one patient."""
     kind = next(kind for kind in ("student", "teacher", "genes") if (folder / f"{kind}.json").exists())
-    model = load_model(folder / kind)[0]
+    model = load_model(folder / kind).model
     task, pipeline = split.train.fit_task(trial.case.task), split.train.fit_expression()
     dataset = CohortDataset(next(iter(split.tests.values())), trial.case.task, task, pipeline, cache=trial.cache)
 

@@ -2,7 +2,7 @@
 
 from ._cells import lattice_step
 from ._grid_for import grid_for
-from .bag import Bag, collate_bags
+from .bag import Bag, collate_bags, collate_samples
 from .grid import Grid
 from .pairing import TilePairs, pair_magnifications
 from .token_set import TokenSet
@@ -13,6 +13,7 @@ __all__ = [
     "TilePairs",
     "TokenSet",
     "collate_bags",
+    "collate_samples",
     "grid_for",
     "lattice_step",
     "pair_magnifications",

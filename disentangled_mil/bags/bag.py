@@ -1,13 +1,13 @@
 """Slides as layers take them: patch features, and their grid or none; one or several as a batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_names, check_shape
 from ._collection import TensorCollection
 from .grid import Grid
 from .token_set import TokenSet
@@ -153,3 +153,33 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
         return Bag(patches, TokenSet(mask))
     shapes = tuple(shape for grid in grids for shape in grid.shapes)
     return Bag(patches, Grid(pad([grid.cells for grid in grids]), mask, shapes))
+
+
+def collate_samples(samples: Iterable[Mapping[str, Bag]]) -> dict[str, Bag]:
+    """Put samples with several magnifications into one batch of each, as models take them.
+
+    Args:
+        samples: bag of every magnification, for every sample; at least one sample. A sample that lacks a magnification
+            has :meth:`Bag.empty` there.
+
+    Returns:
+        The batch of every magnification.
+
+    Raises:
+        ValueError: there is no sample, samples differ in their magnifications, or :func:`collate_bags` refuses the
+            bags.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.bags import collate_samples
+        >>> bag = Bag.from_slide(torch.ones(2, 4))
+        >>> {name: len(batch) for name, batch in collate_samples([{"10x": bag, "20x": bag}] * 3).items()}
+        {'10x': 3, '20x': 3}
+    """
+    several = list(samples)
+    if not several:
+        raise ValueError("samples must hold at least one sample, got none")
+    for sample in several:
+        check_names("samples", sample, tuple(several[0]))
+    return {name: collate_bags([sample[name] for sample in several]) for name in several[0]}

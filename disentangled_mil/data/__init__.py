@@ -9,6 +9,8 @@ with naming_extra("train"):
     from .folds import PatientSplit, inner_split, patient_folds
     from .gene_sets import GeneSets, gene_subspaces, read_gmt
     from .planted import PlantedCohort, planted_cohort, write_cohort
+    from .slide_dataset import SlideDataset
+    from .slide_reading import SlideReading, TileFacts
     from .slides import SlideBag, SlideError, SlideSource, read_bag, slide_files, slide_source, write_bag
 
 __all__ = [
@@ -20,10 +22,13 @@ __all__ = [
     "PlantedCohort",
     "Sample",
     "SlideBag",
+    "SlideDataset",
     "SlideError",
+    "SlideReading",
     "SlideSource",
     "StoredBag",
     "TableLayout",
+    "TileFacts",
     "gene_subspaces",
     "inner_split",
     "patient_folds",

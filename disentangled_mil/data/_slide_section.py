@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from .._checks import check_choice, check_subspaces
 from ..bags import Bag
+from ._samples import Sample, StoredBag
 from ._section import Section
-from .cohort import MISSING, TRANSFORMS, Sample, StoredBag
+from .slide_reading import MISSING, TRANSFORMS
 from .slides import SlideError, SlideSource, difference, slide_files, slide_name, slide_source
 
 

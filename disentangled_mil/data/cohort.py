@@ -2,137 +2,20 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import torch
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice
 from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import columns_of
+from ._samples import Sample, StoredBag
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
-from .slides import SlideSource, check_places, read_bag, slide_source
+from .slide_reading import MISSING, UNITS, SlideReading, TileFacts
 
-TRANSFORMS = ("none", "log")
-MISSING = ("error", "allow")
-
-_LOG_OFFSET = 1e-6
-
-
-@dataclass(frozen=True)
-class StoredBag:
-    """A bag that stays in its files until it is needed.
-
-    Args:
-        paths: files; one slide keeps its coordinates, several are one bag without coordinates.
-        transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6) in float32.
-        drop_augmented: whether augmented patches are left out.
-        step: side of a grid cell in the unit of the coordinates; by default from the file, see
-            :func:`~.slides.read_bag`.
-        as_set: whether the coordinates of a single slide are left out too.
-        max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
-
-    Raises:
-        ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
-            is less than 1.
-
-    Example:
-        >>> import tempfile
-        >>> import torch
-        >>> from pathlib import Path
-        >>> from disentangled_mil.data.cohort import StoredBag
-        >>> from disentangled_mil.data.slides import write_bag
-        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
-        >>> write_bag(path, torch.ones(5, 8))
-        >>> StoredBag((path,)).load().patches.shape
-        torch.Size([1, 5, 8])
-    """
-
-    paths: tuple[Path, ...]
-    transform: str = "none"
-    drop_augmented: bool = False
-    step: float | None = None
-    as_set: bool = False
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.paths:
-            raise ValueError("paths must hold at least one file, got none")
-        if self.step is not None and not 0 < self.step < float("inf"):
-            raise ValueError(f"step must be positive and finite, got {self.step}")
-        check_choice("transform", self.transform, TRANSFORMS)
-        if self.max_tokens is not None:
-            check_count("max_tokens", self.max_tokens)
-
-    def source(self) -> SlideSource:
-        """What the files say about themselves, from their metadata alone."""
-        return slide_source(*self.paths, as_set=self.as_set)
-
-    def check_places(self) -> None:
-        """Check the coordinates where they are kept, without reading the features.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: :func:`~.slides.read_bag` refuses the coordinates.
-        """
-        if len(self.paths) == 1 and not self.as_set:
-            check_places(self.paths[0], step=self.step)
-
-    def load(self) -> Bag:
-        """Read the bag.
-
-        Returns:
-            A bag with B = 1.
-
-        Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: :func:`~.slides.read_bag` refuses a file, or a feature is negative
-                under ``transform="log"``.
-        """
-        bag = read_bag(
-            *self.paths,
-            step=self.step,
-            as_set=self.as_set,
-            drop_augmented=self.drop_augmented,
-            max_tokens=self.max_tokens,
-        ).bag
-        if self.transform == "none":
-            return bag
-        patches = bag.patches.float()
-        if (patches < 0).any():
-            files = ", ".join(map(str, self.paths))
-            raise ValueError(f"{files}: transform 'log' needs features >= 0, got {patches.min():g}")
-        return Bag(torch.log(patches + _LOG_OFFSET), bag.grid)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One input of a model: a bag per magnification, of one slide or of all slides of a patient.
-
-    Args:
-        name: name of the slide or of the patient.
-        patient: patient of the sample; metrics and splits are per patient.
-        bags: bag of every magnification, in memory or in files.
-
-    Example:
-        >>> import torch
-        >>> from disentangled_mil import Bag
-        >>> from disentangled_mil.data.cohort import Sample
-        >>> sample = Sample("slide 1", "patient 1", {"20x": Bag.from_slide(torch.ones(5, 8))})
-        >>> sample.load()["20x"].patches.shape
-        torch.Size([1, 5, 8])
-    """
-
-    name: str
-    patient: str
-    bags: Mapping[str, Bag | StoredBag]
-
-    def load(self) -> dict[str, Bag]:
-        """The bag of every magnification; stored bags are read."""
-        return {magnification: bag if isinstance(bag, Bag) else bag.load() for magnification, bag in self.bags.items()}
+__all__ = ["Cohort", "Sample", "StoredBag", "columns_of_labels"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +43,7 @@ class Cohort:
 
     Example:
         >>> import pandas as pd
-        >>> import torch
-        >>> from disentangled_mil import Bag
+        >>>         >>> from disentangled_mil import Bag
         >>> from disentangled_mil.data.cohort import Cohort, Sample
         >>> from disentangled_mil.tasks import Classification
         >>> bag = Bag.from_slide(torch.ones(5, 8))
@@ -185,7 +67,7 @@ class Cohort:
     missing: str = "error"
 
     def __post_init__(self) -> None:
-        check_choice("unit", self.unit, ("slide", "patient"))
+        check_choice("unit", self.unit, UNITS)
         check_choice("missing", self.missing, MISSING)
         object.__setattr__(self, "gene_sets", by_subspace(self.gene_sets))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
@@ -194,11 +76,10 @@ class Cohort:
                 raise ValueError(f"{name} must hold every patient once, got {twice!r} twice")
         patients = set(self.clinical.index)
         sampled = {sample.patient for sample in self.samples}
-        paired = set() if self.expression is None else set(self.expression.index)
         for name, unknown in (
             ("samples must belong to patients of clinical", sampled - patients),
             ("every patient of clinical must have a sample", patients - sampled),
-            ("expression must hold patients of clinical only", paired - patients),
+            ("expression must hold patients of clinical only", self.paired - patients),
         ):
             if unknown:
                 raise ValueError(f"{name}, got {len(unknown)} others: {', '.join(sorted(map(str, unknown))[:5])}")
@@ -222,6 +103,11 @@ class Cohort:
         return tuple(self.clinical.index)
 
     @property
+    def paired(self) -> frozenset[str]:
+        """The patients with expression."""
+        return frozenset() if self.expression is None else frozenset(self.expression.index)
+
+    @property
     def magnifications(self) -> tuple[str, ...]:
         """Names of the magnifications, in order."""
         return tuple(self.samples[0].bags)
@@ -232,13 +118,8 @@ class Cohort:
         bag = next(iter(self.samples[0].bags.values()))
         return bag.patches.shape[2] if isinstance(bag, Bag) else bag.source().width
 
-    def reading(self) -> dict[str, Any]:
-        """How the bags are read from files, and from which encoder and magnification, for prediction on new slides.
-
-        Returns:
-            JSON values: the unit of a sample, the options of :class:`StoredBag`, ``missing``, ``sets`` (magnifications
-            without coordinates), ``max_tokens`` and ``sources`` by magnification.
-        """
+    def reading(self) -> SlideReading:
+        """How the bags are read from files, and from which encoder and magnification, for prediction on new slides."""
         first: dict[str, Bag | StoredBag] = {}
         for sample in self.samples:
             for name, bag in sample.bags.items():
@@ -253,15 +134,15 @@ class Cohort:
             name: sources[name].placed if name in sources else not isinstance(cast(Bag, bag).grid, TokenSet)
             for name, bag in first.items()
         }
-        return {
-            "bag": self.unit,
-            "transform": options.transform,
-            "drop_augmented": options.drop_augmented,
-            "missing": self.missing,
-            "sets": [name for name in first if not placed[name]],
-            "max_tokens": {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
-            "sources": {name: source.state() for name, source in sources.items()},
-        }
+        return SlideReading(
+            self.unit,
+            options.transform,
+            options.drop_augmented,
+            self.missing,
+            tuple(name for name in first if not placed[name]),
+            {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
+            {name: TileFacts.of(source) for name, source in sources.items()},
+        )
 
     def subset(self, patients: Iterable[str]) -> "Cohort":
         """The cohort of some patients; the order of everything stays.
@@ -299,7 +180,7 @@ class Cohort:
         Raises:
             ValueError: no patient has expression.
         """
-        return self.subset([] if self.expression is None else self.expression.index)
+        return self.subset(self.paired)
 
     def without_expression(self) -> "Cohort":
         """The cohort of the patients without expression.
@@ -310,8 +191,7 @@ class Cohort:
         Raises:
             ValueError: all patients have expression.
         """
-        paired = set() if self.expression is None else set(self.expression.index)
-        return self.subset(patient for patient in self.patients if patient not in paired)
+        return self.subset(patient for patient in self.patients if patient not in self.paired)
 
     def genes_found(self) -> dict[str, tuple[int, int]]:
         """For each subspace, the number of its genes in the expression table, and the number of its genes."""

@@ -97,7 +97,7 @@ def draw_map(
         _numbers(figure, panel, tiles, name, scale, title)
     lines = wrap(f"{title}, {len(tiles):,} tiles", int(12 * figure.get_figwidth()))
     figure.text(0.5, 0.995, "\n".join(lines), ha="center", va="top", fontsize=9)
-    share = 1 - (_LINE * len(lines) + 0.05) / figure.get_figheight()  # of the height, below the title
+    share = 1 - (_LINE * len(lines) + 0.1) / figure.get_figheight()  # of the height, below the title
     figure.set_layout_engine("constrained", rect=(0, 0, 1, share))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
@@ -118,7 +118,8 @@ def _tissue(axes: "Axes", tiles: TileMap, thumbnail: Thumbnail | None) -> None:
     axes.set_xlim(left - edge, right + edge)
     axes.set_ylim(bottom + 6 * edge, top - edge)  # y grows downward, as on the slide
     axes.set_aspect("equal")
-    axes.set_axis_off()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def _classes(axes: "Axes", tiles: TileMap) -> None:

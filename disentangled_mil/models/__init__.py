@@ -1,5 +1,7 @@
 """The paper's teacher and student, and the baseline on genes alone."""
 
+from torch.serialization import add_safe_globals
+
 from .gene_network import GeneNetwork, GeneNetworkOutput
 from .linear_model import LinearModel, mean_patches
 from .student import Student, StudentBranchOutput, StudentOutput
@@ -17,3 +19,6 @@ __all__ = [
     "TeacherOutput",
     "mean_patches",
 ]
+
+# Outputs can be loaded by ``torch.load(weights_only=True)``, its default, which runs no code of the file.
+add_safe_globals([GeneNetworkOutput, StudentBranchOutput, StudentOutput, TeacherBranchOutput, TeacherOutput])

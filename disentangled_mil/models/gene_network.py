@@ -1,7 +1,7 @@
 """The baseline that sees genes only."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -38,6 +38,9 @@ class GeneNetwork(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Source:
         The SNN row of the paper's tables.
 
@@ -59,6 +62,13 @@ class GeneNetwork(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.arguments: dict[str, Any] = {
+            "genes": dict(genes),
+            "outputs": outputs,
+            "dim": dim,
+            "gene_tokens": gene_tokens,
+            "dropout": dropout,
+        }
         subspaces = check_subspaces(genes, "genes")
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=dropout)
         self.head = SubspaceHead(dim, outputs, subspaces)

@@ -1,7 +1,7 @@
 """Stage II: the student, which sees patches only."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,9 @@ class Student(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Source:
         The paper's second stage.
 
@@ -155,6 +158,19 @@ class Student(nn.Module):
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         self.subspaces = check_subspaces(subspaces)
+        self.arguments: dict[str, Any] = {
+            "features": features,
+            "outputs": outputs,
+            "dim": dim,
+            "magnifications": list(self.magnifications),
+            "subspaces": list(self.subspaces),
+            "neighbors": neighbors,
+            "link": link,
+            "gate": gate,
+            "dropout": dropout,
+            "linear": linear,
+            **options,
+        }
         self.branches = nn.ModuleDict(
             {
                 name: StudentBranch(

@@ -1,7 +1,7 @@
 """Stage I: the teacher, which sees patches and genes."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,9 @@ class Teacher(nn.Module):
     Raises:
         ValueError: names or shapes disagree, or an option is out of range.
 
+    Attributes:
+        arguments: constructor arguments, from which a checkpoint builds the model again.
+
     Source:
         The paper's first stage.
 
@@ -143,6 +146,23 @@ class Teacher(nn.Module):
         self.magnifications = check_subspaces(magnifications, "magnifications")
         options.setdefault("keep_weights", True)  # The consistency loss needs the weights.
         self.subspaces = check_subspaces(genes, "genes")
+        self.arguments: dict[str, Any] = {
+            "features": features,
+            "genes": dict(genes),
+            "outputs": outputs,
+            "dim": dim,
+            "magnifications": list(self.magnifications),
+            "gene_tokens": gene_tokens,
+            "link": link,
+            "gate": gate,
+            "query": query,
+            "selection_query": selection_query,
+            "selection_heads": selection_heads,
+            "dropout": dropout,
+            "gene_dropout": gene_dropout,
+            "linear": linear,
+            **options,
+        }
         self.genes = SNNEncoder(genes, dim, gene_tokens=gene_tokens, dropout=gene_dropout)
         self.branches = nn.ModuleDict()
         for name in self.magnifications:

@@ -1,5 +1,8 @@
 """Layers: modules with parameters of their own."""
 
+from torch.serialization import add_safe_globals
+
+from ..ops import AttentionOutput, AttentionScores, BiasTable, MLPBias
 from .attention import DeformableAttention
 from .deformable import DeformableCrossAttention, DeformableOutput
 from .dmsf import DMSF, DeformableOptions, DMSFOutput
@@ -38,3 +41,7 @@ __all__ = [
     "SetAttention",
     "SubspaceHead",
 ]
+
+# Outputs can be loaded by ``torch.load(weights_only=True)``, its default, which runs no code of the file.
+add_safe_globals([DMSFOutput, DeformableOutput, GateOutput, HeadOutput, ITAOutput, SelectionOutput, ReferencePoints])
+add_safe_globals([AttentionOutput, AttentionScores, BiasTable, CellCenters, DeformableAttention, MLPBias, SetAttention])

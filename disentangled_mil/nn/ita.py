@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_mask, check_shape
-from ..ops import density_peaks, match_prototypes, segment_mean, segment_softmax
+from ..ops import density_peaks, follow, followed, match_prototypes, segment_mean, segment_softmax
 
 __all__ = ["ITA", "ITAOutput"]
 
@@ -37,8 +37,9 @@ class ITA(nn.Module):
 
     The clusters :math:`a` are those of :func:`density_peaks`, and their order differs from bag to bag. The layer
     therefore keeps one *anchor* per slot. :func:`match_prototypes` matches the prototypes of each bag to the anchors by
-    their cosine, in training and in evaluation, so prototype k means the same in every bag. In training, every anchor
-    follows the prototypes of its slot:
+    their cosine, in training and in evaluation, so prototype k means the same in every bag. In training mode, every
+    anchor follows the prototypes of its slot in each backward pass that goes through them. So a forward pass for
+    validation moves nothing, even in training mode.
 
     .. math:: \mathrm{anchor}_k \leftarrow m\,\mathrm{anchor}_k + (1 - m)\,\operatorname{mean}_b p_{bk}
 
@@ -52,7 +53,7 @@ class ITA(nn.Module):
         order: order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
             released code, without anchors.
         eps: number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
-        self_following: whether a forward pass in training mode moves the anchors. False leaves them to :meth:`follow`.
+        self_following: whether training moves the anchors. False leaves them to :meth:`follow`.
 
     Shape:
         tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
@@ -145,10 +146,9 @@ class ITA(nn.Module):
             centers = centers.gather(1, cluster)
             prototypes = prototypes.gather(1, cluster[..., None].expand_as(prototypes))
             if self.training and self.self_following:
-                self.follow(prototypes, centers >= 0)
+                prototypes = followed(prototypes, self.anchors, centers >= 0, self.momentum)
         return ITAOutput(prototypes, assignment, weights, centers)
 
-    @torch.no_grad()
     def follow(self, prototypes: Tensor, present: Tensor | None = None) -> None:
         """Move the anchors toward prototypes whose slots are known.
 
@@ -177,15 +177,12 @@ class ITA(nn.Module):
         if self.anchors is None:
             raise RuntimeError(f"follow needs anchors, which only order='anchor' has, got order={self.order!r}")
         sizes = check_shape("prototypes", prototypes, "B K C", {"K": self.prototypes, "C": self.dim})
-        finite = prototypes.isfinite().all(2)  # [B, K]
-        if present is not None:
-            check_shape("present", present, "B K", sizes)
-            if present.dtype != torch.bool:
-                raise TypeError(f"present must be a bool tensor (True = the bag has it), got {present.dtype}")
-            finite = finite & present
-        count = finite.sum(0)[:, None]  # [K, 1]
-        mean = prototypes.where(finite[..., None], 0).to(self.anchors).sum(0) / count.clamp(min=1)  # [K, C]
-        self.anchors.copy_(mean.lerp(self.anchors, self.momentum).where(count > 0, self.anchors))
+        if present is None:
+            present = torch.ones(prototypes.shape[:2], dtype=torch.bool, device=prototypes.device)
+        check_shape("present", present, "B K", sizes)
+        if present.dtype != torch.bool:
+            raise TypeError(f"present must be a bool tensor (True = the bag has it), got {present.dtype}")
+        follow(self.anchors, prototypes, present, self.momentum)
 
     def extra_repr(self) -> str:
         """The options of the constructor."""

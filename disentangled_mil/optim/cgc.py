@@ -1,5 +1,6 @@
 """Confidence-guided coordination (CGC) of gradients, around any optimizer."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
 from numbers import Real
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from .._checks import check_choice, check_names, check_shape
 from ._parameters import corresponding_parameters
+from ._passes import BackwardPasses
 from ._projection import coordinate
 from ._wrapper import OptimizerWrapper
 
 Granularity = Literal["row", "tensor", "subspace"]
+# Micro-batches of a step; calls from a validation without end must not fill the memory.
+_MOST = 10_000
 
 
 class CGCReport(NamedTuple):
@@ -120,14 +124,18 @@ class CGCOptimizer(OptimizerWrapper):
         self.granularity = granularity
         self.process_group = process_group
         self._positions = tuple(zip(*parameters.values(), strict=True))
-        self._sums: dict[str, Tensor] = {}
+        self._passes = BackwardPasses(chain.from_iterable(self._positions))
+        self._given: deque[dict[str, Tensor]] = deque(maxlen=_MOST)
+        self._of_step: dict[str, Tensor] | None = None
         self._last = self._coordinate([], self._zeros(len(self.subspaces)))
 
     def accumulate(self, confidence: Mapping[str, Tensor | float]) -> None:
-        """Add the confidences of a micro-batch to the sums that decide at the next step.
+        """Give the confidences of a micro-batch; those of all micro-batches of a step decide together.
 
-        Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. A step clears
-        the sums, ``zero_grad`` does not, and a step that a ``GradScaler`` skips leaves them.
+        Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. Of all calls,
+        only the last ones count, as many as backward passes made the present gradients. So confidences from validation,
+        and of a step that a ``GradScaler`` skipped, are left out. Several micro-batches with one backward pass take
+        one call with the sum. Where gradients were not made by backward passes, all calls since the last step count.
 
         Args:
             confidence: one number per subspace, summed over the samples of the micro-batch.
@@ -148,6 +156,15 @@ class CGCOptimizer(OptimizerWrapper):
             >>> a.tolist(), b.tolist()
             ([-1.0, -1.0], [0.0, 0.0])
         """
+        self._given.append(self._checked(confidence))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters of the wrapped optimizer."""
+        super().zero_grad(set_to_none)
+        self._passes.clear()
+
+    def _checked(self, confidence: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+        """Confidences as scalars on the device of the parameters."""
         check_names("confidence", confidence, self.subspaces)
         zero = self._zeros()
         numbers = {}
@@ -159,7 +176,7 @@ class CGCOptimizer(OptimizerWrapper):
                 numbers[name] = torch.full_like(zero, float(value))
             else:
                 raise TypeError(f"confidence[{name!r}] must be a number or a scalar tensor, got {type(value).__name__}")
-        self._sums.update({name: self._sums.get(name, zero) + number for name, number in numbers.items()})
+        return numbers
 
     def step(
         self,
@@ -188,15 +205,16 @@ class CGCOptimizer(OptimizerWrapper):
                 f"closure must be callable, got {type(closure).__name__} "
                 "(give confidences by name: step(confidence=...))"
             )
-        if confidence is not None:
-            self.accumulate(confidence)
+        self._of_step = None if confidence is None else self._checked(confidence)
         try:
             if closure is not None:
                 return self.wrapped.step(self._coordinated(closure))
             self._coordinate_gradients()
             return self.wrapped.step()
         finally:
-            self._sums.clear()
+            self._given.clear()
+            self._of_step = None
+            self._passes.clear()
 
     @property
     def report(self) -> CGCReport:
@@ -215,22 +233,20 @@ class CGCOptimizer(OptimizerWrapper):
         return f"{type(self).__name__}({self.wrapped!r}, {options})"
 
     def _coordinated(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        known = dict(self._sums)
+        known = tuple(self._given)
 
         def coordinated() -> Any:
-            self._sums.clear()
-            self._sums.update(known)
+            self._given.clear()
+            self._given.extend(known)
             loss = closure()
-            self._coordinate_gradients()
+            self._coordinate_gradients(evaluated=True)
             return loss
 
         return coordinated
 
     @torch.no_grad()
-    def _coordinate_gradients(self) -> None:
-        if not self._sums:
-            raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
-        confidence = torch.stack([self._sums[name] for name in self.subspaces])  # [S]
+    def _coordinate_gradients(self, *, evaluated: bool = False) -> None:
+        confidence = self._confidence(evaluated)
         compared = [position for position in self._positions if sum(p.grad is not None for p in position) > 1]
         # A missing gradient is replaced by zeros, which conflict with nothing.
         grads = [tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in position) for position in compared]
@@ -240,6 +256,19 @@ class CGCOptimizer(OptimizerWrapper):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(confidence, group=self.process_group)
         self._last = self._coordinate(grads, confidence)
+
+    def _confidence(self, evaluated: bool) -> Tensor:
+        """The confidences [S] that belong to the present gradients, which a closure may have evaluated."""
+        given, passes = list(self._given), self._passes.number
+        if passes:
+            # Those of the step belong to one backward pass, unless a closure came after them.
+            others = passes - (self._of_step is not None and not evaluated)
+            given = given[-others:] if others else []
+        if self._of_step is not None:
+            given.append(self._of_step)
+        if not given:
+            raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
+        return torch.stack([torch.stack([each[name] for each in given]).sum() for name in self.subspaces])
 
     def _coordinate(self, positions: list[tuple[Tensor, ...]], confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinate gradients in place; return cosine [pairs, rows], projected [S, rows], confidence [S]."""

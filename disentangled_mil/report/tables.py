@@ -28,8 +28,8 @@ def results_table(
         every: whether all measures of quality are shown instead of the headline.
 
     Returns:
-        A table of text: ``0.912`` for one split, ``0.912 ± 0.010`` for several (standard deviation, n - 1). The name of
-        a model that some splits lack says how many have it.
+        A table of text: ``0.912`` for one split, ``0.912 ± 0.010`` for several (standard deviation, n - 1). It is empty
+        where a model was not tested. The name of a model that some splits lack says how many have it.
 
     Raises:
         ValueError: there is no split.
@@ -47,7 +47,7 @@ def results_table(
                 row[title] = _mean_and_spread([m[metric] for m in metrics])
         some = f", {len(own)} of {len(splits)} splits" if len(own) < len(splits) else ""
         rows[NAMES[model] + some] = row
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index").reindex(list(rows)).fillna("")
 
 
 def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Task]) -> pd.DataFrame:

@@ -288,6 +288,13 @@ class DiscreteSurvival(Task):
         """The risk."""
         return "risk"
 
+    @classmethod
+    def mean_predictions(cls, tasks: Sequence["DiscreteSurvival"], logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The mean risk; the mean hazards as well, if all models have the same intervals."""
+        means = super().mean_predictions(tasks, logits)
+        same = all(torch.equal(task.edges, tasks[0].edges) for task in tasks)
+        return means if same else {"risk": means["risk"]}
+
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """C-index of the risk and its counts, see :func:`disentangled_mil.metrics.survival_metrics`."""
         from ..metrics import survival_metrics

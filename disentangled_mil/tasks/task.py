@@ -203,6 +203,31 @@ class Task(ABC):
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """Numeric columns [B] of the table of predictions; they are averaged over the slides of a patient."""
 
+    @classmethod
+    def mean_predictions(cls: type[SomeTask], tasks: Sequence[SomeTask], logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The columns of the table of predictions, averaged over models that were trained on different patients.
+
+        Args:
+            tasks: task of every model, which was fitted on its training patients.
+            logits: logits of every model for the same samples.
+
+        Shape:
+            every tensor of ``logits`` [B, K].
+
+        Returns:
+            The columns [B].
+
+        Raises:
+            ValueError: the models predict different columns.
+        """
+        each = [task.predictions(one) for task, one in zip(tasks, logits, strict=True)]
+        for columns in each:
+            if columns.keys() != each[0].keys():
+                raise ValueError(
+                    f"models must predict the same to be averaged, got {list(each[0])} and {list(columns)}"
+                )
+        return {name: torch.stack([columns[name] for columns in each]).mean(0) for name in each[0]}
+
     def decisions(self, means: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
         """Further columns of the table, derived from the patients' means; none by default."""
         return {}

@@ -4,19 +4,22 @@ from .._extras import naming_extra
 
 with naming_extra("train"):
     from .calibration import fit_temperature
-    from .checkpoint import load_model, save_model
+    from .checkpoint import SavedModel, load_model, save_model
     from .cross_fitting import Part, cross_fit
     from .cross_validation import run_cross_validation
     from .demo import run_demo
-    from .experiment import MODELS, Result, Split, run_split
+    from .experiment import Result, Split, run_split
     from .options import TrainingOptions
     from .predict import predict_slides
+    from .training import MODELS, Trained, train_models
 
 __all__ = [
     "MODELS",
     "Part",
     "Result",
+    "SavedModel",
     "Split",
+    "Trained",
     "TrainingOptions",
     "cross_fit",
     "fit_temperature",
@@ -26,4 +29,5 @@ __all__ = [
     "run_demo",
     "run_split",
     "save_model",
+    "train_models",
 ]

@@ -16,6 +16,9 @@ from .linear import BOTH, SLIDES, Penalties, RowsLoss, distilled_loss, fit_linea
 from .options import TrainingOptions
 from .stages import GeneStage, StudentStage, TeacherStage
 
+WITHOUT_GENES = ("prototype_1", "prototype_2")
+"""Subspaces of a student whom no genes tell what they are."""
+
 Targets = Mapping[str, DistillationTargets]
 
 
@@ -26,14 +29,14 @@ class StageBuilder:
     Args:
         cohort: training patients.
         task: fitted task.
-        pipeline: fitted pipeline of the expression.
+        pipeline: fitted pipeline of the expression; None if no patient has any.
         options: options of the training.
         penalties: penalties of the linear models in ``"teacher"`` and ``"student"``, if they have any.
     """
 
     cohort: Cohort
     task: Task
-    pipeline: ExpressionPipeline
+    pipeline: ExpressionPipeline | None
     options: TrainingOptions
     penalties: Mapping[str, Penalties] = field(default_factory=dict)
 
@@ -70,7 +73,8 @@ class StageBuilder:
         """Constructor arguments of a model, as they are saved: ``"genes"``, ``"teacher"`` or ``"student"``."""
         options = self.options
         common = {"outputs": self.task.outputs, "dim": options.dim}
-        genes = {"genes": self.pipeline.sizes, "gene_tokens": options.gene_tokens}
+        sizes = {} if self.pipeline is None else self.pipeline.sizes
+        genes = {"genes": sizes, "gene_tokens": options.gene_tokens}
         if model == "genes":
             return {**genes, "dropout": options.gene_dropout, **common}
         histology = {
@@ -86,7 +90,7 @@ class StageBuilder:
         }
         if model == "teacher":
             return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
-        return {"subspaces": list(self.pipeline.sizes), **histology, **common}
+        return {"subspaces": list(sizes) or list(WITHOUT_GENES), **histology, **common}
 
     def _fit_linear(self, linear: LinearModel, model: str, train: CohortDataset, loss: RowsLoss) -> None:
         """Fit the linear model in a teacher or student; it takes no part in the training by steps."""

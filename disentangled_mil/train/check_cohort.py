@@ -3,8 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,47 +11,20 @@ import pandas as pd
 
 from ..data.cohort import Cohort, StoredBag, columns_of_labels
 from ..data.cohort_file import read_cohort
-from ..data.expression import ExpressionOptions
 from ..tasks import KINDS, Task
+from .check_expression import check_expression
+from .check_report import CohortCheck, lacking
 from .cross_validation import task_folds
 from .options import TrainingOptions
 from .run_estimate import CohortSize, estimate_run
 from .slide_facts import SlideFacts, slide_facts, span
 from .threads import Threads, using_threads
 
-_LEAST_SHARE = 0.1  # of the genes of a subspace; panels and filtered tables have more, other identifiers hardly any
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
 # 510 patches took 2.7 times the estimate.
 _SLOWER = 3
 _SHOWN = 5  # errors of one kind
 _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a fold
-
-
-@dataclass
-class CohortCheck:
-    """The result of a check.
-
-    Attributes:
-        lines: what was understood.
-        warnings: what may be wrong, with the remedy.
-        errors: what a run would refuse.
-    """
-
-    lines: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def say(self, title: str, *texts: str) -> None:
-        """Add lines under a title."""
-        for number, text in enumerate(texts):
-            self.lines.append(f"{title if number == 0 else '':<16}{text}")
-
-    def __str__(self) -> str:
-        """All of it, warnings and errors last."""
-        lines = list(self.lines)
-        for title, texts in (("warning", self.warnings), ("error", self.errors)):
-            lines += [f"{title}: {text}" for text in texts]
-        return "\n".join([*lines, f"{len(self.warnings)} warnings, {len(self.errors)} errors"])
 
 
 def check_cohort(
@@ -88,7 +60,7 @@ def check_cohort(
         if task is not None:
             cohort.definition(task)
         facts = _check_slides(cohort, check)
-        genes = _check_expression(cohort, check)
+        genes = check_expression(cohort, check)
         names = cohort.tasks if task is None else (task,)
         outputs = [_check_task(cohort, name, folds, options.seed, check) for name in names]
     check.warnings[:0] = dict.fromkeys(str(warning.message) for warning in caught)
@@ -129,7 +101,7 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
             f"{sum(one.slides for one in several)} slides of {len(there)} patients, "
             f"{span([one.tokens for one in several])} patches in a sample, {several[0].width} features per patch",
             *(f"recognized: {text} ({count})" for text, count in counted.items()),
-            *_lacking("no slide", cohort.patients, there),
+            *lacking("no slide", cohort.patients, there),
         )
         if 0 < placed < slides:
             check.errors.append(
@@ -169,56 +141,6 @@ def _check_order(facts: Mapping[str, Sequence[SlideFacts]], check: CohortCheck) 
             )
 
 
-def _check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
-    """Patients with expression, genes of every subspace, and the scale; the number of genes in training."""
-    if cohort.expression is None:
-        check.say("expression", "none")
-        check.errors.append("the description must have [expression] and [genes], from which the teacher learns")
-        return {}
-    paired = set(cohort.expression.index)
-    check.say(
-        "expression",
-        f"{len(paired)} of {len(cohort.patients)} patients have expression",
-        *_lacking("no expression", cohort.patients, paired),
-        *cohort.notes,
-    )
-    _check_genes(cohort, check)
-    if any("z-scores" in note for note in cohort.notes) and _choosing(cohort):
-        check.warnings.append(
-            "z-scores vary alike, so a choice of the most variable genes is chance: set fraction = 1 in [expression]"
-        )
-    try:
-        return cohort.fit_expression().sizes
-    except ValueError as error:
-        check.errors.append(f"[expression], [genes]: {error}")
-        return {}
-
-
-def _check_genes(cohort: Cohort, check: CohortCheck) -> None:
-    """The genes of every subspace that the table has; a warning where it lacks most of them."""
-    genes = 0 if cohort.expression is None else cohort.expression.shape[1]
-    absent = cohort.genes_absent()
-    if constant := cohort.genes_constant():
-        check.warnings.append(
-            f"[expression]: {len(constant)} genes of the subspaces have one value for all patients "
-            f"({_first_of(constant)}), so they tell nothing; remove them, or look for the fault in the table"
-        )
-    for subspace, (found, wanted) in cohort.genes_found().items():
-        check.say(f"genes {subspace}", f"{found} of {wanted} genes are in the table")
-        if found < _LEAST_SHARE * wanted:
-            check.warnings.append(
-                f"{subspace}: {wanted - found} of {wanted} genes are not among the {genes} genes of the table "
-                f"({_first_of(absent[subspace])}); if they should be, compare the names of both, e.g. symbols and "
-                "Ensembl identifiers"
-            )
-
-
-def _choosing(cohort: Cohort) -> bool:
-    options = cohort.expression_options
-    several = [options] if isinstance(options, ExpressionOptions) else list(options.values())
-    return any(own.fraction < 1 and not own.log1p for own in several)
-
-
 def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortCheck) -> int:
     """Labels of a task, in all and by fold; the number of logits, 0 where the task cannot be fitted."""
     kind = cohort.definition(name).kind
@@ -227,28 +149,25 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
         check.say(
             f"task {name}",
             f"{kind.kind}, {len(labels)} patients: {kind.summary(columns_of_labels(labels))}",
-            *_lacking("no label", cohort.patients, set(labels.index)),
+            *lacking("no label", cohort.patients, set(labels.index)),
         )
-        if cohort.expression is None:
-            return 0
         splits = task_folds(cohort, name, folds=folds, seed=seed)
-        paired = set(cohort.expression.index)
-        tested = columns_of_labels(labels.loc[[patient in paired for patient in labels.index]])
-        others = len(labels) - sum(len(split.test) for split in splits)
-        check.say(
-            "",
-            f"tested once: {len(labels) - others} patients with expression: {kind.summary(tested)}",
-            *([f"never tested: {others} patients without expression, who train the students"] if others else []),
-        )
+        paired = labels.loc[[patient in cohort.paired for patient in labels.index]]
+        if 0 < len(paired) < len(labels):
+            check.say(
+                "",
+                f"with expression: {len(paired)} patients: {kind.summary(columns_of_labels(paired))}; they test all "
+                "models, the others those of slides alone",
+            )
         outputs = 0
         for number, split in enumerate(splits, start=1):
             outputs = cohort.subset(split.train).fit_task(name).outputs
-            train, test = (_counted(labels.loc[list(part)], kind, paired) for part in split)
+            train, test = (_counted(labels.loc[list(part)], kind, cohort) for part in split)
             check.say(f"  fold {number}", f"train {train}", f"test  {test}")
     except ValueError as error:
         check.errors.append(str(error) if str(error).startswith("task ") else f"task {name!r}: {error}")
         return 0
-    strata = Counter(kind.strata(tested))
+    strata = Counter(kind.strata(columns_of_labels(labels)))
     rarest, count = min(strata.items(), key=lambda item: item[1])
     if count < _LEAST_PATIENTS * folds:
         check.warnings.append(
@@ -257,29 +176,16 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
     return outputs
 
 
-def _counted(labels: pd.DataFrame, kind: type[Task], paired: set[str]) -> str:
+def _counted(labels: pd.DataFrame, kind: type[Task], cohort: Cohort) -> str:
     """The patients of one side of a fold in words."""
-    with_expression = sum(patient in paired for patient in labels.index)
-    some = f" ({with_expression} with expression)" if with_expression < len(labels) else ""
+    with_expression = sum(patient in cohort.paired for patient in labels.index)
+    some = f" ({with_expression} with expression)" if cohort.paired and with_expression < len(labels) else ""
     return f"{len(labels)} patients{some}: {kind.summary(columns_of_labels(labels))}"
 
 
 def _paired(cohort: Cohort) -> float:
     """The share of the samples with expression."""
-    paired = () if cohort.expression is None else set(cohort.expression.index)
-    return sum(sample.patient in paired for sample in cohort.samples) / len(cohort.samples)
-
-
-def _lacking(what: str, patients: Iterable[str], there: set[str]) -> list[str]:
-    """A line with the patients who lack something, if there are any."""
-    absent = [patient for patient in patients if patient not in there]
-    if not absent:
-        return []
-    return [f"{what}: {len(absent)} patients ({_first_of(absent)})"]
-
-
-def _first_of(names: Sequence[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    return sum(sample.patient in cohort.paired for sample in cohort.samples) / len(cohort.samples)
 
 
 def _duration(seconds: float) -> str:

@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -13,49 +14,116 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .._files import replacing
+from ..data.expression import ExpressionPipeline
+from ..data.slide_reading import SlideReading
 from ..models import GeneNetwork, Student, Teacher
+from ..tasks import KINDS, Task, task_from_state
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {"teacher": Teacher, "student": Student, "genes": GeneNetwork}
 _FORMAT = 1
 
 
+class SavedModel(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        model: model in evaluation mode.
+        task: task that it was trained for, None if the checkpoint does not say.
+        reading: how the bags of its training were read, None if the checkpoint does not say.
+        expression: pipeline of the expression that a teacher takes, None if the checkpoint does not say.
+        notes: further JSON values.
+    """
+
+    model: Student | Teacher | GeneNetwork
+    task: Task | None = None
+    reading: SlideReading | None = None
+    expression: ExpressionPipeline | None = None
+    notes: Mapping[str, Any] = MappingProxyType({})
+
+
 def save_model(
-    path: str | Path, model: nn.Module, kind: str, arguments: Mapping[str, Any], extra: Mapping[str, Any]
+    path: str | Path,
+    model: Student | Teacher | GeneNetwork,
+    *,
+    task: Task | None = None,
+    reading: SlideReading | None = None,
+    expression: ExpressionPipeline | None = None,
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write ``path``.safetensors and ``path``.json; each appears whole or not at all, the JSON last.
+
+    With ``task`` and ``reading``, a student is fit for :func:`~disentangled_mil.train.predict_slides`.
 
     Args:
         path: path of the files without suffix.
         model: model to save.
-        kind: kind of the model, ``"teacher"``, ``"student"`` or ``"genes"``.
-        arguments: constructor arguments of the model.
-        extra: further JSON values, such as the states of the task and of the expression pipeline.
+        task: task for which it was trained.
+        reading: how slides are read, and from which encoder and magnification they come.
+        expression: fitted pipeline of the expression that a teacher or a network on genes takes.
+        notes: further JSON values.
 
     Raises:
         OSError: the files cannot be written.
+        TypeError: the model is of another class, or was built from objects that JSON does not have.
+        ValueError: the task does not fit the model's outputs or link, or ``reading`` names another magnification.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from disentangled_mil import Classification, Student
+        >>> from disentangled_mil.data import SlideReading, TileFacts
+        >>> from disentangled_mil.train import load_model, save_model
+        >>> student = Student(1024, 2, magnifications=["20x"], dim=16, heads=2, groups=2, dim_head=8)
+        >>> path = Path(tempfile.mkdtemp()) / "mine"
+        >>> reading = SlideReading(tiles={"20x": TileFacts("uni_v1", 1024, magnification=20)})
+        >>> save_model(path, student, task=Classification(["MSI", "MSS"]), reading=reading)
+        >>> load_model(path).task
+        Classification(classes=('MSI', 'MSS'), class_weight=None)
     """
+    kind = next((name for name, known in _MODELS.items() if type(model) is known), None)
+    if kind is None:
+        raise TypeError(f"model must be a Student, Teacher or GeneNetwork, got {type(model).__name__}")
+    _check_task(task, model)
+    if reading is not None and not isinstance(model, GeneNetwork):
+        reading.check_magnifications(model.magnifications)
     path = Path(path)
+    description = {
+        "format": _FORMAT,
+        "model": kind,
+        "arguments": model.arguments,
+        **{
+            key: part.state()
+            for key, part in (("task", task), ("reading", reading), ("expression", expression))
+            if part is not None
+        },
+        "notes": dict(notes),
+    }
+    text = _json(description)
     path.parent.mkdir(parents=True, exist_ok=True)
     description_path, weights_path = _files(path)
     with replacing(weights_path) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         temporary.write_bytes(save(tensors))  # save_file hides errors of the disk, and the file from other users
-    description = {"format": _FORMAT, "model": kind, "arguments": dict(arguments), **extra}
-    write_json(description_path, description)
+    with replacing(description_path) as temporary:
+        temporary.write_text(text)
 
 
-def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a saved model in evaluation mode, and return it with its description.
+def load_model(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> SavedModel:
+    """Build a saved model in evaluation mode.
 
     Args:
         path: path of the JSON, of the weights, or of both without suffix.
+        kinds: class of every kind of task.
 
     Returns:
-        The model and its description.
+        The model, and what was saved with it.
 
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is no checkpoint of this package, or weights and description disagree.
+
+    Example:
+        See :func:`save_model`.
     """
     path = Path(path)
     if path.suffix in (".json", ".safetensors"):
@@ -78,13 +146,38 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(
             f"{weights_path}: does not hold the weights that {description_path.name} describes: {reason}"
         ) from error
-    return model.eval(), description
+    saved = SavedModel(cast(Student, model.eval()), notes=description["notes"])
+    rebuild: dict[str, Callable[[Any], Any]] = {
+        "task": lambda state: task_from_state(state, kinds),
+        "reading": SlideReading.from_state,
+        "expression": ExpressionPipeline.from_state,
+    }
+    parts = {}
+    for key in rebuild.keys() & description.keys():
+        try:
+            parts[key] = rebuild[key](description[key])
+            if key == "reading" and not isinstance(model, GeneNetwork):
+                parts[key].check_magnifications(model.magnifications)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{description_path}: {key} {error}") from error
+    return saved._replace(**parts)
+
+
+def _check_task(task: Task | None, model: Student | Teacher | GeneNetwork) -> None:
+    """A task has the outputs of its model, and means the same by them."""
+    if task is None:
+        return
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a Task, got {type(task).__name__}")
+    for name, wanted in (("outputs", task.outputs), ("link", task.link)):
+        if model.arguments.get(name, wanted) != wanted:
+            raise ValueError(f"task must have the {name} of the model, {model.arguments[name]!r}, got {wanted!r}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all; NaN becomes null."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        temporary.write_text(_json(content))
 
 
 def save_progress(path: Path, state: Mapping[str, Any]) -> None:
@@ -131,12 +224,17 @@ def _read_description(path: Path) -> dict[str, Any]:
         or description.get("format") != _FORMAT
         or description.get("model") not in tuple(_MODELS)
         or not isinstance(description.get("arguments"), dict)
+        or not isinstance(description.get("notes"), dict)
     ):
         raise ValueError(
-            f"{path}: must describe a model ({', '.join(_MODELS)}) in format {_FORMAT} with its arguments, "
+            f"{path}: must describe a model ({', '.join(_MODELS)}) in format {_FORMAT} with its arguments and notes, "
             f"got {sorted(description) if isinstance(description, dict) else type(description).__name__}"
         )
     return description
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(content: Any) -> Any:

@@ -1,18 +1,21 @@
 """Cross-validation by patient on a cohort of one's own."""
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import read_cohort
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
+from .cohort_digest import cohort_digest
 from .datasets import BagCache
 from .experiment import Split, run_split
 from .options import TrainingOptions
-from .run_folder import RunFolder, cohort_digest
+from .run_folder import RunFolder
 from .threads import Threads, using_threads
+from .training import models_for, train_models
 
 TRAIN_OPTIONS = TrainingOptions()
 
@@ -25,13 +28,15 @@ def run_cross_validation(
     *,
     folds: int = 3,
     threads: Threads = None,
+    refit: bool = False,
     resume: bool = False,
     quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> str:
-    """Cross-validate by patient on the patients with expression; the others help to train the students.
+    """Cross-validate by patient on all patients with the label; those without expression test the students only.
 
-    Writes one folder per fold with checkpoints and logs, and ``metrics.json`` and ``predictions.csv``.
+    Writes one folder per fold with checkpoints and logs, and ``metrics.json`` and ``predictions.csv``. Without any
+    expression, students alone are trained.
 
     Args:
         description: TOML file, see :func:`~disentangled_mil.data.read_cohort`.
@@ -40,6 +45,8 @@ def run_cross_validation(
         options: options of the training.
         folds: number of folds, stratified by the task's kind, in the order of the clinical table.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
+        refit: whether students are trained on all patients at the end, with the same options, in the folder
+            ``final``. A finished run may be resumed for it.
         resume: whether an interrupted run is continued.
         quiet: whether no progress bars are shown.
         kinds: class of every kind of task.
@@ -53,10 +60,6 @@ def run_cross_validation(
             allow the task.
     """
     cohort = read_cohort(description, kinds=kinds)
-    if cohort.expression is None:
-        raise ValueError(
-            f"{description}: must have [expression] and [genes], from which the teacher learns, got neither"
-        )
     try:
         definition = cohort.definition(task)
     except ValueError as error:
@@ -69,11 +72,9 @@ def run_cross_validation(
         resume=resume,
         description={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
     )
-    if folder.finished:
+    if folder.finished and (not refit or folder.has_final):
         return folder.report()
-    splits = _splits(cohort, task, folds, options.seed, quiet)
-    if options.cgc and len(cohort.gene_sets) < 2 and not quiet:
-        print("no CGC: it needs two subspaces, and [genes] names one", file=sys.stderr)
+    splits = _splits(cohort, task, folds, options, quiet)
     cache, results = BagCache(), []
     folders = [out / f"fold{number}" for number in range(folds)]
     with folder.taken():
@@ -81,16 +82,43 @@ def run_cross_validation(
         with using_threads(threads, sizes, options.batch_size) as used:
             folder.record(threads=used)
             for number, (split, place) in enumerate(zip(splits, folders, strict=True)):
+                if folder.finished:
+                    break
                 if not quiet:
                     print(f"fold {number + 1} of {folds}", file=sys.stderr)
                 result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
                 result.predictions.insert(0, "fold", number)
                 results.append(result)
-        return folder.finish(folders, results)
+            if results:
+                folder.finish(folders, results)
+            if refit:
+                _refit(cohort, task, options, folder, cache=cache, resume=resume, quiet=quiet)
+        return folder.report()
+
+
+def _refit(
+    cohort: Cohort,
+    task: str,
+    options: TrainingOptions,
+    folder: RunFolder,
+    *,
+    cache: BagCache,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Train the students on all patients with the label, as the folds trained theirs."""
+    everyone = cohort.subset(cohort.labels(task).index)
+    if not quiet:
+        print(f"final: students of all {len(everyone.patients)} patients", file=sys.stderr)
+    models = ["student"]
+    if everyone.paired and options.distill != "never":
+        models += ["distilled"] if options.distillation_targets == "out_of_fold" else ["teacher", "distilled"]
+    train_models(everyone, task, options, folder.final, models=models, cache=cache, resume=resume, quiet=quiet)
+    folder.tidy([folder.final])
 
 
 def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[PatientSplit]:
-    """The patients of every fold: those with label and expression are tested, and all with the label train.
+    """The patients of every fold, stratified by the labels and by the presence of expression.
 
     Args:
         cohort: patients with expression, and others.
@@ -99,50 +127,73 @@ def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[Pati
         seed: seed of the folds.
 
     Returns:
-        A split per fold. Every patient with label and expression is tested once; training patients are all others with
-        the label.
+        A split per fold. Every patient with the label is tested once; training patients are all others with the label.
 
     Raises:
-        ValueError: the cohort has no such task, or labels do not allow it, for instance because they are all alike.
+        ValueError: the cohort has no such task, labels do not allow it, for instance because they are all alike, or too
+            few patients with the label have expression.
     """
-    kind, labels = cohort.definition(task).kind, cohort.labels(task)
-    paired = set(cohort.with_expression().patients)
-    eligible = labels.loc[[patient in paired for patient in labels.index]]
-    if eligible.empty:
-        raise ValueError(f"task {task!r} needs patients with label and expression, got none")
-    # The folds test these patients, and metrics of labels that are all alike have no value.
-    try:
-        cohort.definition(task).check_labels(columns_of_labels(eligible))
-    except ValueError as error:
-        raise ValueError(f"task {task!r}, {error} for the patients with expression") from error
-    strata = kind.strata(columns_of_labels(eligible))
-    splits = []
-    for split in patient_folds(eligible.index, strata, folds=folds, seed=seed):
-        tested = set(split.test)
-        splits.append(PatientSplit(tuple(patient for patient in labels.index if patient not in tested), split.test))
+    definition, labels = cohort.definition(task), cohort.labels(task)
+    paired = [patient in cohort.paired for patient in labels.index]
+    if cohort.expression is not None and not any(paired):
+        raise ValueError(
+            f"task {task!r} needs patients with label and expression, got none; without [expression] and [genes], "
+            "students are trained alone"
+        )
+    # Folds test all patients, and the teacher those with expression. Metrics of labels that are alike have no value.
+    for some, whose in ((labels, ""), (labels.loc[paired], " for the patients with expression")):
+        try:
+            if len(some):
+                definition.check_labels(columns_of_labels(some))
+        except ValueError as error:
+            raise ValueError(f"task {task!r}, {error}{whose}") from error
+    strata = _strata(definition.kind.strata(columns_of_labels(labels)), paired, folds)
+    splits = patient_folds(labels.index, strata, folds=folds, seed=seed)
+    if any(paired) and any(cohort.paired.isdisjoint(split.test) for split in splits):
+        raise ValueError(
+            f"task {task!r} needs patients with expression in each of the {folds} folds, got {sum(paired)} in all; "
+            "without [expression] and [genes], students are trained alone"
+        )
     return splits
 
 
-def _splits(cohort: Cohort, task: str, folds: int, seed: int, quiet: bool) -> list[Split]:
+def _strata(labels: Sequence[Hashable], paired: Sequence[bool], folds: int) -> list[str]:
+    """Strata of labels, each divided by the presence of expression where every fold can have both parts."""
+    counts = Counter(zip(labels, paired, strict=True))
+    return [
+        f"{label}, expression {has}" if min(counts[label, True], counts[label, False]) >= folds else str(label)
+        for label, has in zip(labels, paired, strict=True)
+    ]
+
+
+def _splits(cohort: Cohort, task: str, folds: int, options: TrainingOptions, quiet: bool) -> list[Split]:
     """The splits, after everything that is fitted on training patients was fitted once."""
     kind = cohort.definition(task).kind
-    labels, paired = cohort.labels(task), cohort.with_expression()
-    eligible = labels.loc[[patient for patient in paired.patients if patient in labels.index]]
+    labels = cohort.labels(task)
     if not quiet:
         without = len(cohort.patients) - len(labels)
+        paired = labels.loc[[patient in cohort.paired for patient in labels.index]]
+        expression = "none with expression"
+        if len(paired):
+            expression = f"{len(paired)} of them with expression ({kind.summary(columns_of_labels(paired))})"
         print(
-            f"{task}: {len(labels)} patients ({kind.summary(columns_of_labels(labels))}), "
-            f"{len(eligible)} of them with expression ({kind.summary(columns_of_labels(eligible))})"
+            f"{task}: {len(labels)} patients ({kind.summary(columns_of_labels(labels))}), {expression}"
             + (f"; {without} without the label are left out" if without else ""),
             file=sys.stderr,
         )
         for subspace, (found, wanted) in cohort.genes_found().items():
             print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
     splits = []
-    for patients in task_folds(cohort, task, folds=folds, seed=seed):
+    for patients in task_folds(cohort, task, folds=folds, seed=options.seed):
         train = cohort.subset(patients.train)
-        # Labels or genes that cannot be fitted are refused before a slide is read.
+        # Labels, genes or options that do not fit are refused before a slide is read.
+        models_for(train, options)
         train.fit_task(task)
-        train.fit_expression()
-        splits.append(Split(train, {"test": paired.subset(patients.test)}))
+        if train.paired:
+            train.fit_expression()
+        splits.append(Split(train, {"test": cohort.subset(patients.test)}))
+    if not quiet and not cohort.paired:
+        print("no expression: students are trained on slides alone, without a teacher to distill", file=sys.stderr)
+    elif not quiet and options.cgc and len(cohort.gene_sets) < 2:
+        print("no CGC: it needs two subspaces, and [genes] names one", file=sys.stderr)
     return splits

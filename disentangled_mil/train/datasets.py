@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..bags import Bag, Grid, TokenSet, collate_bags
+from ..bags import Bag, Grid, TokenSet, collate_samples
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..models import mean_patches
@@ -162,6 +162,10 @@ class CohortDataset:
         part._cache = self._cache
         return part
 
+    def with_expression(self) -> "CohortDataset":
+        """The dataset of the samples with expression."""
+        return self.subset(torch.nonzero(self.paired)[:, 0])
+
     def mean_patches(self) -> dict[str, Tensor]:
         """The mean patch of every sample, by magnification [n, C]."""
         rows = [self._cache.mean_patches(sample) for sample in self.samples]
@@ -204,7 +208,7 @@ class CohortDataset:
         """The samples of some rows."""
         index = torch.as_tensor(index)
         loaded = [self._cache.load(self.samples[int(i)]) for i in index]
-        bags = {name: collate_bags([bags[name] for bags in loaded]) for name in loaded[0]}
+        bags = collate_samples(loaded)
         genes = {name: values[index] for name, values in self.genes.items()}
         return Batch(bags, genes, self.paired[index], select_target(self.target, index), index)
 

@@ -80,7 +80,7 @@ def run_demo(
 def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str]) -> None:
     """Draw the first held-out slide: its true regions beside the prototypes of the last student."""
     trained = "distilled" if (out / "distilled.json").is_file() else "student"
-    student = cast(Student, load_model(out / trained)[0])
+    student = cast(Student, load_model(out / trained).model)
     sample = next(sample for sample in planted.cohort.samples if sample.patient == patients[0])
     bags = sample.load()
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -20,7 +19,7 @@ class ExplainedGenes:
     """Expression of patients for a teacher, and the attributions of its genes, as they are found.
 
     Args:
-        state: state of the teacher's pipeline.
+        pipeline: pipeline of the teacher.
         table: table of expression.
         gene_sets: GMT file of the sets over which attributions are summed.
         patients: patients who must be in the table.
@@ -30,8 +29,10 @@ class ExplainedGenes:
         ValueError: a table cannot be read, or lacks a patient or gene.
     """
 
-    def __init__(self, state: Mapping[str, Any], table: Path, gene_sets: Path | None, patients: Sequence[str]) -> None:
-        self.pipeline = ExpressionPipeline.from_state(state)
+    def __init__(
+        self, pipeline: ExpressionPipeline, table: Path, gene_sets: Path | None, patients: Sequence[str]
+    ) -> None:
+        self.pipeline = pipeline
         self.sets = None if gene_sets is None else read_gmt(gene_sets)
         expression = read_expression(table)
         if absent := sorted(set(patients) - set(expression.index)):

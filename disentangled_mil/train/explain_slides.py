@@ -1,17 +1,19 @@
 """Maps and genes behind the predictions of a saved model, for slides in folders."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .._files import replacing
-from ..bags import Bag, collate_bags
+from ..bags import Bag, collate_samples
 from ..data.cohort import Sample, StoredBag
+from ..data.expression import ExpressionPipeline
 from ..data.slides import SlideError, TilePlaces, slide_name, tile_places
 from ..explain import (
     TileMap,
@@ -27,7 +29,7 @@ from ..models import Student, Teacher
 from ..tasks import KINDS, Task
 from .checkpoint import load_model
 from .explain_genes import ExplainedGenes
-from .new_slides import checked, new_samples, reading_of, task_of
+from .new_slides import all_checked, new_samples
 from .threads import Threads, using_threads
 
 _LEVEL0 = "level-0 pixels"
@@ -63,6 +65,7 @@ def explain_slides(
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> list[str]:
     """Write a map for every slide: ``SLIDE.csv``, ``SLIDE.png`` and ``SLIDE.geojson``.
@@ -80,6 +83,7 @@ def explain_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting.
         allow_other_encoder: whether slides of another encoder than that of training are read all the same.
+        quiet: whether no progress is shown.
         kinds: class of every kind of task.
 
     Returns:
@@ -92,21 +96,26 @@ def explain_slides(
             lacks expression.
     """
     extras, steps = extras or Extras(), steps or {}
-    model, description = load_model(checkpoint)
+    model, task, reading, expression, _ = load_model(checkpoint, kinds=kinds)
     if not isinstance(model, (Student, Teacher)):
-        raise ValueError(f"{checkpoint}: must hold a student or a teacher, got {description['model']!r}")
-    reading = reading_of(checkpoint, description, model.magnifications)
-    samples = new_samples(reading, folders, patients, steps)
-    samples = [checked(sample, reading, allow_other_encoder=allow_other_encoder) for sample in samples]
+        raise ValueError(f"{checkpoint}: must hold a student or a teacher, got a {type(model).__name__}")
+    if task is None or reading is None:
+        lacking = "task" if task is None else "reading"
+        raise ValueError(
+            f"{checkpoint}: must have the key {lacking!r}; save the model by save_model(..., {lacking}=...)"
+        )
+    width = model.arguments["features"]
+    samples = new_samples(model.magnifications, folders, patients, steps, reading, width)
+    samples = all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
     places = [_places(sample, steps) for sample in samples]
-    task = task_of(checkpoint, description, kinds)
-    genes = _genes(checkpoint, description, extras, [sample.patient for sample in samples])
+    genes = _genes(checkpoint, model, expression, extras, [sample.patient for sample in samples])
     images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
     out.mkdir(parents=True, exist_ok=True)
     model.to(device)
     written = []
-    for sample, placed in zip(samples, places, strict=True):
-        bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
+    progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
+    for sample, placed in zip(progress, places, strict=True):
+        bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
         with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
             views = _views(model, bags, None if genes is None else genes.of(sample.patient))
             if isinstance(model, Teacher) and genes is not None:
@@ -163,16 +172,24 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
 
 
 def _genes(
-    checkpoint: Path, description: Mapping[str, Any], extras: Extras, patients: list[str]
+    checkpoint: Path,
+    model: Student | Teacher,
+    pipeline: ExpressionPipeline | None,
+    extras: Extras,
+    patients: Sequence[str],
 ) -> ExplainedGenes | None:
     """The expression of a teacher; None for a student."""
-    if "expression" not in description:
+    if isinstance(model, Student):
         if extras.expression is not None:
             raise ValueError(f"{checkpoint}: must hold a teacher, if --expression is given, got a student")
         return None
+    if pipeline is None:
+        raise ValueError(
+            f"{checkpoint}: must have the key 'expression'; save the model by save_model(..., expression=...)"
+        )
     if extras.expression is None:
         raise ValueError(f"{checkpoint}: a teacher needs the expression of its patients; give it by --expression")
-    return ExplainedGenes(description["expression"], extras.expression, extras.gene_sets, patients)
+    return ExplainedGenes(pipeline, extras.expression, extras.gene_sets, patients)
 
 
 @torch.no_grad()

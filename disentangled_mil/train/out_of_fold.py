@@ -136,7 +136,8 @@ def distill_out_of_fold(
         }
         return {"logits": outputs.logits, **shares}
 
-    key = repr({"options": _deciding(options), "expression": builder.pipeline.digest, "task": task.state()})
+    expression = builder.pipeline and builder.pipeline.digest
+    key = repr({"options": _deciding(options), "expression": expression, "task": task.state()})
     apart = over_folds(
         train,
         task,

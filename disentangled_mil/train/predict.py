@@ -1,50 +1,63 @@
-"""Predictions of a saved student for new slides."""
+"""Predictions of saved students for new slides."""
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from .._files import replacing
-from ..bags import collate_bags
-from ..models import Student
+from ..bags import collate_samples
+from ..data.cohort import Sample
 from ..tasks import KINDS, Task
-from .checkpoint import load_model
-from .new_slides import checked, new_samples, reading_of, task_of
+from .new_slides import all_checked, new_samples
 from .predictions import predictions_table
+from .saved_students import SavedStudent, load_students
 from .threads import Threads, using_threads
 
 
 def predict_slides(
-    checkpoint: Path,
+    model: Path,
     folders: Mapping[str, Path],
     out: Path,
     *,
+    students: str = "auto",
     patients: Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
     """Predict for every slide, and write one row per patient.
 
     A slide must be there at all magnifications. If the student was trained with ``missing = "allow"``, one is enough.
+    The metadata of all slides are checked before the first one is computed. A slide whose values are refused later does
+    not discard the others: their rows are written, and the error at the end names it.
+
+    Of a run folder, the student of all patients in ``final`` predicts if there is one. Else the predictions of the
+    folds' students are averaged: probabilities of classes, or risks. Hazards are averaged if all folds have the same
+    intervals, and left out otherwise.
 
     Args:
-        checkpoint: checkpoint of a student.
+        model: checkpoint of a student, or a run folder.
         folders: folder of slides, or file of one slide, for every magnification of the student.
         out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
+        students: students of a run folder, ``"final"`` or ``"folds"``; ``"auto"`` for the rule above.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
-            name others; without it every slide is a patient.
+            name others; without it every slide is a patient. A student of ``bag = "patient"`` needs it.
         steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
             :mod:`.threads`.
         allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
             same.
+        quiet: whether no progress is shown.
         kinds: class of every kind of task.
 
     Returns:
@@ -57,29 +70,57 @@ def predict_slides(
             slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
             magnification, or has no coordinates where those of training had.
     """
-    model, description = load_model(checkpoint)
-    if not isinstance(model, Student):
-        raise ValueError(f"{checkpoint}: must hold a student, got {description['model']!r}, which needs genes")
-    reading = reading_of(checkpoint, description, model.magnifications)
+    saved = load_students(model, students, kinds)
+    path, student, _, reading = saved[0]
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    if patients is None and reading.unit == "patient":
+        raise ValueError(
+            f"{path}: learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
+            "slide and patient"
+        )
     if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
         raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
-    samples = new_samples(reading, folders, patients, steps or {})
+    width = student.arguments["features"]
+    samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
-    task = task_of(checkpoint, description, kinds)
-    # All files are compared before the first prediction, which a late refusal would discard.
-    samples = [checked(sample, reading, allow_other_encoder=allow_other_encoder) for sample in samples]
-    model.to(device)
-    logits = []
-    with torch.no_grad():
-        for sample in samples:
-            bags = {name: collate_bags([bag]).to(device) for name, bag in sample.load().items()}
-            with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
-                logits.append(model(bags).logits.cpu())
-    table = predictions_table(task, torch.cat(logits), [sample.patient for sample in samples])
+    if not quiet:
+        names = ", ".join(str(each.path) for each in saved)
+        print(f"mean of {len(saved)} students: {names}" if len(saved) > 1 else f"student: {names}", file=sys.stderr)
+    samples = all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
+    logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
+    # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
+    whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
+    if not whole:
+        raise next(iter(failures.values()))
+    task = saved[0].task
+    stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
+    predictions = task.mean_predictions([each.task for each in saved], stacked)
+    table = predictions_table(task, predictions, [samples[row].patient for row in whole])
     with replacing(out) as temporary:
         table.to_csv(temporary, index=False)
+    if failures:
+        reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
+        raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")
     return table
+
+
+def _predict(
+    saved: Sequence[SavedStudent], samples: Sequence[Sample], device: str, threads: Threads, *, quiet: bool
+) -> tuple[dict[int, list[Tensor]], dict[str, Exception]]:
+    """Logits of every student by sample, and the first error of every patient of whom a slide is refused."""
+    logits: dict[int, list[Tensor]] = {}
+    failures: dict[str, Exception] = {}
+    models = [each.model.to(device) for each in saved]
+    for row, sample in enumerate(tqdm(samples, desc="predicting", unit="sample", disable=quiet)):
+        try:
+            bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+        except (ValueError, OSError) as error:
+            failures.setdefault(sample.patient, error)
+            continue
+        patches = sum(bag.patches.shape[1] for bag in bags.values())
+        with torch.no_grad(), using_threads(threads, [patches], batch_size=1):
+            logits[row] = [model(bags).logits[0].cpu() for model in models]
+    return logits, failures

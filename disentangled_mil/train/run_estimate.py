@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..bags import Bag
 from ..models import Student, Teacher
+from .building import WITHOUT_GENES
 from .options import TrainingOptions
 
 _FEW = 64
@@ -127,7 +128,7 @@ def _teacher(size: CohortSize, options: TrainingOptions) -> Callable[[dict[str, 
 
 
 def _student(size: CohortSize, options: TrainingOptions) -> Callable[[dict[str, Bag]], Tensor]:
-    subspaces = tuple(size.genes) or ("tumor", "tme")
+    subspaces = tuple(size.genes) or WITHOUT_GENES
     student = Student(size.width, size.outputs, subspaces=subspaces, **_common(size, options)).to(options.device)
     return lambda bags: student(bags).logits
 

@@ -1,34 +1,32 @@
 """The folder of one run: one run takes it, the same run may resume it, and its results end there.
 
 ``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt`` holds
-the state after an epoch. ``metrics.json`` appears last: a folder that has it holds a finished run. A run that stops
-before its first finished epoch leaves no trace, so that the folder is free again.
+the state after an epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished
+run. The folder ``final`` may follow, with students of all patients. A run that stops before its first finished epoch
+leaves no trace, so that the folder is free again.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
-from ..bags import Bag
-from ..data.cohort import Cohort, StoredBag
 from ..report.tables import gains_table, headroom_line, results_table
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
 from .comparison import compare
-from .experiment import NETWORKS, Result
+from .experiment import Result
 from .options import TrainingOptions
 from .out_of_fold import part_files
+from .training import NETWORKS
 
-_END = 1 << 20
+FINAL = "final"
 
 
 class RunFolder:
@@ -131,6 +129,16 @@ class RunFolder:
         """Add values to run.json that do not decide the numbers of the run."""
         write_json(self._note, {**_read_note(self._note), **values})
 
+    @property
+    def final(self) -> Path:
+        """Folder of the students of all patients."""
+        return self.path / FINAL
+
+    @property
+    def has_final(self) -> bool:
+        """Whether the students of all patients are finished."""
+        return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
+
     def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
         """Write metrics and predictions, and remove states for resuming and halves of killed writes.
 
@@ -154,14 +162,22 @@ class RunFolder:
                 "gains": compare([result.evaluations for result in results]),
             },
         )
+        self.tidy(folders)
+        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+            remove_leftovers(self.path / name)
+        return self.report()
+
+    def tidy(self, folders: Sequence[Path]) -> None:
+        """Remove states for resuming and halves of killed writes.
+
+        Args:
+            folders: folders whose trainings are finished.
+        """
         for folder in folders:
             for path in (*(folder / model for model in NETWORKS), *part_files(folder, self.options)):
                 for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
-            remove_leftovers(self.path / name)
-        return self.report()
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
@@ -172,6 +188,7 @@ class RunFolder:
             kind = self.task.kind
             table = results_table(splits, kind, every=len(splits) > 1).to_string()
             gains = gains_table(content.get("gains", {}), kind)
+            counts = "; ".join(f"{test}: {one['patients']} patients" for test, one in content.get("gains", {}).items())
             headroom = [one for one in content.get("headroom", []) if one is not None]
             lines = "".join(f"{headroom_line(one, kind)}\n" for one in headroom)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -181,7 +198,9 @@ class RunFolder:
         lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
         compared = "" if gains.empty else f"\ngains, 95 % intervals over patients:\n{gains.to_string()}\n"
         lines = f"\n{lines}" if lines else ""
-        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}"
+        lacking = f"{counts}\n{lacking}" if counts else lacking
+        final = f"\nstudents of all patients, for new slides: {self.final}" if self.has_final else ""
+        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
 
 
 def _headroom(result: Result) -> dict[str, Any] | None:
@@ -189,52 +208,6 @@ def _headroom(result: Result) -> dict[str, Any] | None:
     if result.headroom is None:
         return None
     return {**result.headroom._asdict(), "distilled": "distilled" in result.metrics}
-
-
-def cohort_digest(cohort: Cohort) -> str:
-    """A digest that recognizes a cohort wherever it lies: labels, slides and their reading, expression and its options.
-
-    A slide is recognized by its name, its size, and its first and last megabyte.
-
-    Args:
-        cohort: cohort whose bags are in files.
-
-    Returns:
-        The digest.
-    """
-    digest = hashlib.sha256()
-    fingerprint = cache(_fingerprint)  # Magnifications may share their files.
-    digest.update(f"{cohort.unit}\n{cohort.clinical.to_csv()}".encode())
-    for sample in cohort.samples:
-        for magnification, bag in sample.bags.items():
-            if isinstance(bag, Bag) and not bag.mask.any():  # a magnification that the sample lacks
-                digest.update(repr((sample.name, magnification)).encode())
-                continue
-            stored = cast(StoredBag, bag)
-            files = [(path.name, fingerprint(path)) for path in stored.paths]
-            reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
-            digest.update(repr((sample.name, magnification, files, *reading)).encode())
-    if cohort.expression is not None:
-        digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
-        digest.update(cohort.expression.to_numpy().tobytes())
-        # The rule of choice may change between versions, so its result counts as well.
-        digest.update(cohort.fit_expression().digest.encode())
-    digest.update(repr((dict(cohort.gene_sets), cohort.expression_options)).encode())
-    return digest.hexdigest()
-
-
-def _fingerprint(path: Path) -> str:
-    """Size of a file, and a digest of its first and last megabyte; those of all files of a folder."""
-    if path.is_dir():  # zarr
-        return repr(
-            [(str(part.relative_to(path)), _fingerprint(part)) for part in sorted(path.rglob("*")) if part.is_file()]
-        )
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        ends = file.read(_END)
-        file.seek(max(len(ends), size - _END))
-        ends += file.read()
-    return f"{size} {hashlib.sha256(ends).hexdigest()}"
 
 
 def _read_note(path: Path) -> dict[str, Any]:
@@ -266,7 +239,7 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
 def _trained(path: Path) -> bool:
     """Whether a folder holds a finished run, or a finished epoch of one."""
     return (path / "metrics.json").is_file() or any(
-        state for place in ("", "fold[0-9]*/") for state in path.glob(f"{place}*.progress.pt")
+        state for place in ("", "fold[0-9]*/", f"{FINAL}/") for state in path.glob(f"{place}*.progress.pt")
     )
 
 

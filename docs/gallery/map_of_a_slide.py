@@ -23,7 +23,7 @@ def draw(path: Path) -> None:
         split = Split(cohort.subset(training), {"shown": cohort.subset([shown])})
         options = replace(DEMO_OPTIONS, epochs=4, linear=0.0)
         run_split(split, "diagnosis", options, Path(folder), models=("student",), quiet=True)
-        student, _ = load_model(Path(folder) / "student")
+        student = load_model(Path(folder) / "student").model
     bags = cohort.subset([shown]).samples[0].load()
     with torch.no_grad():
         branches = student(bags).branches

@@ -6,13 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from disentangled_mil import Bag, DiscreteSurvival, DistillationTargets, Grid, TokenSet
+from disentangled_mil import Bag, DiscreteSurvival, DistillationTargets, Grid, Teacher, TokenSet
 from tests.support.trees import leaves
 
 
 def _placed() -> Bag:
     coords = torch.tensor([[0, 0], [448, 0], [0, 224]])
     return Bag.from_slide(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), coords, step=224)
+
+
+def _teacher_output(bag: Bag, **options: str) -> object:
+    genes = {"tumor": torch.ones(1, 2), "tme": torch.ones(1, 3)}
+    sizes = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4, "selection_heads": 2}
+    teacher = Teacher(4, {"tumor": 2, "tme": 3}, 2, magnifications=["20x"], **sizes, **options)
+    return teacher.eval()({"20x": bag}, genes)
 
 
 VALUES = {
@@ -22,6 +29,9 @@ VALUES = {
     "token set": lambda: TokenSet.of([2, 3]),
     "survival target": lambda: DiscreteSurvival.fit([1.0, 2.0, 3.0, 4.0], event=[1] * 4).target([1.0], event=[1]),
     "distillation targets": lambda: DistillationTargets.from_teacher(torch.ones(2, 3)),
+    "output of a teacher": lambda: _teacher_output(_placed()),
+    "output of a teacher with exact bias": lambda: _teacher_output(_placed(), bias="exact"),
+    "output of a teacher of sets": lambda: _teacher_output(Bag.from_slide(torch.ones(3, 4))),
 }
 
 

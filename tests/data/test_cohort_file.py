@@ -16,7 +16,7 @@ from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
 from disentangled_mil.data.slides import read_bag, write_bag
-from disentangled_mil.train.run_folder import cohort_digest
+from disentangled_mil.train.cohort_digest import cohort_digest
 from tests.support.slides import write_hdf5
 
 CLINICAL = """patient_id,slides,diagnosis,grade,os_days,event,age
@@ -688,8 +688,8 @@ def test_slides_may_lack_a_magnification_where_the_description_allows_it(folder,
     ]
     batch = collate_bags([sample.load()["20x"] for sample in cohort.samples])
     assert isinstance(batch.grid, TokenSet) == (unit == "patient")
-    assert cohort.reading()["sets"] == ([] if unit == "slide" else ["10x", "20x"])
-    assert set(cohort.reading()["sources"]) == {"10x", "20x"}
+    assert cohort.reading().sets == (() if unit == "slide" else ("10x", "20x"))
+    assert set(cohort.reading().tiles) == {"10x", "20x"}
     assert len(cohort_digest(cohort)) == 64
     (folder / "10x" / "b1.h5").unlink()
     with pytest.raises(FileNotFoundError, match=r"10x/b1\.h5: there is no such file"):
@@ -724,7 +724,7 @@ def test_a_magnification_may_have_a_largest_number_of_tiles(folder):
     with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
         bags = cohort.samples[0].load()
     assert {name: bag.patches.shape[1] for name, bag in bags.items()} == {"10x": 2, "20x": 4}
-    assert cohort.reading()["max_tokens"] == {"20x": 4}
+    assert cohort.reading().max_tokens == {"20x": 4}
     with pytest.raises(ValueError, match=r"\[slides\.20x\] max_tokens must be at least 1, got 0"):
         read_cohort(change(folder, "COHORT.toml", "max_tokens = 4", "max_tokens = 0"))
 

@@ -97,7 +97,7 @@ def test_peak_order_is_that_of_the_clusters_and_has_no_anchors() -> None:
 def test_slots_mean_the_same_tissue_in_every_bag_after_training() -> None:
     ita = make(momentum=0.9).train()
     for step in range(5):
-        ita(two_tissues(step, 4, 40)[0])
+        ita(two_tissues(step, 4, 40)[0]).prototypes.sum().backward()
     ita.eval()
     tokens, tissue = two_tissues(100, 12, 40)
     found = ita(tokens)
@@ -115,12 +115,16 @@ def test_slots_mean_the_same_tissue_in_every_bag_after_training() -> None:
         assert torch.equal(shuffled.assignment[0], found.assignment[bag, order])
 
 
-def test_anchors_follow_the_prototypes_of_their_slots_in_training_only() -> None:
+def test_anchors_follow_the_prototypes_of_their_slots_in_backward_passes_of_training_only() -> None:
     ita, tokens = make(momentum=0.75), random_bags(0, 3, 20)
     before = ita.anchors.clone()
     found = ita(tokens)
+    found.prototypes.sum().backward()
+    ita.train()(random_bags(1, 3, 20))  # a loop that validates in training mode
+    with torch.no_grad():
+        ita(random_bags(2, 3, 20))
     assert torch.equal(ita.anchors, before)
-    ita.train()(tokens)
+    ita(tokens).prototypes.sum().backward()
     torch.testing.assert_close(ita.anchors, 0.75 * before + 0.25 * found.prototypes.mean(0))
     assert not ita.anchors.requires_grad
 
@@ -128,7 +132,7 @@ def test_anchors_follow_the_prototypes_of_their_slots_in_training_only() -> None
 def test_only_given_prototypes_move_the_anchors_without_self_following() -> None:
     ita = make(momentum=0.5, self_following=False).train()
     before = ita.anchors.clone()
-    ita(random_bags(0, 2, 20))
+    ita(random_bags(0, 2, 20)).prototypes.sum().backward()
     assert torch.equal(ita.anchors, before)
     given_prototypes = random_bags(1, 3, 2).requires_grad_()
     ita.follow(given_prototypes)
@@ -161,7 +165,7 @@ def test_absent_and_overflowed_prototypes_are_not_followed() -> None:
 def test_a_step_that_overflowed_leaves_the_anchors_sound() -> None:
     ita, tokens = make().train(), random_bags(0, 2, 20)
     tokens[0, 3] = torch.nan
-    ita(tokens)
+    ita(tokens).prototypes.sum().backward()
     assert ita.anchors.isfinite().all()
 
 
@@ -270,9 +274,23 @@ def test_stored_features_of_any_type_are_converted_to_that_of_the_weights(dtype:
 
 def test_it_compiles_without_a_graph_break() -> None:
     ita, tokens = make().train(), random_bags(0, 2, 20)
-    eager = copy.deepcopy(ita)(tokens)
-    compiled = torch.compile(ita, fullgraph=True, backend="eager")(tokens)
+    twin = copy.deepcopy(ita)
+    eager = twin(tokens)
+    compiled = torch.compile(ita, fullgraph=True, backend="aot_eager")(tokens)
     torch.testing.assert_close(tuple(compiled), tuple(eager))
+    before = ita.anchors.clone()
+    for found in (eager, compiled):
+        found.prototypes.sum().backward()
+    assert not torch.equal(ita.anchors, before)
+    torch.testing.assert_close(ita.anchors, twin.anchors)
+
+
+def test_recomputed_activations_move_the_anchors_once() -> None:
+    ita, tokens = make(momentum=0.5).train(), random_bags(0, 2, 20).requires_grad_()
+    twin = copy.deepcopy(ita)
+    torch.utils.checkpoint.checkpoint(lambda x: ita(x).prototypes, tokens, use_reentrant=False).sum().backward()
+    twin(tokens).prototypes.sum().backward()
+    torch.testing.assert_close(ita.anchors, twin.anchors)
 
 
 def test_state_and_representation_come_back() -> None:

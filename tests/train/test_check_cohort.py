@@ -12,7 +12,6 @@ from disentangled_mil.data.cohort import columns_of_labels
 from disentangled_mil.data.planted import planted_cohort, write_cohort
 from disentangled_mil.train import cross_validation
 from disentangled_mil.train.check_cohort import check_cohort
-from disentangled_mil.train.cross_validation import run_cross_validation
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.run_estimate import CohortSize, estimate_run
 from tests.support.cohorts import copy_with_change
@@ -41,7 +40,6 @@ def test_everything_that_was_understood_is_told(description):
         "genes tumor     30 of 30 genes are in the table",
         "task grading    classification, 45 patients: G2 ",
         "task survival   survival, 45 patients: events ",
-        "tested once: 45 patients with expression: events ",
         "  fold 3        train 30 patients: events ",
         "time            about ",
         "times 2 epochs and 3 folds, each with one teacher, 5 teachers for targets out of fold and two students",
@@ -108,14 +106,15 @@ def test_patients_left_out_are_warned_of(description, tmp_path):
     assert any("1 of 45 patients are not in the clinical table and are left out" in text for text in check.warnings)
 
 
-def test_a_cohort_without_expression_is_refused_as_in_training(description, tmp_path):
+def test_a_cohort_without_expression_is_checked_as_it_is_trained(description, tmp_path):
     path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
     path.write_text(path.read_text().split("[expression]")[0])
     check = check_cohort(path, OPTIONS)
-    assert check.errors == ["the description must have [expression] and [genes], from which the teacher learns"]
+    assert not check.errors
+    assert "expression      none: students are trained on slides alone, without a teacher to distill" in str(check)
     assert "task grading    classification, 45 patients: " in str(check)
-    with pytest.raises(ValueError, match=r"must have \[expression\] and \[genes\], from which the teacher learns"):
-        run_cross_validation(path, "grading", tmp_path / "run", OPTIONS, quiet=True)
+    assert "folds, each with one student" in str(check)
+    assert "with expression" not in str(check)
 
 
 def test_folds_are_those_that_training_uses(description, tmp_path):
@@ -125,14 +124,17 @@ def test_folds_are_those_that_training_uses(description, tmp_path):
     cohort = read_cohort(path)
     kind = cohort.definition("grading").kind
     check = str(check_cohort(path, OPTIONS, task="grading", folds=2))
-    for number, split in enumerate(cross_validation._splits(cohort, "grading", 2, OPTIONS.seed, quiet=True), start=1):
+    for number, split in enumerate(cross_validation._splits(cohort, "grading", 2, OPTIONS, quiet=True), start=1):
         train, test = (kind.summary(columns_of_labels(c.labels("grading"))) for c in (split.train, split.tests["test"]))
-        paired = len(split.train.with_expression().patients)
-        line = (
-            f"  fold {number}        train {len(split.train.patients)} patients ({paired} with expression): {train}\n"
+        test_set = split.tests["test"]
+        lines = (
+            f"  fold {number}        train {len(split.train.patients)} patients "
+            f"({len(split.train.paired)} with expression): {train}\n"
+            f"                test  {len(test_set.patients)} patients ({len(test_set.paired)} with expression): {test}"
         )
-        assert line + f"                test  {len(split.tests['test'].patients)} patients: {test}" in check
-    assert "never tested: 9 patients without expression" in check
+        assert lines in check
+    assert "with expression: 36 patients: " in check
+    assert "; they test all models, the others those of slides alone\n" in check
     assert "task survival" not in check
 
 

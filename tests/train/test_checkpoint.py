@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from disentangled_mil import GeneNetwork
+from disentangled_mil import Classification, DiscreteSurvival, GeneNetwork, Student
+from disentangled_mil.data.slide_reading import SlideReading, TileFacts
 from disentangled_mil.train.checkpoint import load_model, load_progress, save_model, save_progress, write_json
 
 ARGUMENTS = {"genes": {"tumor": 3, "tme": 2}, "outputs": 2, "dim": 4}
@@ -15,28 +16,30 @@ ARGUMENTS = {"genes": {"tumor": 3, "tme": 2}, "outputs": 2, "dim": 4}
 @pytest.fixture
 def saved(tmp_path):
     """A checkpoint, without suffix."""
-    save_model(tmp_path / "run" / "genes", GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"label": "grading"})
+    save_model(tmp_path / "run" / "genes", GeneNetwork(**ARGUMENTS), notes={"label": "grading"})
     return tmp_path / "run" / "genes"
 
 
 def test_a_saved_model_predicts_the_same_and_brings_its_description(tmp_path):
     model = GeneNetwork(**ARGUMENTS)
-    save_model(tmp_path / "genes", model, "genes", ARGUMENTS, {"label": "grading"})
+    save_model(tmp_path / "genes", model, notes={"label": "grading"})
     genes = {"tumor": torch.randn(5, 3), "tme": torch.randn(5, 2)}
     for path in ("genes", "genes.json", "genes.safetensors"):
-        loaded, description = load_model(str(tmp_path / path))
+        saved = load_model(str(tmp_path / path))
+        loaded = saved.model
         assert isinstance(loaded, GeneNetwork)
         assert not loaded.training
         assert torch.equal(loaded(genes).logits, model.eval()(genes).logits)
-        assert description == {"format": 1, "model": "genes", "arguments": ARGUMENTS, "label": "grading"}
+        assert saved.notes == {"label": "grading"}
+        assert loaded.arguments == model.arguments
     assert sorted(path.name for path in tmp_path.iterdir()) == ["genes.json", "genes.safetensors"]
 
 
 def test_names_with_dots_are_kept_apart(tmp_path):
     for name in ("v1.0", "v1.1"):
-        save_model(tmp_path / name, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"label": name})
-    assert load_model(tmp_path / "v1.0")[1]["label"] == "v1.0"
-    assert load_model(tmp_path / "v1.1.json")[1]["label"] == "v1.1"
+        save_model(tmp_path / name, GeneNetwork(**ARGUMENTS), notes={"label": name})
+    assert load_model(tmp_path / "v1.0").notes["label"] == "v1.0"
+    assert load_model(tmp_path / "v1.1.json").notes["label"] == "v1.1"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
@@ -73,7 +76,7 @@ def test_a_description_that_is_no_object_or_lacks_arguments_is_refused(saved):
     saved.with_suffix(".json").write_text("[1]")
     with pytest.raises(ValueError, match="got list"):
         load_model(saved)
-    saved.with_suffix(".json").write_text('{"format": 1, "model": "genes"}')
+    saved.with_suffix(".json").write_text('{"format": 1, "model": "genes", "notes": {}}')
     with pytest.raises(ValueError, match="must describe a model"):
         load_model(saved)
 
@@ -129,7 +132,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_of_a_model(saved, suffix):
     before = path.read_bytes()
     limit = 100 if suffix == ".safetensors" else size
     with pytest.raises(OSError, match="File too large") as error, full_disk(limit):
-        save_model(saved, GeneNetwork(**ARGUMENTS), "genes", ARGUMENTS, {"extra": "long" * size})
+        save_model(saved, GeneNetwork(**ARGUMENTS), notes={"extra": "long" * size})
     assert str(error.value).endswith(f": {str(path)!r}")
     assert path.read_bytes() == before
     assert len(list(saved.parent.iterdir())) == 2
@@ -164,3 +167,35 @@ def test_truncated_progress_is_refused_with_a_way_out(tmp_path, keep):
         ValueError, match=r"a\.progress\.pt: cannot be resumed from; delete it to train this stage anew$"
     ):
         load_progress(path, "cpu")
+
+
+def test_what_a_student_needs_for_prediction_comes_back(tmp_path):
+    """Quick start: a student of one's own, with the facts that prediction compares."""
+    student = Student(6, 2, magnifications=["5x"], subspaces=["a", "b"], gate="learned", heads=2, groups=2, dim_head=8)
+    reading = SlideReading(
+        unit="patient", sets=("5x",), max_tokens={"5x": 9}, tiles={"5x": TileFacts("uni", 6, mpp=2.0)}
+    )
+    save_model(tmp_path / "mine", student, task=Classification(["x", "y"]), reading=reading)
+    saved = load_model(tmp_path / "mine")
+    assert saved.reading == reading
+    assert saved.task.classes == ("x", "y")
+    assert saved.model.gate.rule == "learned"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": Classification(["a", "b", "c"])}, "task must have the outputs of the model, 2, got 3"),
+        ({"task": DiscreteSurvival(torch.tensor([1.0]))}, "the link of the model, 'softmax', got 'hazards'"),
+        ({"reading": SlideReading(sets=("40x",))}, "sets must be of the magnifications 10x, 20x, got '40x'"),
+    ],
+)
+def test_a_task_or_reading_that_does_not_fit_the_model_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        save_model(tmp_path / "mine", Student(6, 2, heads=2, groups=2, dim_head=8), **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_another_class_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="model must be a Student, Teacher or GeneNetwork, got Linear"):
+        save_model(tmp_path / "mine", torch.nn.Linear(2, 2))

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.metrics import PairedDifference
 from disentangled_mil.train import cross_validation, out_of_fold, run_folder
-from disentangled_mil.train.cross_validation import run_cross_validation
-from disentangled_mil.train.experiment import MODELS, NETWORKS, Result
+from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest
+from disentangled_mil.train.cross_validation import run_cross_validation, task_folds
+from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.predict import predict_slides
-from disentangled_mil.train.run_folder import cohort_digest
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+from disentangled_mil.train.training import MODELS, NETWORKS
 from tests.support.cohorts import copy_with_change
 
 CHECKPOINTS = {f"{model}{end}" for model in NETWORKS for end in (".csv", ".json", ".safetensors")}
@@ -74,16 +76,42 @@ def test_cross_validation_leaves_the_documented_files(finished_run):
         assert {path.name for path in (out / fold).iterdir()} == CHECKPOINTS
 
 
-def test_folds_test_every_graded_patient_with_expression_once(finished_run, description):
+def test_folds_test_every_graded_patient_once_and_models_of_genes_those_with_expression(finished_run, description):
     out, _ = finished_run
     cohort = read_cohort(description)
-    eligible = cohort.with_expression().labels("grading")["label"]
+    labels, paired = cohort.labels("grading"), cohort.with_expression().labels("grading")
     table = pd.read_csv(out / "predictions.csv")
-    for _, rows in table.groupby("model"):
-        assert sorted(rows["patient"]) == sorted(eligible.index)
-    folds = patient_folds(eligible.index, eligible, folds=2, seed=5)
-    for number, fold in enumerate(folds):
+    tested = {key: sorted(rows["patient"]) for key, rows in table.groupby(["test", "model"])}
+    wanted = {("test with expression", model): sorted(paired.index) for model in MODELS}
+    assert tested == {**wanted, **{("test", m): sorted(labels.index) for m in ("linear", "student", "distilled")}}
+    for number, fold in enumerate(task_folds(cohort, "grading", folds=2, seed=5)):
         assert set(table["patient"][table["fold"] == number]) == set(fold.test)
+        assert set(fold.train) == set(labels.index) - set(fold.test)
+
+
+def test_folds_are_balanced_by_label_and_presence_of_expression(planted):
+    cohort = planted.cohort
+    partly = replace(cohort, expression=cohort.expression.iloc[::2])
+    label = partly.labels("survival")["event"]
+    counts = [
+        Counter((label[patient], patient in partly.paired) for patient in fold.test)
+        for fold in task_folds(partly, "survival", folds=3, seed=0)
+    ]
+    for stratum in counts[0]:
+        assert max(count[stratum] for count in counts) - min(count[stratum] for count in counts) <= 1
+    strata = cohort.definition("survival").kind.strata({"event": label.tolist()})
+    assert task_folds(cohort, "survival", folds=3, seed=0) == patient_folds(label.index, strata, folds=3, seed=0)
+
+
+def test_expression_of_too_few_patients_for_the_folds_is_refused_with_a_way_out(planted):
+    cohort = planted.cohort
+    grades = cohort.labels("grading")["label"]
+    two = [grades.index[0], grades.index[grades != grades.iloc[0]][0]]
+    partly = replace(cohort, expression=cohort.expression.loc[two])
+    with pytest.raises(ValueError, match=r"expression in each of the 3 folds, got 2 in all; without \[expression\]"):
+        task_folds(partly, "grading", folds=3, seed=0)
+    with pytest.raises(ValueError, match="'grading' needs patients with label and expression, got none; without"):
+        task_folds(replace(cohort, expression=cohort.expression.iloc[:0]), "grading", folds=3, seed=0)
 
 
 def test_metrics_are_those_of_the_predictions_of_each_fold(finished_run, description):
@@ -96,16 +124,18 @@ def test_metrics_are_those_of_the_predictions_of_each_fold(finished_run, descrip
     for number, run in enumerate(written["splits"]):
         assert list(run) == list(MODELS)
         for model, metrics in run.items():
-            rows = table[(table["fold"] == number) & (table["model"] == model)]
-            accuracy = accuracy_score(grades[rows["patient"]], rows["predicted"])
-            assert metrics["test"]["accuracy"] == pytest.approx(accuracy)
-            assert metrics["test"]["patients"] == len(rows)
+            for test, measured in metrics.items():
+                rows = table[(table["fold"] == number) & (table["model"] == model) & (table["test"] == test)]
+                accuracy = accuracy_score(grades[rows["patient"]], rows["predicted"])
+                assert measured["accuracy"] == pytest.approx(accuracy)
+                assert measured["patients"] == len(rows)
 
 
 def test_table_shows_mean_and_spread_over_folds(finished_run):
     out, printed = finished_run
     splits = json.loads((out / "metrics.json").read_text())["splits"]
-    auc = [split["teacher"]["test"]["auc"] for split in splits]
+    auc = [split["teacher"]["test with expression"]["auc"] for split in splits]
+    assert "test: 33 patients; test with expression: 27 patients\n" in printed
     assert f"{np.mean(auc):.3f} ± {np.std(auc, ddof=1):.3f}" in printed
     for name in ("SNN (genes)", "teacher", "student from scratch", "distilled student"):
         assert name in printed
@@ -115,12 +145,16 @@ def test_table_shows_mean_and_spread_over_folds(finished_run):
 def test_gains_are_the_differences_of_the_rows_of_the_table(finished_run):
     out, printed = finished_run
     written = json.loads((out / "metrics.json").read_text())
-    gains = {(one["first"], one["second"]): one for one in written["gains"]["test"]["gains"]}
-    for (first, second), one in gains.items():
-        auc = [[split[model]["test"]["auc"] for split in written["splits"]] for model in (first, second)]
-        assert one["difference"] == pytest.approx(np.subtract(*auc).mean())
-        assert f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]" in printed
-    assert len(gains) == 3
+    assert {test: len(found["gains"]) for test, found in written["gains"].items()} == {
+        "test": 2,
+        "test with expression": 3,
+    }
+    for test, found in written["gains"].items():
+        for one in found["gains"]:
+            pair = one["first"], one["second"]
+            auc = [[split[model][test]["auc"] for split in written["splits"]] for model in pair]
+            assert one["difference"] == pytest.approx(np.subtract(*auc).mean())
+            assert f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]" in printed
     assert written["headroom"] == [None, None]  # targets in sample that are always distilled need none
 
 
@@ -309,13 +343,70 @@ def test_one_subspace_is_trained_without_cgc_and_predicts(description, quick, tm
     assert table.filter(like="probability").notna().all(axis=None)
 
 
-def test_a_cohort_without_expression_cannot_train_a_teacher(description, quick, tmp_path):
-    (tmp_path / "slides").symlink_to(description.parent / "slides")
-    (tmp_path / "clinical.csv").write_text((description.parent / "clinical.csv").read_text())
-    (tmp_path / "cohort.toml").write_text(description.read_text().split("[expression]")[0])
-    with pytest.raises(ValueError, match=r"cohort\.toml: must have \[expression\] and \[genes\], .*, got neither"):
-        run_cross_validation(tmp_path / "cohort.toml", "grading", tmp_path / "run", quick)
-    assert not (tmp_path / "run").exists()
+@pytest.fixture
+def slides_alone(description, tmp_path) -> Path:
+    """The cohort without a word of genes."""
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    path.write_text(path.read_text().split("[expression]")[0])
+    return path
+
+
+def test_slides_and_labels_alone_train_students_and_a_final_one_that_predicts(slides_alone, quick, tmp_path, capfd):
+    out, options = tmp_path / "run", replace(quick, epochs=1, distill="auto")
+    printed = run_cross_validation(slides_alone, "grading", out, options, folds=2, refit=True)
+    said = capfd.readouterr().err
+    assert said.count("no expression: students are trained on slides alone, without a teacher to distill\n") == 1
+    assert "final: students of all 33 patients\n" in said
+    assert f"students of all patients, for new slides: {out / 'final'}" in printed
+    assert list(json.loads((out / "metrics.json").read_text())["splits"][0]) == ["linear", "student"]
+    files = {f"student{end}" for end in (".csv", ".json", ".safetensors")}
+    for folder in ("fold0", "fold1", "final"):
+        assert {path.name for path in (out / folder).iterdir()} == files
+    slides = {name: slides_alone.parent / "slides" / name for name in ("10x", "20x")}
+    table = predict_slides(out, slides, tmp_path / "out.csv", quiet=True)
+    assert table.equals(predict_slides(out / "final" / "student.json", slides, tmp_path / "out.csv", quiet=True))
+
+
+def test_a_refit_that_was_interrupted_or_left_out_follows_a_finished_run(slides_alone, quick, tmp_path, monkeypatch):
+    out, plain = tmp_path / "run", StudentStage.loss
+
+    def run(**options):
+        return run_cross_validation(slides_alone, "grading", out, options=changed, folds=2, quiet=True, **options)
+
+    def stop(self, batch, epoch):
+        if epoch:
+            raise KeyboardInterrupt
+        return plain(self, batch, epoch)
+
+    changed = replace(quick, distill="auto")
+    without = run()
+    metrics = (out / "metrics.json").read_bytes()
+    monkeypatch.setattr(StudentStage, "loss", stop)
+    with pytest.raises(KeyboardInterrupt, match="continue with --resume"):
+        run(resume=True, refit=True)
+    with pytest.raises(ValueError, match="final: must hold a finished training"):
+        predict_slides(out, {}, tmp_path / "out.csv")
+    assert run(resume=True) == without
+    monkeypatch.setattr(StudentStage, "loss", plain)
+    assert run(resume=True, refit=True).startswith(without)
+    assert len(pd.read_csv(out / "final" / "student.csv")) == 2
+    monkeypatch.setattr(cross_validation, "train_models", lambda *args, **kwargs: pytest.fail("trained again"))
+    run(resume=True, refit=True)
+    assert (out / "metrics.json").read_bytes() == metrics
+
+
+@pytest.mark.parametrize(("targets", "needed"), [("in_sample", ["teacher"]), ("out_of_fold", [])])
+def test_the_final_students_are_those_of_the_folds_on_all_patients(
+    description, quick, tmp_path, monkeypatch, targets, needed
+):
+    seen = {}
+    monkeypatch.setattr(cross_validation, "train_models", lambda cohort, *args, **kw: seen.update(kw, cohort=cohort))
+    monkeypatch.setattr(cross_validation, "run_split", lambda *args, **kw: Result({}, pd.DataFrame({"patient": []})))
+    monkeypatch.setattr(run_folder.RunFolder, "report", lambda self: "table")
+    options = replace(quick, distillation_targets=targets)
+    run_cross_validation(description, "grading", tmp_path / "run", options, folds=2, refit=True, quiet=True)
+    assert seen["models"] == ["student", *needed, "distilled"]
+    assert len(seen["cohort"].patients) == 33
 
 
 def test_expression_tells_cohorts_apart(description):
@@ -357,10 +448,10 @@ def test_the_first_and_the_last_megabyte_of_a_slide_are_compared(tmp_path):
         if at is not None:
             data[at] = 1
         path.write_bytes(data)
-        seen.add(run_folder._fingerprint(path))
+        seen.add(_fingerprint(path))
     assert len(seen) == 5  # the middle is not looked at
     path.write_bytes(bytes(4 << 20))
-    assert run_folder._fingerprint(path) not in seen
+    assert _fingerprint(path) not in seen
 
 
 def test_a_folder_is_taken_by_one_of_two_runs(description, quick, tmp_path, monkeypatch):
@@ -560,14 +651,18 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
     ("task", "labels", "message"),
     [
         ("grading", {"grade": "G2"}, "column 'grade': labels must hold at least two classes, got only 'G2'"),
-        ("survival", {"event": "0"}, "columns 'time', 'event': event must hold an observed event, got 28 censored"),
+        (
+            "survival",
+            {"event": "0"},
+            "columns 'time', 'event': event must hold an observed event, got .* censored",
+        ),
     ],
 )
 @pytest.mark.parametrize("patients", ["with expression", "all"])
 def test_labels_that_are_all_alike_are_refused_before_slides_are_read(
     description, quick, tmp_path, untrained, task, labels, message, patients
 ):
-    """The patients with expression are those who are tested."""
+    """The patients with expression are those who teach and test the teacher."""
     copy = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
     table = pd.read_csv(tmp_path / "clinical.csv", dtype=str)
     alike = slice(None) if patients == "all" else table.index[:28]

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from disentangled_mil.train import demo
 from disentangled_mil.train.demo import run_demo
-from disentangled_mil.train.experiment import NETWORKS
+from disentangled_mil.train.training import NETWORKS
 
 CHECKPOINTS = {f"{model}{end}" for model in NETWORKS for end in (".csv", ".json", ".safetensors")}
 

@@ -9,12 +9,15 @@ from lifelines.utils import concordance_index
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from disentangled_mil import Bag
+from disentangled_mil import Bag, Student
 from disentangled_mil.data.cohort import Cohort
-from disentangled_mil.train import experiment
+from disentangled_mil.data.slide_reading import SlideReading
+from disentangled_mil.train import training
 from disentangled_mil.train.checkpoint import load_model
-from disentangled_mil.train.experiment import MODELS, NETWORKS, Split, run_split
+from disentangled_mil.train.comparison import compare
+from disentangled_mil.train.experiment import Split, run_split
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
+from disentangled_mil.train.training import MODELS, NETWORKS
 
 
 def weights(folder) -> dict[str, dict[str, torch.Tensor]]:
@@ -37,7 +40,7 @@ def recorded(monkeypatch):
         seen[name] = stage, train, validation
         stage.model.eval()
 
-    monkeypatch.setattr(experiment, "train_stage", train_stage)
+    monkeypatch.setattr(training, "train_stage", train_stage)
     return seen
 
 
@@ -49,15 +52,14 @@ def test_a_finished_split_has_its_files_and_nothing_half_written(finished):
 
 def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
     for name in NETWORKS:
-        model, description = load_model(finished.folder / name)
-        assert not model.training
-        assert description["task_name"] == "grading"
-        assert description["task"] == split.train.fit_task("grading").state()
-        assert description["training"]["epochs"] == 3
-        reading = {"bag": "slide", "transform": "none", "drop_augmented": False, "missing": "error", "sets": []}
-        assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {}}
-        assert ("expression" in description) == (name in ("genes", "teacher"))
-    assert load_model(finished.folder / "distilled")[1]["model"] == "student"
+        saved = load_model(finished.folder / name)
+        assert not saved.model.training
+        assert saved.notes["task_name"] == "grading"
+        assert saved.task.state() == split.train.fit_task("grading").state()
+        assert saved.notes["training"]["epochs"] == 3
+        assert saved.reading == SlideReading()
+        assert (saved.expression is not None) == (name in ("genes", "teacher"))
+    assert isinstance(load_model(finished.folder / "distilled").model, Student)
 
 
 def test_predictions_and_metrics_are_of_every_model_and_test_patient(finished, split):
@@ -179,7 +181,7 @@ def test_survival_has_hazards_and_a_concordance_of_its_risks(split, options, tmp
         labels = clinical.loc[rows["patient"]]
         c_index = concordance_index(labels["time"], -rows["risk"].to_numpy(), labels["event"])
         assert result.metrics[name]["internal"]["c_index"] == pytest.approx(c_index)
-    task = load_model(tmp_path / "student")[1]["task"]
+    task = load_model(tmp_path / "student").task.state()
     died = split.train.clinical.query("event == 1")["time"]
     assert task["edges"] == pytest.approx(np.quantile(died, [1 / 3, 2 / 3]))
 
@@ -231,33 +233,50 @@ def test_a_patient_who_is_trained_on_cannot_be_tested(split, options, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_patient_without_expression_cannot_be_tested(split, options, tmp_path):
+def test_patients_without_expression_test_the_models_of_slides_only(split, options, tmp_path):
     test = split.tests["internal"]
-    for expression, first in ((None, 0), (test.expression.iloc[2:], 0), (test.expression.iloc[:-1], -1)):
-        blind = replace(test, expression=expression)
-        wanted = rf"^tests\['internal'\] must have expression of every patient, got none for '{test.patients[first]}'"
-        with pytest.raises(ValueError, match=wanted):
-            run_split(Split(split.train, {"internal": blind}), "grading", options, tmp_path / "run")
+    partly = replace(test, expression=test.expression.iloc[::2])
+    result = run_split(Split(split.train, {"internal": partly}), "grading", replace(options, epochs=1), tmp_path)
+    counts = {
+        (model, name): metrics["patients"] for model, sets in result.metrics.items() for name, metrics in sets.items()
+    }
+    both = {(model, "internal with expression"): 5 for model in MODELS}
+    assert counts == {**both, **{(model, "internal"): 10 for model in ("linear", "student", "distilled")}}
+    gains = compare([result.evaluations], resamples=20)
+    pairs = {name: [(one["first"], one["second"]) for one in found["gains"]] for name, found in gains.items()}
+    assert pairs["internal"] == [("distilled", "student"), ("student", "linear")]
+    assert ("teacher", "student") in pairs["internal with expression"]
+    assert {name: found["patients"] for name, found in gains.items()} == {
+        "internal": 10,
+        "internal with expression": 5,
+    }
 
 
-def test_a_cohort_without_expression_is_refused(split, options, tmp_path):
-    train = replace(split.train, expression=None)
-    with pytest.raises(ValueError, match="must have expression"):
-        run_split(Split(train, split.tests), "grading", options, tmp_path)
+@pytest.mark.parametrize("absent", ["no table", "no row"])
+def test_a_cohort_without_expression_trains_students_alone(split, options, tmp_path, absent):
+    expression = None if absent == "no table" else split.train.expression.iloc[:0]
+    blind = Split(replace(split.train, expression=expression), split.tests)
+    result = run_split(blind, "grading", replace(options, epochs=1, distill="auto"), tmp_path)
+    assert list(result.metrics) == ["linear", "student"]
+    assert load_model(tmp_path / "student").model.subspaces == ("prototype_1", "prototype_2")
+    with pytest.raises(ValueError, match="distill must be 'auto' or 'never' for patients without expression"):
+        run_split(blind, "grading", replace(options, distill="always"), tmp_path)
+    with pytest.raises(ValueError, match=r"models must be linear or student .* without expression, got 'teacher'"):
+        run_split(blind, "grading", options, tmp_path, models=["student", "teacher"])
 
 
 def test_a_cohort_in_memory_of_merged_patients_is_read_the_same_later(split):
     first = split.train.subset(split.train.patients[:1])
     sample = replace(first.samples[0], name=first.patients[0])
     cohort = Cohort((sample,), first.clinical, unit="patient")
-    assert cohort.reading()["bag"] == "patient"
-    assert first.reading()["bag"] == "slide"
+    assert cohort.reading().unit == "patient"
+    assert first.reading().unit == "slide"
 
 
 def test_descriptions_are_plain_json_without_the_device(finished):
     for name in NETWORKS:
         text = (finished.folder / f"{name}.json").read_text()
-        assert json.loads(text)["training"]["seed"] == 5
+        assert json.loads(text)["notes"]["training"]["seed"] == 5
         assert "NaN" not in text
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from disentangled_mil import Bag, Student, Teacher
 from disentangled_mil.cli import main
+from disentangled_mil.data import SlideReading
 from disentangled_mil.data.expression import ExpressionPipeline
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.explain import student_view
@@ -22,11 +24,11 @@ SIZES = {"10x": 896, "20x": 448}
 MODEL = {"features": 8, "outputs": 2, "dim": 16, "heads": 2, "groups": 2, "dim_head": 4}
 
 
-def noted(**changes) -> dict:
-    """What a checkpoint notes beside the model."""
-    reading = {"bag": "slide", "transform": "none", "drop_augmented": False, "missing": "error", "sets": []}
-    reading |= {"max_tokens": {}, "sources": {}, **changes}
-    return {"cohort": reading, "task": Classification(["low", "high"]).state()}
+def save(folder, model, **reading) -> Path:
+    """A checkpoint whose training read slides in this way."""
+    path = folder / "model"
+    save_model(path, model, task=Classification(["low", "high"]), reading=SlideReading(**reading))
+    return path.with_suffix(".json")
 
 
 @pytest.fixture
@@ -45,9 +47,7 @@ def slides(tmp_path):
 @pytest.fixture
 def student(tmp_path):
     torch.manual_seed(0)
-    model = Student(**MODEL)
-    save_model(tmp_path / "student", model, "student", MODEL, noted())
-    return tmp_path / "student.json"
+    return save(tmp_path, Student(**MODEL))
 
 
 def test_every_slide_has_a_table_a_picture_and_a_geojson(student, slides, tmp_path):
@@ -69,11 +69,10 @@ def test_one_slide_can_be_named_by_its_files(student, slides, tmp_path):
 
 def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
     torch.manual_seed(0)
-    model = Student(**MODEL)
-    save_model(tmp_path / "student", model, "student", MODEL, noted(bag="patient", sets=["10x", "20x"]))
+    student = save(tmp_path, Student(**MODEL), unit="patient", sets=("10x", "20x"))
     patients = tmp_path / "patients.csv"
     patients.write_text("slide,patient\nA,P\nB,P\n")
-    assert explain_slides(tmp_path / "student.json", slides, tmp_path / "maps", patients=patients) == ["A", "B"]
+    assert explain_slides(student, slides, tmp_path / "maps", patients=patients) == ["A", "B"]
     tables = [pd.read_csv(tmp_path / "maps" / f"{slide}.csv") for slide in "AB"]
     # Attention is even over all tiles of the patient, and not over those of one slide.
     assert pd.concat(tables)["attention_20x"].mean() == pytest.approx(1, abs=1e-4)
@@ -85,27 +84,25 @@ def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
                 parts.append(torch.from_numpy(file["features"][()]))
         bags[name] = Bag.from_slide(torch.cat(parts))
     with torch.no_grad():
-        view = student_view(load_model(tmp_path / "student")[0](bags).branches["20x"], ("tumor", "tme"))
+        view = student_view(load_model(student).model(bags).branches["20x"], ("tumor", "tme"))
     np.testing.assert_allclose(pd.concat(tables)["attention_20x"], view["attention"], atol=1e-4)
 
 
 def test_slides_without_coordinates_are_refused_with_the_remedy(tmp_path, slides):
-    model = Student(**MODEL)
-    save_model(tmp_path / "student", model, "student", MODEL, noted(sets=["10x", "20x"]))
+    student = save(tmp_path, Student(**MODEL), sets=("10x", "20x"))
     with h5py.File(slides["20x"] / "B.h5", "r+") as file:
         del file["coords"]
     with pytest.raises(
         ValueError, match=r"B\.h5: a map needs the coordinates of the tiles, got none; extract the feat"
     ):
-        explain_slides(tmp_path / "student.json", slides, tmp_path / "maps")
+        explain_slides(student, slides, tmp_path / "maps")
     assert not (tmp_path / "maps").exists()
 
 
 def test_a_missing_magnification_leaves_the_map_of_the_other(tmp_path, slides):
-    model = Student(**MODEL)
-    save_model(tmp_path / "student", model, "student", MODEL, noted(missing="allow"))
+    student = save(tmp_path, Student(**MODEL), missing="allow")
     (slides["20x"] / "A.h5").unlink()
-    explain_slides(tmp_path / "student.json", slides, tmp_path / "maps")
+    explain_slides(student, slides, tmp_path / "maps")
     table = pd.read_csv(tmp_path / "maps" / "A.csv")
     assert table["size"].unique().tolist() == [896]
     assert "attention_20x" not in table
@@ -137,10 +134,9 @@ def test_a_teacher_tells_genes_of_every_patient(slides, tmp_path):
         {"EGFR": [0.0, 1.0, 5.0], "TP53": [2.0, 1.0, 1.5], "CD2": [1.0, 0.0, 3.0]}, index=["A", "B", "C"]
     )
     pipeline = ExpressionPipeline.fit(table, genes)
-    arguments = {**MODEL, "genes": pipeline.sizes}
-    save_model(
-        tmp_path / "teacher", Teacher(**arguments), "teacher", arguments, {**noted(), "expression": pipeline.state()}
-    )
+    model = Teacher(**MODEL, genes=pipeline.sizes)
+    task, path = Classification(["low", "high"]), tmp_path / "teacher"
+    save_model(path, model, task=task, reading=SlideReading(), expression=pipeline)
     table.to_csv(tmp_path / "expression.csv", index_label="patient")
     (tmp_path / "sets.gmt").write_text("P53\tsource\tTP53\n")
     with pytest.raises(ValueError, match="a teacher needs the expression of its patients; give it by --expression"):

@@ -13,7 +13,7 @@ from disentangled_mil.cli import main
 from disentangled_mil.data.cohort import Cohort, Sample
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.planted import write_cohort
-from disentangled_mil.train import cross_validation, stages
+from disentangled_mil.train import cross_validation
 from disentangled_mil.train.building import StageBuilder, mean_prediction
 from disentangled_mil.train.datasets import CohortDataset
 from tests.support.cohorts import replace_text, small_planted
@@ -128,7 +128,7 @@ def test_prototypes_are_matched_on_the_samples_that_have_the_magnification(lacki
         lengths.append((first.shape[2] // 8, second.shape[2] // 8))
         return torch.arange(first.shape[1])[None]
 
-    monkeypatch.setattr(stages, "match_prototypes", record)
+    monkeypatch.setattr("disentangled_mil.train.stages.student.match_prototypes", record)
     stage.begin_epoch(stage.first_distilled, lacking)
     assert lengths == [(len(lacking) - 1,) * 2] * 2
 
@@ -153,6 +153,6 @@ def test_a_cohort_refuses_samples_without_tiles_unless_they_may_lack_a_magnifica
     partial = (Sample("slide", "A", {"10x": full, "20x": empty}),)
     with pytest.raises(ValueError, match="sample 'slide' must have tiles, got none at 20x; missing"):
         Cohort(partial, clinical)
-    assert Cohort(partial, clinical, missing="allow").reading()["missing"] == "allow"
+    assert Cohort(partial, clinical, missing="allow").reading().missing == "allow"
     with pytest.raises(ValueError, match=r"sample 'slide' must have tiles, got none at 10x, 20x$"):
         Cohort((Sample("slide", "A", {"10x": empty, "20x": empty}),), clinical, missing="allow")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from disentangled_mil import Bag, TokenSet
 from disentangled_mil.metrics import PairedDifference
-from disentangled_mil.train import experiment, out_of_fold
+from disentangled_mil.train import out_of_fold, training
 from disentangled_mil.train.building import StageBuilder
 from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.experiment import Split, run_split
@@ -177,13 +177,13 @@ def test_targets_are_altered_before_the_student_sees_them(split, tmp_path, monke
         seen.update(before=targets, dataset=dataset, order=torch.tensor(order))
         return {name: target.select(torch.tensor(order)) for name, target in targets.items()}
 
-    train_stage = experiment.train_stage
+    train_stage = training.train_stage
 
     def spy(name, stage, *args, **kwargs):
         seen["given"] = getattr(stage, "targets", None)
         return train_stage(name, stage, *args, **kwargs)
 
-    monkeypatch.setattr(experiment, "train_stage", spy)
+    monkeypatch.setattr(training, "train_stage", spy)
     options = replace(OUT_OF_FOLD, epochs=1)
     run_split(split, "grading", options, tmp_path, models=["distilled"], alter_targets=permute, quiet=True)
     for name, target in seen["given"].items():
@@ -247,7 +247,7 @@ def test_an_interruption_within_a_part_changes_no_number(split, finished_apart, 
         f"""
         import os, signal
         from pathlib import Path
-        from disentangled_mil.train import out_of_fold
+        from disentangled_mil.train import out_of_fold, training
         from disentangled_mil.train.experiment import run_split
         from disentangled_mil.train.stages import TeacherStage
         from tests.support.training import small_split

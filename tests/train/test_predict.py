@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from disentangled_mil import Bag
+from disentangled_mil.cli import main
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
@@ -89,14 +90,14 @@ def test_a_saved_student_predicts_from_files_what_it_predicted_in_training(reque
 def test_checkpoint_notes_how_bags_are_read(by_patient):
     description = json.loads((by_patient.run / "distilled.json").read_text())
     reading = {
-        "bag": "patient",
+        "unit": "patient",
         "transform": "log",
         "drop_augmented": False,
         "missing": "error",
         "sets": ["10x", "20x"],
     }
     source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
-    assert description["cohort"] == {**reading, "max_tokens": {}, "sources": {"10x": source, "20x": source}}
+    assert description["reading"] == {**reading, "max_tokens": {}, "tiles": {"10x": source, "20x": source}}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def with_sources(by_slide, slides, tmp_path):
                 file["coords"].attrs["target_magnification"] = int(name.removesuffix("x"))
     source = {"encoder": "uni", "width": 8, "mpp": None}
     sources = {name: {**source, "magnification": float(name.removesuffix("x"))} for name in slides}
-    return changed_checkpoint(by_slide.run, tmp_path, lambda content: content["cohort"].update(sources=sources))
+    return changed_checkpoint(by_slide.run, tmp_path, lambda content: content["reading"].update(tiles=sources))
 
 
 def test_slides_of_another_encoder_are_refused_before_any_is_read_unless_allowed(
@@ -152,7 +153,7 @@ def test_swapped_folders_of_magnifications_are_refused(with_sources, slides, tmp
 
 
 def test_the_cap_of_training_holds_in_prediction(by_slide, slides, tmp_path):
-    path = changed_checkpoint(by_slide.run, tmp_path, lambda content: content["cohort"].update(max_tokens={"20x": 3}))
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda content: content["reading"].update(max_tokens={"20x": 3}))
     with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
         capped = predict_slides(path, slides, tmp_path / "out.csv")
     assert not capped.equals(predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv"))
@@ -205,9 +206,9 @@ def test_the_side_of_a_cell_can_be_given(by_slide, slides, tmp_path):
         predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps={"40x": 1.0})
 
 
-@pytest.mark.parametrize("model", ["genes", "teacher"])
-def test_a_model_that_needs_genes_is_refused(by_slide, tmp_path, model):
-    with pytest.raises(ValueError, match=f"{model}.json: must hold a student, got '{model}', which needs genes"):
+@pytest.mark.parametrize(("model", "name"), [("genes", "GeneNetwork"), ("teacher", "Teacher")])
+def test_a_model_that_needs_genes_is_refused(by_slide, tmp_path, model, name):
+    with pytest.raises(ValueError, match=f"{model}.json: must hold a student, got a {name}, which needs genes"):
         predict_slides(by_slide.run / f"{model}.json", by_slide.slides, tmp_path / "out.csv")
 
 
@@ -350,29 +351,121 @@ def changed_checkpoint(run, folder, change):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("bag", "tile", r" bag must be one of 'slide', 'patient', got 'tile'"),
-        ("transform", ["log"], r" transform must be one of 'none', 'log', got \['log'\]"),
-        ("drop_augmented", "no", r" drop_augmented must be one of False, True, got 'no'"),
-        ("sets", None, r" sets must be a list of the magnifications 10x, 20x, got None"),
-        ("sets", ["40x"], r" sets must be a list of the magnifications 10x, 20x, got \['40x'\]"),
-        ("max_tokens", [9], r" max_tokens must hold a number per magnification, got \[9\]"),
-        ("sources", [], r" sources must hold an object per magnification, got \[\]"),
+        ("unit", "tile", r"unit must be one of 'slide', 'patient', got 'tile'"),
+        ("transform", ["log"], r"transform must be one of 'none', 'log', got \['log'\]"),
+        ("drop_augmented", "no", r"drop_augmented must be one of False, True, got 'no'"),
+        ("sets", None, r"sets must be of type list, got None"),
+        ("sets", ["40x"], r"sets must be of the magnifications 10x, 20x, got '40x'"),
+        ("max_tokens", [9], r"max_tokens must be of type dict, got \[9\]"),
+        ("tiles", [], r"tiles must be of type dict, got \[\]"),
     ],
 )
 def test_a_checkpoint_that_describes_no_reading_of_bags_is_named(by_slide, tmp_path, key, value, message):
-    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["cohort"].update({key: value}))
-    with pytest.raises(ValueError, match=rf"student\.json: cohort{message}"):
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["reading"].update({key: value}))
+    with pytest.raises(ValueError, match=rf"student\.json: reading {message}"):
         predict_slides(path, by_slide.slides, tmp_path / "out.csv")
-    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["cohort"].pop(key))
-    with pytest.raises(ValueError, match=rf"student\.json: cohort must have the key '{key}'"):
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description["reading"].pop(key))
+    with pytest.raises(ValueError, match=rf"student\.json: reading must have the key '{key}'"):
         predict_slides(path, by_slide.slides, tmp_path / "out.csv")
-    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description.update(cohort=value))
-    with pytest.raises(ValueError, match=r"student\.json: cohort must be an object, as training writes it, got"):
+    path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description.update(reading=value))
+    with pytest.raises(ValueError, match=r"student\.json: reading must be an object, got"):
         predict_slides(path, by_slide.slides, tmp_path / "out.csv")
 
 
-@pytest.mark.parametrize("key", ["task", "cohort"])
-def test_a_checkpoint_that_was_not_trained_here_is_refused(by_slide, tmp_path, key):
+@pytest.mark.parametrize("key", ["task", "reading"])
+def test_a_student_that_lacks_what_prediction_needs_is_refused_with_the_remedy(by_slide, tmp_path, key):
     path = changed_checkpoint(by_slide.run, tmp_path, lambda description: description.pop(key))
-    with pytest.raises(ValueError, match=rf"student\.json: must have the key '{key}'"):
+    with pytest.raises(
+        ValueError, match=rf"student\.json: must have the key '{key}'; .* save_model\(\.\.\., {key}=\.\.\.\)"
+    ):
         predict_slides(path, by_slide.slides, tmp_path / "out.csv")
+
+
+def test_a_student_of_all_slides_of_a_patient_asks_for_the_patients(by_patient, tmp_path):
+    with pytest.raises(ValueError, match=r"student: learned from all slides of a patient .* needs --patients, a CSV"):
+        predict_slides(by_patient.run / "student", by_patient.slides, tmp_path / "out.csv")
+
+
+def test_all_faulty_slides_are_counted_before_any_is_read(by_slide, slides, tmp_path, monkeypatch):
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    first, *_, last = sorted(slides["20x"].iterdir())
+    for path in (first, last):
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=rf"{first.name}: .*\(and 1 more of \d+ are refused\)"):
+        predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv")
+
+
+def test_a_slide_that_is_refused_late_leaves_its_patient_out_and_keeps_the_others(by_slide, slides, tmp_path, capsys):
+    path, out = sorted(slides["10x"].iterdir())[1], tmp_path / "out.csv"
+    with h5py.File(path, "r+") as file:
+        file["features"][0, 1] = np.nan
+    owner = pd.read_csv(by_slide.patients, index_col="slide")["patient"][path.stem]
+    arguments = ["predict", str(by_slide.run / "student.json"), "--out", str(out), "--patients", str(by_slide.patients)]
+    arguments += [f"--slides={name}={folder}" for name, folder in slides.items()]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"without 1 that were refused: {owner}: " in said
+    assert f"{path.name}: features must be finite" in said
+    whole = predict_slides(
+        by_slide.run / "student", by_slide.slides, tmp_path / "whole.csv", patients=by_slide.patients
+    )
+    expected = whole[whole["patient"] != owner].reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(out), expected, check_dtype=False)
+
+
+def run_of_folds(trained, folder, models=("student", "distilled")):
+    """A run folder whose two folds are these students."""
+    for number, model in enumerate(models):
+        fold = folder / f"fold{number}"
+        fold.mkdir(parents=True)
+        for suffix in (".json", ".safetensors"):
+            shutil.copy(trained.run / f"{model}{suffix}", fold)
+    return folder
+
+
+def test_a_run_folder_predicts_the_mean_of_its_folds_and_says_so(by_slide, tmp_path, capsys):
+    run = run_of_folds(by_slide, tmp_path / "run")
+    one, two = (predict_slides(by_slide.run / m, by_slide.slides, tmp_path / "o.csv") for m in ("student", "distilled"))
+    capsys.readouterr()
+    table = predict_slides(run, by_slide.slides, tmp_path / "out.csv")
+    names = f"{run / 'fold0' / 'student.json'}, {run / 'fold1' / 'distilled.json'}"
+    assert f"mean of 2 students: {names}\n" in capsys.readouterr().err
+    for name in table.filter(like="probability"):
+        np.testing.assert_allclose(table[name], (one[name] + two[name]) / 2, rtol=1e-5)
+    best = table.filter(like="probability").idxmax(axis=1).str.removeprefix("probability_")
+    assert table["predicted"].tolist() == best.tolist()
+
+
+def test_the_student_of_all_patients_goes_before_the_folds_unless_these_are_chosen(by_slide, tmp_path):
+    run = run_of_folds(by_slide, tmp_path / "run", models=("student", "student"))
+    (run / "fold1").rename(run / "final")
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(by_slide.run / f"distilled{suffix}", run / "final")
+    student, distilled, folds, final = (
+        predict_slides(path, by_slide.slides, tmp_path / "o.csv", students=students)
+        for path, students in (
+            (by_slide.run / "student", "auto"),
+            (by_slide.run / "distilled", "auto"),
+            (run, "folds"),
+            (run, "auto"),
+        )
+    )
+    pd.testing.assert_frame_equal(folds, student)
+    pd.testing.assert_frame_equal(final, distilled)
+    (run / "final" / "distilled.progress.pt").touch()
+    with pytest.raises(ValueError, match=r"final: must hold a finished training; finish it by .* --resume"):
+        predict_slides(run, by_slide.slides, tmp_path / "o.csv")
+    with pytest.raises(ValueError, match=r"student\.json: must be a run folder to choose its students 'folds'"):
+        predict_slides(run / "fold0" / "student.json", by_slide.slides, tmp_path / "o.csv", students="folds")
+
+
+def test_hazards_of_other_intervals_are_not_averaged_and_risks_are(by_patient, tmp_path):
+    run = run_of_folds(by_patient, tmp_path / "run", models=("student", "student"))
+    alike = predict_slides(run, by_patient.slides, tmp_path / "o.csv", patients=by_patient.patients)
+    path = run / "fold1" / "student.json"
+    description = json.loads(path.read_text())
+    description["task"]["edges"][0] += 1.0
+    path.write_text(json.dumps(description))
+    table = predict_slides(run, by_patient.slides, tmp_path / "o.csv", patients=by_patient.patients)
+    assert "hazard_0" in alike
+    pd.testing.assert_frame_equal(table, alike[["patient", "risk"]])

@@ -11,8 +11,9 @@ PATIENTS = ["b", "a", "b", "b"]
 
 
 def test_slides_of_a_patient_are_averaged_in_probability():
+    task = Classification(["low", "high"])
     logits = torch.tensor([[4.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    table = predictions_table(Classification(["low", "high"]), logits, PATIENTS)
+    table = predictions_table(task, task.predictions(logits), PATIENTS)
     assert list(table.columns) == ["patient", "probability_low", "probability_high", "predicted"]
     assert table["patient"].tolist() == ["b", "a"]
     probabilities = logits.softmax(1)
@@ -25,7 +26,7 @@ def test_slides_of_a_patient_are_averaged_in_probability():
 def test_hazards_and_risk_of_a_patient_are_averaged():
     task = DiscreteSurvival(torch.tensor([1.0, 2.0]))
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    table = predictions_table(task, logits, PATIENTS)
+    table = predictions_table(task, task.predictions(logits), PATIENTS)
     assert list(table.columns) == ["patient", "hazard_0", "hazard_1", "hazard_2", "risk"]
     survival = (1 - logits.sigmoid()).cumprod(1)
     risk = -survival.sum(1)
@@ -39,7 +40,7 @@ def test_metrics_count_patients_not_slides(split, options):
     logits = torch.randn(len(dataset), 3, generator=torch.Generator().manual_seed(0))
     assert len(dataset) > 10
     metrics = task.metrics(logits, dataset.labels, dataset.patients)
-    table = predictions_table(task, logits, dataset.patients)
+    table = predictions_table(task, task.predictions(logits), dataset.patients)
     truth = split.tests["internal"].clinical["grade"][table["patient"]]
     assert metrics["patients"] == len(table) == 10
     assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, table["predicted"]))

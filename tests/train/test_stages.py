@@ -17,7 +17,6 @@ from disentangled_mil import (
     share_distillation,
 )
 from disentangled_mil.nn.attention import COMMON_RESOLUTION
-from disentangled_mil.train import stages
 from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.stages import GeneStage, StudentStage, TeacherStage
 
@@ -104,7 +103,7 @@ def test_no_batch_weighs_more_because_its_bags_happen_to_be_full(dataset, make_t
         asked.append(resolution)
         return inter_magnification_consistency(a, b, resolution=resolution, present=present)
 
-    monkeypatch.setattr(stages, "inter_magnification_consistency", record)
+    monkeypatch.setattr("disentangled_mil.train.stages.teacher.inter_magnification_consistency", record)
     monkeypatch.setattr(CohortDataset, "uniform", uniform)
     stage.begin_epoch(0, dataset)
     stage.loss(dataset.batch(range(3)), 0)

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ._hdf5 import check_features, dataset
+from ._hdf5 import check_complete, check_coords, check_features, check_held, dataset
 from ._stored import Array, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
@@ -42,6 +42,8 @@ def open_anndata_group(
     Raises:
         SlideError: a part is missing or has a wrong shape or type.
     """
+    if isinstance(group, h5py.Group):
+        _check_parts(path, group)
     values = _features(path, group)
     count, width = check_features(path, values)
     notes = _read(group["uns"]) if "uns" in group else {}
@@ -63,11 +65,7 @@ def open_anndata_group(
     def places() -> Array:
         found = _read(group["obsm"])[key] if in_obsm else _read(group["obs"])[["x", "y"]]
         found = np.asarray(found)
-        if found.shape != (count, 2) or found.dtype.kind not in "iuf":
-            raise SlideError(
-                f"{path}: coordinates must be numbers of shape [N, 2] = [{count}, 2], got {found.dtype} of shape "
-                f"{list(found.shape)}"
-            )
+        check_coords(path, found, count)
         return found
 
     return StoredSlide(
@@ -129,7 +127,20 @@ def _features(path: Path, group: Any) -> Any:
             f"{path}: X must hold the {list(values.shape)} numbers that it declares, got {values.nchunks_initialized} "
             f"of {values.nchunks} chunks; write the table again"
         )
+    check_held(path, "X", values.shape, values.nbytes, values.nbytes_stored())
     return values
+
+
+def _check_parts(path: Path, group: h5py.Group) -> None:
+    """Refuse parts beside the features that declare more than the file holds, before their library reads them."""
+
+    def check(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None:  # anndata writes None as an empty dataset
+            check_complete(path, name, item)
+
+    for part in ("obs", "obsm", "uns"):
+        if isinstance(group.get(part), h5py.Group):
+            group[part].visititems(check)
 
 
 def refuse_shapes(path: Path, source: SlideSource) -> None:

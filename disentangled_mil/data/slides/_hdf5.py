@@ -1,7 +1,8 @@
 """HDF5 files: opened and checked from their metadata, so that no declared size is believed that the file cannot hold.
 
 HDF5 fills what was never written with zeros, and what lies in other files that are gone too. Both would be read as
-features, so both are refused.
+features, so both are refused. External storage is refused also where it is there: it reads any file of the computer as
+numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ import numpy as np
 
 from ._stored import Array, vector_or_rows
 from .source import SlideError
+
+# Deflate shrinks at most by 1,032. What declares more was made to fill the memory.
+_MOST_COMPRESSED = 1100
 
 FEATURES = ("features", "feats", "Res_feature")
 COORDS = ("coords", "coordinates")
@@ -39,7 +43,7 @@ def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset
     for name in names:
         found = group.get(name)
         if isinstance(found, h5py.Dataset):
-            _check_complete(path, name, found)
+            check_complete(path, name, found)
             return found
         link = group.get(name, getlink=True) if found is None else None
         if isinstance(link, h5py.ExternalLink):
@@ -66,14 +70,18 @@ def check_features(path: Path, data: Any) -> tuple[int, int]:
 
 def read_coords(path: Path, data: Any, count: int) -> Array:
     """Coordinates [N, 2] of N patches."""
-    if np.dtype(data.dtype).kind not in "iuf":
-        raise SlideError(f"{path}: coords must be numbers, got {data.dtype}")
-    places = read_rows(data)
-    if places.shape != (count, 2):
+    check_coords(path, data, count)
+    return read_rows(data)
+
+
+def check_coords(path: Path, data: Any, count: int) -> None:
+    """Check the type and shape of the coordinates of N patches, [N, 2] or [1, N, 2]."""
+    if np.dtype(data.dtype).kind not in "iuf" or data.dtype.itemsize > 8:
+        raise SlideError(f"{path}: coords must be numbers of at most 64 bits, got {data.dtype}")
+    if tuple(data.shape) not in ((count, 2), (1, count, 2)):
         raise SlideError(
-            f"{path}: coords must have shape [N, 2] = [{count}, 2] like the features, got {list(places.shape)}"
+            f"{path}: coords must have shape [N, 2] = [{count}, 2] like the features, got {list(data.shape)}"
         )
-    return places
 
 
 def read_rows(data: Any, axes: int = 2) -> Array:
@@ -82,30 +90,70 @@ def read_rows(data: Any, axes: int = 2) -> Array:
     return values[0] if values.ndim == axes + 1 and len(values) == 1 else values
 
 
-def _check_complete(path: Path, name: str, data: h5py.Dataset) -> None:
-    """Refuse a dataset whose content is not all in the file."""
+def check_complete(path: Path, name: str, data: h5py.Dataset) -> None:
+    """Refuse a dataset whose content is not all in the file, or in those that it is a view of."""
     if data.shape is None:
         raise SlideError(f"{path}: {name} must be an array, got an empty dataset")
     if data.external:
         files = ", ".join(str(entry[0]) for entry in data.external)
         raise SlideError(f"{path}: {name} must be in the file, got external storage in {files}; copy it into one file")
     if data.is_virtual:
-        for source in data.virtual_sources():
-            if source.file_name != "." and not (path.parent / source.file_name).is_file():
-                raise SlideError(
-                    f"{path}: {name} must be in the file, got a view of {source.file_name}, which is not there; "
-                    "copy the features into one file"
-                )
+        _check_view(path, name, data)
         return
     if not prod(data.shape):
         return
+    stored = data.id.get_storage_size()
     if data.chunks:
         wanted = prod(ceil(size / chunk) for size, chunk in zip(data.shape, data.chunks, strict=True))
         found, unit = data.id.get_num_chunks(), "chunks"
     else:
-        wanted, found, unit = data.nbytes, data.id.get_storage_size(), "bytes"
+        wanted, found, unit = data.nbytes, stored, "bytes"
     if found < wanted:
         raise SlideError(
             f"{path}: {name} must hold the {list(data.shape)} numbers that it declares, got {found} of {wanted} "
             f"{unit}; extract the slide again"
         )
+    check_held(path, name, data.shape, data.nbytes, stored)
+
+
+def check_held(path: Path, name: str, shape: Sequence[int], declared: int, stored: int) -> None:
+    """Refuse an array that declares more bytes than the stored ones can hold, however compressed."""
+    if declared > _MOST_COMPRESSED * stored:
+        raise SlideError(
+            f"{path}: {name} must hold the {list(shape)} numbers that it declares, got {stored} bytes for {declared}; "
+            "extract the slide again"
+        )
+
+
+def _check_view(path: Path, name: str, data: h5py.Dataset) -> None:
+    """Refuse a virtual dataset unless its sources are there, are no views themselves, and fill it."""
+    filled = 0
+    for source in data.virtual_sources():
+        place = path if source.file_name == "." else path.parent / source.file_name
+        if not place.is_file():
+            raise SlideError(
+                f"{path}: {name} must be in the file, got a view of {source.file_name}, which is not there; "
+                "copy the features into one file"
+            )
+        with open_hdf5(place) as file:
+            found = file.get(source.dset_name)
+            if not isinstance(found, h5py.Dataset) or found.is_virtual or not _selects(source, found.shape):
+                raise SlideError(
+                    f"{path}: {name} must be in the file, got a view of {source.dset_name} in {source.file_name}, "
+                    "which does not hold it; copy the features into one file"
+                )
+            check_complete(place, source.dset_name, found)
+        filled += source.vspace.get_select_npoints()
+    if filled < prod(data.shape):
+        raise SlideError(
+            f"{path}: {name} must hold the {list(data.shape)} numbers that it declares, got a view of {filled}; "
+            "copy the features into one file"
+        )
+
+
+def _selects(source: Any, shape: tuple[int, ...]) -> bool:
+    """Whether what a view takes from a source lies in the source's shape."""
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
+        return bool(source.vspace.get_select_npoints() == prod(shape))
+    _, last = source.src_space.get_select_bounds()
+    return len(last) == len(shape) and all(end < size for end, size in zip(last, shape, strict=True))

@@ -65,4 +65,10 @@ def _load(path: Path) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_sparse:
         came = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
         raise SlideError(f"{path}: must hold one floating-point tensor alone, got {came}; save the features alone")
+    declared, stored = values.numel() * values.element_size(), values.untyped_storage().nbytes()
+    if stored < declared:  # an expanded tensor repeats one row without end
+        raise SlideError(
+            f"{path}: must hold the {list(values.shape)} numbers that it declares, got {stored} bytes for {declared}; "
+            "save a contiguous tensor"
+        )
     return values.detach()

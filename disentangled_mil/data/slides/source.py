@@ -1,7 +1,7 @@
 """What the files of a slide say about themselves."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _FACTOR = 1.25  # Scanners of one nominal magnification differ by less, neighboring magnifications by more.
 
@@ -66,10 +66,6 @@ class SlideSource(NamedTuple):
         if self.placed:
             place = "coordinates" if self.tile is None else f"tile of {self.tile:g} {self.unit or 'units'}"
         return self.encoder or "an unknown encoder", scale, place
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: encoder, width and magnification, as JSON values."""
-        return {key: getattr(self, key) for key in ("encoder", "width", "magnification", "mpp")}
 
 
 def difference(source: SlideSource, encoder: str | None, magnification: float | None, mpp: float | None) -> str | None:

@@ -47,6 +47,23 @@ def test_an_absurd_size_is_refused_without_memory_for_it(tmp_path):
     with h5py.File(tmp_path / "slide.h5", "w") as file:
         file.create_dataset("features", (10**12, 1024), "float32", chunks=(1024, 1024))
     refused(tmp_path / "slide.h5", r"features must hold the \[1000000000000, 1024\] numbers that it declares")
+    torch.save(torch.zeros(1).expand(10**12, 1024), tmp_path / "slide.pt")
+    refused(tmp_path / "slide.pt", r"must hold the \[1000000000000, 1024\] numbers that it declares, got 4 bytes")
+
+
+def test_more_numbers_than_any_compression_stores_are_refused(tmp_path):
+    block, count = 1 << 20, 1000
+    with h5py.File(tmp_path / "slide.h5", "w") as file:
+        data = file.create_dataset("features", (block * count, 8), "float32", chunks=(block, 8), compression="gzip")
+        for chunk in range(count):
+            data.id.write_direct_chunk((chunk * block, 0), b"x" * 64)
+    refused(tmp_path / "slide.h5", r"features must hold the .* it declares, got 64000 bytes for 33554432000; extract")
+
+
+def test_compressed_features_that_are_all_alike_are_read(tmp_path):
+    with h5py.File(tmp_path / "slide.h5", "w") as file:
+        file.create_dataset("features", data=np.zeros((4096, 256), "float32"), compression="gzip", compression_opts=9)
+    assert read_bag(tmp_path / "slide.h5").bag.patches.shape == (1, 4096, 256)
 
 
 def test_features_in_other_files_are_refused_by_name(tmp_path):
@@ -68,17 +85,60 @@ def test_a_virtual_dataset_is_read_as_long_as_its_sources_are_there(tmp_path):
     with h5py.File(tmp_path / "slide.h5", "w") as file:
         file.create_virtual_dataset("features", layout)
     assert torch.equal(read_bag(tmp_path / "slide.h5").bag.patches[0], torch.from_numpy(FEATURES))
+    slides.write_hdf5(tmp_path / "part1.h5", features=FEATURES[:3])
+    refused(tmp_path / "slide.h5", r"features must be in the file, got a view of features in part1\.h5, which does not")
     (tmp_path / "part1.h5").unlink()
     refused(tmp_path / "slide.h5", r"features must be in the file, got a view of part1\.h5, which is not there; copy")
+
+
+def test_a_view_that_is_not_filled_or_looks_at_itself_or_at_any_file_is_refused(tmp_path):
+    slides.write_hdf5(tmp_path / "part.h5", features=FEATURES[:5])
+    layout = h5py.VirtualLayout((10, 4), "float32")
+    layout[:5] = h5py.VirtualSource("part.h5", "features", shape=(5, 4))
+    with h5py.File(tmp_path / "half.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+    refused(tmp_path / "half.h5", r"features must hold the \[10, 4\] numbers that it declares, got a view of 20; copy")
+    layout[5:] = h5py.VirtualSource("itself.h5", "features", shape=(5, 4))
+    with h5py.File(tmp_path / "itself.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+    refused(tmp_path / "itself.h5", r"features must be in the file, got a view of features in itself\.h5, which does")
+    FEATURES.tofile(tmp_path / "secret")
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        file.create_dataset("features", (5, 4), "float32", external=[(str(tmp_path / "secret"), 0, 80)])
+    with pytest.raises(SlideError, match=r"part\.h5: features must be in the file, got external storage in .*secret"):
+        read_bag(tmp_path / "half.h5")
+
+
+def test_coordinates_that_are_not_in_the_file_are_refused_too(tmp_path):
+    COORDS.tofile(tmp_path / "raw.bin")
+    path = slides.write_hdf5(tmp_path / "slide.h5", features=FEATURES)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("coords", (10, 2), "int64", external=[(str(tmp_path / "raw.bin"), 0, 160)])
+    refused(path, r"coords must be in the file, got external storage in .*raw\.bin; copy it")
+    pytest.importorskip("anndata")
+    path = slides.h5ad(tmp_path, "table", FEATURES, COORDS)
+    with h5py.File(path, "a") as file:
+        del file["obsm/spatial"]
+        file["obsm"].create_dataset("spatial", (10, 2), "int64", external=[(str(tmp_path / "raw.bin"), 0, 160)])
+    refused(path, r"spatial must be in the file, got external storage in .*raw\.bin; copy it")
 
 
 def test_numbers_of_a_size_that_pytorch_lacks_are_refused(tmp_path):
     path = slides.write_hdf5(tmp_path / "slide.h5", features=FEATURES.astype(np.longdouble))
     refused(path, "features must be floating-point numbers of 16, 32 or 64 bits, got float128")
+    path = slides.write_hdf5(tmp_path / "places.h5", features=FEATURES, coords=COORDS.astype(np.longdouble))
+    refused(path, "coords must be numbers of at most 64 bits, got float128", by_metadata=False)
 
 
 @pytest.mark.parametrize(
-    ("value", "got"), [(-448, "-448"), (2**31, "2147483648"), (np.uint32(2**32 - 1), "4294967295"), (1e30, r"1e\+30")]
+    ("value", "got"),
+    [
+        (-448, "-448"),
+        (2**31, "2147483648"),
+        (np.uint32(2**32 - 1), "4294967295"),
+        (np.uint64(2**64 - 1), "18446744073709551615"),
+        (1e30, r"1e\+30"),
+    ],
 )
 def test_negative_and_huge_coordinates_are_named(tmp_path, value, got):
     coords = COORDS.astype(np.asarray(value).dtype)

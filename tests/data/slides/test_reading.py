@@ -239,7 +239,7 @@ def test_unusable_features_are_refused_before_and_while_reading(tmp_path, datase
             {"coords": COORDS.ravel()},
             r"coords must have shape \[N, 2\] = \[4, 2\] like the features, got \[8\]",
         ),
-        ({"coords": [b"0_0"] * 4}, "coords must be numbers, got object"),
+        ({"coords": [b"0_0"] * 4}, "coords must be numbers of at most 64 bits, got object"),
         (
             {"coords": COORDS * [1, 9999] + [[0, 0], [1, 1], [0, 3], [7, 5]]},
             "coords must lie on a grid: 4 tokens",

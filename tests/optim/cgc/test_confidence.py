@@ -1,5 +1,6 @@
 """Confidences: accumulated, rejected, and those of a closure."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -132,3 +133,33 @@ def test_every_evaluation_of_a_closure_is_coordinated_with_its_own_confidences()
     assert evaluations == [0, 3, 3]
     torch.testing.assert_close(optimizer.report.confidence, {"tumor": torch.tensor(1.0), "tme": torch.tensor(0.5)})
     assert torch.equal(head.blocks["tme"], before)  # opposite gradients: only the tumor block moves
+
+
+def test_only_confidences_of_backward_passes_count() -> None:
+    head = Head()
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    validated, skipped = {"tumor": 5.0, "tme": 7.0}, {"tumor": 0.5, "tme": 0.125}
+    for first in (True, False):  # the confidence is given before the backward pass, or after it
+        optimizer.accumulate(validated)
+        optimizer.accumulate(validated)
+        for confidence in (skipped, CONFIDENT_TUMOR):  # a scaler skips the first step, and the loop goes on
+            optimizer.zero_grad() if first else head.zero_grad()
+            if first:
+                optimizer.accumulate(confidence)
+            backward(head, 0)
+            if not first:
+                optimizer.accumulate(confidence)
+        optimizer.step()
+        for name, value in CONFIDENT_TUMOR.items():
+            torch.testing.assert_close(optimizer.report.confidence[name], torch.tensor(value))
+
+
+def test_a_copy_counts_the_backward_passes_of_its_own_parameters() -> None:
+    head = Head()
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    twin, of_twin = copy.deepcopy((optimizer, head))
+    twin.accumulate({"tumor": 5.0, "tme": 7.0})
+    twin.accumulate(CONFIDENT_TUMOR)
+    backward(of_twin, 0)
+    twin.step()
+    torch.testing.assert_close(twin.report.confidence["tumor"], torch.tensor(CONFIDENT_TUMOR["tumor"]))

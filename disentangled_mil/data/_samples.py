@@ -1,0 +1,127 @@
+"""Samples: a bag per magnification, in memory or in files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .._checks import check_choice, check_count
+from ..bags import Bag
+from .slide_reading import TRANSFORMS
+from .slides import SlideSource, check_places, read_bag, slide_source
+
+_LOG_OFFSET = 1e-6
+
+
+@dataclass(frozen=True)
+class StoredBag:
+    """A bag that stays in its files until it is needed.
+
+    Args:
+        paths: files; one slide keeps its coordinates, several are one bag without coordinates.
+        transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6) in float32.
+        drop_augmented: whether augmented patches are left out.
+        step: side of a grid cell in the unit of the coordinates; by default from the file, see
+            :func:`~.slides.read_bag`.
+        as_set: whether the coordinates of a single slide are left out too.
+        max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
+
+    Raises:
+        ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
+            is less than 1.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.cohort import StoredBag
+        >>> from disentangled_mil.data.slides import write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.ones(5, 8))
+        >>> StoredBag((path,)).load().patches.shape
+        torch.Size([1, 5, 8])
+    """
+
+    paths: tuple[Path, ...]
+    transform: str = "none"
+    drop_augmented: bool = False
+    step: float | None = None
+    as_set: bool = False
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("paths must hold at least one file, got none")
+        if self.step is not None and not 0 < self.step < float("inf"):
+            raise ValueError(f"step must be positive and finite, got {self.step}")
+        check_choice("transform", self.transform, TRANSFORMS)
+        if self.max_tokens is not None:
+            check_count("max_tokens", self.max_tokens)
+
+    def source(self) -> SlideSource:
+        """What the files say about themselves, from their metadata alone."""
+        return slide_source(*self.paths, as_set=self.as_set)
+
+    def check_places(self) -> None:
+        """Check the coordinates where they are kept, without reading the features.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: :func:`~.slides.read_bag` refuses the coordinates.
+        """
+        if len(self.paths) == 1 and not self.as_set:
+            check_places(self.paths[0], step=self.step)
+
+    def load(self) -> Bag:
+        """Read the bag.
+
+        Returns:
+            A bag with B = 1.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: :func:`~.slides.read_bag` refuses a file, or a feature is negative
+                under ``transform="log"``.
+        """
+        bag = read_bag(
+            *self.paths,
+            step=self.step,
+            as_set=self.as_set,
+            drop_augmented=self.drop_augmented,
+            max_tokens=self.max_tokens,
+        ).bag
+        if self.transform == "none":
+            return bag
+        patches = bag.patches.float()
+        if (patches < 0).any():
+            files = ", ".join(map(str, self.paths))
+            raise ValueError(f"{files}: transform 'log' needs features >= 0, got {patches.min():g}")
+        return Bag(torch.log(patches + _LOG_OFFSET), bag.grid)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input of a model: a bag per magnification, of one slide or of all slides of a patient.
+
+    Args:
+        name: name of the slide or of the patient.
+        patient: patient of the sample; metrics and splits are per patient.
+        bags: bag of every magnification, in memory or in files.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Bag
+        >>> from disentangled_mil.data.cohort import Sample
+        >>> sample = Sample("slide 1", "patient 1", {"20x": Bag.from_slide(torch.ones(5, 8))})
+        >>> sample.load()["20x"].patches.shape
+        torch.Size([1, 5, 8])
+    """
+
+    name: str
+    patient: str
+    bags: Mapping[str, Bag | StoredBag]
+
+    def load(self) -> dict[str, Bag]:
+        """The bag of every magnification; stored bags are read."""
+        return {magnification: bag if isinstance(bag, Bag) else bag.load() for magnification, bag in self.bags.items()}

@@ -1,0 +1,125 @@
+"""How the bags of a model are read from files, which prediction on new slides repeats."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+from .._checks import check_choice, check_count
+from .slides import SlideSource
+
+TRANSFORMS = ("none", "log")
+MISSING = ("error", "allow")
+UNITS = ("slide", "patient")
+
+
+class TileFacts(NamedTuple):
+    """What is known of the tiles of one magnification. None where it is not known, and then it is never compared.
+
+    Attributes:
+        encoder: name of the encoder.
+        width: numbers per tile.
+        magnification: objective magnification of the tiles.
+        mpp: micrometers per pixel of the tiles.
+    """
+
+    encoder: str | None = None
+    width: int | None = None
+    magnification: float | None = None
+    mpp: float | None = None
+
+    @classmethod
+    def of(cls, source: SlideSource) -> "TileFacts":
+        """What the files of a slide say."""
+        return cls(source.encoder, source.width, source.magnification, source.mpp)
+
+
+@dataclass(frozen=True)
+class SlideReading:
+    """How slides become bags, and from which encoder and magnification they come.
+
+    Args:
+        unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
+        transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6).
+        drop_augmented: whether augmented patches are left out.
+        missing: rule for slides without tiles at a magnification: ``"error"`` or ``"allow"``.
+        sets: magnifications whose bags have no coordinates.
+        max_tokens: largest number of tiles to keep, by magnification.
+        tiles: encoder, width and magnification of the training tiles, by magnification.
+
+    Raises:
+        TypeError: a count is no integer, or facts of tiles are no :class:`TileFacts`.
+        ValueError: an option is out of range.
+
+    Example:
+        >>> from disentangled_mil.data import SlideReading, TileFacts
+        >>> reading = SlideReading(sets=("5x",), tiles={"20x": TileFacts("uni_v1", 1024, magnification=20)})
+        >>> SlideReading.from_state(reading.state()) == reading
+        True
+    """
+
+    unit: str = "slide"
+    transform: str = "none"
+    drop_augmented: bool = False
+    missing: str = "error"
+    sets: tuple[str, ...] = ()
+    max_tokens: Mapping[str, int] = field(default_factory=dict)
+    tiles: Mapping[str, TileFacts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("unit", self.unit, UNITS)
+        check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("drop_augmented", self.drop_augmented, (False, True))
+        check_choice("missing", self.missing, MISSING)
+        if isinstance(self.sets, str) or not all(isinstance(name, str) for name in self.sets):
+            raise TypeError(f"sets must be a sequence of magnifications, got {self.sets!r}")
+        object.__setattr__(self, "sets", tuple(self.sets))
+        for name, count in self.max_tokens.items():
+            check_count(f"max_tokens[{name!r}]", count)
+        for name, facts in self.tiles.items():
+            if not isinstance(facts, TileFacts):
+                raise TypeError(f"tiles[{name!r}] must be TileFacts, got {type(facts).__name__}")
+
+    def check_magnifications(self, magnifications: tuple[str, ...]) -> None:
+        """Check that everything is of the magnifications of a model.
+
+        Args:
+            magnifications: names of the magnifications.
+
+        Raises:
+            ValueError: another magnification is named.
+        """
+        for key in ("sets", "max_tokens", "tiles"):
+            if unknown := [name for name in getattr(self, key) if name not in magnifications]:
+                raise ValueError(f"{key} must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values, from which :meth:`from_state` rebuilds it."""
+        tiles = {name: facts._asdict() for name, facts in self.tiles.items()}
+        return {**asdict(self), "sets": list(self.sets), "tiles": tiles}
+
+    @classmethod
+    def from_state(cls, state: Any) -> "SlideReading":
+        """Rebuild it from its state.
+
+        Args:
+            state: plain values, for instance from a checkpoint.
+
+        Returns:
+            The reading.
+
+        Raises:
+            ValueError: the state lacks a key, or a value is of the wrong type or out of range.
+        """
+        if not isinstance(state, dict):
+            raise ValueError(f"must be an object, got {state!r}")
+        keys = [each.name for each in fields(cls)]
+        if lacking := [key for key in keys if key not in state]:
+            raise ValueError(f"must have the key {lacking[0]!r}, got {list(state)}")
+        values = {key: state[key] for key in keys}
+        for key, kind in (("sets", list), ("max_tokens", dict), ("tiles", dict)):
+            if not isinstance(values[key], kind):
+                raise ValueError(f"{key} must be of type {kind.__name__}, got {values[key]!r}")
+        try:
+            return cls(**{**values, "tiles": {name: TileFacts(**facts) for name, facts in values["tiles"].items()}})
+        except TypeError as error:
+            raise ValueError(str(error)) from error

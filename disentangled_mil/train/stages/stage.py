@@ -1,0 +1,71 @@
+"""What all stages have in common: the interface, the loss over magnifications, and the optimizer."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...models import StudentOutput, TeacherOutput
+from ...tasks import Task, select_target
+from ..datasets import Batch, CohortDataset
+from ..options import TrainingOptions
+
+
+class StageLoss(NamedTuple):
+    """A loss, its parts for the log, and the confidence of the subspaces where the stage coordinates gradients."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    confidence: dict[str, Tensor]
+
+
+class Stage(ABC):
+    """One model and how it learns."""
+
+    model: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
+        """The loss of a batch in an epoch, counted from 0."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of a batch [B, K]."""
+
+    def step(self, loss: StageLoss) -> None:
+        """Apply the gradients."""
+        self.optimizer.step()
+
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:  # noqa: B027  (nothing, for most)
+        """Prepare an epoch over the training samples."""
+
+    def complete(self, epoch: int) -> bool:
+        """Whether the loss has all its parts in an epoch; only such an epoch can be kept."""
+        return True
+
+
+def branch_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch, options: TrainingOptions) -> Tensor:
+    """The loss of every magnification's own prediction, and of the gate's where the gate has weights to learn."""
+    losses = []
+    for name, branch in output.branches.items():
+        rows = batch.present(name).nonzero()[:, 0]
+        if len(rows):
+            losses.append(task.loss(branch.logits[rows], select_target(batch.target, rows)))
+    if options.gate == "learned":
+        losses.append(task.loss(output.gated, batch.target))
+    return torch.stack(losses).sum()
+
+
+def adamw(model: nn.Module, options: TrainingOptions, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; vectors (biases, norms) and scalars are not decayed. What needs no gradient was fitted already."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)

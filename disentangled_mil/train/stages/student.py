@@ -1,0 +1,111 @@
+"""Stage II: the student, which sees slides only."""
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ...losses import DistillationTargets, SubspaceDistillation, balance_shares
+from ...models import Student, StudentBranchOutput, StudentOutput
+from ...ops import match_prototypes
+from ...tasks import Task
+from ..datasets import Batch, CohortDataset
+from ..options import TrainingOptions
+from .stage import Stage, StageLoss, adamw, branch_loss
+
+
+class StudentStage(Stage):
+    """Stage II: task loss of every magnification; after the warm-up also distillation, where there is a teacher."""
+
+    model: Student
+
+    def __init__(
+        self,
+        model: Student,
+        task: Task,
+        options: TrainingOptions,
+        targets: Mapping[str, DistillationTargets] | None = None,
+    ) -> None:
+        self.model, self.task, self.options, self.targets = model, task, options, targets
+        weight = options.prediction_weight
+        if weight is None and targets is not None:
+            raise ValueError("prediction_weight must be a number for a student with targets, got None")
+        # Rounding removes an error that could lift a whole number just above itself.
+        warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
+        self.first_distilled = min(warmup, options.epochs - 1)
+        self.optimizer = adamw(model, options, options.student_weight_decay)
+        self.distillation = SubspaceDistillation(
+            task.link,
+            temperature=options.temperature,
+            prediction_weight=weight or 0.0,
+            representation_weight=options.representation_weight,
+            share_weight=options.share_weight,
+            matching="slot",
+        )
+
+    def complete(self, epoch: int) -> bool:
+        """Whether distillation has begun, where there is a teacher; in the last epoch it has."""
+        return self.targets is None or epoch >= self.first_distilled
+
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
+        """When distillation begins, match prototypes and subspaces once, for the whole training set.
+
+        A match per bag would follow the noise of the bag, and prototypes would change places before the head.
+        """
+        if self.targets is None or epoch != self.first_distilled:
+            return
+        vectors = all(targets.subspaces is not None for targets in self.targets.values())
+        if not vectors and not self.options.share_weight:
+            return
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        collected: dict[str, list[Tensor]] = {name: [] for name in self.targets}
+        for batch in train.batches(self.options.batch_size):
+            branches = self.model(batch.to(device).bags).branches
+            for name, parts in collected.items():
+                parts.append(branches[name].prototypes if vectors else _shares(branches[name]))
+        for name, targets in self.targets.items():
+            pair = [torch.cat(collected[name]), cast(Tensor, targets.subspaces if vectors else targets.shares)]
+            present = targets.present & train.present(name).to(device)
+            pair = [rows[present] for rows in pair]
+            if not vectors:
+                pair = [self._comparable(balance_shares(shares)) for shares in pair]
+            order = match_prototypes(*(rows.transpose(0, 1).flatten(1)[None] for rows in pair))
+            self.model.reorder(name, order[0])
+
+    def _comparable(self, shares: Tensor) -> Tensor:
+        """Shares without the constants over classes that change no probability."""
+        return shares - shares.mean(2, keepdim=True) if self.task.link == "softmax" else shares
+
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
+        """Task loss of the branches, and distillation into each."""
+        output: StudentOutput = self.model(batch.bags)
+        task = branch_loss(self.task, output, batch, self.options)
+        if self.targets is None or not self.complete(epoch):
+            return StageLoss(task, {"task": task}, {})
+        prediction = representation = share = distilled = task.new_zeros(())
+        for name, branch in output.branches.items():
+            targets = self.targets[name].select(batch.rows)
+            targets = targets._replace(present=targets.present & batch.present(name))
+            loss = self.distillation(branch.logits, branch.prototypes, targets, _shares(branch))
+            prediction, representation = prediction + loss.prediction, representation + loss.representation
+            share, distilled = share + loss.share, distilled + loss.total
+        parts = {"task": task, "prediction": prediction}
+        if all(targets.subspaces is not None for targets in self.targets.values()):
+            parts["representation"] = representation
+        if self.options.share_weight:
+            parts["share"] = share
+        return StageLoss(task + distilled, parts, {})
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of the model."""
+        logits: Tensor = self.model(batch.bags).logits
+        return logits
+
+
+def _shares(branch: StudentBranchOutput) -> Tensor:
+    """The share of each subspace in the logits [B, S, K]."""
+    return torch.stack(list(branch.subspace_logits.values()), 1)

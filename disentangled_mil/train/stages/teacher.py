@@ -1,0 +1,148 @@
+"""Stage I: the teacher, which sees slides and genes."""
+
+import sys
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...losses import DistillationTargets, balance_shares, inter_magnification_consistency
+from ...models import Teacher, TeacherOutput
+from ...nn.attention import COMMON_RESOLUTION
+from ...optim import CGCOptimizer
+from ...tasks import Task, select_target
+from ..datasets import Batch, CohortDataset
+from ..options import TrainingOptions
+from .stage import Stage, StageLoss, adamw, branch_loss
+
+
+class BranchOutputs(NamedTuple):
+    """What one magnification of a teacher says about every sample.
+
+    Attributes:
+        logits: logits [n, K].
+        vectors: subspace vectors [n, S, C].
+        shares: share of each subspace in the logits [n, S, K].
+    """
+
+    logits: Tensor
+    vectors: Tensor
+    shares: Tensor
+
+
+class TeacherOutputs(NamedTuple):
+    """What a teacher says about every sample.
+
+    Attributes:
+        logits: logits of the model [n, K].
+        branches: outputs by magnification.
+    """
+
+    logits: Tensor
+    branches: dict[str, BranchOutputs]
+
+
+class TeacherStage(Stage):
+    """Stage I: task loss of every magnification + IGC; gradients through CGC."""
+
+    model: Teacher
+
+    def __init__(self, model: Teacher, task: Task, options: TrainingOptions) -> None:
+        self.model, self.task, self.options = model, task, options
+        optimizer = adamw(model, options, options.weight_decay)
+        several = len(model.subspaces) > 1
+        self.coordinated = CGCOptimizer(optimizer, model.subspace_parameters()) if options.cgc and several else None
+        self.optimizer = self.coordinated or optimizer
+        self._compares = len(model.magnifications) > 1 and bool(options.consistency_weight)
+        self.resolution: int | None = None
+
+    def begin_epoch(self, epoch: int, train: CohortDataset) -> None:
+        """Decide for all batches whether attention is compared on a common grid.
+
+        Losses on a common grid and on the bags' own grids differ by orders of magnitude. If batches chose for
+        themselves, those of full bags would have another weight. Bags without coordinates
+        have no common places, so their attention is not compared.
+        """
+        if self._compares and train.sets:
+            self._compares = False
+            tqdm.write(f"no consistency loss: bags have no coordinates at {', '.join(train.sets)}", file=sys.stderr)
+        if self._compares:
+            self.resolution = None if train.uniform else COMMON_RESOLUTION
+
+    def loss(self, batch: Batch, epoch: int) -> StageLoss:
+        """Task loss of the branches and inter-magnification consistency of each two."""
+        output: TeacherOutput = self.model(batch.bags, batch.genes)
+        branches = output.branches
+        task = branch_loss(self.task, output, batch, self.options)
+        parts, total = {"task": task}, task
+        if self._compares:
+            consistency = torch.stack(
+                [
+                    inter_magnification_consistency(
+                        branches[a].attention,
+                        branches[b].attention,
+                        resolution=self.resolution,
+                        present=batch.present(a) & batch.present(b),
+                    )
+                    for a, b in combinations(branches, 2)
+                ]
+            ).sum()
+            parts["consistency"] = consistency
+            total = total + self.options.consistency_weight * consistency
+        confidence: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for magnification, branch in branches.items():
+                rows = batch.present(magnification).nonzero()[:, 0]
+                if len(rows):
+                    shares = {name: logits[rows] for name, logits in branch.subspace_logits.items()}
+                    for name, value in self.task.confidence(shares, select_target(batch.target, rows)).items():
+                        confidence[name] = confidence.get(name, 0) + value
+        return StageLoss(total, parts, confidence)
+
+    def step(self, loss: StageLoss) -> None:
+        """Coordinate the gradients and apply them; the log gets the share of rows that conflict."""
+        if self.coordinated is None:
+            self.optimizer.step()
+        else:
+            self.coordinated.step(confidence=loss.confidence)
+            cosines = self.coordinated.report.cosine.values()
+            loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in cosines]).mean()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Predictions of the model."""
+        logits: Tensor = self.model(batch.bags, batch.genes).logits
+        return logits
+
+    @torch.no_grad()
+    def outputs(self, dataset: CohortDataset) -> TeacherOutputs:
+        """The outputs for every sample, in evaluation mode, on the CPU."""
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        gated: list[Tensor] = []
+        branches: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in self.model.magnifications}
+        for batch in dataset.batches(self.options.batch_size):
+            batch = batch.to(device)
+            output: TeacherOutput = self.model(batch.bags, batch.genes)
+            gated.append(output.logits.cpu())
+            for name, branch in output.branches.items():
+                vectors, shares = (
+                    torch.stack(list(of.values()), 1) for of in (branch.features, branch.subspace_logits)
+                )
+                branches[name].append((branch.logits.cpu(), vectors.cpu(), shares.cpu()))
+        joined = {name: BranchOutputs(*map(torch.cat, zip(*parts, strict=True))) for name, parts in branches.items()}
+        return TeacherOutputs(torch.cat(gated), joined)
+
+    def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
+        """The targets of distillation of every sample, by magnification; they are computed once."""
+        targets = {}
+        for name, branch in self.outputs(dataset).branches.items():
+            present = dataset.paired & dataset.present(name)
+            vectors, shares = (
+                dict(zip(self.model.subspaces, values.unbind(1), strict=True))
+                for values in (branch.vectors, balance_shares(branch.shares, present))
+            )
+            of_branch = DistillationTargets.from_teacher(branch.logits, vectors, shares=shares, present=present)
+            targets[name] = of_branch.to(self.options.device)
+        return targets

@@ -1,0 +1,212 @@
+"""All models of the method on the same training patients: everything is fitted on these patients alone."""
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice
+from ..data.cohort import Cohort, columns_of_labels
+from ..data.folds import inner_split, pool_rare
+from ..losses import DistillationTargets
+from ..report.tables import headroom_line
+from ..tasks import Task
+from .building import StageBuilder
+from .checkpoint import save_model
+from .datasets import BagCache, CohortDataset
+from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
+from .loop import predict_logits, train_stage
+from .options import TrainingOptions
+from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
+from .stages import GeneStage, StudentStage, TeacherStage
+
+NETWORKS = ("genes", "teacher", "student", "distilled")
+MODELS = ("linear", *NETWORKS)
+TAKE_GENES = ("genes", "teacher")
+WITHOUT_EXPRESSION = ("linear", "student")
+IN_SAMPLE_WEIGHT = 3.0
+# Of distillation that is wanted although linear students do not gain from it.
+LEAST_WEIGHT = 1.0
+
+AlterTargets: TypeAlias = Callable[[dict[str, DistillationTargets], CohortDataset], dict[str, DistillationTargets]]
+Predict: TypeAlias = Callable[[CohortDataset], Tensor]
+
+
+class Trained(NamedTuple):
+    """Models that are trained on the same patients.
+
+    Attributes:
+        task: task that was fitted on them.
+        predict: function from samples to logits, by model.
+        headroom: what there was to gain from the teacher; None where it was not measured.
+        dataset: function that prepares other patients of the cohort for the models.
+    """
+
+    task: Task
+    predict: Mapping[str, Predict]
+    headroom: Headroom | None
+    dataset: Callable[[Cohort], CohortDataset]
+
+
+def train_models(
+    cohort: Cohort,
+    name: str,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    models: Collection[str] | None = None,
+    alter_targets: AlterTargets | None = None,
+    cache: BagCache | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Trained:
+    """Train models on all patients of a cohort who have the labels of a task, and save the networks.
+
+    Args:
+        cohort: training patients; those without expression serve the students only.
+        name: name of the task.
+        options: options of the training.
+        folder: folder for checkpoints, logs and states.
+        models: models to train, some of ``MODELS``; by default all, or ``WITHOUT_EXPRESSION`` if no patient has
+            expression.
+        alter_targets: function from the targets of distillation and the training samples to other targets, for
+            instance permuted ones as a control.
+        cache: cache of bags.
+        resume: whether an interrupted training on the same patients is continued.
+        quiet: whether no progress is shown.
+
+    Returns:
+        The models.
+
+    Raises:
+        ValueError: patients, labels, expression or options do not allow the task, or a model is unknown.
+    """
+    models = models_for(cohort, options, models)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = cohort.fit_task(name)
+    pipeline = cohort.fit_expression() if cohort.paired else None
+    cache = cache or BagCache()
+
+    def dataset(part: Cohort) -> CohortDataset:
+        return CohortDataset(part, name, task, pipeline, cache=cache)
+
+    learn, choose = _inner_split(cohort, name, options)
+    everyone, choose_everyone = dataset(learn), None if choose is None else dataset(choose)
+    paired, choose_paired = everyone.with_expression(), choose_everyone and choose_everyone.with_expression()
+    distills = "distilled" in models and options.distill != "never"
+    measures = distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold")
+    if measures:
+        check_teacher_folds(everyone, options)
+    penalties = {}
+    if "linear" in models or measures or (options.linear and (distills or "student" in models)):
+        penalties["student"] = choose_penalties(everyone, task, SLIDES, seed=options.seed)
+    if measures or (options.linear and "teacher" in models):
+        penalties["teacher"] = choose_penalties(paired, task, BOTH, seed=options.seed)
+    builder = StageBuilder(cohort, task, pipeline, options, penalties)
+    predict: dict[str, Predict] = {}
+
+    def train(
+        model: str, stage: GeneStage | TeacherStage | StudentStage, learn: CohortDataset, choose: CohortDataset | None
+    ) -> None:
+        train_stage(model, stage, learn, choose, options, folder, resume=resume, quiet=quiet)
+        predict[model] = partial(predict_logits, stage, options=options)
+        save_model(
+            folder / model,
+            stage.model,
+            task=task,
+            reading=cohort.reading(),
+            expression=pipeline if model in TAKE_GENES else None,
+            notes={"task_name": name, "training": asdict(options)},
+        )
+
+    if "linear" in models:
+        rows, loss = torch.arange(len(everyone)), task_loss_of(everyone, task)
+        linear = fit_linear(vectors_of(everyone, SLIDES), rows, loss, task.outputs, penalties["student"])
+        predict["linear"] = lambda test: linear(vectors_of(test, SLIDES))
+    if "genes" in models:
+        train("genes", builder.genes(), paired, choose_paired)
+    teacher = None
+    if "teacher" in models:
+        teacher = builder.teacher(paired)
+        train("teacher", teacher, paired, choose_paired)
+    targets, headroom = None, None
+    if distills:
+        if measures:
+            out_of_fold = distill_out_of_fold(builder, everyone, choose_paired, folder, resume=resume, quiet=quiet)
+            targets, headroom = out_of_fold
+        if options.distill == "auto" and headroom is not None and not headroom.promises:
+            targets = None
+        elif options.distillation_targets == "in_sample" and teacher is not None:
+            targets = teacher.targets(everyone)
+        if targets is not None and alter_targets is not None:
+            targets = alter_targets(targets, everyone)
+        if headroom is not None and not quiet:
+            print(headroom_line({**headroom._asdict(), "distilled": targets is not None}, task), file=sys.stderr)
+    if "student" in models:
+        train("student", builder.student(everyone), everyone, choose_everyone)
+    if targets is not None:
+        weighted = _with_weight(builder, headroom)
+        train("distilled", weighted.student(everyone, targets), everyone, choose_everyone)
+    return Trained(task, predict, headroom, dataset)
+
+
+def models_for(cohort: Cohort, options: TrainingOptions, models: Collection[str] | None = None) -> Collection[str]:
+    """The models that can be trained on a cohort, or those that are wanted after a check.
+
+    Args:
+        cohort: training patients.
+        options: options of the training.
+        models: models that are wanted; by default all that are possible.
+
+    Returns:
+        Some of ``MODELS``.
+
+    Raises:
+        ValueError: a model is unknown, or needs a teacher or expression that is not there.
+    """
+    for model in models or ():
+        check_choice("models", model, MODELS)
+    if not cohort.paired:
+        if needy := [model for model in models or () if model not in WITHOUT_EXPRESSION]:
+            raise ValueError(f"models must be linear or student for patients without expression, got {needy[0]!r}")
+        if options.distill == "always":
+            raise ValueError("distill must be 'auto' or 'never' for patients without expression, got 'always'")
+        return WITHOUT_EXPRESSION if models is None else models
+    models = MODELS if models is None else models
+    needs = "distilled" in models and options.distill != "never" and options.distillation_targets == "in_sample"
+    if needs and "teacher" not in models:
+        raise ValueError("models must hold 'teacher' for distillation_targets = 'in_sample', got " + ", ".join(models))
+    return models
+
+
+def _with_weight(builder: StageBuilder, headroom: Headroom | None) -> StageBuilder:
+    """The builder with the weight of the divergence, if none was given: chosen for targets out of fold, else fixed."""
+    options = builder.options
+    if options.prediction_weight is not None:
+        return builder
+    weight = IN_SAMPLE_WEIGHT
+    if headroom is not None and options.distillation_targets == "out_of_fold":
+        weight = headroom.weight or LEAST_WEIGHT
+    return replace(builder, options=replace(options, prediction_weight=weight))
+
+
+def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:
+    """Training patients -> those who teach and those who choose the epoch."""
+    if options.validation == 0:
+        return train, None
+    labels = train.labels(name)
+    classes = train.definition(name).kind.strata(columns_of_labels(labels))
+    # Patients with and without expression are split alike, so that both sides choose the teacher and the student.
+    strata = [f"{stratum} {patient in train.paired}" for patient, stratum in zip(labels.index, classes, strict=True)]
+    if train.paired and options.validation * len(train.paired) < 1:
+        raise ValueError(
+            f"validation must leave at least one patient with expression to choose the epoch, got "
+            f"{options.validation} of {len(train.paired)}"
+        )
+    split = inner_split(list(labels.index), pool_rare(strata, 2), fraction=options.validation, seed=options.seed)
+    return train.subset(split.train), train.subset(split.test)

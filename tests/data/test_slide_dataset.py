@@ -1,0 +1,71 @@
+"""Labeled slides in folders as a data set of PyTorch."""
+
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from disentangled_mil.data.slide_dataset import SlideDataset
+from disentangled_mil.data.slide_reading import SlideReading, TileFacts
+from disentangled_mil.data.slides import write_bag
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three slides of 2 to 4 tiles, with coordinates at 20x only."""
+    for magnification in ("10x", "20x"):
+        (tmp_path / magnification).mkdir()
+        for number, name in enumerate(("a", "b", "c"), start=2):
+            place = {"coords": 10 * torch.arange(2 * number).view(number, 2), "step": 10, "encoder": "uni"}
+            write_bag(
+                tmp_path / magnification / f"{name}.h5",
+                torch.full((number, 3), float(number)),
+                **place if magnification == "20x" else {},
+            )
+    return {magnification: tmp_path / magnification for magnification in ("10x", "20x")}
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["low", "high", "low"], ("high", "low")),
+        ([3, 2, 3], (2, 3)),
+        ([("II", 1), ("I", 2), ("II", 1)], (("I", 2), ("II", 1))),
+        ([True, "no", True], (True, "no")),
+    ],
+)
+def test_labels_of_any_hashable_type_become_indices(folders, labels, classes):
+    dataset = SlideDataset(folders, dict(zip("abc", labels, strict=True)))
+    assert dataset.classes == classes
+    assert [dataset.classes[target] for _, target in dataset] == labels
+
+
+def test_a_loader_gives_padded_batches_of_every_magnification(folders):
+    dataset = SlideDataset(folders, pd.Series({"c.svs": 1, "a.svs": 0}))
+    bags, target = next(iter(DataLoader(dataset, batch_size=2, collate_fn=dataset.collate)))
+    assert target.tolist() == [1, 0]
+    assert list(bags) == ["10x", "20x"]
+    assert bags["20x"].mask.sum(1).tolist() == [4, 2]
+    assert bags["20x"].patches[1, 0].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_reading_for_a_checkpoint_is_that_of_the_files(folders):
+    dataset = SlideDataset(folders, {"a": 0, "b": 1}, max_tokens=3)
+    tiles = {"10x": TileFacts(width=3), "20x": TileFacts("uni", 3)}
+    assert dataset.reading == SlideReading(sets=("10x",), max_tokens={"10x": 3, "20x": 3}, tiles=tiles)
+    assert dataset.width == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "error", "message"),
+    [
+        ({}, None, ValueError, "folders and labels must not be empty, got 2 folders, 0 labels"),
+        ({"a": 1, "a.svs": 2}, None, ValueError, "labels must name every slide once, got 'a' twice"),
+        ({"a": float("nan")}, None, ValueError, "labels must have a value for every slide, got nan for 'a'"),
+        ({"a": 1}, [2, 3], ValueError, r"labels must be among \[2, 3\], got 1"),
+        ({"a": 1, "z": 2}, None, FileNotFoundError, "10x: must hold every slide, but lacks z"),
+    ],
+)
+def test_what_does_not_fit_is_refused(folders, labels, classes, error, message):
+    with pytest.raises(error, match=message):
+        SlideDataset(folders, labels, classes)
