@@ -43,7 +43,8 @@ class Cohort:
 
     Example:
         >>> import pandas as pd
-        >>>         >>> from disentangled_mil import Bag
+        >>> import torch
+        >>> from disentangled_mil import Bag
         >>> from disentangled_mil.data.cohort import Cohort, Sample
         >>> from disentangled_mil.tasks import Classification
         >>> bag = Bag.from_slide(torch.ones(5, 8))
