@@ -132,6 +132,12 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that an option is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_count(name: str, value: int, minimum: int = 1) -> None:
     """Check a whole number that must be at least ``minimum``."""
     if isinstance(value, bool) or not isinstance(value, Integral):

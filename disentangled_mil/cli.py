@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
     # The defaults belong to the options, which need the extra, so they are repeated here; a test compares them.
     for command, epochs in ((demo, 12), (train, 30), (check, 30)):
-        command.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+        command.add_argument("--seed", type=int, help="(default: 0)")
         command.add_argument("--epochs", type=int, help=f"passes of each stage (default: {epochs})")
         command.add_argument("--batch-size", type=int, help="slides or patients in a step (default: 32)")
         command.add_argument("--learning-rate", type=float, help="at its peak (default: 0.0005)")
@@ -132,6 +132,14 @@ def _parser() -> argparse.ArgumentParser:
             "--distill",
             choices=("auto", "always", "never"),
             help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="any option of TrainingOptions, e.g. dropout=0.25; comes before [training] of the description, and "
+            "options such as --epochs come before it",
         )
     for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
@@ -150,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     for command in (demo, train, predict, explain, check):
-        command.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
+        command.add_argument("--device", type=_device, help="(default: cpu)")
         command.add_argument(
             "--threads",
             type=_threads,
@@ -196,7 +204,7 @@ def _train(options: argparse.Namespace) -> None:
         options.cohort,
         options.task,
         options.out,
-        _training(options, TRAIN_OPTIONS),
+        _training(options, TRAIN_OPTIONS, options.cohort),
         folds=options.folds,
         threads=options.threads,
         refit=options.refit,
@@ -215,7 +223,7 @@ def _predict(options: argparse.Namespace) -> None:
         students=options.students,
         patients=options.patients,
         steps=_by_magnification("--step", "SIDE", float, options.step),
-        device=options.device,
+        device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
     )
@@ -233,7 +241,7 @@ def _explain(options: argparse.Namespace) -> None:
         Extras(**{name: getattr(options, name) for name in names}),
         patients=options.patients,
         steps=_by_magnification("--step", "SIDE", float, options.step),
-        device=options.device,
+        device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
     )
@@ -244,7 +252,7 @@ def _check(options: argparse.Namespace) -> int:
     from .train.check_cohort import check_cohort
     from .train.cross_validation import TRAIN_OPTIONS
 
-    training = _training(options, TRAIN_OPTIONS)
+    training = _training(options, TRAIN_OPTIONS, options.cohort)
     check = check_cohort(options.cohort, training, task=options.task, folds=options.folds, threads=options.threads)
     print(check)
     return 2 if check.errors or (options.strict and check.warnings) else 0
@@ -280,8 +288,17 @@ def _by_magnification(option: str, value: str, kind: Callable[[str], T], entries
     return given
 
 
-def _training(options: argparse.Namespace, defaults: "TrainingOptions") -> "TrainingOptions":
-    """The defaults of a command with the options that the user gave."""
+def _training(
+    options: argparse.Namespace, defaults: "TrainingOptions", description: Path | None = None
+) -> "TrainingOptions":
+    """The options of a run; those with a name of their own on the command line come before all others."""
+    from .train.settings import training_options
+
+    training = training_options(description, defaults, options.set)
+    try:
+        _device(training.device)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"device {error}") from error
     names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
     given = {name: getattr(options, name) for name in names}
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+    return replace(training, **{name: value for name, value in given.items() if value is not None})

@@ -211,13 +211,15 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
     changes = {"distill": "never", "epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    Path("c.toml").write_text("[training]\nepochs = 5\ndropout = 0.5\nheads = 1\n")
+    given += ["--set=heads=4", "--set=epochs=6"]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
     assert main(["demo", "--threads=2"]) == 0
     assert capsys.readouterr().out == "table\ntable\n"
     (train, options), (planted, few) = seen
     assert [str(train[0]), train[1], str(train[2])] == ["c.toml", "grading", "o"]
-    assert train[3] == replace(SMALL, **changes)
-    assert options == {"folds": 4, "resume": True, "threads": "auto"}
+    assert train[3] == replace(SMALL, **changes, dropout=0.5, heads=4)
+    assert options == {"folds": 4, "resume": True, "threads": "auto", "refit": False}
     assert [str(planted[0]), planted[1], planted[2]] == ["runs/demo", "diagnosis", SMALL]
     assert few == {"resume": False, "threads": 2}
 

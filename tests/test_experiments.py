@@ -22,7 +22,7 @@ from benchmarks.experiments.variants import CROSS_FITTED
 from disentangled_mil.losses import DistillationTargets
 from disentangled_mil.metrics import classification_metrics, survival_metrics
 from disentangled_mil.train import MODELS, TrainingOptions, out_of_fold
-from disentangled_mil.train.datasets import BagCache
+from disentangled_mil.train.bag_cache import BagCache
 from disentangled_mil.train.linear import GENES, SLIDES
 from tests.support.training import OPTIONS, small_split
 

@@ -55,7 +55,8 @@ class Classification(Task):
     link: ClassVar[str] = "softmax"
     columns: ClassVar[tuple[Column, ...]] = (Column("column", "label"),)
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({"classes": (), "balanced": True})
-    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "Acc"})
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "accuracy"})
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({"f1": "F1"})
     counts: ClassVar[frozenset[str]] = frozenset({"patients", "classes"})
     undefined: ClassVar[str] = "nan: all patients of a test set have one class, so there is nothing to tell apart"
 
@@ -127,7 +128,9 @@ class Classification(Task):
     def check_labels(cls, labels: Labels) -> None:
         """Refuse labels of a single class."""
         if len(set(labels["label"])) < 2:
-            raise ValueError(f"labels must hold at least two classes, got only {labels['label'][0]!r}")
+            raise ValueError(
+                f"labels must hold at least two classes, got only {labels['label'][0]!r}; name another column"
+            )
 
     @classmethod
     def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:
@@ -146,6 +149,14 @@ class Classification(Task):
     def summary(cls, labels: Labels) -> str:
         """The number of patients per class."""
         return counted(labels["label"])
+
+    @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """AUC 0.5; the accuracy of always naming the most frequent class; macro averages of any guess."""
+        counts = Counter(labels["label"])
+        share = 1 / len(counts)
+        accuracy = max(counts.values()) / len(labels["label"])
+        return {"auc": 0.5, "accuracy": accuracy, "sensitivity": share, "specificity": 1 - share}
 
     @classmethod
     def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "Classification":

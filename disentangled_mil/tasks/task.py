@@ -45,6 +45,7 @@ class Task(ABC):
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.
         headline: metrics of the table of results, with their titles. The first one compares models.
+        titles: titles of other metrics that need one.
         errors: metrics for which less is better.
         counts: metrics that count patients or pairs and do not measure quality.
         undefined: explanation of a metric without a value.
@@ -60,6 +61,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     headline: ClassVar[Mapping[str, str]]
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: ClassVar[frozenset[str]] = frozenset()
     counts: ClassVar[frozenset[str]] = frozenset({"patients"})
     undefined: ClassVar[str]
@@ -165,6 +167,18 @@ class Task(ABC):
     @abstractmethod
     def summary(cls, labels: Labels) -> str:
         """The labels in a few words, for instance the number of patients per class."""
+
+    @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """The metrics of predictions that know nothing of the patients; by default none is known.
+
+        Args:
+            labels: labels of the test patients.
+
+        Returns:
+            The value by metric; metrics without a known value are left out.
+        """
+        return {}
 
     @classmethod
     @abstractmethod

@@ -30,6 +30,26 @@ class Evaluation(NamedTuple):
     logits: dict[str, Tensor]
 
 
+def counted(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """The patients of one test set in one or several splits.
+
+    Args:
+        evaluations: the test set in every split.
+
+    Returns:
+        The number of ``patients``, their ``labels`` in words, and metrics by ``chance``.
+    """
+    task = evaluations[0].task
+    labels: dict[str, list[Any]] = {name: [] for name in evaluations[0].labels}
+    patients = 0
+    for one in evaluations:
+        rows = {patient: row for row, patient in enumerate(one.patients)}.values()
+        patients += len(rows)
+        for name, column in labels.items():
+            column.extend(one.labels[name][row] for row in rows)
+    return {"patients": patients, "labels": task.summary(labels), "chance": dict(task.chance(labels))}
+
+
 def headline_draws(
     task: Task, logits: Tensor, labels: Labels, patients: Sequence[str], *, resamples: int = 1000, seed: int = 0
 ) -> npt.NDArray[np.float64]:

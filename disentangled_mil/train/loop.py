@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .._files import replacing
 from .checkpoint import load_progress, save_progress
 from .datasets import CohortDataset
 from .options import TrainingOptions
+from .progress import StageProgress
 from .stages import Stage
 
 
@@ -66,9 +66,9 @@ def train_stage(
             torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda_rng"]])
         best, history = saved["best"], saved["history"]
 
-    with tqdm(total=total, initial=len(history) * steps, desc=name, disable=quiet, unit="step", leave=True) as bar:
+    with StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress:
         for epoch in range(len(history), options.epochs):
-            row = _train_epoch(stage, train, options, epoch, schedule, bar)
+            row = _train_epoch(stage, train, options, epoch, schedule, progress)
             if validation is not None:
                 row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
@@ -113,9 +113,9 @@ def _train_epoch(
     options: TrainingOptions,
     epoch: int,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    bar: "tqdm[Any]",
+    progress: StageProgress,
 ) -> dict[str, float]:
-    """One pass over the training samples: the mean of every part of the loss."""
+    """One pass over the training samples: the mean of every part of the loss and of every note."""
     stage.begin_epoch(epoch, train)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
@@ -130,10 +130,9 @@ def _train_epoch(
         stage.step(loss)
         schedule.step()
         share = len(batch.rows) / len(train)
-        for part, amount in {"loss": loss.total, **loss.parts}.items():
+        for part, amount in {"loss": loss.total, **loss.parts, **loss.notes}.items():
             sums[part] = sums.get(part, 0.0) + share * amount.item()
-        bar.update()
-        bar.set_postfix(epoch=f"{epoch + 1}/{options.epochs}", loss=f"{value:.3f}", refresh=False)
+        progress.step(len(batch.rows), epoch, value)
     return {"epoch": epoch + 1, "learning_rate": rate, **sums}
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from .._checks import check_choice, check_count, check_interval
+from .._checks import check_choice, check_count, check_flag, check_interval
 from ..nn.gate import RULES
 
 DISTILL = ("auto", "always", "never")
@@ -53,7 +53,7 @@ class TrainingOptions:
         device: device of the training.
 
     Raises:
-        TypeError: a count is not an integer.
+        TypeError: an option has the wrong type.
         ValueError: an option is out of range.
     """
 
@@ -91,6 +91,8 @@ class TrainingOptions:
         for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"):
             check_count(name, getattr(self, name))
         check_count("teacher_folds", self.teacher_folds, minimum=2)
+        check_flag("calibrate", self.calibrate)
+        check_flag("cgc", self.cgc)
         check_choice("distill", self.distill, DISTILL)
         check_choice("distillation_targets", self.distillation_targets, TARGETS)
         check_count("seed", self.seed, minimum=0)

@@ -146,7 +146,7 @@ def distill_out_of_fold(
         seed=options.seed,
         present=train.paired,
     )
-    teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
+    teachers = apart(teach, store=store, key=key, resume=resume, quiet=True)  # the bars of the stages say where it is
     paired = torch.nonzero(train.paired)[:, 0]
     logits, temperature = teachers["logits"], 1.0
     if options.calibrate:
