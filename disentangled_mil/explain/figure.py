@@ -97,8 +97,8 @@ def draw_map(
         _numbers(figure, panel, tiles, name, scale, title)
     lines = wrap(f"{title}, {len(tiles):,} tiles", int(12 * figure.get_figwidth()))
     figure.text(0.5, 0.995, "\n".join(lines), ha="center", va="top", fontsize=9)
-    share = 1 - (_LINE * len(lines) + 0.1) / figure.get_figheight()  # of the height, below the title
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, share))
+    share = 1 - _LINE * (len(lines) + 2) / figure.get_figheight()  # of the height, below the title
+    figure.set_layout_engine("constrained", rect=(0, 0.02, 1, share - 0.02))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
 
