@@ -119,7 +119,9 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
     for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
-    assert len(re.findall(rf"^fold \d +\d+ +\d\.\d{{3}} +\d\.\d{{3}} +{interval} +yes$", done.stdout, re.MULTILINE)) == 2
+    assert (
+        len(re.findall(rf"^fold \d +\d+ +\d\.\d{{3}} +\d\.\d{{3}} +{interval} +yes$", done.stdout, re.MULTILINE)) == 2
+    )
     assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
     assert not list(out.rglob("*.tmp"))
 
