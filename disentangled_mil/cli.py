@@ -117,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--strict", action="store_true", help="exit with status 2 on any warning")
     check.set_defaults(run=_check)
 
+    report = commands.add_parser("report", help="one HTML page about a finished run; train and demo write it as well")
+    report.add_argument("folder", type=Path, help="run folder")
+    report.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
+    report.set_defaults(run=_report)
+
     init = commands.add_parser("init", help="write a description of the cohort in a folder, to be completed")
     init.add_argument("folder", type=Path, help="folder of tables, gene sets and folders of slides")
     init.add_argument("--out", type=Path, help="TOML file to write (default: cohort.toml in the folder)")
@@ -132,6 +137,11 @@ def _parser() -> argparse.ArgumentParser:
             "--distill",
             choices=("auto", "always", "never"),
             help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
+        )
+        command.add_argument(
+            "--log",
+            choices=("csv", "tensorboard"),
+            help="log of the epochs: csv (default), or tensorboard for both; see it by tensorboard --logdir RUN",
         )
         command.add_argument(
             "--set",
@@ -258,6 +268,12 @@ def _check(options: argparse.Namespace) -> int:
     return 2 if check.errors or (options.strict and check.warnings) else 0
 
 
+def _report(options: argparse.Namespace) -> None:
+    from .report import write_report
+
+    print(f"report -> {write_report(options.folder, options.out)}")
+
+
 def _init(options: argparse.Namespace) -> None:
     from .data.describe_folder import describe_folder
 
@@ -299,6 +315,6 @@ def _training(
         _device(training.device)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"device {error}") from error
-    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
+    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill", "log")
     given = {name: getattr(options, name) for name in names}
     return replace(training, **{name: value for name, value in given.items() if value is not None})

@@ -69,6 +69,7 @@ def test_cross_validation_leaves_the_documented_files(finished_run):
         "run.json",
         "metrics.json",
         "predictions.csv",
+        "report.html",
         "fold0",
         "fold1",
     }
