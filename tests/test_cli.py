@@ -83,13 +83,12 @@ def test_demo_prints_one_table_and_shows_progress_on_stderr(tmp_path, capsys):
     assert main(["demo", "--out", str(out), "--patients", "20", "--epochs", "1", "--task", "survival"]) == 0
     printed = capsys.readouterr()
     for row in ROWS:
-        assert len(re.findall(rf"^{re.escape(row)} +\d\.\d{{3}} +\d\.\d{{3}}$", printed.out, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^{re.escape(row)} +\d\.\d{{3}}$", printed.out, re.MULTILINE)) == 2
     assert "internal C-index" in printed.out
     assert "external C-index" in printed.out
-    assert "step/s" not in printed.out
-    for bar in ("genes", "teacher", "student", "distilled"):
-        assert f"{bar}: 100%" in printed.err
-    assert "loss=" in printed.err
+    assert " left" not in printed.out
+    for stage in ("teacher", "student", "distilled student"):
+        assert f": {stage}, epoch 1/1, loss " in printed.err
     names = {path.name for path in out.iterdir()}
     for model in ("genes", "teacher", "student", "distilled"):
         assert {f"{model}.safetensors", f"{model}.json", f"{model}.csv"} <= names
@@ -114,13 +113,15 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     assert done.returncode == 0, done.stderr
     for row in ROWS:
         assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
-    assert "step/s" in done.stderr
-    assert "fold 2 of 2" in done.stderr
+    assert "fold 2/2, stage 9/9: distilled student, epoch 1/1, loss " in done.stderr
+    assert " left " in done.stderr
     assert done.stderr.count("cross-fitting, part 5 of 5: ") == 2
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
-    for pair in ("distilled - student", "teacher - student", "student - linear"):
+    for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
-    assert len(re.findall(rf"^headroom: out-of-fold C-index of .*, gain {interval}$", done.stdout, re.MULTILINE)) == 2
+    assert (
+        len(re.findall(rf"^fold \d +\d+ +\d\.\d{{3}} +\d\.\d{{3}} +{interval} +yes$", done.stdout, re.MULTILINE)) == 2
+    )
     assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
     assert not list(out.rglob("*.tmp"))
 
@@ -211,13 +212,15 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: seen.append((args, kwargs)) or "table")
     changes = {"distill": "never", "epochs": 7, "batch_size": 3, "learning_rate": 0.5, "seed": 11}
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
+    Path("c.toml").write_text("[training]\nepochs = 5\ndropout = 0.5\nheads = 1\n")
+    given += ["--set=heads=4", "--set=epochs=6"]
     assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
     assert main(["demo", "--threads=2"]) == 0
     assert capsys.readouterr().out == "table\ntable\n"
     (train, options), (planted, few) = seen
     assert [str(train[0]), train[1], str(train[2])] == ["c.toml", "grading", "o"]
-    assert train[3] == replace(SMALL, **changes)
-    assert options == {"folds": 4, "resume": True, "threads": "auto"}
+    assert train[3] == replace(SMALL, **changes, dropout=0.5, heads=4)
+    assert options == {"folds": 4, "resume": True, "threads": "auto", "refit": False}
     assert [str(planted[0]), planted[1], planted[2]] == ["runs/demo", "diagnosis", SMALL]
     assert few == {"resume": False, "threads": 2}
 

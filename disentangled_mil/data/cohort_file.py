@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .._checks import check_choice
 from ..tasks import KINDS, Task, TaskDefinition
@@ -87,6 +88,9 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         tumor = ["TUMOR"]                 # the gene sets of each subspace, subspaces in order
         tme = ["TME"]
 
+        [training]                        # optional: options of the training, see disentangled_mil.train.options
+        # epochs = 30                     # --set epochs=30 on the command line comes before it
+
     Each further table is a section ``[omics.NAME]`` with the keys of ``[expression]``, and ``[omics.NAME.genes]`` with
     those of ``[genes]``. Its subspaces have names of their own. Patients who lack one of the tables count as patients
     without expression::
@@ -120,14 +124,10 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         See the quick start.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: must be a TOML file: {error}") from error
-    description = Section(f"{path}:", content)
+    description = Section(f"{path}:", read_description(path))
     clinical, slides = description.section("clinical"), description.section("slides")
     task_sections = description.section("tasks", {})
-    description.known.extend(("expression", "genes", "omics"))
+    description.known.extend(("expression", "genes", "omics", "training"))
     description.end()
 
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
@@ -151,6 +151,28 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         expression_options=omics.options,
         notes=omics.notes,
     )
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """Read a description as it stands.
+
+    Args:
+        path: TOML file.
+
+    Returns:
+        The sections with their keys and values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no TOML file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; the command init writes a description of a folder")
+    try:
+        content: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: must be a TOML file: {error}") from error
+    return content
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:

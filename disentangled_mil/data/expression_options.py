@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .._checks import check_choice, check_interval
+from .._checks import check_choice, check_flag, check_interval
 from ._scale import SCALES
 from ._variable_genes import STATISTICS
 
@@ -51,8 +51,7 @@ class ExpressionOptions:
     scale: str = "recognized"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.log1p, bool):
-            raise TypeError(f"log1p must be True or False, got {self.log1p!r}")
+        check_flag("log1p", self.log1p)
         check_interval("fraction", self.fraction, 0, 1, open_low=True)
         check_choice("statistic", self.statistic, STATISTICS)
         if self.clip is not None:

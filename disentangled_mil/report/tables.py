@@ -1,6 +1,7 @@
 """Tables of results as people read them."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,39 +16,100 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
+SHORT = {
+    "linear": "linear model",
+    "genes": "SNN",
+    "teacher": "teacher",
+    "student": "student",
+    "distilled": "distilled student",
+}
+
+
+def title_of(metric: str, task: Task | type[Task]) -> str:
+    """The title of a metric in tables.
+
+    Args:
+        metric: name of the metric.
+        task: task, or the class of its kind.
+
+    Returns:
+        The title; the name itself where the kind has none.
+
+    Example:
+        >>> from disentangled_mil.tasks import Classification
+        >>> [title_of(metric, Classification) for metric in ("auc", "f1", "sensitivity")]
+        ['AUC', 'F1', 'sensitivity']
+    """
+    return {**task.titles, **task.headline}.get(metric, metric)
 
 
 def results_table(
-    splits: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]], task: Task | type[Task], *, every: bool = False
+    splits: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]],
+    task: Task | type[Task],
+    test: str,
+    *,
+    every: bool = False,
+    chance: Mapping[str, float] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """One row per model: the headline metrics on every test set, mean and standard deviation over splits.
+    """One row per model: the headline metrics on a test set, mean and standard deviation over splits.
 
     Args:
         splits: metrics of every split (fold or seed), {model: {test set: {metric: value}}}.
         task: task, or the class of its kind, which names the headline metrics.
+        test: name of the test set.
         every: whether all measures of quality are shown instead of the headline.
+        chance: metrics by chance, for a first row.
 
     Returns:
-        A table of text: ``0.912`` for one split, ``0.912 ± 0.010`` for several (standard deviation, n - 1). It is empty
-        where a model was not tested. The name of a model that some splits lack says how many have it.
+        A table of text: ``0.912`` for one split, ``0.912 ± 0.010`` for several (standard deviation, n - 1). The name of
+        a model that some splits lack says how many have it.
 
     Raises:
-        ValueError: there is no split.
+        ValueError: no model has the test set.
     """
-    if not splits:
-        raise ValueError("splits must hold the metrics of at least one split, got none")
+    models = dict.fromkeys(model for split in splits for model, tests in split.items() if test in tests)
     rows: dict[str, dict[str, str]] = {}
-    for model in dict.fromkeys(name for split in splits for name in split):
-        own = [split[model] for split in splits if model in split]
-        row: dict[str, str] = {}
-        for test in own[0]:
-            metrics = [tests[test] for tests in own]
-            for metric in [m for m in metrics[0] if m not in task.counts] if every else task.headline:
-                title = f"{test} {task.headline.get(metric, metric)}"
-                row[title] = _mean_and_spread([m[metric] for m in metrics])
-        some = f", {len(own)} of {len(splits)} splits" if len(own) < len(splits) else ""
-        rows[NAMES[model] + some] = row
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(list(rows)).fillna("")
+    for model in models:
+        metrics = [split[model][test] for split in splits if test in split.get(model, {})]
+        names = [name for name in metrics[0] if name not in task.counts] if every else list(task.headline)
+        some = f", {len(metrics)} of {len(splits)} splits" if len(metrics) < len(splits) else ""
+        rows[NAMES[model] + some] = {
+            title_of(name, task): _mean_and_spread([m[name] for m in metrics]) for name in names
+        }
+    if not rows:
+        raise ValueError(f"splits must hold the metrics of at least one model on {test!r}, got none")
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    if not chance:
+        return table
+    first = pd.DataFrame({title_of(name, task): f"{value:.3f}" for name, value in chance.items()}, index=["chance"])
+    return pd.concat([first.reindex(columns=table.columns), table]).fillna("")
+
+
+def folds_table(
+    splits: Sequence[Mapping[str, Mapping[str, Mapping[str, float]]]],
+    task: Task | type[Task],
+    test: str,
+    counts: Sequence[Mapping[str, Any]],
+) -> pd.DataFrame:
+    """One row per fold: its test patients, and the first headline metric of every model.
+
+    Args:
+        splits: metrics of every fold, {model: {test set: {metric: value}}}.
+        task: task, or the class of its kind.
+        test: name of the test set.
+        counts: number of ``patients`` and ``labels`` in words of every fold.
+
+    Returns:
+        A table of text.
+    """
+    metric = next(iter(task.headline))
+    models = dict.fromkeys(model for split in splits for model, tests in split.items() if test in tests)
+    rows = {}
+    for number, (split, count) in enumerate(zip(splits, counts, strict=True), start=1):
+        values = {model: split.get(model, {}).get(test, {}).get(metric, np.nan) for model in models}
+        shown = {SHORT[model]: _mean_and_spread([value]) if model in split else "" for model, value in values.items()}
+        rows[f"fold {number}"] = {"patients": str(count["patients"]), "labels": count["labels"], **shown}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Task]) -> pd.DataFrame:
@@ -62,12 +124,38 @@ def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Tas
     """
     columns: dict[str, dict[str, str]] = {}
     for test, found in compared.items():
-        column = columns.setdefault(f"{test} {task.headline.get(found['metric'], found['metric'])}", {})
+        column = columns.setdefault(f"{test} {title_of(found['metric'], task)}", {})
         for entry in found["gains"]:
-            column[f"{entry['first']} - {entry['second']}"] = _interval(entry)
+            column[f"{SHORT[entry['first']]} minus {SHORT[entry['second']]}"] = _interval(entry)
         if found["headroom_taken"] is not None:
             column["share of the teacher's gain"] = f"{found['headroom_taken']:.0%}"
     return pd.DataFrame(columns).fillna("")
+
+
+def headroom_table(headroom: Sequence[Mapping[str, Any] | None], task: Task | type[Task]) -> pd.DataFrame:
+    """One row per split: what there is to gain from the teacher, and whether distillation followed.
+
+    Args:
+        headroom: headroom of every split, as ``metrics.json`` holds it; None where it was not measured.
+        task: task, or the class of its kind, which names the metric.
+
+    Returns:
+        A table of text.
+    """
+    rows = {}
+    for number, one in enumerate(headroom, start=1):
+        if one is not None:
+            title = title_of(one["metric"], task)
+            rows[f"fold {number}" if len(headroom) > 1 else ""] = {
+                "training patients": str(one["patients"]),
+                f"teacher {title}": _mean_and_spread([one["teacher"]]),
+                f"linear model {title}": _mean_and_spread([one["linear"]]),
+                "gain": _interval(one),
+                "distilled": "yes"
+                if one["distilled"]
+                else "no: " + ("no student gains" if one["low"] and one["low"] > 0 else "interval not above 0"),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
@@ -80,7 +168,7 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
     Returns:
         The line.
     """
-    title = task.headline.get(headroom["metric"], headroom["metric"])
+    title = title_of(headroom["metric"], task)
     headroom = {key: np.nan if value is None else value for key, value in headroom.items()}
     line = (
         f"headroom: out-of-fold {title} of {headroom['patients']} training patients: "

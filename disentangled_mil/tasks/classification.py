@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from .._checks import check_batch, check_integers, check_shape, check_values
+from .._checks import check_batch, check_integers, check_shape, check_type, check_values
 from .._precision import widened
 from .targets import Target
 from .task import Column, Labels, Task, counted
@@ -30,7 +30,7 @@ class Classification(Task):
 
     Raises:
         TypeError: ``classes`` is one string, or holds a value that is no string.
-        ValueError: there is no class, a class comes twice, or a weight is negative or not finite.
+        ValueError: there are fewer than two classes, a class comes twice, or a weight is negative or not finite.
 
     Source:
         Cross-entropy; the confidence is that of CGC (eq. 6 of the paper).
@@ -55,14 +55,15 @@ class Classification(Task):
     link: ClassVar[str] = "softmax"
     columns: ClassVar[tuple[Column, ...]] = (Column("column", "label"),)
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({"classes": (), "balanced": True})
-    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "Acc"})
+    headline: ClassVar[Mapping[str, str]] = MappingProxyType({"auc": "AUC", "accuracy": "accuracy"})
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({"f1": "F1"})
     counts: ClassVar[frozenset[str]] = frozenset({"patients", "classes"})
     undefined: ClassVar[str] = "nan: all patients of a test set have one class, so there is nothing to tell apart"
 
     def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
-        if not self.classes:
-            raise ValueError("classes must name at least one class, got none")
+        if len(self.classes) < 2:
+            raise ValueError(f"classes must name at least two classes, got {list(self.classes)}")
         repeated = [name for name, count in Counter(self.classes).items() if count > 1]
         if repeated:
             raise ValueError(f"classes must be distinct, got {repeated[0]!r} more than once")
@@ -127,7 +128,9 @@ class Classification(Task):
     def check_labels(cls, labels: Labels) -> None:
         """Refuse labels of a single class."""
         if len(set(labels["label"])) < 2:
-            raise ValueError(f"labels must hold at least two classes, got only {labels['label'][0]!r}")
+            raise ValueError(
+                f"labels must hold at least two classes, got only {labels['label'][0]!r}; name another column"
+            )
 
     @classmethod
     def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:
@@ -146,6 +149,14 @@ class Classification(Task):
     def summary(cls, labels: Labels) -> str:
         """The number of patients per class."""
         return counted(labels["label"])
+
+    @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """AUC 0.5; the accuracy of always naming the most frequent class; macro averages of any guess."""
+        counts = Counter(labels["label"])
+        share = 1 / len(counts)
+        accuracy = max(counts.values()) / len(labels["label"])
+        return {"auc": 0.5, "accuracy": accuracy, "sensitivity": share, "specificity": 1 - share}
 
     @classmethod
     def fit_labels(cls, labels: Labels, options: Mapping[str, Any]) -> "Classification":
@@ -291,6 +302,7 @@ def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
     """A sequence of names; one string is refused, because its characters are hardly meant."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
+    check_type(name, values, Iterable, "a sequence of strings")
     given = tuple(values)
     for row, value in enumerate(given):
         if not isinstance(value, str):

@@ -45,6 +45,7 @@ class Task(ABC):
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.
         headline: metrics of the table of results, with their titles. The first one compares models.
+        titles: titles of other metrics that need one.
         errors: metrics for which less is better.
         counts: metrics that count patients or pairs and do not measure quality.
         undefined: explanation of a metric without a value.
@@ -60,6 +61,7 @@ class Task(ABC):
     columns: ClassVar[tuple[Column, ...]]
     options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     headline: ClassVar[Mapping[str, str]]
+    titles: ClassVar[Mapping[str, str]] = MappingProxyType({})
     errors: ClassVar[frozenset[str]] = frozenset()
     counts: ClassVar[frozenset[str]] = frozenset({"patients"})
     undefined: ClassVar[str]
@@ -167,6 +169,18 @@ class Task(ABC):
         """The labels in a few words, for instance the number of patients per class."""
 
     @classmethod
+    def chance(cls, labels: Labels) -> Mapping[str, float]:
+        """The metrics of predictions that know nothing of the patients; by default none is known.
+
+        Args:
+            labels: labels of the test patients.
+
+        Returns:
+            The value by metric; metrics without a known value are left out.
+        """
+        return {}
+
+    @classmethod
     @abstractmethod
     def fit_labels(cls: type[SomeTask], labels: Labels, options: Mapping[str, Any]) -> SomeTask:
         """Fit the task on training patients.
@@ -231,6 +245,11 @@ class Task(ABC):
     def decisions(self, means: Mapping[str, Sequence[float]]) -> dict[str, list[Any]]:
         """Further columns of the table, derived from the patients' means; none by default."""
         return {}
+
+    def explained(self, logits: Tensor) -> str:
+        """The column of :meth:`predictions` that an explanation of one bag is about: by default the largest one."""
+        columns = self.predictions(logits)
+        return max(columns, key=lambda name: float(columns[name].mean()))
 
     @abstractmethod
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:

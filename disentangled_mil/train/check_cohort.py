@@ -4,6 +4,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from .check_expression import check_expression
 from .check_report import CohortCheck, lacking
 from .cross_validation import task_folds
 from .options import TrainingOptions
+from .progress import duration
 from .run_estimate import CohortSize, estimate_run
 from .slide_facts import SlideFacts, slide_facts, span
 from .threads import Threads, using_threads
 
+_DEFAULTS = TrainingOptions()
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
 # 510 patches took 2.7 times the estimate.
 _SLOWER = 3
@@ -68,6 +71,8 @@ def check_cohort(
         check.warnings.append(f"{description}: no task is defined; add a section such as [tasks.grading]")
     width = next(iter(facts.values()))[0].width
     tokens = {name: [one.tokens for one in several] for name, several in facts.items()}
+    changed = [f"{name} = {value!r}" for name, value in asdict(options).items() if value != getattr(_DEFAULTS, name)]
+    check.say("training", f"{', '.join(changed)}; all other options are the defaults" if changed else "defaults")
     known = [count for count in outputs if count]
     if known and not check.errors:
         totals = [sum(counts) for counts in zip(*tokens.values(), strict=True)]
@@ -76,7 +81,7 @@ def check_cohort(
             estimate = estimate_run(size, options, folds=folds)
         check.say(
             "time",
-            f"about {_duration(estimate.seconds)} to {_duration(_SLOWER * estimate.seconds)} for one task",
+            f"about {duration(estimate.seconds)} to {duration(_SLOWER * estimate.seconds)} for one task",
             estimate.basis,
         )
         check.say(
@@ -186,13 +191,6 @@ def _counted(labels: pd.DataFrame, kind: type[Task], cohort: Cohort) -> str:
 def _paired(cohort: Cohort) -> float:
     """The share of the samples with expression."""
     return sum(sample.patient in cohort.paired for sample in cohort.samples) / len(cohort.samples)
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} seconds"
 
 
 def _size(count: float) -> str:

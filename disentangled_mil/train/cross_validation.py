@@ -6,16 +6,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.cohort import Cohort, columns_of_labels
-from ..data.cohort_file import read_cohort
+from ..data.cohort_file import read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
 from .bag_cache import BagCache
 from .cohort_digest import cohort_digest
 from .experiment import Split, run_split
 from .options import TrainingOptions
+from .progress import planned
 from .run_folder import RunFolder
+from .settings import training_options
 from .threads import Threads, using_threads
-from .training import models_for, train_models
+from .training import models_for, plan_stages, train_models
 
 TRAIN_OPTIONS = TrainingOptions()
 
@@ -24,7 +26,7 @@ def run_cross_validation(
     description: Path,
     task: str,
     out: Path,
-    options: TrainingOptions,
+    options: TrainingOptions | None = None,
     *,
     folds: int = 3,
     threads: Threads = None,
@@ -42,7 +44,7 @@ def run_cross_validation(
         description: TOML file, see :func:`~disentangled_mil.data.read_cohort`.
         task: name of a task of the description.
         out: run folder.
-        options: options of the training.
+        options: options of the training; by default ``TRAIN_OPTIONS`` with the section ``[training]``.
         folds: number of folds, stratified by the task's kind, in the order of the clinical table.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
         refit: whether students are trained on all patients at the end, with the same options, in the folder
@@ -59,6 +61,7 @@ def run_cross_validation(
         ValueError: the cohort is refused, it has no such task, ``out`` holds another run, or the options do not
             allow the task.
     """
+    options = training_options(description, TRAIN_OPTIONS) if options is None else options
     cohort = read_cohort(description, kinds=kinds)
     try:
         definition = cohort.definition(task)
@@ -70,34 +73,39 @@ def run_cross_validation(
         definition,
         options,
         resume=resume,
-        description={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
+        decides={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
     )
     if folder.finished and (not refit or folder.has_final):
         return folder.report()
     splits = _splits(cohort, task, folds, options, quiet)
     cache, results = BagCache(), []
     folders = [out / f"fold{number}" for number in range(folds)]
-    with folder.taken():
+    numbered = {} if folder.finished else {f"fold {number}/{folds}": split for number, split in enumerate(splits, 1)}
+    parts = {name: plan_stages(split.train, task, options) for name, split in numbered.items()}
+    everyone = cohort.subset(cohort.labels(task).index)
+    if refit:
+        parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
+    with folder.taken(), planned(parts):
         sizes = cache.check(cohort.samples, quiet=quiet)
         with using_threads(threads, sizes, options.batch_size) as used:
-            folder.record(threads=used)
+            folder.record(threads=used, description=read_description(description))
             for number, (split, place) in enumerate(zip(splits, folders, strict=True)):
                 if folder.finished:
                     break
                 if not quiet:
-                    print(f"fold {number + 1} of {folds}", file=sys.stderr)
+                    print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
                 result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
                 result.predictions.insert(0, "fold", number)
                 results.append(result)
             if results:
                 folder.finish(folders, results)
             if refit:
-                _refit(cohort, task, options, folder, cache=cache, resume=resume, quiet=quiet)
+                _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
         return folder.report()
 
 
 def _refit(
-    cohort: Cohort,
+    everyone: Cohort,
     task: str,
     options: TrainingOptions,
     folder: RunFolder,
@@ -107,14 +115,29 @@ def _refit(
     quiet: bool,
 ) -> None:
     """Train the students on all patients with the label, as the folds trained theirs."""
-    everyone = cohort.subset(cohort.labels(task).index)
     if not quiet:
         print(f"final: students of all {len(everyone.patients)} patients", file=sys.stderr)
-    models = ["student"]
-    if everyone.paired and options.distill != "never":
-        models += ["distilled"] if options.distillation_targets == "out_of_fold" else ["teacher", "distilled"]
+    models = _models_to_refit(everyone, options)
     train_models(everyone, task, options, folder.final, models=models, cache=cache, resume=resume, quiet=quiet)
     folder.tidy([folder.final])
+
+
+def _models_to_refit(everyone: Cohort, options: TrainingOptions) -> list[str]:
+    """The students, and the teacher where targets in sample need it."""
+    if not everyone.paired or options.distill == "never":
+        return ["student"]
+    teachers = [] if options.distillation_targets == "out_of_fold" else ["teacher"]
+    return ["student", *teachers, "distilled"]
+
+
+def _counted(split: Split, task: str) -> str:
+    """The training and the test patients of a fold in words."""
+    kind = split.train.definition(task).kind
+    parts = []
+    for what, cohort in (("trains on", split.train), *(("tests", cohort) for cohort in split.tests.values())):
+        labels = cohort.labels(task)
+        parts.append(f"{what} {len(labels)} patients ({kind.summary(columns_of_labels(labels))})")
+    return ", ".join(parts)
 
 
 def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[PatientSplit]:

@@ -15,8 +15,10 @@ from .bag_cache import BagCache
 from .checkpoint import load_model
 from .experiment import Split, run_split
 from .options import TrainingOptions
+from .progress import planned
 from .run_folder import RunFolder
 from .threads import Threads, using_threads
+from .training import plan_stages
 
 # Two teachers out of fold, each on half of the patients, take the time of one on all.
 DEMO_OPTIONS = TrainingOptions(heads=2, dim_head=16, epochs=12, teacher_folds=2)
@@ -56,9 +58,7 @@ def run_demo(
     check_choice("task", task, tuple(TASKS))
     if patients < 20:
         raise ValueError(f"patients must be at least 20, got {patients}")
-    folder = RunFolder(
-        out, task, TASKS[task], options, resume=resume, description={"run": "demo", "patients": patients}
-    )
+    folder = RunFolder(out, task, TASKS[task], options, resume=resume, decides={"run": "demo", "patients": patients})
     if folder.finished:
         return folder.report()
     with folder.taken():
@@ -72,7 +72,8 @@ def run_demo(
         sizes = BagCache().check(split.train.samples, quiet=True)
         with using_threads(threads, sizes, options.batch_size) as used:
             folder.record(threads=used)
-            result = run_split(split, task, options, out, resume=resume, quiet=quiet)
+            with planned({"demo": plan_stages(split.train, task, options)}):
+                result = run_split(split, task, options, out, resume=resume, quiet=quiet)
             _draw_prototypes(out, planted, names[patients:])
         return folder.finish([out], [result])
 

@@ -1,18 +1,17 @@
 """The training loop: epochs, schedule, choice of the epoch to keep, progress, interruption."""
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from .._files import replacing
 from .checkpoint import load_progress, save_progress
 from .datasets import CohortDataset
+from .epoch_log import EpochLog
 from .options import TrainingOptions
+from .progress import StageProgress
 from .stages import Stage
 
 
@@ -66,9 +65,12 @@ def train_stage(
             torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda_rng"]])
         best, history = saved["best"], saved["history"]
 
-    with tqdm(total=total, initial=len(history) * steps, desc=name, disable=quiet, unit="step", leave=True) as bar:
+    with (
+        StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress,
+        EpochLog(folder / f"{name}.csv", options.log, start=len(history)) as log,
+    ):
         for epoch in range(len(history), options.epochs):
-            row = _train_epoch(stage, train, options, epoch, schedule, bar)
+            row = _train_epoch(stage, train, options, epoch, schedule, progress)
             if validation is not None:
                 row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
@@ -76,7 +78,7 @@ def train_stage(
             if score < best["loss"] and stage.complete(epoch):
                 weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
                 best = {"loss": score, "epoch": epoch, "weights": weights}
-            _write_log(folder / f"{name}.csv", history)
+            log.write(history)
             save_progress(
                 state_path,
                 {
@@ -113,9 +115,9 @@ def _train_epoch(
     options: TrainingOptions,
     epoch: int,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    bar: "tqdm[Any]",
+    progress: StageProgress,
 ) -> dict[str, float]:
-    """One pass over the training samples: the mean of every part of the loss."""
+    """One pass over the training samples: the mean of every part of the loss and of every note."""
     stage.begin_epoch(epoch, train)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
@@ -130,10 +132,9 @@ def _train_epoch(
         stage.step(loss)
         schedule.step()
         share = len(batch.rows) / len(train)
-        for part, amount in {"loss": loss.total, **loss.parts}.items():
+        for part, amount in {"loss": loss.total, **loss.parts, **loss.notes}.items():
             sums[part] = sums.get(part, 0.0) + share * amount.item()
-        bar.update()
-        bar.set_postfix(epoch=f"{epoch + 1}/{options.epochs}", loss=f"{value:.3f}", refresh=False)
+        progress.step(len(batch.rows), epoch, value)
     return {"epoch": epoch + 1, "learning_rate": rate, **sums}
 
 
@@ -149,12 +150,3 @@ def _cosine_with_warmup(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _write_log(path: Path, history: list[dict[str, float]]) -> None:
-    """The log so far as CSV, whole or not at all."""
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(history)

@@ -26,12 +26,12 @@ from .datasets import CohortDataset
 from .inner_folds import CrossFit, over_folds
 from .linear import SLIDES, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
-from .options import TrainingOptions
+from .options import WITHOUT_EFFECT, TrainingOptions
 
 FOLDER = "teachers"
 # Options that change no prediction of a teacher's part.
 OF_STUDENTS = (
-    "device",
+    *WITHOUT_EFFECT,
     "teacher_repeats",
     "student_weight_decay",
     "task_warmup",
@@ -146,7 +146,7 @@ def distill_out_of_fold(
         seed=options.seed,
         present=train.paired,
     )
-    teachers = apart(teach, store=store, key=key, resume=resume, quiet=quiet)
+    teachers = apart(teach, store=store, key=key, resume=resume, quiet=True)  # the bars of the stages say where it is
     paired = torch.nonzero(train.paired)[:, 0]
     logits, temperature = teachers["logits"], 1.0
     if options.calibrate:

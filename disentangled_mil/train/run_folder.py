@@ -1,28 +1,35 @@
 """The folder of one run: one run takes it, the same run may resume it, and its results end there.
 
-``run.json`` describes the run; it appears first, and a run with another description is refused. ``*.progress.pt`` holds
-the state after an epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished
-run. The folder ``final`` may follow, with students of all patients. A run that stops before its first finished epoch
-leaves no trace, so that the folder is free again.
+``run.json`` describes the run; it appears first, and a run with other numbers is refused. It also says when, how and
+with which versions the run was started and resumed, which is not compared. ``*.progress.pt`` holds the state after an
+epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished run. The folder
+``final`` may follow, with students of all patients. A run that stops before its first finished epoch leaves no trace,
+so that the folder is free again.
 """
 
 import json
+import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
-from ..report.tables import gains_table, headroom_line, results_table
+from ..report.page import PAGE, write_report
+from ..report.run_report import run_report
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
-from .comparison import compare
+from .comparison import Evaluation, compare, counted
 from .experiment import Result
-from .options import TrainingOptions
+from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .training import NETWORKS
 
@@ -38,7 +45,7 @@ class RunFolder:
         task: definition of the task.
         options: options of the training.
         resume: whether a run is continued.
-        description: all else that decides the numbers of the run, as JSON values.
+        decides: all else that decides the numbers of the run, as JSON values.
 
     Raises:
         ValueError: the folder holds another run, a run that is not to be resumed, or none to resume.
@@ -52,11 +59,11 @@ class RunFolder:
         options: TrainingOptions,
         *,
         resume: bool,
-        description: Mapping[str, Any],
+        decides: Mapping[str, Any],
     ) -> None:
         self.path, self.name, self.task, self.options, self.resume = path, name, task, options, resume
         defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
-        run = {**description, "task": defined, "training": _saved(options)}
+        run = {**decides, "task": defined, "training": _saved(options)}
         self.run: dict[str, Any] = json.loads(json.dumps(run))
         self._check()
 
@@ -125,9 +132,18 @@ class RunFolder:
                 ) from error
             raise
 
-    def record(self, **values: Any) -> None:
-        """Add values to run.json that do not decide the numbers of the run."""
-        write_json(self._note, {**_read_note(self._note), **values})
+    def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
+        """Add to run.json what is not compared: this start of the run, and the description of the cohort.
+
+        Args:
+            threads: number of threads.
+            description: description of the cohort as it was read; None for none.
+        """
+        note = _read_note(self._note)
+        start: dict[str, Any] = {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}", "command": sys.orig_argv}
+        start |= {"versions": _versions(), "threads": threads}
+        values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
+        write_json(self._note, {**note, **values, "starts": [*note.get("starts", []), start]})
 
     @property
     def final(self) -> Path:
@@ -140,7 +156,7 @@ class RunFolder:
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
     def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
-        """Write metrics and predictions, and remove states for resuming and halves of killed writes.
+        """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 
         Args:
             folders: folder of every split.
@@ -158,12 +174,14 @@ class RunFolder:
                 "task": self.name,
                 "training": _saved(self.options),
                 "splits": [result.metrics for result in results],
+                "tests": _tests([result.evaluations for result in results]),
                 "headroom": [_headroom(result) for result in results],
                 "gains": compare([result.evaluations for result in results]),
             },
         )
         self.tidy(folders)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+        write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
+        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
             remove_leftovers(self.path / name)
         return self.report()
 
@@ -184,23 +202,29 @@ class RunFolder:
         path = self.path / "metrics.json"
         content = _read_json(path, "hold the metrics of the finished run")
         try:
-            splits = content["splits"]
-            kind = self.task.kind
-            table = results_table(splits, kind, every=len(splits) > 1).to_string()
-            gains = gains_table(content.get("gains", {}), kind)
-            counts = "; ".join(f"{test}: {one['patients']} patients" for test, one in content.get("gains", {}).items())
-            headroom = [one for one in content.get("headroom", []) if one is not None]
-            lines = "".join(f"{headroom_line(one, kind)}\n" for one in headroom)
+            text = run_report(content, self.task.kind)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: must hold the metrics of the finished run ({type(error).__name__}: {error})"
             ) from error
-        lacking = f"\n{self.task.kind.undefined}\n" if "nan" in table else ""
-        compared = "" if gains.empty else f"\ngains, 95 % intervals over patients:\n{gains.to_string()}\n"
-        lines = f"\n{lines}" if lines else ""
-        lacking = f"{counts}\n{lacking}" if counts else lacking
         final = f"\nstudents of all patients, for new slides: {self.final}" if self.has_final else ""
-        return f"\n{table}\n{lacking}{compared}{lines}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
+        return f"\n{text}\n\nreport: {self.path / PAGE}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
+
+
+def _tests(splits: Sequence[Mapping[str, Evaluation]]) -> dict[str, dict[str, Any]]:
+    """The patients of every test set: ``all`` together and of every split."""
+    of_test = {test: [split[test] for split in splits] for test in splits[0]}
+    return {test: {"all": counted(each), "splits": [counted([one]) for one in each]} for test, each in of_test.items()}
+
+
+def _versions() -> dict[str, str]:
+    """The versions on which the last digits of a run may depend."""
+    return {
+        "disentangled_mil": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _headroom(result: Result) -> dict[str, Any] | None:
@@ -245,4 +269,4 @@ def _trained(path: Path) -> bool:
 
 def _saved(options: TrainingOptions) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    return {name: value for name, value in asdict(options).items() if name != "device"}
+    return {name: value for name, value in asdict(options).items() if name not in WITHOUT_EFFECT}

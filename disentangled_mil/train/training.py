@@ -19,11 +19,13 @@ from ..tasks import Task
 from .bag_cache import BagCache
 from .building import StageBuilder
 from .checkpoint import save_model
+from .cross_fitting import part_name
 from .datasets import CohortDataset
 from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
+from .progress import PlannedStage
 from .stages import GeneStage, StudentStage, TeacherStage
 
 NETWORKS = ("genes", "teacher", "student", "distilled")
@@ -183,6 +185,41 @@ def models_for(cohort: Cohort, options: TrainingOptions, models: Collection[str]
     if needs and "teacher" not in models:
         raise ValueError("models must hold 'teacher' for distillation_targets = 'in_sample', got " + ", ".join(models))
     return models
+
+
+def plan_stages(
+    cohort: Cohort, name: str, options: TrainingOptions, models: Collection[str] | None = None
+) -> list[PlannedStage]:
+    """The networks that :func:`train_models` trains, in its order, for the time left; it may decline to distill.
+
+    Args:
+        cohort: training patients.
+        name: name of the task.
+        options: options of the training.
+        models: models that are wanted; by default all that are possible.
+
+    Returns:
+        The stages.
+    """
+    models = models_for(cohort, options, models)
+    labeled = set(cohort.labels(name).index)
+    share = options.epochs * (1 - options.validation)
+    everyone = round(share * sum(sample.patient in labeled for sample in cohort.samples))
+    paired = round(share * sum(sample.patient in labeled & cohort.paired for sample in cohort.samples))
+    distills = "distilled" in models and options.distill != "never"
+    stages = [PlannedStage("genes", "network on genes", 0)] if "genes" in models else []
+    if "teacher" in models:
+        stages.append(PlannedStage("teacher", "teacher", paired))
+    if distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold"):
+        parts = [part_name(r, f) for r in range(options.teacher_repeats) for f in range(options.teacher_folds)]
+        work = paired * (options.teacher_folds - 1) // options.teacher_folds
+        for number, part in enumerate(parts, start=1):
+            stages.append(PlannedStage(part, f"teacher out of fold {number} of {len(parts)}", work))
+    if "student" in models:
+        stages.append(PlannedStage("student", "student", everyone))
+    if distills:
+        stages.append(PlannedStage("distilled", "distilled student", everyone))
+    return stages
 
 
 def _with_weight(builder: StageBuilder, headroom: Headroom | None) -> StageBuilder:

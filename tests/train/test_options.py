@@ -69,6 +69,12 @@ def test_unknown_ways_of_distilling_are_refused():
         TrainingOptions(teacher_folds=1)
 
 
+@pytest.mark.parametrize("name", ["cgc", "calibrate"])
+def test_flags_are_true_or_false(name):
+    with pytest.raises(TypeError, match=f"^{name} must be True or False, got 'yes'$"):
+        TrainingOptions(**{name: "yes"})
+
+
 def test_options_cannot_change_and_survive_json():
     options = TrainingOptions(dim=7, cgc=False)
     with pytest.raises(FrozenInstanceError):

@@ -1,5 +1,7 @@
 import json
 import re
+import sys
+from datetime import date
 
 import pytest
 
@@ -13,10 +15,13 @@ from disentangled_mil.train.run_folder import RunFolder
 )
 def test_the_report_says_why_a_metric_is_nan(tmp_path, task, reason):
     for value, lines in ((None, 1), (0.5, 0)):
-        folder = RunFolder(tmp_path / str(value), task, TASKS[task], TrainingOptions(), resume=False, description={})
+        folder = RunFolder(tmp_path / str(value), task, TASKS[task], TrainingOptions(), resume=False, decides={})
         folder.path.mkdir()
         metrics = {"auc": value, "accuracy": 1, "c_index": value}
-        (folder.path / "metrics.json").write_text(json.dumps({"splits": [{"teacher": {"test": metrics}}]}))
+        tests = {"test": {"all": {"patients": 3, "labels": "all alike", "chance": {}}, "splits": []}}
+        (folder.path / "metrics.json").write_text(
+            json.dumps({"splits": [{"teacher": {"test": metrics}}], "tests": tests, "gains": {}, "headroom": []})
+        )
         assert len(re.findall(f"^{reason}", folder.report(), re.MULTILINE)) == lines
 
 
@@ -25,7 +30,7 @@ def test_the_report_says_why_a_metric_is_nan(tmp_path, task, reason):
 )
 def test_damaged_metrics_of_a_finished_run_are_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
-    folder = RunFolder(tmp_path / "new", "grading", TASKS["grading"], TrainingOptions(), resume=False, description={})
+    folder = RunFolder(tmp_path / "new", "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
     folder.path = tmp_path
     with pytest.raises(ValueError, match=rf"{tmp_path}/metrics\.json: must hold the metrics of the finished run"):
         folder.report()
@@ -34,14 +39,18 @@ def test_damaged_metrics_of_a_finished_run_are_named(tmp_path, content):
 def test_what_is_recorded_is_no_reason_to_refuse_the_run(tmp_path):
     def folder(resume: bool) -> RunFolder:
         return RunFolder(
-            tmp_path, "survival", TASKS["survival"], TrainingOptions(), resume=resume, description={"run": "x"}
+            tmp_path, "survival", TASKS["survival"], TrainingOptions(), resume=resume, decides={"run": "x"}
         )
 
     with folder(resume=False).taken():
-        folder(resume=True).record(threads=7)
+        folder(resume=True).record(threads=7, description={"clinical": {"table": "a.csv"}, "day": date(2026, 1, 1)})
     with folder(resume=True).taken():
         folder(resume=True).record(threads=2)
     note = json.loads((tmp_path / "run.json").read_text())
-    assert note["threads"] == 2
+    assert [start["threads"] for start in note["starts"]] == [7, 2]
+    assert note["starts"][0]["versions"].keys() == {"disentangled_mil", "torch", "numpy", "python"}
+    assert note["starts"][0]["command"] == sys.orig_argv
+    assert date.fromisoformat(note["starts"][0]["date"][:10]) <= date.today()
+    assert note["description"] == {"clinical": {"table": "a.csv"}, "day": "2026-01-01"}
     assert note["task"]["columns"] == {"time": "time", "event": "event"}
     assert note["run"] == "x"

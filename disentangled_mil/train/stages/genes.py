@@ -21,7 +21,7 @@ class GeneStage(Stage):
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
         loss = self.task.loss(self.logits(batch), batch.target)
-        return StageLoss(loss, {"task": loss}, {})
+        return StageLoss(loss, {"task": loss}, {}, {})
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions."""

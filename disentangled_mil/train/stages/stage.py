@@ -13,11 +13,19 @@ from ..options import TrainingOptions
 
 
 class StageLoss(NamedTuple):
-    """A loss, its parts for the log, and the confidence of the subspaces where the stage coordinates gradients."""
+    """A loss with what the stage needs for its step and the log.
+
+    Attributes:
+        total: loss.
+        parts: parts of the loss.
+        confidence: confidence of the subspaces where the stage coordinates gradients.
+        notes: other numbers for the log; the step adds its own.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
     confidence: dict[str, Tensor]
+    notes: dict[str, Tensor]
 
 
 class Stage(ABC):
@@ -57,6 +65,11 @@ def branch_loss(task: Task, output: TeacherOutput | StudentOutput, batch: Batch,
     if options.gate == "learned":
         losses.append(task.loss(output.gated, batch.target))
     return torch.stack(losses).sum()
+
+
+def gate_shares(output: TeacherOutput | StudentOutput) -> dict[str, Tensor]:
+    """The mean share of every magnification in the gated prediction, for the log."""
+    return {f"gate_{name}": share for name, share in zip(output.branches, output.gate.detach().mean(0), strict=True)}
 
 
 def adamw(model: nn.Module, options: TrainingOptions, weight_decay: float) -> torch.optim.AdamW:

@@ -13,7 +13,7 @@ from ...ops import match_prototypes
 from ...tasks import Task
 from ..datasets import Batch, CohortDataset
 from ..options import TrainingOptions
-from .stage import Stage, StageLoss, adamw, branch_loss
+from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares
 
 
 class StudentStage(Stage):
@@ -85,7 +85,7 @@ class StudentStage(Stage):
         output: StudentOutput = self.model(batch.bags)
         task = branch_loss(self.task, output, batch, self.options)
         if self.targets is None or not self.complete(epoch):
-            return StageLoss(task, {"task": task}, {})
+            return StageLoss(task, {"task": task}, {}, gate_shares(output))
         prediction = representation = share = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
@@ -98,7 +98,7 @@ class StudentStage(Stage):
             parts["representation"] = representation
         if self.options.share_weight:
             parts["share"] = share
-        return StageLoss(task + distilled, parts, {})
+        return StageLoss(task + distilled, parts, {}, gate_shares(output))
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the model."""

@@ -15,7 +15,7 @@ from ...optim import CGCOptimizer
 from ...tasks import Task, select_target
 from ..datasets import Batch, CohortDataset
 from ..options import TrainingOptions
-from .stage import Stage, StageLoss, adamw, branch_loss
+from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares
 
 
 class BranchOutputs(NamedTuple):
@@ -99,16 +99,20 @@ class TeacherStage(Stage):
                     shares = {name: logits[rows] for name, logits in branch.subspace_logits.items()}
                     for name, value in self.task.confidence(shares, select_target(batch.target, rows)).items():
                         confidence[name] = confidence.get(name, 0) + value
-        return StageLoss(total, parts, confidence)
+        return StageLoss(total, parts, confidence, gate_shares(output))
 
     def step(self, loss: StageLoss) -> None:
-        """Coordinate the gradients and apply them; the log gets the share of rows that conflict."""
+        """Coordinate the gradients and apply them; the log gets cosines and the shares of rows that were projected."""
         if self.coordinated is None:
             self.optimizer.step()
-        else:
-            self.coordinated.step(confidence=loss.confidence)
-            cosines = self.coordinated.report.cosine.values()
-            loss.parts["conflicts"] = torch.stack([(cosine < 0).float().mean() for cosine in cosines]).mean()
+            return
+        self.coordinated.step(confidence=loss.confidence)
+        report = self.coordinated.report
+        loss.notes["conflicts"] = torch.stack([(each < 0).float().mean() for each in report.cosine.values()]).mean()
+        for (first, second), cosine in report.cosine.items():
+            loss.notes[f"cosine_{first}_{second}"] = cosine.mean()
+        for name, rows in report.projected.items():
+            loss.notes[f"projected_{name}"] = rows / max(report.rows, 1)
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions of the model."""

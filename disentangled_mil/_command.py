@@ -1,0 +1,24 @@
+"""What a command needs before torch is loaded: threads that sleep while they wait, and a quiet end on Ctrl-C.
+
+By default OpenMP's threads keep their core busy while they wait. Where other programs use the cores, several such
+threads can take ten times as long as one; threads that sleep do not. OpenMP reads the variable as torch loads it, so
+the package imports this module first. Programs that import the package keep their own settings.
+"""
+
+import os
+import sys
+from types import TracebackType
+
+
+def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show one line for Ctrl-C while torch is loaded, which takes seconds, and other errors as usual."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# Python sets argv[0] to "-m" while it locates the module that runs, and imports this package on the way.
+if sys.argv[:1] == ["-m"] and "disentangled_mil" in sys.orig_argv:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    sys.excepthook = _end_quietly

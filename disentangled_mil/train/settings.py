@@ -1,0 +1,126 @@
+"""Where the options of the training come from: defaults, then a description, then the command line."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from .._checks import as_number
+from ..data.cohort_file import read_description
+from .options import TrainingOptions
+
+_WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): '"none"'}
+
+
+def training_options(
+    description: Path | None, defaults: TrainingOptions, settings: Iterable[str] = ()
+) -> TrainingOptions:
+    """The options of a run.
+
+    Args:
+        description: TOML file, whose section ``[training]`` comes before the defaults; None for none.
+        defaults: options that neither gives.
+        settings: texts ``NAME=VALUE``, which come before the section; of two for one name the last one counts.
+
+    Returns:
+        The options.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an option is unknown, or a value has the wrong type or is out of range.
+
+    Example:
+        >>> training_options(None, TrainingOptions(), ["epochs=5", "cgc=false"]).epochs
+        5
+    """
+    options = defaults
+    if description is not None:
+        section = read_description(description).get("training", {})
+        if not isinstance(section, dict):
+            raise ValueError(f"{description}: [training] must be a table, got {section!r}")
+        options = with_values(options, section, f"{description}: [training]")
+    return with_values(options, dict(map(parse_setting, settings)), "--set")
+
+
+def with_values(options: TrainingOptions, values: Mapping[str, Any], source: str) -> TrainingOptions:
+    """Options with the values of a description or of the command line in place of their own.
+
+    Args:
+        options: options to start from.
+        values: value by name of the option. An option that may be None takes the text ``"none"`` for it.
+        source: place of the values, which begins every error.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: an option is unknown, or a value has the wrong type or is out of range.
+
+    Example:
+        >>> with_values(TrainingOptions(), {"epochs": 5, "cgc": False}, "[training]").epochs
+        5
+        >>> with_values(TrainingOptions(), {"epoch": 5}, "[training]")
+        Traceback (most recent call last):
+        ValueError: [training] has no option 'epoch'; similar: epochs
+    """
+    taken = {name: _of_type(name, value, source) for name, value in values.items()}
+    try:
+        return replace(options, **taken)
+    except ValueError as error:
+        raise ValueError(f"{source} {error}") from error
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``NAME=VALUE``, an option on the command line.
+
+    Args:
+        text: name and value of an option.
+
+    Returns:
+        The name, and the value in the type of the option. A text that is no such value stays as it is, and
+        :func:`with_values` refuses it.
+
+    Raises:
+        ValueError: there is no ``=``.
+
+    Example:
+        >>> parse_setting("epochs=5"), parse_setting("cgc=false")
+        (('epochs', 5), ('cgc', False))
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
+    name, value = name.strip(), value.strip()
+    kinds = _kinds().get(name, ())
+    if bool in kinds and value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+        return name, int(value)
+    if float in kinds and (number := as_number(value)) == number:
+        return name, number
+    return name, value
+
+
+def _of_type(name: str, value: Any, source: str) -> Any:
+    """The value of an option, which must exist and be of its type."""
+    kinds = _kinds()
+    if name not in kinds:
+        similar = get_close_matches(name, kinds, cutoff=0.5)
+        raise ValueError(
+            f"{source} has no option {name!r}; {'similar' if similar else 'known'}: {', '.join(similar or kinds)}"
+        )
+    if value == "none" and type(None) in kinds[name]:
+        return None
+    if type(value) is int and float in kinds[name]:
+        return float(value)
+    if type(value) not in kinds[name]:
+        raise ValueError(f"{source} {name} must be {' or '.join(_WHAT[kind] for kind in kinds[name])}, got {value!r}")
+    return value
+
+
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """The types of every option."""
+    hints = get_type_hints(TrainingOptions)
+    return {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(TrainingOptions)}
