@@ -6,19 +6,12 @@ the package imports this module first. Programs that import the package keep the
 """
 
 import os
+import signal
 import sys
-from types import TracebackType
-
-
-def _end_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show one line for Ctrl-C while torch is loaded, which takes seconds, and other errors as usual."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("\ninterrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
 
 # Python sets argv[0] to "-m" while it locates the module that runs, and imports this package on the way.
 if sys.argv[:1] == ["-m"] and "disentangled_mil" in sys.orig_argv:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.excepthook = _end_quietly
+    # Ctrl-C ends the process at once until `__main__` has loaded all; an exception in an import shows a traceback.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
