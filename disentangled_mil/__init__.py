@@ -1,6 +1,6 @@
 """Disentangled multi-modal learning of histology and transcriptomics: composable layers for MIL."""
 
-from . import _openmp  # noqa: F401
+from . import _command  # noqa: F401
 from .bags import Bag, Grid, TokenSet, collate_bags
 from .losses import (
     DistillationLoss,

@@ -1,8 +1,8 @@
 """Argument errors in one style: the argument, the requirement, what came.
 
 Checks read metadata only (types, shapes, dtypes, plain numbers), so that none waits for a GPU. The exceptions are
-:func:`check_values`, which reads small tensors on the CPU, and :func:`as_number` and :func:`as_numbers`, which read
-values of tables.
+:func:`check_values` and :func:`check_finite`, which read tensors on the CPU, and :func:`as_number` and
+:func:`as_numbers`, which read values of tables.
 """
 
 import math
@@ -78,7 +78,7 @@ def check_integers(name: str, tensor: Tensor) -> None:
 
 def check_values(name: str, values: Tensor, requirement: str, valid: Callable[[Tensor], Tensor]) -> None:
     """Check the values [B] of a small tensor that lies on the CPU; elsewhere, or while tracing, nothing is read."""
-    if torch.compiler.is_compiling() or is_transformed() or type(values) is not Tensor or values.device.type != "cpu":
+    if not _is_readable(values):
         return
     fits = valid(values)
     if not bool(fits.all()):
@@ -130,6 +130,26 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Check that an option is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Check that an argument is of a type, which is described in words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def check_finite(name: str, values: Tensor) -> None:
+    """Check that all values of a tensor on the CPU are finite; elsewhere, or while tracing, nothing is read."""
+    if _is_readable(values) and not bool(values.isfinite().all()):
+        row = int((~values.isfinite()).nonzero()[0][0]) if values.ndim else 0
+        place = f" in row {row}" if values.ndim else ""
+        raise ValueError(f"{name} must be finite, got NaN or infinity{place}")
+
+
+def _is_readable(values: Tensor) -> bool:
+    """Whether reading a tensor waits for no device and breaks no graph."""
+    traced = torch.compiler.is_compiling() or is_transformed()
+    return not traced and type(values) is Tensor and values.device.type == "cpu"
 
 
 def check_flag(name: str, value: object) -> None:

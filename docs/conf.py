@@ -46,7 +46,7 @@ napoleon_use_rtype = False
 # The documentation of other libraries is not linked, so that a build needs no network.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|npt|numpy|pd|pandas|scipy|scanpy|h5py|tqdm|argparse|pathlib|collections|typing|os)\..*"),
-    ("py:.*", r"(.*\.)?(Self|SomeTask)|<class .*"),  # variables of types, and classes within a default
+    ("py:.*", r"(.*\.)?(Self|SomeTask|Values)|<class .*"),  # variables of types, and classes within a default
     ("py:.*", r"(Tensor|Path|Sequence|Mapping|Iterable|Callable|Any|PathLike.*|Unpack.*|optional|ArrayLike)"),
 ]
 
@@ -62,11 +62,11 @@ def setup(app: Sphinx) -> None:
 
 
 def _draw_gallery(app: Sphinx) -> None:
-    """Run the gallery script if its picture is missing or older than the script."""
-    script = Path(app.srcdir) / "gallery" / "where_genes_look.py"
-    picture = script.parent / "_generated" / "where_genes_look.png"
-    if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
-        runpy.run_path(str(script))["draw"](picture)
+    """Run the gallery scripts whose picture is missing or older than the script."""
+    for script in sorted((Path(app.srcdir) / "gallery").glob("*.py")):
+        picture = script.parent / "_generated" / f"{script.stem}.png"
+        if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
+            runpy.run_path(str(script))["draw"](picture)
 
 
 def _fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

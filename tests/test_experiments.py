@@ -99,7 +99,7 @@ def test_an_experiment_runs_resumes_and_writes_summary_table_and_figure(tmp_path
     assert run(tmp_path, "--seeds", "0") == 0
     printed = capsys.readouterr()
     assert "Stored: 2 of 4 runs, seeds 0. 2 runs are open, so the numbers are preliminary." in printed.out
-    assert "| variant | AUC / Acc | difference from on slides |" in printed.out
+    assert "| variant | AUC / accuracy | difference from on slides |" in printed.out
     assert "2 runs of unknown time" in printed.err
     first = times(tmp_path)
     assert set(first) == {f"runs/tiny-grading/{name}/seed0-fold0.json" for name in ("on-slides", "on-genes")}

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .._checks import check_names, check_shape
+from .._checks import check_finite, check_names, check_shape, check_type
 from ._collection import TensorCollection
 from .grid import Grid
 from .token_set import TokenSet
@@ -29,6 +29,7 @@ class Bag(TensorCollection, parts=("patches", "grid")):
         ``patches`` [B, N, C].
 
     Raises:
+        TypeError: ``grid`` is neither a grid nor a token set.
         ValueError: patches and grid disagree.
 
     Example:
@@ -48,6 +49,8 @@ class Bag(TensorCollection, parts=("patches", "grid")):
             sizes = check_shape("patches", self.patches, "B N C")
             mask = torch.ones(sizes["B"], sizes["N"], dtype=torch.bool, device=self.patches.device)
             object.__setattr__(self, "grid", TokenSet(mask))
+        kinds = "a Grid or a TokenSet (Bag.from_slide(features, coords) takes coordinates)"
+        check_type("grid", self.grid, (Grid, TokenSet), kinds)
         batch, tokens = self.grid.mask.shape
         check_shape("patches", self.patches, "B N C", {"B": batch, "N": tokens})
 
@@ -67,11 +70,12 @@ class Bag(TensorCollection, parts=("patches", "grid")):
             A batch of one bag.
 
         Raises:
-            ValueError: the slide is empty or shapes disagree.
+            ValueError: the slide is empty, shapes disagree, or a feature on the CPU is not finite.
         """
         count = check_shape("features", features, "N C")["N"]
         if count == 0:
             raise ValueError("features must hold at least one patch, got none")
+        check_finite("features", features)
         if coords is None:
             return cls(features[None])
         check_shape("coords", coords, "N 2", {"N": count})
@@ -126,6 +130,7 @@ def collate_bags(bags: Iterable[Bag]) -> Bag:
         >>> collate_bags([Bag.from_slide(torch.ones(2, 4)), Bag.from_slide(torch.ones(3, 4))]).mask.tolist()
         [[True, True, False], [True, True, True]]
     """
+    check_type("bags", bags, Iterable, "an iterable of bags")
     bags = list(bags)
     if not bags:
         raise ValueError("bags must hold at least one bag, got none")

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
+from numbers import Real
 from typing import cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from .._checks import check_mask, check_shape
+from .._checks import check_mask, check_shape, check_type
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
@@ -83,6 +84,9 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
                 f"got {list(self.cells.shape)}"
             )
 
+        for shape in self.shapes:
+            if not (isinstance(shape, tuple) and len(shape) == 2):
+                raise TypeError(f"shapes must hold (width, height) pairs, got {shape!r}")
         if any(width < 1 or height < 1 for width, height in self.shapes):
             raise ValueError(f"shapes must be pairs of at least 1 x 1 cells, got {self.shapes}")
         if self.sizes is None:
@@ -131,6 +135,8 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         if mask is None:
             mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=coords.device)
         check_mask("mask", mask, "B N", sizes)
+        if step is not None:
+            check_type("step", step, Real, "a number")
         if step is not None and not 0 < step < float("inf"):
             raise ValueError(f"step must be positive and finite, got {step}")
         rows = [cells_of_bag(c[m], step) for c, m in zip(coords.cpu().double(), mask.cpu(), strict=True)]

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from .._checks import check_choice
+from .._checks import check_choice, check_type
 from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import SOURCE, columns_of
@@ -43,7 +43,8 @@ class Cohort:
 
     Example:
         >>> import pandas as pd
-        >>>         >>> from disentangled_mil import Bag
+        >>> import torch
+        >>> from disentangled_mil import Bag
         >>> from disentangled_mil.data.cohort import Cohort, Sample
         >>> from disentangled_mil.tasks import Classification
         >>> bag = Bag.from_slide(torch.ones(5, 8))
@@ -71,9 +72,15 @@ class Cohort:
         check_choice("missing", self.missing, MISSING)
         object.__setattr__(self, "gene_sets", by_subspace(self.gene_sets))
         for name, table in (("clinical", self.clinical), ("expression", self.expression)):
+            if table is not None:
+                check_type(name, table, pd.DataFrame, "a pandas DataFrame with a row per patient")
             if table is not None and table.index.has_duplicates:
                 twice = table.index[table.index.duplicated()][0]
                 raise ValueError(f"{name} must hold every patient once, got {twice!r} twice")
+        for sample in self.samples:
+            check_type("samples", sample, Sample, "a sequence of Sample")
+        for task, definition in self.tasks.items():
+            check_type(f"tasks[{task!r}]", definition, TaskDefinition, "a TaskDefinition (Task.define makes one)")
         patients = set(self.clinical.index)
         sampled = {sample.patient for sample in self.samples}
         for name, unknown in (

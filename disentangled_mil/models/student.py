@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_interval, check_names, check_subspaces
+from .._checks import check_choice, check_integers, check_interval, check_shape, check_subspaces
 from ..bags import Bag
 from ..nn.attention import DeformableAttention
 from ..nn.deformable import DeformableCrossAttention
 from ..nn.dmsf import DeformableOptions
-from ..nn.gate import MagnificationGate
+from ..nn.gate import RULES, MagnificationGate
 from ..nn.head import SubspaceHead
 from ..nn.ita import ITA
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
+from ._inputs import check_bags
 from .linear_model import LinearModel, mean_patches, named_vectors
 
 if TYPE_CHECKING:
@@ -158,6 +159,7 @@ class Student(nn.Module):
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         self.subspaces = check_subspaces(subspaces)
+        check_choice("gate", gate, RULES)
         self.arguments: dict[str, Any] = {
             "features": features,
             "outputs": outputs,
@@ -198,7 +200,7 @@ class Student(nn.Module):
         Returns:
             Prediction, and the outputs of every magnification.
         """
-        check_names("bags", bags, self.magnifications)
+        check_bags(bags, self.magnifications)
         branches = {name: self.branches[name](bags[name]) for name in self.magnifications}
         present = torch.stack([bags[name].mask.any(1) for name in self.magnifications], dim=1)
         gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
@@ -220,8 +222,12 @@ class Student(nn.Module):
                 :func:`~disentangled_mil.match_prototypes` over a whole training set.
 
         Raises:
-            ValueError: ``permutation`` is no permutation of the S subspaces.
+            TypeError: ``permutation`` is no integer tensor.
+            ValueError: ``permutation`` is no permutation of the S subspaces, or there is no such magnification.
         """
+        check_choice("magnification", magnification, self.magnifications)
+        check_shape("permutation", permutation, "S")
+        check_integers("permutation", permutation)
         if sorted(permutation.tolist()) != list(range(len(self.subspaces))):
             raise ValueError(f"permutation must order {len(self.subspaces)} subspaces, got {permutation.tolist()}")
         branch = cast(StudentBranch, self.branches[magnification])

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_interval, check_names, check_subspaces
+from .._checks import check_choice, check_interval, check_names, check_shape, check_subspaces, check_type
 from ..bags import Bag
 from ..nn.attention import DeformableAttention
 from ..nn.dmsf import DMSF, DeformableOptions
-from ..nn.gate import MagnificationGate
+from ..nn.gate import RULES, MagnificationGate
 from ..nn.gene_encoder import SNNEncoder
 from ..nn.head import SubspaceHead
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
+from ._inputs import check_bags
 from .linear_model import LinearModel, mean_patches, named_vectors
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.magnifications = check_subspaces(magnifications, "magnifications")
         options.setdefault("keep_weights", True)  # The consistency loss needs the weights.
+        check_type("genes", genes, Mapping, "a mapping from names of subspaces to numbers of genes")
         self.subspaces = check_subspaces(genes, "genes")
+        check_choice("gate", gate, RULES)
         self.arguments: dict[str, Any] = {
             "features": features,
             "genes": dict(genes),
@@ -194,7 +197,10 @@ class Teacher(nn.Module):
         Returns:
             Prediction, and the outputs of every magnification.
         """
-        check_names("bags", bags, self.magnifications)
+        samples = check_bags(bags, self.magnifications)
+        check_names("genes", genes, self.subspaces)
+        for name in self.subspaces:
+            check_shape(f"genes[{name!r}]", genes[name], "B G", {"B": samples})
         tokens = self.genes(genes)
         branches = {name: self.branches[name](bags[name], tokens) for name in self.magnifications}
         present = torch.stack([bags[name].mask.any(1) for name in self.magnifications], dim=1)

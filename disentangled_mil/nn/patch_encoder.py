@@ -71,7 +71,7 @@ class PatchEncoder(nn.Module):
 
         Raises:
             TypeError: patches are not floating-point.
-            ValueError: the feature width differs, or there is no patch.
+            ValueError: the feature width differs, a value is not finite, or there is no patch.
         """
         count = 0
         mean = squares = torch.zeros_like(self.mean, dtype=torch.float64)
@@ -85,6 +85,8 @@ class PatchEncoder(nn.Module):
                 count, mean = count + more, of_part.lerp(mean, known)
         if count == 0:
             raise ValueError("patches must hold at least one patch to fit, got none")
+        if not bool(squares.isfinite().all()):
+            raise ValueError("patches must be finite to fit, got NaN or infinity")
         std = (squares / count) ** 0.5
         self.mean.copy_(mean)
         # A feature that varies only by rounding, or far less than all others, is not amplified.

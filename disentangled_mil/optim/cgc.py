@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
+from math import isfinite
 from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._checks import check_choice, check_names, check_shape
+from .._checks import check_choice, check_finite, check_names, check_shape
 from ._parameters import corresponding_parameters
 from ._passes import BackwardPasses
 from ._projection import coordinate
@@ -142,7 +143,8 @@ class CGCOptimizer(OptimizerWrapper):
 
         Raises:
             TypeError: ``confidence`` is no mapping, or a value is no number.
-            ValueError: the names are not those of the subspaces, or a tensor is not a scalar.
+            ValueError: the names are not those of the subspaces, a tensor is not a scalar, or a value on the CPU is not
+                finite.
 
         Example:
             >>> import torch
@@ -171,8 +173,11 @@ class CGCOptimizer(OptimizerWrapper):
         for name, value in confidence.items():
             if isinstance(value, Tensor):
                 check_shape(f"confidence[{name!r}]", value, "")
+                check_finite(f"confidence[{name!r}]", value)
                 numbers[name] = value.detach().to(zero)
             elif isinstance(value, Real):
+                if not isfinite(value):
+                    raise ValueError(f"confidence[{name!r}] must be finite, got {value}")
                 numbers[name] = torch.full_like(zero, float(value))
             else:
                 raise TypeError(f"confidence[{name!r}] must be a number or a scalar tensor, got {type(value).__name__}")

@@ -34,7 +34,7 @@ _GROUPS = (
 _CALIBRATION = (
     f"Patients are put into {_SIZES} groups of equal size by their predicted probability to pass the horizon without "
     "the event. A dot compares the mean prediction of a group with the Kaplan-Meier estimate at the horizon, and its "
-    "line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below it, the model expects "
+    "line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below it, the model predicts "
     "too few events. The horizon is an edge of the intervals, which are fitted on the training patients of each fold."
 )
 _ERRORS = (

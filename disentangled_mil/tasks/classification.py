@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from .._checks import check_batch, check_integers, check_shape, check_values
+from .._checks import check_batch, check_integers, check_shape, check_type, check_values
 from .._precision import widened
 from .targets import Target
 from .task import Column, Labels, Task, counted
@@ -30,7 +30,7 @@ class Classification(Task):
 
     Raises:
         TypeError: ``classes`` is one string, or holds a value that is no string.
-        ValueError: there is no class, a class comes twice, or a weight is negative or not finite.
+        ValueError: there are fewer than two classes, a class comes twice, or a weight is negative or not finite.
 
     Source:
         Cross-entropy; the confidence is that of CGC (eq. 6 of the paper).
@@ -62,8 +62,8 @@ class Classification(Task):
 
     def __init__(self, classes: Iterable[str], *, class_weight: Tensor | None = None) -> None:
         self.classes = _strings("classes", classes)
-        if not self.classes:
-            raise ValueError("classes must name at least one class, got none")
+        if len(self.classes) < 2:
+            raise ValueError(f"classes must name at least two classes, got {list(self.classes)}")
         repeated = [name for name, count in Counter(self.classes).items() if count > 1]
         if repeated:
             raise ValueError(f"classes must be distinct, got {repeated[0]!r} more than once")
@@ -302,6 +302,7 @@ def _strings(name: str, values: Iterable[str]) -> tuple[str, ...]:
     """A sequence of names; one string is refused, because its characters are hardly meant."""
     if isinstance(values, str):
         raise TypeError(f"{name} must be a sequence of strings, got the string {values!r}")
+    check_type(name, values, Iterable, "a sequence of strings")
     given = tuple(values)
     for row, value in enumerate(given):
         if not isinstance(value, str):

@@ -289,6 +289,10 @@ class DiscreteSurvival(Task):
         hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
         return {**hazard, "risk": self.risk(logits)}
 
+    def explained(self, logits: Tensor) -> str:
+        """The risk."""
+        return "risk"
+
     @classmethod
     def mean_predictions(cls, tasks: Sequence["DiscreteSurvival"], logits: Sequence[Tensor]) -> dict[str, Tensor]:
         """The mean risk; the mean hazards as well, if all models have the same intervals."""

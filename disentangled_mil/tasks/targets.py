@@ -42,6 +42,9 @@ def select_target(target: Target, index: Tensor | slice, device: torch.device | 
         >>> select_target(target, torch.tensor([2]))
         SurvivalTarget(interval=tensor([1]), event=tensor([False]))
     """
-    if isinstance(target, Tensor):
-        return target[index].to(device or target.device)
-    return type(target)(*(column[index].to(device or column.device) for column in target))
+    columns = (target,) if isinstance(target, Tensor) else target
+    try:
+        rows = [column[index].to(device or column.device) for column in columns]
+    except IndexError as error:
+        raise IndexError(f"index must select some of the {len(columns[0])} samples: {error}") from error
+    return rows[0] if isinstance(target, Tensor) else type(target)(*rows)

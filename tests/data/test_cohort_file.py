@@ -666,7 +666,9 @@ def test_a_folder_with_half_the_slides_is_refused_with_their_number_and_a_remedy
     with pytest.raises(FileNotFoundError, match=message):
         read_cohort(folder / "COHORT.toml")
     (folder / "20x").rename(folder / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="20x: no such folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"\[slides.20x\] folder must name a folder, got .*20x., which is not there"
+    ):
         read_cohort(folder / "COHORT.toml")
 
 

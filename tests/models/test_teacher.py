@@ -187,7 +187,7 @@ def test_weights_and_copies_come_back() -> None:
             "magnifications must hold at least one name, each once, got ()",
         ),
         (lambda: small_teacher(subspaces=0), ValueError, "genes must hold at least one name, each once, got ()"),
-        (lambda: small_teacher(gate="best"), ValueError, "rule must be one of "),
+        (lambda: small_teacher(gate="best"), ValueError, "gate must be one of "),
         (lambda: small_teacher(query="patch"), ValueError, "query must be one of "),
         (lambda: small_teacher(dropout=2), ValueError, "dropout must lie in "),
         (
@@ -203,7 +203,7 @@ def test_weights_and_copies_come_back() -> None:
         (
             lambda: small_teacher(1, 1)({"5x": draw_slide(0, 3)}, {"tumor": torch.zeros(2, 5)}),
             ValueError,
-            "genes['tumor'] must have shape [B, T, C] = [1, T, 8], got [2, 2, 8]",
+            "genes['tumor'] must have shape [B, G] = [1, G], got [2, 5]",
         ),
     ],
 )

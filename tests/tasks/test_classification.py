@@ -62,9 +62,9 @@ def test_names_come_from_any_iterable():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (([],), {}, r"classes must name at least one class, got none"),
+        (([],), {}, r"classes must name at least two classes, got \[\]"),
         ((["a", "b", "a"],), {}, r"classes must be distinct, got 'a' more than once"),
-        ((["a"],), {"class_weight": torch.ones(2)}, r"class_weight must have shape \[K\] = \[1\], got \[2\]"),
+        ((["a", "b"],), {"class_weight": torch.ones(3)}, r"class_weight must have shape \[K\] = \[2\], got \[3\]"),
         (
             (["a", "b"],),
             {"class_weight": torch.tensor([1.0, -1.0])},
@@ -83,8 +83,8 @@ def test_classification_refuses_labels_and_logits_that_do_not_fit():
         task.target(["a", "c"])
     with pytest.raises(TypeError, match=r"labels must be a sequence of strings, got nan at position 1"):
         Classification.fit(["a", math.nan])
-    with pytest.raises(ValueError, match=r"labels must be among \['a'\], got 'b' at position 0"):
-        Classification.fit(["b"], classes=["a"])
+    with pytest.raises(ValueError, match=r"labels must be among \['a', 'c'\], got 'b' at position 0"):
+        Classification.fit(["b"], classes=["a", "c"])
     with pytest.raises(ValueError, match=r"labels must hold every class to balance them, got no 'b'"):
         Classification.fit(["a"], classes=["a", "b"])
     with pytest.raises(TypeError, match=r"labels must be a sequence of strings, got the string 'ab'"):

@@ -1,10 +1,12 @@
 """Distillation of predictions: a divergence of softened outcomes."""
 
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._checks import check_batch, check_choice, check_floating, check_shape
+from ..._checks import check_batch, check_choice, check_floating, check_shape, check_type
 from ..._precision import widened
 from .._reduction import weighted_mean, without_absent
 
@@ -81,6 +83,7 @@ def prediction_distillation(
 
 def check_temperature(temperature: float) -> None:
     """Check that a temperature is positive and finite."""
+    check_type("temperature", temperature, Real, "a number")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 

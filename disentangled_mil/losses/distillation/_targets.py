@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._checks import check_floating, check_mask, check_names, check_shape, check_subspaces
+from ..._checks import check_floating, check_mapping, check_mask, check_names, check_shape, check_subspaces
 from .._reduction import without_absent
 
 
@@ -69,6 +69,8 @@ class DistillationTargets(NamedTuple):
         sizes = check_shape("logits", logits, "B K")
         check_floating("logits", logits)
         for name, given in (("features", features), ("shares", shares)):
+            if given is not None:
+                check_mapping(name, given)
             if given is not None and not given:
                 raise ValueError(f"{name} must have at least one subspace, got none")
         names = check_subspaces(subspaces if subspaces is not None else tuple(features or shares or ("logits",)))
@@ -96,7 +98,10 @@ class DistillationTargets(NamedTuple):
 
     def select(self, index: Tensor) -> "DistillationTargets":
         """The targets of some samples, by their indices or a bool mask [B]."""
-        return self._map(lambda column: column[index])
+        try:
+            return self._map(lambda column: column[index])
+        except IndexError as error:
+            raise IndexError(f"index must select some of the {len(self.logits)} samples: {error}") from error
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "DistillationTargets":
         """The targets on another device; ``non_blocking`` is that of ``torch.Tensor.to``."""

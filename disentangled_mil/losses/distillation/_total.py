@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape, check_type
 from .._reduction import without_absent
 from ._prediction import LINKS, check_temperature, prediction_distillation
 from ._representation import MATCHINGS, permutation_of, squared_error
@@ -114,6 +114,7 @@ class SubspaceDistillation(nn.Module):
         student_shares: Tensor | None = None,
     ) -> DistillationLoss:
         """Compute the weighted sum and its parts."""
+        check_type("targets", targets, DistillationTargets, "DistillationTargets")
         present = targets.present
         sizes = check_shape("student_logits", student_logits, "B K")
         check_mask("targets.present", present, "B", sizes)
