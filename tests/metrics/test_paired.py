@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from disentangled_mil.metrics import bootstrap_patients, paired_difference
+from disentangled_mil.metrics import bootstrap_patients, paired_difference, percentile_interval
 
 
 def test_every_draw_keeps_the_size_of_every_stratum():
@@ -61,3 +61,12 @@ def test_what_cannot_be_compared_is_refused():
         paired_difference([0, 1], [0, 1], confidence=95)
     with pytest.raises(ValueError, match=r"^strata must have one entry per patient, got none$"):
         bootstrap_patients(lambda rows: 0.0, [])
+
+
+def test_an_interval_is_that_of_a_difference_from_nothing():
+    draws = bootstrap_patients(lambda rows: rows.mean(), "a" * 30, resamples=100)
+    assert percentile_interval(draws, confidence=0.9) == paired_difference(draws, np.zeros(101), confidence=0.9)
+    assert percentile_interval([0.5, np.nan, 0.25])[1:] == (0.25, 0.25)
+    assert np.isnan(percentile_interval([0.5, np.nan])[1:]).all()
+    with pytest.raises(ValueError, match=r"^draws must have shape \[1 \+ R\] with R >= 1, got \[1\]$"):
+        percentile_interval([0.5])

@@ -54,6 +54,10 @@ def test_gains_are_differences_of_the_means_of_splits(generator):
         assert one["difference"] == pytest.approx(auc[first] - auc[second])
         assert one["low"] <= one["difference"] <= one["high"]
         assert one["splits"] == 3
+    for model, one in found["models"].items():
+        assert one["value"] == pytest.approx(auc[model])
+        assert one["low"] <= one["value"] <= one["high"]
+    assert list(found["models"]) == list(auc)
     taken = (auc["distilled"] - auc["student"]) / (auc["teacher"] - auc["student"])
     assert found["headroom_taken"] == pytest.approx(taken)
     assert found["metric"] == "auc"
