@@ -119,7 +119,14 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
     assert len(re.findall(rf"^fold \d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
-    assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
+    assert {path.name for path in out.iterdir()} == {
+        "run.json",
+        "metrics.json",
+        "predictions.csv",
+        "report.html",
+        "fold0",
+        "fold1",
+    }
     assert not list(out.rglob("*.tmp"))
 
 
