@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._named_values import Named, build, flatten, holds_tensors, join, per_tensor, schema, split
-from ._torch_private import CustomOpDef, has_tangent
+from ._torch_private import CustomOpDef, has_tangent, register_batched
 
 Inputs = TypeVar("Inputs", bound=tuple[Any, ...])
 Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
@@ -39,7 +39,10 @@ def operator(name: str, *, changes: Sequence[str] = ()) -> Callable[[Callable[..
         for parameter, hint in typing.get_type_hints(function).items():
             if known := _IN_TYPING.get(typing.get_origin(hint)):
                 function.__annotations__[parameter] = known[typing.get_args(hint)]
-        return torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=changes)
+        registered = torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=changes)
+        if not changes:  # Changes of several batches at once have no meaning.
+            _repeat_over_batches(registered)
+        return registered
 
     return register
 
@@ -114,6 +117,9 @@ def with_gradient(
         schema=f"({arguments}{results}{arriving}, bool[] wanted) -> Tensor[]",
     )
 
+    _repeat_over_batches(registered)
+    _repeat_over_batches(registered_backward)
+
     @registered.register_fake
     def shapes(*flat: Any) -> Any:
         return _unpacked(empty(build(takes, flat)))
@@ -177,6 +183,27 @@ def refuse_forward_mode(name: str, arguments: Iterable[Any]) -> None:
         return
     if any(has_tangent(tensor) for tensor in split(arguments)[0]):
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")
+
+
+def _repeat_over_batches(registered: "CustomOpDef") -> None:
+    """Let ``vmap`` call an operator once per element, which also serves gradients that are batched."""
+
+    def each(size: int, dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
+        tensors, rest = split(arguments)
+        places = list(per_tensor(rest, dims))
+        results = []
+        for element in range(size):
+            own = [
+                part if dim is None else part.select(dim, element) for part, dim in zip(tensors, places, strict=True)
+            ]
+            results.append(registered(*join(rest, own)))
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        kind = type(results[0])
+        stacked = kind(torch.stack(parts) for parts in zip(*results, strict=True))
+        return stacked, kind(0 for _ in stacked)
+
+    register_batched(registered, each)
 
 
 def _unpacked(outputs: tuple[Any, ...]) -> Any:

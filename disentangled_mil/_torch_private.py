@@ -50,6 +50,61 @@ def is_transformed() -> bool:
         return True
 
 
+def register_batched(
+    registered: "CustomOpDef", rule: Callable[[int, Sequence[Any], Sequence[Any]], tuple[Any, Any]]
+) -> None:
+    """Register a batching rule with ``torch.vmap`` and with ``torch.autograd.grad(..., is_grads_batched=True)``.
+
+    The latter has an implementation of its own, without a public registration. Where a release lacks its interface,
+    only ``torch.vmap`` knows the rule.
+
+    Args:
+        registered: operator.
+        rule: function of the number of elements, the batched dimension of every argument (None for an argument that is
+            not batched) and the arguments. It returns the results and their batched dimensions.
+    """
+    registered.register_vmap(lambda info, dims, *arguments: rule(info.batch_size, dims, arguments))
+    try:
+        is_batched, grow, shrink = (
+            torch._C._functorch.is_legacy_batchedtensor,
+            torch._C._vmapmode_increment_nesting,
+            torch._C._vmapmode_decrement_nesting,
+        )
+        into, out_of = torch.ops.aten._add_batch_dim, torch.ops.aten._remove_batch_dim
+    except AttributeError:
+        return
+
+    def legacy(*arguments: Any) -> Any:
+        sizes: list[int] = []
+
+        def unpacked(part: Any) -> Any:
+            if isinstance(part, (list, tuple)):
+                return type(part)(unpacked(each) for each in part)
+            if not (isinstance(part, Tensor) and is_batched(part)):
+                return part
+            whole = out_of(part, level, 1, 0)
+            sizes.append(len(whole))
+            return whole
+
+        def dims(part: Any) -> Any:
+            if isinstance(part, (list, tuple)):
+                return [dims(each) for each in part]
+            return 0 if isinstance(part, Tensor) and is_batched(part) else None
+
+        level = shrink() + 1  # Outside of the level, random numbers can be drawn.
+        try:
+            whole = unpacked(arguments)
+            found, _ = rule(sizes[0], dims(arguments), whole)
+        finally:
+            grow()
+        if isinstance(found, Tensor):
+            return into(found, 0, level)
+        return type(found)(into(each, 0, level) for each in found)
+
+    # Registered with the operator's own library, which lives as long as the operator.
+    registered._lib.impl(registered._opoverload, legacy, "Batched")  # type: ignore[no-untyped-call]
+
+
 def has_tangent(tensor: Tensor) -> bool:
     """Whether a tensor takes part in forward-mode differentiation; ``unpack_dual`` is public and always there."""
     return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]

@@ -89,21 +89,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MAGNIFICATION=FOLDER",
         help="folder of slides; once per magnification of the student",
     )
-    predict.add_argument(
-        "--step",
-        action="append",
-        default=[],
-        metavar="MAGNIFICATION=SIDE",
-        help="side of a grid cell in the unit of the coordinates, instead of the files' own",
-    )
-    predict.add_argument(
-        "--allow-other-encoder",
-        action="store_true",
-        help="predict for slides whose files name another encoder than those of training",
-    )
-    predict.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     predict.add_argument("--out", type=Path, required=True, help="CSV to write")
     predict.set_defaults(run=_predict)
+
+    explain = commands.add_parser(
+        "explain", help="maps of slides for QuPath, and genes, behind the predictions of a model"
+    )
+    explain.add_argument("checkpoint", type=Path, help="student.json, distilled.json or teacher.json of a run folder")
+    explain.add_argument(
+        "slides",
+        nargs="+",
+        metavar="MAGNIFICATION=PATH",
+        help="folder of slides, or file of one slide; once per magnification of the model",
+    )
+    explain.add_argument("--out", type=Path, required=True, help="folder to write to")
+    explain.add_argument("--images", type=Path, help="folder of slide images, which are drawn behind the maps")
+    explain.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from image or features)")
+    explain.add_argument("--expression", type=Path, help="table of expression, which a teacher needs")
+    explain.add_argument("--gene-sets", type=Path, help="GMT file of the sets over which genes are summed")
+    explain.add_argument("--anndata", action="store_true", help="also write .h5ad, as LazySlide reads it")
+    explain.set_defaults(run=_explain)
 
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
     check.add_argument("cohort", type=Path, help="TOML description of the cohort")
@@ -111,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
     check.add_argument("--strict", action="store_true", help="exit with status 2 on any warning")
     check.set_defaults(run=_check)
+
+    report = commands.add_parser("report", help="one HTML page about a finished run; train and demo write it as well")
+    report.add_argument("folder", type=Path, help="run folder")
+    report.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
+    report.set_defaults(run=_report)
 
     init = commands.add_parser("init", help="write a description of the cohort in a folder, to be completed")
     init.add_argument("folder", type=Path, help="folder of tables, gene sets and folders of slides")
@@ -129,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
             help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
         )
         command.add_argument(
+            "--log",
+            choices=("csv", "tensorboard"),
+            help="log of the epochs: csv (default), or tensorboard for both; see it by tensorboard --logdir RUN",
+        )
+        command.add_argument(
             "--set",
             action="append",
             default=[],
@@ -138,7 +153,21 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (demo, train):
         command.add_argument("--resume", action="store_true", help="continue an interrupted run")
-    for command in (demo, train, predict, check):
+    for command in (predict, explain):
+        command.add_argument(
+            "--step",
+            action="append",
+            default=[],
+            metavar="MAGNIFICATION=SIDE",
+            help="side of a grid cell in the unit of the coordinates, instead of the files' own",
+        )
+        command.add_argument(
+            "--allow-other-encoder",
+            action="store_true",
+            help="read slides whose files name another encoder than those of training",
+        )
+        command.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
+    for command in (demo, train, predict, explain, check):
         command.add_argument("--device", type=_device, help="(default: cpu)")
         command.add_argument(
             "--threads",
@@ -211,6 +240,24 @@ def _predict(options: argparse.Namespace) -> None:
     print(f"{len(table)} predictions -> {options.out}")
 
 
+def _explain(options: argparse.Namespace) -> None:
+    from .train.explain_slides import Extras, explain_slides
+
+    names = ("images", "mpp", "expression", "gene_sets", "anndata")
+    written = explain_slides(
+        options.checkpoint,
+        _by_magnification("slides", "PATH", Path, options.slides),
+        options.out,
+        Extras(**{name: getattr(options, name) for name in names}),
+        patients=options.patients,
+        steps=_by_magnification("--step", "SIDE", float, options.step),
+        device=options.device or "cpu",
+        threads=options.threads,
+        allow_other_encoder=options.allow_other_encoder,
+    )
+    print(f"{len(written)} maps -> {options.out}")
+
+
 def _check(options: argparse.Namespace) -> int:
     from .train.check_cohort import check_cohort
     from .train.cross_validation import TRAIN_OPTIONS
@@ -219,6 +266,12 @@ def _check(options: argparse.Namespace) -> int:
     check = check_cohort(options.cohort, training, task=options.task, folds=options.folds, threads=options.threads)
     print(check)
     return 2 if check.errors or (options.strict and check.warnings) else 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .report import write_report
+
+    print(f"report -> {write_report(options.folder, options.out)}")
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -262,6 +315,6 @@ def _training(
         _device(training.device)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"device {error}") from error
-    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill")
+    names = ("epochs", "batch_size", "learning_rate", "seed", "device", "distill", "log")
     given = {name: getattr(options, name) for name in names}
     return replace(training, **{name: value for name, value in given.items() if value is not None})

@@ -62,11 +62,11 @@ def setup(app: Sphinx) -> None:
 
 
 def _draw_gallery(app: Sphinx) -> None:
-    """Run the gallery script if its picture is missing or older than the script."""
-    script = Path(app.srcdir) / "gallery" / "where_genes_look.py"
-    picture = script.parent / "_generated" / "where_genes_look.png"
-    if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
-        runpy.run_path(str(script))["draw"](picture)
+    """Run the gallery scripts whose picture is missing or older than the script."""
+    for script in sorted((Path(app.srcdir) / "gallery").glob("*.py")):
+        picture = script.parent / "_generated" / f"{script.stem}.png"
+        if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
+            runpy.run_path(str(script))["draw"](picture)
 
 
 def _fields(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -29,6 +29,7 @@ from disentangled_mil import (
     collate_bags,
     inter_magnification_consistency,
 )
+from tests.support.trees import results
 
 NAMES = ("tumor", "tme")
 SMALL: dict[str, Any] = {"heads": 4, "dim_head": 4, "groups": 2, "downsample": 2}
@@ -45,33 +46,22 @@ def tokens(seed: int = 0, *, count: int = 36, width: int = 16) -> Tensor:
     return torch.randn(2, count, width, generator=torch.Generator().manual_seed(seed))
 
 
-def leaves(value: object) -> list[Tensor]:
-    """All floating-point results; lazy attention by its mass."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        return [leaf for part in value.values() for leaf in leaves(part)]
-    if isinstance(value, tuple):
-        return [leaf for part in value for leaf in leaves(part)]
-    return [value.mass()] if hasattr(value, "mass") else []
-
-
 def assert_compiles(module: nn.Module, call: Callable[..., object], *inputs: Any, backend: str = "aot_eager") -> None:
     """One graph with the results and gradients of eager mode."""
 
     def run(*given: Any) -> list[Tensor]:
-        return leaves(call(*given))
+        return results(call(*given))
 
     torch._dynamo.reset()
-    results = []
+    compared = []
     for either in (torch.compile(run, fullgraph=True, backend=backend), run):
         module.zero_grad()
         found = either(*inputs)
         torch.stack([part.sin().sum() for part in found if part.requires_grad]).sum().backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        results.append([*(part.detach() for part in found), *gradients])
-    assert len(results[0]) > 1
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+        compared.append([*(part.detach() for part in found), *gradients])
+    assert len(compared[0]) > 1
+    torch.testing.assert_close(*compared, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +236,7 @@ def test_many_slides_of_any_shape_need_two_graphs_and_one_more_above_the_cap(cap
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_step_of_the_student_is_one_graph(training: bool) -> None:
-    bags, results = slides(0, 20), []
+    bags, compared = slides(0, 20), []
     for compiling in (False, True):
         torch._dynamo.reset()
         torch.manual_seed(0)
@@ -255,8 +245,8 @@ def test_a_step_of_the_student_is_one_graph(training: bool) -> None:
         logits = run(bags).logits
         logits.square().sum().backward()
         gradients = [p.grad for p in student.parameters() if p.grad is not None]
-        results.append([logits.detach(), *gradients, *student.buffers()])  # training moves the anchors
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+        compared.append([logits.detach(), *gradients, *student.buffers()])  # training moves the anchors
+    torch.testing.assert_close(*compared, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_of_the_teacher_in_training_mode_is_one_graph() -> None:

@@ -22,7 +22,7 @@ from benchmarks.experiments.variants import CROSS_FITTED
 from disentangled_mil.losses import DistillationTargets
 from disentangled_mil.metrics import classification_metrics, survival_metrics
 from disentangled_mil.train import MODELS, TrainingOptions, out_of_fold
-from disentangled_mil.train.datasets import BagCache
+from disentangled_mil.train.bag_cache import BagCache
 from disentangled_mil.train.linear import GENES, SLIDES
 from tests.support.training import OPTIONS, small_split
 
@@ -99,7 +99,7 @@ def test_an_experiment_runs_resumes_and_writes_summary_table_and_figure(tmp_path
     assert run(tmp_path, "--seeds", "0") == 0
     printed = capsys.readouterr()
     assert "Stored: 2 of 4 runs, seeds 0. 2 runs are open, so the numbers are preliminary." in printed.out
-    assert "| variant | AUC / Acc | difference from on slides |" in printed.out
+    assert "| variant | AUC / accuracy | difference from on slides |" in printed.out
     assert "2 runs of unknown time" in printed.err
     first = times(tmp_path)
     assert set(first) == {f"runs/tiny-grading/{name}/seed0-fold0.json" for name in ("on-slides", "on-genes")}

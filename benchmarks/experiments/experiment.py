@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import pandas as pd
 
 from disentangled_mil.train import Split, TrainingOptions
-from disentangled_mil.train.datasets import BagCache
+from disentangled_mil.train.bag_cache import BagCache
 
 SEEDS = (0, 1, 2, 3, 4)
 

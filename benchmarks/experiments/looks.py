@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from disentangled_mil.bags import Bag, Grid
 from disentangled_mil.data import Cohort
+from disentangled_mil.explain import region_agreement, student_view, teacher_view
 from disentangled_mil.models import Student, Teacher
 from disentangled_mil.train import Split, load_model, run_split
 from disentangled_mil.train.datasets import CohortDataset
@@ -61,14 +61,12 @@ class Looks:
 
 
 def _student(model: Student):  # type: ignore[no-untyped-def]
-    """Where a student looks: the tokens of its first prototype, their weights, and its attention."""
+    """Where a student looks: the tokens of its first prototype, and its attention."""
 
     def look(bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        branches = model(bags).branches
-        return {
-            name: {"prototype": (branch.assignment[0] == 0).float(), "attention": cast(Any, branch.attention).mass()[0]}
-            for name, branch in branches.items()
-        }
+        views = {name: student_view(branch, model.subspaces) for name, branch in model(bags).branches.items()}
+        first = model.subspaces[0]
+        return {n: {"prototype": view[first], "attention": view["attention"]} for n, view in views.items()}
 
     return look
 
@@ -77,10 +75,10 @@ def _teacher(model: Teacher):  # type: ignore[no-untyped-def]
     """Where a teacher looks: the attention of every subspace."""
 
     def look(bags: Mapping[str, Bag], genes: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        branches = model(bags, genes).branches
+        views = {name: teacher_view(branch) for name, branch in model(bags, genes).branches.items()}
         return {
-            name: {f"attention {s}": cast(Any, a).mass()[0] for s, a in branch.attention.items()}
-            for name, branch in branches.items()
+            name: {f"attention {subspace}": view[f"attention_{subspace}"] for subspace in model.subspaces}
+            for name, view in views.items()
         }
 
     return look
@@ -105,7 +103,7 @@ def _compared(trial: Trial, cohort: Cohort, look: Any) -> Outcome:
             truth = truths[size]
             if 0 < truth.sum() < len(truth):
                 for view, values in views.items():
-                    for key, value in _agreement(view, values.numpy(), truth).items():
+                    for key, value in _agreement(view, values, torch.from_numpy(truth)).items():
                         found.setdefault(f"{key}, {size}", []).append(value)
                 if not maps and size in ("20x", "fine"):
                     grid = cast(Grid, bags[size].grid)
@@ -131,18 +129,14 @@ def _slides(
         yield sample.name, batch.bags, batch.genes, truths
 
 
-def _agreement(view: str, values: NDArray[np.float64], truth: NDArray[np.bool_]) -> dict[str, float]:
+def _agreement(view: str, values: Tensor, truth: Tensor) -> dict[str, float]:
     """Dice of a prototype, as named and with the better name; AUROC of everything else."""
+    found = region_agreement(values, truth)
     if view != "prototype":
-        return {f"AUROC {view}": float(roc_auc_score(truth, values))}
-    chosen = values > 0.5
-    named, other = (2 * (each & truth).sum() / max(1, each.sum() + truth.sum()) for each in (chosen, ~chosen))
-    return {"Dice": float(named), "Dice, best name": float(max(named, other)), "Dice, all tumor": _all_tumor(truth)}
-
-
-def _all_tumor(truth: NDArray[np.bool_]) -> float:
-    """The Dice of calling every tile tumor, which any map must exceed."""
-    return float(2 * truth.mean() / (1 + truth.mean()))
+        return {f"AUROC {view}": found["auroc"]}
+    other = region_agreement(1 - values, truth)["dice"]
+    # Calling every tile tumor is what any map must exceed.
+    return {"Dice": found["dice"], "Dice, best name": max(found["dice"], other), "Dice, all tumor": found["dice_all"]}
 
 
 def _laid_out(grid: Grid, values: NDArray[np.float64]) -> list[list[float | None]]:

@@ -144,7 +144,7 @@ class NetworkStage(Stage):
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
         loss = self.task.loss(self.logits(batch), batch.target)
-        return StageLoss(loss, {"task": loss}, {})
+        return StageLoss(loss, {"task": loss}, {}, {})
 
     def logits(self, batch: Batch) -> Tensor:
         """Predictions from the first magnification and all genes."""

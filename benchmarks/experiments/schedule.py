@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from disentangled_mil.train import TrainingOptions
-from disentangled_mil.train.datasets import BagCache
+from disentangled_mil.train.bag_cache import BagCache
 
 from . import runs
 from .cohorts import COHORTS

@@ -67,6 +67,11 @@ class TensorCollection:
         """The same without a graph of gradients."""
         return self._map(Tensor.detach)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(int(getattr(self, name).nbytes) for name in self._parts)
+
     def _map(self: Values, function: Callable[[Tensor], Tensor]) -> Values:
         """The same with other tensors of the same shapes, which need no new checks."""
         parts = (getattr(self, name) for name in self._parts)

@@ -1,7 +1,7 @@
 """Columns of a clinical table by their likely purpose, guessed from names and values."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -133,9 +133,3 @@ def event_keys(columns: Columns, event: str) -> dict[str, str]:
 def _names(cell: str) -> set[str]:
     """The names of slides in a cell, whatever stands between them."""
     return {slide_name(name) for name in re.split(f"[{SEPARATORS}]", cell) if name.strip()}
-
-
-def shown(values: Sequence[str] | Mapping[str, object], count: int = 8) -> str:
-    """The first few values, for a comment of one line."""
-    listed = [" ".join(value.split()) for value in values]
-    return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")

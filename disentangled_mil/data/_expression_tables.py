@@ -10,6 +10,8 @@ import pandas as pd
 from .._checks import as_number
 from .gene_sets import gene_symbol
 
+SOURCE = "source"  # key of a table's ``attrs``: the section that describes it, which starts errors
+
 Array = np.ndarray[Any, Any]
 
 

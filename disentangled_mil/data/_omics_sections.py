@@ -16,7 +16,7 @@ import pandas as pd
 from .._checks import check_subspaces
 from ._barcodes import tcga_patient
 from ._expression_files import read_expression_file
-from ._expression_tables import first_of
+from ._expression_tables import SOURCE, first_of
 from ._matrix_files import Names
 from ._scale import recognize_scale
 from ._section import Section
@@ -80,8 +80,12 @@ def read_omics(folder: Path, description: Section, patients: Collection[str]) ->
     check_subspaces(subspaces, f"{description.name} subspaces of all tables")
     if len(parts) == 1 and not parts[0].name:
         only = parts[0]
-        return Omics(only.table, only.gene_sets, only.options, tuple(only.notes))
-    return _joined(description.name, parts)
+        tables = Omics(only.table, only.gene_sets, only.options, tuple(only.notes))
+    else:
+        tables = _joined(description.name, parts)
+    # The table is looked at again in training, whose errors name it.
+    tables.table.attrs[SOURCE] = f"{description.name} {_names(parts)}"
+    return tables
 
 
 def _joined(name: str, parts: Sequence[_Part]) -> Omics:
@@ -140,7 +144,7 @@ def _of_patients(source: Path, section: str, table: pd.DataFrame, patients: Coll
     if len(others) == len(table):
         raise ValueError(
             f"{source}: patients must be those of the clinical table, got {len(others)} others: "
-            f"{first_of(others)}{hint}"
+            f"{first_of(others)}{hint or '; write both tables with the same names'}"
         )
     warnings.warn(
         f"{source}: {len(others)} of {len(table)} patients are not in the clinical table and are left out: "

@@ -84,9 +84,10 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
             raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"{part.name} max_tokens must be at least 1, got {max_tokens}")
-        if not place.is_dir():
-            raise FileNotFoundError(f"{part.name} folder must name a folder, got {str(place)!r}, which is not there")
-        files = slide_files(place)
+        try:
+            files = slide_files(place)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{part.name} folder must be there, got {error}") from error
         sources = {}
         for name in names:
             path = files.get(slide_name(name))

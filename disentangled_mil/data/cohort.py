@@ -9,7 +9,7 @@ import pandas as pd
 from .._checks import check_choice, check_type
 from ..bags import Bag, TokenSet
 from ..tasks import Labels, Task, TaskDefinition
-from ._expression_tables import columns_of
+from ._expression_tables import SOURCE, columns_of
 from ._samples import Sample, StoredBag
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
@@ -43,7 +43,8 @@ class Cohort:
 
     Example:
         >>> import pandas as pd
-        >>>         >>> from disentangled_mil import Bag
+        >>> import torch
+        >>> from disentangled_mil import Bag
         >>> from disentangled_mil.data.cohort import Cohort, Sample
         >>> from disentangled_mil.tasks import Classification
         >>> bag = Bag.from_slide(torch.ones(5, 8))
@@ -231,7 +232,10 @@ class Cohort:
         """
         if self.expression is None:
             raise ValueError("a cohort must have expression to fit its pipeline, got none")
-        return ExpressionPipeline.fit(self.expression, self.gene_sets, self.expression_options)
+        try:
+            return ExpressionPipeline.fit(self.expression, self.gene_sets, self.expression_options)
+        except ValueError as error:
+            raise ValueError(" ".join(filter(None, [self.expression.attrs.get(SOURCE), str(error)]))) from error
 
     def definition(self, task: str) -> TaskDefinition:
         """The definition of a task.

@@ -166,6 +166,8 @@ def read_description(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is no TOML file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; the command init writes a description of a folder")
     try:
         content: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

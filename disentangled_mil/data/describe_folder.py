@@ -1,25 +1,19 @@
 """The command ``init``: a description of a cohort from what lies in a folder, with comments on what it guessed."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ._barcodes import tcga_patient
-from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns, shown
-from ._expression_files import read_expression_file
-from ._matrix_files import Names
-from ._scale import recognize_scale
-from .gene_sets import gene_symbol, read_gmt
+from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns
+from ._describe_expression import expression_lines
+from ._toml_text import bare, quoted, relative, shown
 from .slides import SUFFIXES, SlideSource, difference, slide_files, slide_name, slide_source
-from .table_layout import TableLayout
 
 _TABLES = re.compile(r"\.(csv|tsv|txt)(\.gz)?$", re.IGNORECASE)
 # Folders of CLAM and TRIDENT beside the features. CLAM writes every slide twice, and h5_files have coordinates.
 _NO_FEATURES = frozenset(("patches", "masks", "stitches", "contours", "thumbnails", "visualization", "pt_files"))
-_WIDE = 20  # columns of numbers that make a table one of expression
 _DEPTH = 4
 
 
@@ -47,7 +41,7 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
     Raises:
         FileNotFoundError: there is no such folder.
         FileExistsError: ``out`` exists.
-        ValueError: the folder holds no slides, or no table with a column of patients.
+        ValueError: the folder holds no slides, or no table with a column of patients, or a name is not in UTF-8.
 
     Example:
         >>> import tempfile
@@ -70,8 +64,13 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
             f"{folder}: must hold a folder of slides ({', '.join(SUFFIXES)}), got none: extract features first"
         )
     text = "\n".join(_description(contents, folder, out.parent)) + "\n"
-    with out.open("x", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        name = error.object[max(0, error.start - 20) : error.end]
+        raise ValueError(f"{folder}: names of files must be in UTF-8, got {name!r}: rename it") from error
+    with out.open("xb") as file:
+        file.write(content)
     return text
 
 
@@ -116,14 +115,14 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
     yield from others
     yield ""
     yield "[clinical]"
-    yield f"table = {_quoted(_relative(clinical, base))}"
-    yield f"patient = {_quoted(columns.patient or columns.slides or '')}    # columns: {shown(columns.header, 30)}"
+    yield f"table = {quoted(relative(clinical, base))}"
+    yield f"patient = {quoted(columns.patient or columns.slides or '')}    # columns: {shown(columns.header, 30)}"
     yield (
-        f"slides = {_quoted(columns.slides or columns.patient or '')}    # {columns.matched} rows name a slide that is "
+        f"slides = {quoted(columns.slides or columns.patient or '')}    # {columns.matched} rows name a slide that is "
         "there"
     )
     if columns.separator != SEPARATORS[0]:
-        yield f"separator = {_quoted(columns.separator)}    # between the slides of a cell"
+        yield f"separator = {quoted(columns.separator)}    # between the slides of a cell"
     if columns.repeated:
         yield 'rows = "slide"    # patients have several rows'
     yield from _tasks(columns)
@@ -139,10 +138,11 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
         mark = "# " if other else ""
         yield ""
         if other:
-            yield f"# Another encoder ({other}). A model sees one, so choose one of the folders:"
-        yield f"{mark}[slides.{_quoted(name)}]    # {len(slides)} slides{f' ({source.summary})' if source else ''}"
-        yield f"{mark}folder = {_quoted(_relative(place, base))}"
-    yield from _expression(guesses, clinical, contents.gmt, base)
+            yield f"# Another encoder ({shown([other])}). A model sees one, so choose one of the folders:"
+        recognized = f" ({shown([source.summary])})" if source else ""
+        yield f"{mark}[slides.{quoted(name)}]    # {len(slides)} slides{recognized}"
+        yield f"{mark}folder = {quoted(relative(place, base))}"
+    yield from expression_lines(guesses, clinical, contents.gmt, base)
 
 
 def _clinical(guesses: dict[Path, Columns]) -> Path | None:
@@ -160,11 +160,11 @@ def _tasks(columns: Columns) -> Iterator[str]:
         yield ""
         yield "[tasks.survival]"
         yield 'kind = "survival"'
-        yield f"time = {_quoted(columns.times[0])}    # may be: {shown(columns.times)}"
+        yield f"time = {quoted(columns.times[0])}    # may be: {shown(columns.times)}"
         keys = event_keys(columns, event)
         for key, value in keys.items():
             comment = shown(columns.events) if key in ("event", "censorship") else shown(columns.events[event])
-            yield f"{key} = {_quoted(value)}    # may be: {comment}"
+            yield f"{key} = {quoted(value)}    # may be: {comment}"
         values = columns.events[event]
         if "event" in keys and "observed" not in keys and set(values) - {"0", "1"}:
             yield f"# Which value is an observed event? {shown(values)}"
@@ -173,63 +173,9 @@ def _tasks(columns: Columns) -> Iterator[str]:
     for number, (label, values) in enumerate(columns.labels.items()):
         mark = "" if number == 0 else "# "
         yield ""
-        yield f"{mark}[tasks.{_bare(label)}]    # values: {shown(values, 12)}"
+        yield f"{mark}[tasks.{bare(label)}]    # values: {shown(values, 12)}"
         yield f'{mark}kind = "classification"'
-        yield f"{mark}column = {_quoted(label)}"
-
-
-def _expression(guesses: dict[Path, Columns], clinical: Path, gmt: list[Path], base: Path) -> Iterator[str]:
-    """The first table of expression with the gene sets, or comments that say what is missing."""
-    own = guesses[clinical]
-    wide = [
-        path
-        for path, columns in guesses.items()
-        if path != clinical and columns.numeric > 0.9 and (len(columns.header) > _WIDE or columns.matched == 0)
-    ]
-    if own.suffix:
-        table, layout = clinical, TableLayout(patient=own.patient or "", suffix=own.suffix)
-    elif wide:
-        table, layout = max(wide, key=lambda path: len(guesses[path].header)), TableLayout()
-    else:
-        yield ""
-        yield "# No table of expression was found. The command train needs one: add [expression] and [genes]."
-        return
-    sets = read_gmt(gmt[0]) if gmt else {}
-    symbols = {gene_symbol(gene) for members in sets.values() for gene in members}
-    note, lines = _scale(table, layout, Names((), symbols))
-    mark = "" if sets else "# "
-    yield ""
-    if not sets:
-        yield "# Gene sets (a .gmt file) are needed for these two sections; none was found."
-    yield f"{mark}[expression]    # {note}"
-    yield f"{mark}table = {_quoted(_relative(table, base))}"
-    if layout.suffix:
-        yield f"{mark}patient = {_quoted(layout.patient)}"
-        yield f"{mark}suffix = {_quoted(layout.suffix)}"
-    for line in lines:
-        yield f"{mark}{line}"
-    yield ""
-    yield f"{mark}[genes]"
-    yield f"{mark}gmt = {_quoted(_relative(gmt[0], base) if gmt else 'gene_sets.gmt')}    # sets: {shown(sets)}"
-    chosen = list(sets)[: 4 if len(sets) <= 4 else 2]
-    for name in chosen or ["TUMOR", "TME"]:
-        yield f"{mark}{_bare(name.lower())} = [{_quoted(name)}]    # a subspace, of one or more sets"
-
-
-def _scale(path: Path, layout: TableLayout, known: Names) -> tuple[str, list[str]]:
-    """The scale of a table in words, and the keys that follow from it."""
-    try:
-        table, notes = read_expression_file(path, layout, known)
-    except ValueError as error:
-        return f"not read: {error}", ["log1p = true    # false for log-transformed or z-scored values"]
-    scale = recognize_scale(table.to_numpy())
-    logarithmic = scale.name in ("log", "z-scores")
-    lines = [f"log1p = {str(not logarithmic).lower()}    # scale: {scale}"]
-    if scale.name == "z-scores":
-        lines.append("fraction = 1.0    # z-scores vary alike, so none is chosen")
-    if any(tcga_patient(str(name)) not in (None, name) for name in table.index):
-        lines.append('barcodes = "patient"    # names are barcodes of samples')
-    return notes[0], lines
+        yield f"{mark}column = {quoted(label)}"
 
 
 def _source(folder: Path) -> SlideSource | None:
@@ -260,17 +206,3 @@ def _magnification(place: Path, used: set[str]) -> str:
         name += "_"
     used.add(name)
     return name
-
-
-def _relative(path: Path, base: Path) -> str:
-    return Path(os.path.relpath(path, base)).as_posix()
-
-
-def _quoted(text: str) -> str:
-    """A TOML string; JSON leaves one character as it is that TOML does not."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
-
-
-def _bare(name: str) -> str:
-    """A TOML key."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)

@@ -143,7 +143,8 @@ def _check_patients(
     rarest = min(counts, key=lambda label: counts[label])
     if counts[rarest] < minimum:
         raise ValueError(
-            f"every label must have at least {minimum} patients ({purpose}), got {counts[rarest]} with {rarest!r}"
+            f"every label must have at least {minimum} patients ({purpose}), got {counts[rarest]} with {rarest!r}; "
+            "merge rare labels, leave their patients out, or use fewer folds"
         )
     return names, strata
 

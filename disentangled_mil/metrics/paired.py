@@ -1,4 +1,4 @@
-"""How much better one model is than another on the same patients, with an interval.
+"""Intervals over patients: of one model's metric, and of the difference of two models on the same patients.
 
 Patients are drawn anew, with replacement and the same for all models. So what makes a set of patients easy or hard
 cancels from the difference.
@@ -13,6 +13,20 @@ import numpy.typing as npt
 from .._checks import check_count, check_interval
 
 Rows: TypeAlias = npt.NDArray[np.int64]
+
+
+class Interval(NamedTuple):
+    """A metric with its interval over patients.
+
+    Attributes:
+        value: metric on all patients.
+        low: lower end of the interval.
+        high: upper end of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 class PairedDifference(NamedTuple):
@@ -76,6 +90,43 @@ def bootstrap_patients(
     return np.array(values, dtype=np.float64)
 
 
+def percentile_interval(draws: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """A metric with its percentile interval over patients.
+
+    Args:
+        draws: metric on all patients and on every draw, from :func:`bootstrap_patients`.
+        confidence: share of the draws that the interval holds.
+
+    Shape:
+        ``draws`` [1 + R].
+
+    Returns:
+        The metric and the interval. Draws without a value are left out; without any, the ends are NaN.
+
+    Raises:
+        ValueError: there is no draw, or ``confidence`` is not between 0 and 1.
+
+    Source:
+        Percentile bootstrap; Efron and Tibshirani, An Introduction to the Bootstrap, 1993.
+
+    Example:
+        >>> import numpy as np
+        >>> from disentangled_mil.metrics import bootstrap_patients, percentile_interval
+        >>> right = np.array([1, 1, 1, 0])
+        >>> percentile_interval(bootstrap_patients(lambda rows: right[rows].mean(), "aaaa"))
+        Interval(value=0.75, low=0.25, high=1.0)
+    """
+    check_interval("confidence", confidence, 0, 1, open_low=True)
+    values = np.asarray(draws, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"draws must have shape [1 + R] with R >= 1, got {list(values.shape)}")
+    drawn = values[1:][np.isfinite(values[1:])]
+    if len(drawn) == 0:
+        return Interval(float(values[0]), float("nan"), float("nan"))
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values[0]), float(low), float(high))
+
+
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike, *, confidence: float = 0.95) -> PairedDifference:
     """The difference of two models' metrics on the same patients, with a percentile interval over patients.
 
@@ -110,9 +161,4 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike, *, confidence
         raise ValueError(
             f"first and second must have one shape [1 + R] with R >= 1, got {list(one.shape)} and {list(two.shape)}"
         )
-    differences = one - two
-    drawn = differences[1:][np.isfinite(differences[1:])]
-    if len(drawn) == 0:
-        return PairedDifference(float(differences[0]), float("nan"), float("nan"))
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return PairedDifference(float(differences[0]), float(low), float(high))
+    return PairedDifference(*percentile_interval(one - two, confidence=confidence))

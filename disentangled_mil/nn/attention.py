@@ -8,12 +8,12 @@ of 16 x 16 cells that all bags share. The forward pass computes this mass anyway
 from dataclasses import dataclass
 from typing import Any
 
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from .._checks import check_count
 from ..bags import Grid
-from ..ops import AttentionScores, bilinear_corners, bilinear_spread
+from ..ops import AttentionScores, Corners, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
 
 COMMON_RESOLUTION = 16  # Cells along each side of the common grid.
@@ -122,24 +122,28 @@ class DeformableAttention(LazyAttention):
         """
         return (self.weights() if resolution is None else self.common_grid(resolution)).flatten(1)
 
-    def mass(self) -> Tensor:
-        """The attention mass of each context token; padding has none.
+    def head_mass(self) -> Tensor:
+        """The attention mass of each context token, head by head; padding has none.
 
         The attention mass of a key goes to the cells that it was sampled from, and there in equal parts to the tokens
         of a cell.
 
         Returns:
-            [B, M]; sums to one over a bag. By the released convention, the attention mass of keys outside of the map is
-            lost.
+            [B, H, M]; sums to one per head. By the released convention, the attention mass of keys outside of the map
+            is lost.
         """
         grid = self.context_grid
         heads, groups = self.mass_sums.shape[1], self.sampling_positions.shape[1]
-        per_group = reduce(self.key_mass(), "b (g i) j -> (b g) j", "sum", g=groups) / heads
         corners, _ = self.positions.corners(grid, self.sampling_positions)
-        cells = bilinear_spread(per_group, corners, grid.width * grid.height)
-        mass = reduce(cells, "(b g) c -> b c", "sum", g=groups) / grid.count.clamp(min=1)
+        per_head = Corners(*(part.repeat_interleave(heads // groups, dim=0) for part in corners))
+        spread = bilinear_spread(self.key_mass().flatten(0, 1), per_head, grid.width * grid.height)
+        cells = rearrange(spread, "(b h) c -> b h c", h=heads) / grid.count.clamp(min=1)[:, None]
         index = grid.cells[..., 1] * grid.width + grid.cells[..., 0]
-        return mass.gather(1, index) * grid.mask
+        return cells.gather(2, index[:, None].expand(-1, heads, -1)) * grid.mask[:, None]
+
+    def mass(self) -> Tensor:
+        """The attention mass of each context token, the mean of :meth:`head_mass` over heads [B, M]."""
+        return self.head_mass().mean(1)
 
     def common_grid(self, resolution: int) -> Tensor:
         """The map reduced to the attention mass of its keys on a grid that all bags and magnifications share.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from .attention import LazyAttention
@@ -35,12 +34,18 @@ class SetAttention(LazyAttention):
     #: Maps of sets are never compared entry by entry.
     full = False
 
-    def mass(self) -> Tensor:
-        """The attention mass of each context token [B, M]; sums to one over a bag, padding has none."""
-        mass = self.key_mass().mean(1)  # [B, J]
+    def head_mass(self) -> Tensor:
+        """The attention mass of each context token, head by head [B, H, M]; sums to one, padding has none."""
+        mass = self.key_mass()  # [B, H, J]
         if self.keys is None:
             return mass
-        return torch.zeros_like(self.context_mask, dtype=mass.dtype).scatter_add(1, self.keys, mass)
+        batch, heads, _ = mass.shape
+        empty = mass.new_zeros(batch, heads, self.context_mask.shape[1])
+        return empty.scatter_add(2, self.keys[:, None].expand(-1, heads, -1), mass)
+
+    def mass(self) -> Tensor:
+        """The attention mass of each context token, the mean of :meth:`head_mass` over heads [B, M]."""
+        return self.head_mass().mean(1)
 
     def vectors(self, resolution: int | None) -> NoReturn:
         """Refuse to compare maps.

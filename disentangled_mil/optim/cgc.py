@@ -134,9 +134,9 @@ class CGCOptimizer(OptimizerWrapper):
         """Give the confidences of a micro-batch; those of all micro-batches of a step decide together.
 
         Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. Of all calls,
-        only the last ones count, as many as backward passes made the present gradients. So confidences from validation,
-        and of a step that a ``GradScaler`` skipped, are left out. Several micro-batches with one backward pass take
-        one call with the sum. Where gradients were not made by backward passes, all calls since the last step count.
+        only the last ones count: one for each backward pass that is part of the present gradients. So confidences from
+        validation, and of a step that a ``GradScaler`` skipped, are left out. Several micro-batches with one backward
+        pass take one call with the sum. Gradients that no backward pass made go with all calls since the last step.
 
         Args:
             confidence: one number per subspace, summed over the samples of the micro-batch.

@@ -128,7 +128,9 @@ class Classification(Task):
     def check_labels(cls, labels: Labels) -> None:
         """Refuse labels of a single class."""
         if len(set(labels["label"])) < 2:
-            raise ValueError(f"labels must hold at least two classes, got only {labels['label'][0]!r}")
+            raise ValueError(
+                f"labels must hold at least two classes, got only {labels['label'][0]!r}; name another column"
+            )
 
     @classmethod
     def read(cls, key: str, value: Any, options: Mapping[str, Any]) -> Any:

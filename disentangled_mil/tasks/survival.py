@@ -289,6 +289,10 @@ class DiscreteSurvival(Task):
         hazard = {f"hazard_{k}": column for k, column in enumerate(self.probabilities(logits).unbind(-1))}
         return {**hazard, "risk": self.risk(logits)}
 
+    def explained(self, logits: Tensor) -> str:
+        """The risk."""
+        return "risk"
+
     @classmethod
     def mean_predictions(cls, tasks: Sequence["DiscreteSurvival"], logits: Sequence[Tensor]) -> dict[str, Tensor]:
         """The mean risk; the mean hazards as well, if all models have the same intervals."""
@@ -336,7 +340,10 @@ def _same(value: Any, marker: Any) -> bool:
 def _check_any_event(observed: Sequence[bool] | npt.NDArray[np.bool_]) -> None:
     """Check that the event of at least one patient was observed."""
     if not any(observed):
-        raise ValueError(f"event must hold an observed event, got {len(observed)} censored times")
+        raise ValueError(
+            f"event must hold an observed event, got {len(observed)} censored times; say by observed and censored "
+            "which value is which, or name another column"
+        )
 
 
 def _observed(target: Target) -> SurvivalTarget:

@@ -246,6 +246,11 @@ class Task(ABC):
         """Further columns of the table, derived from the patients' means; none by default."""
         return {}
 
+    def explained(self, logits: Tensor) -> str:
+        """The column of :meth:`predictions` that an explanation of one bag is about: by default the largest one."""
+        columns = self.predictions(logits)
+        return max(columns, key=lambda name: float(columns[name].mean()))
+
     @abstractmethod
     def metrics(self, logits: Tensor, labels: Labels, patients: Sequence[Any]) -> dict[str, float]:
         """Metrics per patient of the logits [n, K] of n slides; needs the extra ``train``."""

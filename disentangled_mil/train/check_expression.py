@@ -27,7 +27,7 @@ def check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
     try:
         return cohort.fit_expression().sizes
     except ValueError as error:
-        check.errors.append(f"[expression], [genes]: {error}")
+        check.errors.append(str(error))
         return {}
 
 

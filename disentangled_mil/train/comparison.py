@@ -1,4 +1,4 @@
-"""Comparison of models on the same patients, by the first headline metric of their task."""
+"""Models and their gains over others on the same patients, by the first headline metric of their task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..metrics import PairedDifference, bootstrap_patients, paired_difference
+from ..metrics import PairedDifference, bootstrap_patients, paired_difference, percentile_interval
 from ..tasks import Labels, Task
 
 PAIRS = (("distilled", "student"), ("teacher", "student"), ("student", "linear"))
@@ -93,7 +93,7 @@ def gain(task: Task, first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDiffe
 
 
 def compare(splits: Sequence[Mapping[str, Evaluation]], *, resamples: int = 1000) -> dict[str, dict[str, Any]]:
-    """Gains of models over others on each test set, over the patients of all splits.
+    """Metrics of models and their gains over others on each test set, with intervals over the patients of all splits.
 
     The metric is the mean of that of every split, as in the table of results. Patients are drawn within splits. A pair
     of models is compared on the splits that have both.
@@ -103,9 +103,10 @@ def compare(splits: Sequence[Mapping[str, Evaluation]], *, resamples: int = 1000
         resamples: number of draws.
 
     Returns:
-        By test set: the ``metric``, the number of ``patients``, ``gains`` (``first``, ``second``, ``splits``,
-        ``difference``, ``low``, ``high``), and ``headroom_taken``, the gain of the distilled student over the student
-        as a share of the teacher's; None where the teacher has none.
+        By test set: the ``metric``, the number of ``patients``, ``models`` (by name ``splits``, ``value``, ``low``,
+        ``high``), ``gains`` (``first``, ``second``, ``splits``, ``difference``, ``low``, ``high``), and
+        ``headroom_taken``, the gain of the distilled student over the student as a share of the teacher's; None
+        where the teacher has none.
     """
     compared: dict[str, dict[str, Any]] = {}
     for test in splits[0]:
@@ -114,10 +115,13 @@ def compare(splits: Sequence[Mapping[str, Evaluation]], *, resamples: int = 1000
             {
                 model: headline_draws(one.task, logits, one.labels, one.patients, resamples=resamples, seed=number)
                 for model, logits in one.logits.items()
-                if any(model in pair for pair in PAIRS)
             }
             for number, one in enumerate(evaluations)
         ]
+        models = {}
+        for model in dict.fromkeys(model for of_split in draws for model in of_split):
+            own = [of_split[model] for of_split in draws if model in of_split]
+            models[model] = {"splits": len(own), **percentile_interval(np.mean(own, axis=0))._asdict()}
         gains = []
         for pair in PAIRS:
             both = [of_split for of_split in draws if of_split.keys() >= set(pair)]
@@ -128,6 +132,7 @@ def compare(splits: Sequence[Mapping[str, Evaluation]], *, resamples: int = 1000
         compared[test] = {
             "metric": next(iter(evaluations[0].task.headline)),
             "patients": len({patient for one in evaluations for patient in one.patients}),
+            "models": models,
             "gains": gains,
             "headroom_taken": _taken(draws, evaluations[0].task),
         }

@@ -9,8 +9,8 @@ from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
+from .bag_cache import BagCache
 from .cohort_digest import cohort_digest
-from .datasets import BagCache
 from .experiment import Split, run_split
 from .options import TrainingOptions
 from .progress import planned

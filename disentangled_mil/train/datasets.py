@@ -7,73 +7,14 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..bags import Bag, Grid, TokenSet, collate_samples
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
-from ..models import mean_patches
 from ..tasks import Target, Task, select_target
-
-
-class BagCache:
-    """Bags of stored samples, kept in memory up to a limit.
-
-    Args:
-        limit: bytes of patch features to keep; bags beyond it are read again each time.
-    """
-
-    def __init__(self, limit: int = 4 << 30) -> None:
-        # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
-        self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
-        self._means: dict[int, tuple[Sample, dict[str, Tensor]]] = {}
-        self._room = limit
-
-    def load(self, sample: Sample) -> dict[str, Bag]:
-        """The bag of every magnification."""
-        if id(sample) in self._kept:
-            return self._kept[id(sample)][1]
-        bags = sample.load()
-        size = sum(bag.patches.nbytes for bag in bags.values())
-        if size <= self._room:
-            self._kept[id(sample)] = sample, bags
-            self._room -= size
-        return bags
-
-    def mean_patches(self, sample: Sample) -> dict[str, Tensor]:
-        """The mean patch of every magnification [C], which is kept."""
-        if id(sample) not in self._means:
-            self._means[id(sample)] = sample, {name: mean_patches(bag)[0] for name, bag in self.load(sample).items()}
-        return self._means[id(sample)][1]
-
-    def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
-        """Read every sample once, so that a faulty file is refused before any training.
-
-        Args:
-            samples: samples to read.
-            quiet: whether no progress bar is shown.
-
-        Returns:
-            The number of patches of every sample, over all magnifications.
-
-        Raises:
-            ValueError: a file is refused, or some bags of a magnification have coordinates and others have none.
-        """
-        counts: list[int] = []
-        first: dict[str, tuple[str, bool]] = {}
-        for sample in tqdm(samples, desc="reading slides", unit="sample", disable=quiet):
-            bags = self.load(sample)
-            counts.append(sum(bag.patches.shape[1] for bag in bags.values()))
-            for name, bag in bags.items():
-                is_set = isinstance(bag.grid, TokenSet)
-                known, known_is_set = first.setdefault(name, (sample.name, is_set))
-                if is_set != known_is_set:
-                    without, placed = (sample.name, known) if is_set else (known, sample.name)
-                    raise ValueError(
-                        f"{name} bags must all have coordinates or all have none, got {without!r} without and "
-                        f"{placed!r} with them"
-                    )
-        return counts
+from .bag_cache import BagCache
+from .batch_order import batch_order
+from .read_ahead import read_ahead
 
 
 class Batch(NamedTuple):
@@ -213,10 +154,21 @@ class CohortDataset:
         return Batch(bags, genes, self.paired[index], select_target(self.target, index), index)
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """All samples in batches: in their order, or shuffled by a generator."""
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for start in range(0, len(self), size):
-            yield self.batch(order[start : start + size])
+        """All samples in batches, which a thread reads ahead.
+
+        Args:
+            size: samples per batch.
+            generator: generator of a random order, in which samples of like size share a batch; see
+                :mod:`.batch_order`. Without it samples keep their order.
+
+        Returns:
+            The batches; the last one, or one of a random order, may be smaller.
+        """
+        if generator is None:
+            rows = list(torch.split(torch.arange(len(self)), size))
+        else:
+            rows = batch_order([self._cache.tokens(sample) for sample in self.samples], size, generator)
+        return read_ahead(self.batch, rows)
 
 
 def _genes(

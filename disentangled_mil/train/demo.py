@@ -11,8 +11,8 @@ from ..bags import Grid
 from ..data.planted import TASKS, PlantedCohort, planted_cohort
 from ..models import Student
 from ..report.maps import prototype_map
+from .bag_cache import BagCache
 from .checkpoint import load_model
-from .datasets import BagCache
 from .experiment import Split, run_split
 from .options import TrainingOptions
 from .progress import planned

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..data.cohort import Cohort
+from .bag_cache import BagCache
 from .comparison import Evaluation
-from .datasets import BagCache, CohortDataset
+from .datasets import CohortDataset
 from .options import TrainingOptions
 from .out_of_fold import Headroom
 from .predictions import predictions_table

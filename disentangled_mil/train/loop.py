@@ -1,6 +1,5 @@
 """The training loop: epochs, schedule, choice of the epoch to keep, progress, interruption."""
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._files import replacing
 from .checkpoint import load_progress, save_progress
 from .datasets import CohortDataset
+from .epoch_log import EpochLog
 from .options import TrainingOptions
 from .progress import StageProgress
 from .stages import Stage
@@ -66,7 +65,10 @@ def train_stage(
             torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda_rng"]])
         best, history = saved["best"], saved["history"]
 
-    with StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress:
+    with (
+        StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress,
+        EpochLog(folder / f"{name}.csv", options.log, start=len(history)) as log,
+    ):
         for epoch in range(len(history), options.epochs):
             row = _train_epoch(stage, train, options, epoch, schedule, progress)
             if validation is not None:
@@ -76,7 +78,7 @@ def train_stage(
             if score < best["loss"] and stage.complete(epoch):
                 weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
                 best = {"loss": score, "epoch": epoch, "weights": weights}
-            _write_log(folder / f"{name}.csv", history)
+            log.write(history)
             save_progress(
                 state_path,
                 {
@@ -148,12 +150,3 @@ def _cosine_with_warmup(step: int, total: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _write_log(path: Path, history: list[dict[str, float]]) -> None:
-    """The log so far as CSV, whole or not at all."""
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(history)

@@ -3,10 +3,14 @@
 from dataclasses import asdict, dataclass
 
 from .._checks import check_choice, check_count, check_flag, check_interval
+from .._extras import naming_extra
 from ..nn.gate import RULES
 
 DISTILL = ("auto", "always", "never")
 TARGETS = ("out_of_fold", "in_sample")
+LOGS = ("csv", "tensorboard")
+# Options that change no number of a run.
+WITHOUT_EFFECT = ("device", "log")
 
 _LARGEST_SEED = 2**32 - 1  # of NumPy's generators
 
@@ -51,8 +55,10 @@ class TrainingOptions:
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
         device: device of the training.
+        log: ``"csv"``, or ``"tensorboard"`` to write the epochs for TensorBoard as well, with the extra of this name.
 
     Raises:
+        ModuleNotFoundError: TensorBoard is not installed and ``log`` names it.
         TypeError: an option has the wrong type.
         ValueError: an option is out of range.
     """
@@ -86,6 +92,7 @@ class TrainingOptions:
     gate: str = "softmax_average"
     seed: int = 0
     device: str = "cpu"
+    log: str = "csv"
 
     def __post_init__(self) -> None:
         for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"):
@@ -98,6 +105,10 @@ class TrainingOptions:
         check_count("seed", self.seed, minimum=0)
         check_interval("seed", self.seed, 0, _LARGEST_SEED)
         check_choice("gate", self.gate, RULES)
+        check_choice("log", self.log, LOGS)
+        if self.log == "tensorboard":
+            with naming_extra("tensorboard"):
+                import tensorboard  # noqa: F401
         for name in ("dropout", "gene_dropout", "lr_warmup", "task_warmup", "linear"):
             check_interval(name, getattr(self, name), 0, 1)
         check_interval("validation", self.validation, 0, 0.9)

@@ -26,12 +26,12 @@ from .datasets import CohortDataset
 from .inner_folds import CrossFit, over_folds
 from .linear import SLIDES, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
-from .options import TrainingOptions
+from .options import WITHOUT_EFFECT, TrainingOptions
 
 FOLDER = "teachers"
 # Options that change no prediction of a teacher's part.
 OF_STUDENTS = (
-    "device",
+    *WITHOUT_EFFECT,
     "teacher_repeats",
     "student_weight_decay",
     "task_warmup",

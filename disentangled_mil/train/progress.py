@@ -146,7 +146,7 @@ def planned(parts: Mapping[str, Sequence[PlannedStage]]) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which there are two.
+    """A time in its largest unit, which there is at least twice.
 
     Args:
         seconds: time in seconds.

@@ -23,12 +23,13 @@ import torch
 
 from .. import __version__
 from .._files import remove_leftovers, replacing
+from ..report.page import PAGE, write_report
 from ..report.run_report import run_report
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
-from .options import TrainingOptions
+from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .training import NETWORKS
 
@@ -155,7 +156,7 @@ class RunFolder:
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
     def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
-        """Write metrics and predictions, and remove states for resuming and halves of killed writes.
+        """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 
         Args:
             folders: folder of every split.
@@ -179,7 +180,8 @@ class RunFolder:
             },
         )
         self.tidy(folders)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png"):
+        write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
+        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
             remove_leftovers(self.path / name)
         return self.report()
 
@@ -206,7 +208,7 @@ class RunFolder:
                 f"{path}: must hold the metrics of the finished run ({type(error).__name__}: {error})"
             ) from error
         final = f"\nstudents of all patients, for new slides: {self.final}" if self.has_final else ""
-        return f"\n{text}\n\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
+        return f"\n{text}\n\nreport: {self.path / PAGE}\nmetrics, predictions, logs and checkpoints: {self.path}{final}"
 
 
 def _tests(splits: Sequence[Mapping[str, Evaluation]]) -> dict[str, dict[str, Any]]:
@@ -267,4 +269,4 @@ def _trained(path: Path) -> bool:
 
 def _saved(options: TrainingOptions) -> dict[str, Any]:
     """The options that decide the numbers of a run."""
-    return {name: value for name, value in asdict(options).items() if name != "device"}
+    return {name: value for name, value in asdict(options).items() if name not in WITHOUT_EFFECT}

@@ -16,10 +16,11 @@ from ..data.folds import inner_split, pool_rare
 from ..losses import DistillationTargets
 from ..report.tables import headroom_line
 from ..tasks import Task
+from .bag_cache import BagCache
 from .building import StageBuilder
 from .checkpoint import save_model
 from .cross_fitting import part_name
-from .datasets import BagCache, CohortDataset
+from .datasets import CohortDataset
 from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, vectors_of
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions

@@ -142,3 +142,14 @@ def test_a_second_encoder_is_no_second_magnification(tmp_path):
     text = describe_folder(tmp_path, tmp_path / "cohort.toml")
     assert "# Another encoder (width 5 instead of 4). A model sees one, so choose one of the folders:" in text
     assert read_cohort(tmp_path / "cohort.toml").magnifications == ("resnet",)
+
+
+def test_control_characters_and_other_encodings_of_names_make_no_broken_file(tmp_path):
+    _folder(tmp_path, TABLE.replace("label", "la\x01bel").replace(",a,", ",a\x7f\x08,"))
+    write_bag(tmp_path / "slides" / "s0.h5", torch.ones(3, 4), torch.zeros(3, 2), step=1, encoder="uni\nv1\x02")
+    describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "la\x01bel" in read_cohort(tmp_path / "cohort.toml").tasks
+    (tmp_path / "slides").rename(tmp_path / "B\udcf6nn")  # a name in Latin-1
+    with pytest.raises(ValueError, match=r"names of files must be in UTF-8, got '.*B\\udcf6': rename it"):
+        describe_folder(tmp_path, tmp_path / "other.toml")
+    assert not (tmp_path / "other.toml").exists()

@@ -105,7 +105,7 @@ def test_a_new_kind_goes_from_the_description_to_the_predictions(description, tm
     printed = run_cross_validation(description, "age", out, OUT_OF_FOLD, folds=2, kinds=WITH_QUANTITY)
     assert "test RMSE" in printed
     assert "distilled student minus student" in printed
-    assert printed.count("headroom: out-of-fold RMSE of ") == 2
+    assert printed.count("teacher RMSE") == 1
     assert "age: 33 patients (mean 42.8), 33 of them" in capsys.readouterr().err
     table = pd.read_csv(out / "predictions.csv")
     assert list(table.columns) == ["fold", "model", "test", "patient", "predicted", "value"]

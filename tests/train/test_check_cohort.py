@@ -89,7 +89,7 @@ def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_pat
     assert main(["check", str(path), "--epochs", "1"]) == 2
     out = capsys.readouterr().out
     assert (
-        "error: [expression], [genes]: log1p is False for log-transformed values and z-scores, and table seems to hold "
+        "cohort.toml: [expression] log1p is False for log-transformed values and z-scores, and table seems to hold "
         "linear values" in out
     )
     assert "memory" not in out

@@ -6,7 +6,7 @@ import torch
 
 from disentangled_mil import Bag, Classification, DiscreteSurvival, Grid
 from disentangled_mil.data.cohort import Cohort, Sample
-from disentangled_mil.train.datasets import BagCache, CohortDataset
+from disentangled_mil.train.datasets import CohortDataset
 
 
 def sample(name: str, value: float, patient: str = "A") -> Sample:
@@ -51,16 +51,6 @@ def test_bags_without_coordinates_are_sets_and_not_uniform():
     dataset = CohortDataset(cohort, "stage", Classification(["x", "y"]))
     assert dataset.sets == ("20x",)
     assert not dataset.uniform
-
-
-def test_a_cohort_with_coordinates_for_some_bags_only_is_refused_by_name():
-    placed = Sample("A", "A", {"20x": Bag(torch.ones(1, 4, 2), Grid.square(4))})
-    without = Sample("B", "B", {"20x": Bag(torch.ones(1, 4, 2))})
-    BagCache().check([placed, placed], quiet=True)
-    message = "^20x bags must all have coordinates or all have none, got 'B' without and 'A' with them$"
-    for samples in ([placed, without], [without, placed]):
-        with pytest.raises(ValueError, match=message):
-            BagCache().check(samples, quiet=True)
 
 
 def test_patients_without_the_label_are_left_out(split):
@@ -118,31 +108,6 @@ def test_a_cohort_without_expression_has_no_paired_sample(split):
     cohort = replace(split.train, expression=None)
     dataset = CohortDataset(cohort, "grading", Classification(["G2", "G3", "G4"]), split.train.fit_expression())
     assert not dataset.paired.any()
-
-
-def test_memory_reads_a_sample_once_until_it_is_full(monkeypatch):
-    samples = [sample("a", 1.0), sample("b", 2.0)]
-    size = 4 * 2 * 4
-    reads = []
-    monkeypatch.setattr(Sample, "load", lambda self: reads.append(self.name) or dict(self.bags))
-    cache = BagCache(limit=size)
-    for _ in range(2):
-        assert [cache.load(s)["20x"].patches[0, 0, 0].item() for s in samples] == [1.0, 2.0]
-    assert reads == ["a", "b", "b"]
-
-
-def test_memory_does_not_take_samples_of_two_cohorts_for_each_other():
-    cache = BagCache()
-    assert cache.load(sample("slide 1", 1.0))["20x"].patches.unique().item() == 1.0
-    assert cache.load(sample("slide 1", 2.0))["20x"].patches.unique().item() == 2.0
-
-
-def test_check_reads_everything_and_shows_progress_unless_told_not_to(capsys):
-    cache = BagCache()
-    cache.check([sample("a", 1.0)])
-    assert "reading slides" in capsys.readouterr().err
-    cache.check([sample("b", 1.0)], quiet=True)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_a_class_that_the_task_does_not_know_is_refused(split):

@@ -25,7 +25,7 @@ def test_demo_leaves_the_documented_files_and_tells_internal_and_external_result
     assert "internal C-index" in printed
     assert "external C-index" in printed
     names = {path.name for path in out.iterdir()}
-    assert names == CHECKPOINTS | {"run.json", "metrics.json", "predictions.csv", "prototypes.png"}
+    assert names == CHECKPOINTS | {"run.json", "metrics.json", "predictions.csv", "prototypes.png", "report.html"}
     assert imread(out / "prototypes.png").ndim == 3
     table = pd.read_csv(out / "predictions.csv")
     metrics = json.loads((out / "metrics.json").read_text())["splits"][0]

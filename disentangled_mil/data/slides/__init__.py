@@ -1,7 +1,7 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
 from .files import SUFFIXES, slide_files, slide_name
-from .reading import SlideBag, check_places, read_bag, slide_source
+from .reading import SlideBag, TilePlaces, check_places, read_bag, slide_source, tile_places
 from .source import SlideError, SlideSource, difference
 from .writing import write_bag
 
@@ -10,11 +10,13 @@ __all__ = [
     "SlideBag",
     "SlideError",
     "SlideSource",
+    "TilePlaces",
     "check_places",
     "difference",
     "read_bag",
     "slide_files",
     "slide_name",
     "slide_source",
+    "tile_places",
     "write_bag",
 ]

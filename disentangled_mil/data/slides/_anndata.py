@@ -112,7 +112,7 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None) -> Ite
     except SlideError:
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise SlideError(f"{path}: must be a complete zarr folder: {error}") from error
+        raise SlideError(f"{path}: must be a complete zarr folder: {error}; write it again") from error
 
 
 def _features(path: Path, group: Any) -> Any:

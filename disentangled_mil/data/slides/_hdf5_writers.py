@@ -94,12 +94,14 @@ def clam_slide(path: Path, slide: StoredSlide) -> StoredSlide:
 
 def _trident(path: Path, slide: StoredSlide, notes: Mapping[str, Any], places: Mapping[str, Any]) -> StoredSlide:
     width, height = (number(places.get(f"level0_{side}")) for side in ("width", "height"))
+    scanned = number(places.get("level0_magnification"))
     source = slide.source._replace(
         writer="TRIDENT",
         encoder=text(notes.get("encoder")),
         magnification=number(places.get("target_magnification")),
         tile=number(places.get("patch_size_level0")),
         unit="level-0 pixels" if places else None,
+        unit_um=10 / scanned if scanned else None,  # 10x is 1 micrometer per pixel
     )
     sides = {name: places[name] for name in _SIDES if name in places}
     return slide._replace(
@@ -118,8 +120,10 @@ def _stamp(slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> S
     if side is None and integers and encoder is not None:
         side, unit, mpp = float(_FIRST_STAMP[0]), "tile pixels", _FIRST_STAMP[1] / _FIRST_STAMP[0]
     tile = side if slide.source.placed else None
+    placed = slide.source.placed
+    unit_um = (1.0 if unit == "micrometers" else mpp) if placed else None
     source = slide.source._replace(
-        writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit if slide.source.placed else None
+        writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit if placed else None, unit_um=unit_um
     )
     return slide._replace(source=source, step=lambda: tile)
 

@@ -41,7 +41,7 @@ def slide_files(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        raise FileNotFoundError(f"{folder}: no such folder; correct the path, or extract the features first")
     try:
         names = sorted(os.listdir(folder))
     except PermissionError as error:

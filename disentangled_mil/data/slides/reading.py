@@ -118,10 +118,7 @@ def read_bag(
     if len(files) == 1 and not as_set:
         with _open(files[0], features, coords, as_set=False) as slide:
             return _on_its_grid(slide, _Choice(drop_augmented, max_tokens, seed), step)
-    shares: list[int | None] = [None] * len(files)
-    if max_tokens is not None:
-        tokens = [slide_source(path, features=features, coords=coords, as_set=True).tokens for path in files]
-        shares = _shares(tokens, max_tokens)
+    shares = _shares(files, max_tokens, features, coords)
     sources, parts = [], []
     for path, share in zip(files, shares, strict=True):
         with _open(path, features, coords, as_set=True) as slide:
@@ -133,6 +130,69 @@ def read_bag(
     if not parts:
         raise SlideError(f"{files[0]}: a slide must hold at least one patch, got none; leave the slide out")
     return SlideBag(Bag.from_slide(parts[0] if len(parts) == 1 else torch.cat(parts)), source)
+
+
+class TilePlaces(NamedTuple):
+    """Where the tiles of one slide lie.
+
+    Attributes:
+        source: writer, encoder, magnification and tile size.
+        coords: upper left corners (x, y) of the tiles [n, 2]; None where the file has none.
+        tile: side of a tile in the unit of the coordinates; None where the file does not show it.
+    """
+
+    source: SlideSource
+    coords: Tensor | None
+    tile: float | None
+
+
+def tile_places(
+    *paths: str | Path,
+    coords: str | None = None,
+    drop_augmented: bool = False,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> tuple[TilePlaces, ...]:
+    """Where the tiles of :func:`read_bag` lie, file by file: those of the bag in its order, without their features.
+
+    Args:
+        *paths: files of one bag, at least one.
+        coords: name of the coordinates, see :func:`read_bag`.
+        drop_augmented: whether augmented tiles are left out.
+        max_tokens: largest number of tiles to keep.
+        seed: seed of the choice of these tiles.
+
+    Returns:
+        The places of every file. A file without tiles has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: a file may not be read.
+        ValueError: :func:`read_bag` would refuse the coordinates of a file.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.slides import tile_places, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.ones(2, 8), torch.tensor([[0, 0], [448, 0]]), step=448)
+        >>> (places,) = tile_places(path)
+        >>> places.coords.tolist(), places.tile
+        ([[0, 0], [448, 0]], 448.0)
+    """
+    files = _files(paths)
+    found = []
+    for path, share in zip(files, _shares(files, max_tokens, None, coords), strict=True):
+        with _open(path, None, coords, as_set=False) as slide:
+            stored = read_places(slide) if slide.source.tokens else None
+            if stored is None:
+                found.append(TilePlaces(slide.source, None, slide.source.tile))
+                continue
+            every = as_coords(stored)
+            rows = _Choice(drop_augmented, share, seed).rows(slide, None if share is None else stored)
+            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or lattice_step(every)))
+    return tuple(found)
 
 
 def slide_source(
@@ -328,11 +388,15 @@ def _joined(sources: Sequence[SlideSource]) -> SlideSource:
         placed=False,
         tile=None,
         unit=None,
+        unit_um=None,
     )
 
 
-def _shares(tokens: Sequence[int], most: int) -> list[int | None]:
+def _shares(files: Sequence[Path], most: int | None, features: str | None, coords: str | None) -> list[int | None]:
     """How many tiles of every slide are kept, in proportion; None for all."""
+    if most is None:
+        return [None] * len(files)
+    tokens = [slide_source(path, features=features, coords=coords, as_set=True).tokens for path in files]
     total = sum(tokens)
     if total <= most:
         return [None] * len(tokens)

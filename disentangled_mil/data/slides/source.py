@@ -25,6 +25,8 @@ class SlideSource(NamedTuple):
         mpp: micrometers per pixel of the tiles.
         tile: side of a tile in the unit of the coordinates.
         unit: unit of the coordinates: ``"level-0 pixels"``, ``"micrometers"`` or ``"tile pixels"``.
+        unit_um: micrometers per unit of the coordinates; that of the scanner's nominal magnification, where only this
+            is known.
 
     Example:
         >>> from disentangled_mil.data.slides import SlideSource
@@ -42,6 +44,7 @@ class SlideSource(NamedTuple):
     mpp: float | None = None
     tile: float | None = None
     unit: str | None = None
+    unit_um: float | None = None
 
     def __str__(self) -> str:
         encoder, scale, place = self._words()

@@ -71,8 +71,9 @@ def _backward(
         for tile in scores.tiles():
             biases = None if given.keep else scores.biases(tile)
             weights = scores.weights(tile, biases) if kept is None else scores.read(kept, tile, keys=True)
-            into_weights = torch.zeros_like(weights)
-            if into_out is not None:
+            if into_out is None:
+                into_weights = torch.zeros_like(weights)
+            else:
                 into_tile = scores.read(into_out, tile).to(scores.wide)  # [H, t, D]
                 stays = drop.draw(weights)
                 into_weights = thinned(into_tile @ values.transpose(1, 2), stays)

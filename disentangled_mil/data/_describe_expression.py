@@ -1,0 +1,69 @@
+"""The sections [expression] and [genes] of a description that ``init`` writes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._barcodes import tcga_patient
+from ._column_guesses import Columns
+from ._expression_files import read_expression_file
+from ._matrix_files import Names
+from ._scale import recognize_scale
+from ._toml_text import bare, quoted, relative, shown
+from .gene_sets import gene_symbol, read_gmt
+from .table_layout import TableLayout
+
+_WIDE = 20  # columns of numbers that make a table one of expression
+
+
+def expression_lines(guesses: dict[Path, Columns], clinical: Path, gmt: list[Path], base: Path) -> Iterator[str]:
+    """The first table of expression with the gene sets, or comments that say what is missing."""
+    own = guesses[clinical]
+    wide = [
+        path
+        for path, columns in guesses.items()
+        if path != clinical and columns.numeric > 0.9 and (len(columns.header) > _WIDE or columns.matched == 0)
+    ]
+    if own.suffix:
+        table, layout = clinical, TableLayout(patient=own.patient or "", suffix=own.suffix)
+    elif wide:
+        table, layout = max(wide, key=lambda path: len(guesses[path].header)), TableLayout()
+    else:
+        yield ""
+        yield "# No table of expression was found. The command train needs one: add [expression] and [genes]."
+        return
+    sets = read_gmt(gmt[0]) if gmt else {}
+    symbols = {gene_symbol(gene) for members in sets.values() for gene in members}
+    note, lines = _scale(table, layout, Names((), symbols))
+    mark = "" if sets else "# "
+    yield ""
+    if not sets:
+        yield "# Gene sets (a .gmt file) are needed for these two sections; none was found."
+    yield f"{mark}[expression]    # {shown([note])}"
+    yield f"{mark}table = {quoted(relative(table, base))}"
+    if layout.suffix:
+        yield f"{mark}patient = {quoted(layout.patient)}"
+        yield f"{mark}suffix = {quoted(layout.suffix)}"
+    for line in lines:
+        yield f"{mark}{line}"
+    yield ""
+    yield f"{mark}[genes]"
+    yield f"{mark}gmt = {quoted(relative(gmt[0], base) if gmt else 'gene_sets.gmt')}    # sets: {shown(sets)}"
+    chosen = list(sets)[: 4 if len(sets) <= 4 else 2]
+    for name in chosen or ["TUMOR", "TME"]:
+        yield f"{mark}{bare(name.lower())} = [{quoted(name)}]    # a subspace, of one or more sets"
+
+
+def _scale(path: Path, layout: TableLayout, known: Names) -> tuple[str, list[str]]:
+    """The scale of a table in words, and the keys that follow from it."""
+    try:
+        table, notes = read_expression_file(path, layout, known)
+    except ValueError as error:
+        return f"not read: {error}", ["log1p = true    # false for log-transformed or z-scored values"]
+    scale = recognize_scale(table.to_numpy())
+    logarithmic = scale.name in ("log", "z-scores")
+    lines = [f"log1p = {str(not logarithmic).lower()}    # scale: {scale}"]
+    if scale.name == "z-scores":
+        lines.append("fraction = 1.0    # z-scores vary alike, so none is chosen")
+    if any(tcga_patient(str(name)) not in (None, name) for name in table.index):
+        lines.append('barcodes = "patient"    # names are barcodes of samples')
+    return notes[0], lines

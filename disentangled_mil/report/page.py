@@ -1,0 +1,70 @@
+"""The report of a run: one page that needs no network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .._files import replacing
+from ..tasks import KINDS, Task
+from .blocks import Section, Text
+from .classes import class_sections
+from .learning import learning_section
+from .overview import gain_section, quality_section, run_section, summary
+from .pictures import map_section
+from .risk import risk_sections
+from .run_files import RunFiles, read_run
+
+PAGE = "report.html"
+
+
+def write_report(run: str | Path, out: str | Path | None = None, *, kinds: Mapping[str, type[Task]] = KINDS) -> Path:
+    """Write the report of a finished run as one HTML file with all pictures and styles inside.
+
+    It holds what was run, metrics with 95 % intervals over patients, gains and headroom, ROC curves or Kaplan-Meier
+    curves of risk groups, calibration, the largest errors, curves of the training, and the maps in ``RUN/maps``. What
+    the run folder lacks is said on the page.
+
+    Args:
+        run: folder of the run.
+        out: file to write; ``report.html`` in the folder by default.
+        kinds: class of every kind of task.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        OSError: the file cannot be written.
+        ValueError: a file of the run is damaged.
+    """
+    files = read_run(run, kinds=kinds)
+    path = files.path / PAGE if out is None else Path(out)
+    # All text that comes from files is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=f"{files.run['task'].get('name', files.kind.kind)}: report of {files.path.resolve().name}",
+        summary=summary(files),
+        sections=_sections(files),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def _sections(files: RunFiles) -> list[Section]:
+    """All parts in order; which figures there are follows from the columns of the predictions."""
+    figures = class_sections(files) + risk_sections(files)
+    if not figures:
+        text = f"There are no figures for tasks of kind {files.kind.kind}. All predictions are in predictions.csv."
+        figures = [Section("figures", "Figures", [Text(text, note=True)])]
+    return [
+        run_section(files),
+        quality_section(files),
+        gain_section(files),
+        *figures,
+        learning_section(files),
+        map_section(files),
+    ]

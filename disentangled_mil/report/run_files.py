@@ -1,0 +1,105 @@
+"""The files of a finished run, as a report reads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from ..tasks import KINDS, Task
+
+# Models in the order in which one would be used for a new slide.
+_PREFERENCE = ("distilled", "student", "linear", "teacher", "genes")
+
+
+class RunFiles(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        path: folder of the run.
+        kind: class of the task's kind.
+        run: content of ``run.json``.
+        metrics: content of ``metrics.json``.
+        predictions: content of ``predictions.csv`` as text, with the column ``fold``.
+        folders: folder of every split, with its checkpoints and logs.
+    """
+
+    path: Path
+    kind: type[Task]
+    run: dict[str, Any]
+    metrics: dict[str, Any]
+    predictions: pd.DataFrame
+    folders: list[Path]
+
+    def tables(self, test: str) -> dict[str, pd.DataFrame]:
+        """The predictions for a test set by model, one row per patient."""
+        rows = self.predictions[self.predictions["test"] == test]
+        return {str(model): table.reset_index(drop=True) for model, table in rows.groupby("model", sort=False)}
+
+    @property
+    def tests(self) -> list[str]:
+        """The names of the test sets."""
+        return list(dict.fromkeys(self.predictions["test"]))
+
+    def about(self, test: str) -> str:
+        """The beginning of a text about a test set; nothing where there is one test set only."""
+        return f"Test set {test}: " if len(self.tests) > 1 else ""
+
+    def chosen(self, test: str) -> str:
+        """The model that one would use for new slides, among those that predict for most patients of a test set."""
+        tables = self.tables(test)
+        most = max(map(len, tables.values()))
+        return next(model for model in (*_PREFERENCE, *tables) if len(tables.get(model, ())) == most)
+
+
+def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> RunFiles:
+    """Read the files of a finished run.
+
+    Args:
+        path: folder of the run.
+        kinds: class of every kind of task.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: a file is damaged, or the kind of the task is unknown.
+    """
+    path = Path(path)
+    if not (path / "metrics.json").is_file():
+        raise FileNotFoundError(f"{path}: must be the folder of a finished run, but it has no metrics.json")
+    run, metrics = _object(path / "run.json"), _object(path / "metrics.json")
+    if lacking := [key for key in ("splits", "tests", "gains", "headroom") if key not in metrics]:
+        raise ValueError(f"{path / 'metrics.json'}: must hold the metrics of a finished run, got no {lacking[0]!r}")
+    try:
+        kind = kinds[run["task"]["kind"]]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{path / 'run.json'}: must name a kind of task, one of {', '.join(kinds)}") from error
+    try:
+        # All cells stay text, because a class may be called "NA" or "01".
+        predictions = pd.read_csv(path / "predictions.csv", dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path / 'predictions.csv'}: must be a table of predictions: {error}") from error
+    wanted = ("model", "test", "patient", *(column.name for column in kind.columns))
+    if predictions.empty or (lacking := [name for name in wanted if name not in predictions.columns]):
+        found = "no row" if predictions.empty else f"no column {lacking[0]!r}"
+        raise ValueError(f"{path / 'predictions.csv'}: must be a table of predictions, got {found}")
+    if "fold" not in predictions.columns:
+        predictions.insert(0, "fold", "0")
+    # As in the tables of results, folds are counted from 1.
+    predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
+    folds = sorted(path.glob("fold[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
+    return RunFiles(path, kind, run, metrics, predictions, folds or [path])
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must be a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {type(content).__name__}")
+    return content

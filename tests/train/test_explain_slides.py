@@ -1,0 +1,168 @@
+"""Maps of slides in folders: untrained models are enough, because the maps are those of any model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from disentangled_mil import Bag, Student, Teacher
+from disentangled_mil.cli import main
+from disentangled_mil.data import SlideReading
+from disentangled_mil.data.expression import ExpressionPipeline
+from disentangled_mil.data.slides import write_bag
+from disentangled_mil.explain import student_view
+from disentangled_mil.tasks import Classification
+from disentangled_mil.train.checkpoint import load_model, save_model
+from disentangled_mil.train.explain_slides import Extras, explain_slides
+
+SIZES = {"10x": 896, "20x": 448}
+MODEL = {"features": 8, "outputs": 2, "dim": 16, "heads": 2, "groups": 2, "dim_head": 4}
+
+
+def save(folder, model, **reading) -> Path:
+    """A checkpoint whose training read slides in this way."""
+    path = folder / "model"
+    save_model(path, model, task=Classification(["low", "high"]), reading=SlideReading(**reading))
+    return path.with_suffix(".json")
+
+
+@pytest.fixture
+def slides(tmp_path):
+    """Two slides of unequal size at two magnifications; the first has a hole."""
+    torch.manual_seed(0)
+    for name, side in SIZES.items():
+        folder = tmp_path / "slides" / name
+        folder.mkdir(parents=True)
+        cells = torch.cartesian_prod(torch.arange(3 * 896 // side), torch.arange(2 * 896 // side))
+        for slide, chosen in (("A", cells[cells.sum(1) != 2]), ("B", cells[: 896 // side])):
+            write_bag(folder / f"{slide}.h5", torch.randn(len(chosen), 8), chosen * side, step=side)
+    return {name: tmp_path / "slides" / name for name in SIZES}
+
+
+@pytest.fixture
+def student(tmp_path):
+    torch.manual_seed(0)
+    return save(tmp_path, Student(**MODEL))
+
+
+def test_every_slide_has_a_table_a_picture_and_a_geojson(student, slides, tmp_path):
+    assert explain_slides(student, slides, tmp_path / "maps") == ["A", "B"]
+    names = {path.name for path in (tmp_path / "maps").iterdir()}
+    assert names == {f"{slide}.{suffix}" for slide in "AB" for suffix in ("csv", "png", "geojson")}
+    table = pd.read_csv(tmp_path / "maps" / "A.csv")
+    with h5py.File(slides["20x"] / "A.h5") as file:
+        np.testing.assert_array_equal(table[["x", "y"]].head(len(file["coords"])), file["coords"])
+    assert table["attention_20x"].mean() == pytest.approx(1, abs=1e-4)
+    features = json.loads((tmp_path / "maps" / "A.geojson").read_text())["features"]
+    assert [f["properties"]["classification"]["name"] for f in features] == table["class"].tolist()
+
+
+def test_one_slide_can_be_named_by_its_files(student, slides, tmp_path):
+    files = {name: folder / "B.h5" for name, folder in slides.items()}
+    assert explain_slides(student, files, tmp_path / "maps") == ["B"]
+
+
+def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
+    torch.manual_seed(0)
+    student = save(tmp_path, Student(**MODEL), unit="patient", sets=("10x", "20x"))
+    patients = tmp_path / "patients.csv"
+    patients.write_text("slide,patient\nA,P\nB,P\n")
+    assert explain_slides(student, slides, tmp_path / "maps", patients=patients) == ["A", "B"]
+    tables = [pd.read_csv(tmp_path / "maps" / f"{slide}.csv") for slide in "AB"]
+    # Attention is even over all tiles of the patient, and not over those of one slide.
+    assert pd.concat(tables)["attention_20x"].mean() == pytest.approx(1, abs=1e-4)
+    bags = {}
+    for name, folder in slides.items():
+        parts = []
+        for slide in "AB":
+            with h5py.File(folder / f"{slide}.h5") as file:
+                parts.append(torch.from_numpy(file["features"][()]))
+        bags[name] = Bag.from_slide(torch.cat(parts))
+    with torch.no_grad():
+        view = student_view(load_model(student).model(bags).branches["20x"], ("tumor", "tme"))
+    np.testing.assert_allclose(pd.concat(tables)["attention_20x"], view["attention"], atol=1e-4)
+
+
+def test_slides_without_coordinates_are_refused_with_the_remedy(tmp_path, slides):
+    student = save(tmp_path, Student(**MODEL), sets=("10x", "20x"))
+    with h5py.File(slides["20x"] / "B.h5", "r+") as file:
+        del file["coords"]
+    with pytest.raises(
+        ValueError, match=r"B\.h5: a map needs the coordinates of the tiles, got none; extract the feat"
+    ):
+        explain_slides(student, slides, tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_missing_magnification_leaves_the_map_of_the_other(tmp_path, slides):
+    student = save(tmp_path, Student(**MODEL), missing="allow")
+    (slides["20x"] / "A.h5").unlink()
+    explain_slides(student, slides, tmp_path / "maps")
+    table = pd.read_csv(tmp_path / "maps" / "A.csv")
+    assert table["size"].unique().tolist() == [896]
+    assert "attention_20x" not in table
+
+
+def test_coordinates_in_micrometers_become_pixels_by_their_size(student, slides, tmp_path):
+    for name, folder in slides.items():
+        for path in folder.iterdir():
+            with h5py.File(path, "r+") as file:
+                coords, features = file["coords"][()], file["features"][()]
+            with h5py.File(path, "w") as file:
+                file["feats"], file["coords"] = features, coords * 0.25
+                file.attrs.update(tile_size_um=SIZES[name] * 0.25, tile_size_px=224, extractor="uni")
+    with pytest.warns(
+        UserWarning, match="QuPath needs level-0 pixels, got micrometers, so no GeoJSON is written; --im"
+    ):
+        explain_slides(student, slides, tmp_path / "um")
+    assert not list((tmp_path / "um").glob("*.geojson"))
+    explain_slides(student, slides, tmp_path / "maps", Extras(mpp=0.25))
+    table = pd.read_csv(tmp_path / "maps" / "A.csv")
+    assert table["size"].unique().tolist() == [448]
+    assert table["x"].max() == 2240
+
+
+def test_a_teacher_tells_genes_of_every_patient(slides, tmp_path):
+    pytest.importorskip("captum")
+    genes = {"tumor": ["EGFR", "TP53"], "tme": ["CD2"]}
+    table = pd.DataFrame(
+        {"EGFR": [0.0, 1.0, 5.0], "TP53": [2.0, 1.0, 1.5], "CD2": [1.0, 0.0, 3.0]}, index=["A", "B", "C"]
+    )
+    pipeline = ExpressionPipeline.fit(table, genes)
+    model = Teacher(**MODEL, genes=pipeline.sizes)
+    task, path = Classification(["low", "high"]), tmp_path / "teacher"
+    save_model(path, model, task=task, reading=SlideReading(), expression=pipeline)
+    table.to_csv(tmp_path / "expression.csv", index_label="patient")
+    (tmp_path / "sets.gmt").write_text("P53\tsource\tTP53\n")
+    with pytest.raises(ValueError, match="a teacher needs the expression of its patients; give it by --expression"):
+        explain_slides(tmp_path / "teacher.json", slides, tmp_path / "maps")
+    extras = Extras(expression=tmp_path / "expression.csv", gene_sets=tmp_path / "sets.gmt")
+    explain_slides(tmp_path / "teacher.json", slides, tmp_path / "maps", extras)
+    found = pd.read_csv(tmp_path / "maps" / "genes.csv")
+    assert set(found["patient"]) == {"A", "B"}
+    assert found["attribution"].abs().sum() > 0
+    sets = pd.read_csv(tmp_path / "maps" / "gene_sets.csv")
+    assert set(sets["gene_set"]) <= {"P53"}
+    assert {"attention_tumor", "attention_tme"} <= set(pd.read_csv(tmp_path / "maps" / "A.csv").columns)
+
+
+def test_the_command_writes_maps_and_says_where(student, slides, tmp_path, capsys):
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    assert main(["explain", str(student), *places, "--out", str(tmp_path / "maps"), "--anndata"]) == 0
+    assert capsys.readouterr().out == f"2 maps -> {tmp_path / 'maps'}\n"
+    assert (tmp_path / "maps" / "A_20x.h5ad").is_file()
+
+
+def test_a_slide_image_lies_behind_the_map(student, slides, tmp_path, shared):
+    pytest.importorskip("openslide")
+    (tmp_path / "images").mkdir()
+    shutil.copy(shared / "data" / "slides" / "cmu-1-small-region.svs", tmp_path / "images" / "A.svs")
+    explain_slides(student, slides, tmp_path / "plain")
+    explain_slides(student, slides, tmp_path / "maps", Extras(images=tmp_path / "images"))
+    sizes = [(tmp_path / folder / "A.png").stat().st_size for folder in ("plain", "maps")]
+    assert sizes[1] > 2 * sizes[0]
