@@ -84,11 +84,9 @@ def test_demo_prints_one_table_and_shows_progress_on_stderr(tmp_path, capsys):
     printed = capsys.readouterr()
     for row in ROWS:
         assert len(re.findall(rf"^{re.escape(row)} +\d\.\d{{3}}$", printed.out, re.MULTILINE)) == 2
-    assert "internal C-index" in printed.out
-    assert "external C-index" in printed.out
-    assert " left" not in printed.out
-    for stage in ("teacher", "student", "distilled student"):
-        assert f": {stage}, epoch 1/1, loss " in printed.err
+    assert printed.out.count("chance                         0.500\n") == 2
+    for number, stage in ((1, "network on genes"), (2, "teacher"), (5, "student"), (6, "distilled student")):
+        assert re.search(rf"demo, stage {number}/6: {stage}, epoch 1/1, loss \d\.\d{{3}}", printed.err)
     names = {path.name for path in out.iterdir()}
     for model in ("genes", "teacher", "student", "distilled"):
         assert {f"{model}.safetensors", f"{model}.json", f"{model}.csv"} <= names
@@ -113,14 +111,14 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     assert done.returncode == 0, done.stderr
     for row in ROWS:
         assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
-    assert "fold 2/2, stage 9/9: distilled student, epoch 1/1, loss " in done.stderr
-    assert " left " in done.stderr
+    assert re.search("fold 2 of 2: trains on 14 patients .*, tests 14 patients", done.stderr)
+    assert re.search(
+        "fold 2/2, stage 7/9: teacher out of fold 5 of 5, epoch 1/1, .*, run: [0-9]+ seconds? left", done.stderr
+    )
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
     for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
-    assert (
-        len(re.findall(rf"^fold \d +\d+ +\d\.\d{{3}} +\d\.\d{{3}} +{interval} +yes$", done.stdout, re.MULTILINE)) == 2
-    )
+    assert len(re.findall(rf"^fold \d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
     assert {path.name for path in out.iterdir()} == {"run.json", "metrics.json", "predictions.csv", "fold0", "fold1"}
     assert not list(out.rglob("*.tmp"))
 

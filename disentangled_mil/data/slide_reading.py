@@ -1,6 +1,6 @@
 """How the bags of a model are read from files, which prediction on new slides repeats."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ class SlideReading:
     transform: str = "none"
     drop_augmented: bool = False
     missing: str = "error"
-    sets: tuple[str, ...] = ()
+    sets: Sequence[str] = ()
     max_tokens: Mapping[str, int] = field(default_factory=dict)
     tiles: Mapping[str, TileFacts] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 """The map of one slide: its tiles, and numbers for each of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -44,7 +44,7 @@ class TileMap:
     coords: Tensor
     size: Tensor
     columns: Mapping[str, Tensor]
-    classes: tuple[str, ...] = ()
+    classes: Sequence[str] = ()
     labels: Tensor = field(default=cast(Tensor, None))
     unit: str | None = None
     unit_um: float | None = None

@@ -4,6 +4,8 @@ Attention is relative: the share of a tile, multiplied by the number of tiles of
 size of the bag, and the mean over a bag is 1. Divided by the number of tiles, the values are shares and sum to 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from ..nn import DeformableAttention, SetAttention
 HEAD = "_head"  # A column of one head is that of all heads with this and the number of the head.
 
 
-def student_view(branch: StudentBranchOutput, subspaces: tuple[str, ...]) -> dict[str, Tensor]:
+def student_view(branch: StudentBranchOutput, subspaces: Sequence[str]) -> dict[str, Tensor]:
     """What one magnification of a student sees on the tiles of one bag.
 
     Args:

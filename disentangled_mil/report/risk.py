@@ -152,8 +152,8 @@ def _calibration(run: RunFiles, test: str) -> list[Text | Figures]:
         f"{run.about(test)}Patients are put into {_GROUPS} groups of equal size by their predicted probability to pass "
         "the horizon without the event. A dot compares the mean prediction of a group with the Kaplan-Meier estimate "
         "at the horizon, and its line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below "
-        "it, the model is too optimistic. The horizon is an edge of the intervals, which are fitted on the training "
-        f"patients of each fold ({unit}: {listed})."
+        "it, the model predicts more survival than there was. The horizon is an edge of the intervals, which are "
+        f"fitted on the training patients of each fold ({unit}: {listed})."
     )
     return [Figures(caption, pictures)]
 

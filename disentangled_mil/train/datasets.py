@@ -159,7 +159,7 @@ class CohortDataset:
         Args:
             size: samples per batch.
             generator: generator of a random order, in which samples of like size share a batch; see
-                :mod:`.batch_order`. Without it samples keep their order.
+                ``batch_order``. Without it samples keep their order.
 
         Returns:
             The batches; the last one, or one of a random order, may be smaller.

@@ -10,6 +10,7 @@ so that the folder is free again.
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -180,7 +181,10 @@ class RunFolder:
             },
         )
         self.tidy(folders)
-        write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
+        try:
+            write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
+        except ValueError as error:  # The run is finished, and its files are whole.
+            warnings.warn(f"no report was written: {error}", stacklevel=2)
         for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
             remove_leftovers(self.path / name)
         return self.report()

@@ -18,10 +18,9 @@ def test_the_report_says_why_a_metric_is_nan(tmp_path, task, reason):
         folder = RunFolder(tmp_path / str(value), task, TASKS[task], TrainingOptions(), resume=False, decides={})
         folder.path.mkdir()
         metrics = {"auc": value, "accuracy": 1, "c_index": value}
-        tests = {"test": {"all": {"patients": 3, "labels": "all alike", "chance": {}}, "splits": []}}
-        (folder.path / "metrics.json").write_text(
-            json.dumps({"splits": [{"teacher": {"test": metrics}}], "tests": tests, "gains": {}, "headroom": []})
-        )
+        counts = {"patients": 2, "labels": "two", "chance": {}}
+        content = {"splits": [{"teacher": {"test": metrics}}], "tests": {"test": {"all": counts, "splits": [counts]}}}
+        (folder.path / "metrics.json").write_text(json.dumps({**content, "gains": {}, "headroom": [None]}))
         assert len(re.findall(f"^{reason}", folder.report(), re.MULTILINE)) == lines
 
 
