@@ -10,7 +10,6 @@ so that the folder is free again.
 import json
 import platform
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -184,7 +183,7 @@ class RunFolder:
         try:
             write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
         except ValueError as error:  # The run is finished, and its files are whole.
-            warnings.warn(f"no report was written: {error}", stacklevel=2)
+            print(f"warning: no report was written: {error}", file=sys.stderr)
         for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
             remove_leftovers(self.path / name)
         return self.report()

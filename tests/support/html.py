@@ -33,7 +33,7 @@ class Page(HTMLParser):
         if tag not in _VOID:
             self._open.append(tag)
         if tag == "section":
-            self._section = attributes["aria-labelledby"]
+            self._section = attributes["aria-label"]
             self.text[self._section], self.images[self._section], self.rows[self._section] = "", [], []
         if "id" in attributes:
             self.ids.append(attributes["id"])
