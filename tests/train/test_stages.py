@@ -129,6 +129,17 @@ def test_consistency_needs_two_magnifications_and_a_weight(dataset, task, make_t
     assert len(list(combinations(single.model.magnifications, 2))) == 0
 
 
+def test_batches_of_one_have_no_consistency_and_it_is_said_once(make_teacher, dataset, capsys):
+    stage = make_teacher(batch_size=1)
+    for epoch in range(2):
+        stage.begin_epoch(epoch, dataset)
+    assert list(stage.loss(dataset.batch([0]), 0).parts) == ["task"]
+    assert (
+        capsys.readouterr().err.count("no consistency loss: it compares the samples of a batch, and batch_size is 1")
+        == 1
+    )
+
+
 def test_teacher_coordinates_its_gradients_unless_told_not_to(dataset, make_teacher):
     plain, coordinated = make_teacher(cgc=False), make_teacher(cgc=True)
     assert plain.coordinated is None

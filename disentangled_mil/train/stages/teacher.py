@@ -65,9 +65,14 @@ class TeacherStage(Stage):
         themselves, those of full bags would have another weight. Bags without coordinates
         have no common places, so their attention is not compared.
         """
-        if self._compares and train.sets:
+        reason = ""
+        if self.options.batch_size == 1:
+            reason = "it compares the samples of a batch, and batch_size is 1"
+        elif self._compares and train.sets:
+            reason = f"bags have no coordinates at {', '.join(train.sets)}"
+        if self._compares and reason:
             self._compares = False
-            tqdm.write(f"no consistency loss: bags have no coordinates at {', '.join(train.sets)}", file=sys.stderr)
+            tqdm.write(f"no consistency loss: {reason}", file=sys.stderr)
         if self._compares:
             self.resolution = None if train.uniform else COMMON_RESOLUTION
 
