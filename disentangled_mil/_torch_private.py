@@ -5,7 +5,7 @@ No other module may use a private name of PyTorch; ``tests/test_torch_private.py
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch._library.custom_ops import CustomOpDef as CustomOpDef
 else:
     CustomOpDef = Any  # torch.library.custom_op returns it; only type checkers need the name.
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 try:
     from torch.utils import _pytree
@@ -159,6 +161,24 @@ def grid_sample_backward(
         ) from error
     into_table, into_place = formula(gradient, table, place, 0, 1, True, list(wanted))
     return into_table, into_place
+
+
+def outside_of_compiled_code(function: Function) -> Function:
+    """Let ``torch.compile`` call a function and not trace it; without the interface it traces it.
+
+    The public ``torch.compiler.disable`` imports the whole compiler at once.
+
+    Args:
+        function: function or method.
+
+    Returns:
+        The function to use in its place.
+    """
+    try:
+        from torch._compile import _disable_dynamo
+    except ImportError:
+        return function
+    return _disable_dynamo(function)  # type: ignore[return-value]
 
 
 def unscaled_by_calling_scaler(optimizer: torch.optim.Optimizer) -> bool:

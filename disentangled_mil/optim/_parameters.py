@@ -17,7 +17,7 @@ def corresponding_parameters(
         A tuple per subspace. Parameters of one position have the same shape.
 
     Raises:
-        TypeError: there is no mapping, or an entry is no whole floating-point tensor.
+        TypeError: there is no mapping, or an entry is no floating-point tensor.
         ValueError: there are fewer than two subspaces, parameters do not correspond, the optimizer lacks one, or one
             is given twice.
     """
@@ -59,8 +59,3 @@ def _check_parameter(place: str, parameter: object) -> None:
     if not isinstance(parameter, Tensor):
         raise TypeError(f"{place} must be a parameter, got {type(parameter).__name__}")
     check_floating(place, parameter)
-    if hasattr(parameter, "full_tensor"):
-        raise TypeError(
-            f"{place} must be whole in every process, got a {type(parameter.data).__name__} (leave it out of "
-            "fully_shard by ignored_params, or train with DistributedDataParallel)"
-        )

@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .._checks import check_choice, check_finite, check_names, check_shape
+from .._torch_private import outside_of_compiled_code
 from ._parameters import corresponding_parameters
 from ._passes import BackwardPasses
+from ._processes import check_reduced, put_back, whole
 from ._projection import coordinate
 from ._wrapper import OptimizerWrapper
 
@@ -57,8 +59,10 @@ class CGCOptimizer(OptimizerWrapper):
     no decision.
 
     With several processes, confidences are summed over them in one collective per step, so all decide alike. The
-    gradients must already be equal in all processes, as ``DistributedDataParallel`` leaves them. Parameters that are
-    sharded over processes are not supported.
+    gradients must be equal in all processes, as ``DistributedDataParallel`` leaves them, or be sharded, as
+    ``fully_shard`` leaves them: those of the subspaces are gathered at each step. Build the optimizer after
+    ``fully_shard``, which replaces the parameters. The first step refuses gradients that nothing has reduced, and an
+    optimizer whose parameters have none.
 
     Args:
         optimizer: optimizer that takes the steps, kept as ``wrapped``.
@@ -71,7 +75,7 @@ class CGCOptimizer(OptimizerWrapper):
 
     Raises:
         TypeError: ``optimizer`` is no optimizer, ``subspace_parameters`` no mapping, or a parameter no
-            floating-point tensor or sharded over processes (a DTensor).
+            floating-point tensor.
         ValueError: there are fewer than two subspaces, parameters do not correspond, ``optimizer`` does not have
             one, one is given twice, or ``granularity`` is unknown.
 
@@ -127,9 +131,10 @@ class CGCOptimizer(OptimizerWrapper):
         self._positions = tuple(zip(*parameters.values(), strict=True))
         self._passes = BackwardPasses(chain.from_iterable(self._positions))
         self._given: deque[dict[str, Tensor]] = deque(maxlen=_MOST)
-        self._of_step: dict[str, Tensor] | None = None
+        self._reduced = False
         self._last = self._coordinate([], self._zeros(len(self.subspaces)))
 
+    @outside_of_compiled_code
     def accumulate(self, confidence: Mapping[str, Tensor | float]) -> None:
         """Give the confidences of a micro-batch; those of all micro-batches of a step decide together.
 
@@ -165,6 +170,7 @@ class CGCOptimizer(OptimizerWrapper):
         super().zero_grad(set_to_none)
         self._passes.clear()
 
+    @outside_of_compiled_code
     def _checked(self, confidence: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """Confidences as scalars on the device of the parameters."""
         check_names("confidence", confidence, self.subspaces)
@@ -203,6 +209,7 @@ class CGCOptimizer(OptimizerWrapper):
 
         Raises:
             ValueError: no confidence was given or accumulated, or not one number per subspace.
+            RuntimeError: processes have different gradients, or no parameter has one.
             TypeError: a gradient is sparse, ``closure`` is not callable, or a confidence is no number.
         """
         if closure is not None and not callable(closure):
@@ -210,15 +217,14 @@ class CGCOptimizer(OptimizerWrapper):
                 f"closure must be callable, got {type(closure).__name__} "
                 "(give confidences by name: step(confidence=...))"
             )
-        self._of_step = None if confidence is None else self._checked(confidence)
+        of_step = None if confidence is None else self._checked(confidence)
         try:
             if closure is not None:
-                return self.wrapped.step(self._coordinated(closure))
-            self._coordinate_gradients()
+                return self.wrapped.step(self._coordinated(closure, of_step))
+            self._coordinate_gradients(of_step)
             return self.wrapped.step()
         finally:
             self._given.clear()
-            self._of_step = None
             self._passes.clear()
 
     @property
@@ -237,40 +243,47 @@ class CGCOptimizer(OptimizerWrapper):
         options = f"subspaces={self.subspaces}, granularity={self.granularity!r}"
         return f"{type(self).__name__}({self.wrapped!r}, {options})"
 
-    def _coordinated(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _coordinated(self, closure: Callable[[], Any], of_step: dict[str, Tensor] | None) -> Callable[[], Any]:
         known = tuple(self._given)
 
         def coordinated() -> Any:
             self._given.clear()
             self._given.extend(known)
             loss = closure()
-            self._coordinate_gradients(evaluated=True)
+            self._coordinate_gradients(of_step, evaluated=True)
             return loss
 
         return coordinated
 
+    @outside_of_compiled_code
     @torch.no_grad()
-    def _coordinate_gradients(self, *, evaluated: bool = False) -> None:
-        confidence = self._confidence(evaluated)
+    def _coordinate_gradients(self, of_step: dict[str, Tensor] | None, *, evaluated: bool = False) -> None:
+        confidence = self._confidence(of_step, evaluated)
         compared = [position for position in self._positions if sum(p.grad is not None for p in position) > 1]
         # A missing gradient is replaced by zeros, which conflict with nothing.
-        grads = [tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in position) for position in compared]
+        stored = [tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in position) for position in compared]
+        grads = [tuple(whole(grad) for grad in position) for position in stored]
         for grad in chain.from_iterable(grads):
             if grad.layout != torch.strided:
                 raise TypeError(f"gradients of subspace_parameters must be dense, got {grad.layout}")
         if dist.is_available() and dist.is_initialized():
+            if not self._reduced:
+                check_reduced(grads, self.wrapped, confidence.device, self.process_group)
+                self._reduced = bool(grads)
             dist.all_reduce(confidence, group=self.process_group)
         self._last = self._coordinate(grads, confidence)
+        for kept, coordinated in zip(chain.from_iterable(stored), chain.from_iterable(grads), strict=True):
+            put_back(kept, coordinated)
 
-    def _confidence(self, evaluated: bool) -> Tensor:
+    def _confidence(self, of_step: dict[str, Tensor] | None, evaluated: bool) -> Tensor:
         """The confidences [S] that belong to the present gradients, which a closure may have evaluated."""
         given, passes = list(self._given), self._passes.number
         if passes:
             # Those of the step belong to one backward pass, unless a closure came after them.
-            others = passes - (self._of_step is not None and not evaluated)
+            others = passes - (of_step is not None and not evaluated)
             given = given[-others:] if others else []
-        if self._of_step is not None:
-            given.append(self._of_step)
+        if of_step is not None:
+            given.append(of_step)
         if not given:
             raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
         return torch.stack([torch.stack([each[name] for each in given]).sum() for name in self.subspaces])

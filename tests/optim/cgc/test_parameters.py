@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from disentangled_mil.optim import CGCOptimizer
 from tests.support.cgc import parameter
@@ -44,21 +42,3 @@ def test_wrong_constructor_arguments_are_named() -> None:
         CGCOptimizer([a, b], {"tumor": [a], "tme": [b]})
     with pytest.raises(ValueError, match="granularity must be one of 'row', 'tensor', 'subspace', got 'class'"):
         CGCOptimizer(sgd, {"tumor": [a], "tme": [b]}, granularity="class")
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
-def test_parameters_sharded_over_processes_are_refused() -> None:
-    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        a, b = (nn.Parameter(distribute_tensor(torch.zeros(2, 2), mesh, [Shard(0)])) for _ in range(2))
-        message = (
-            r"subspace_parameters\['tumor'\]\[0\] must be whole in every process, got a DTensor "
-            r"\(leave it out of fully_shard by ignored_params, or train with DistributedDataParallel\)"
-        )
-        with pytest.raises(TypeError, match=message):
-            CGCOptimizer(torch.optim.SGD([a, b]), {"tumor": [a], "tme": [b]})
-    finally:
-        dist.destroy_process_group()

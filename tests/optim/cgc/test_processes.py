@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.support.cgc import conflict
+from disentangled_mil.optim import CGCOptimizer
+from tests.support.cgc import CONFIDENT_TUMOR, Head, batch, conflict
 
 PROCESS = """
 import datetime, sys
 import torch
 import torch.distributed as dist
 from disentangled_mil.optim import CGCOptimizer
+from tests.optim.cgc.test_processes import check_shards
 
 dist.init_process_group(
     "gloo", init_method=sys.argv[1], rank=1, world_size=2, timeout=datetime.timedelta(seconds=60)
@@ -28,8 +30,39 @@ optimizer.step(confidence={"tumor": 0.2, "tme": 0.4})
 assert torch.equal(tumor.grad, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
 torch.testing.assert_close(tme.grad, torch.tensor([[1.0, 1.0], [-1.5, 1.5]]))
 torch.testing.assert_close(optimizer.report.confidence["tme"], torch.tensor(0.9))
+check_shards(1)
 dist.destroy_process_group()
 """
+
+
+def check_shards(rank: int) -> None:
+    """Sharded heads learn what a whole one learns, and every order in which they would not is refused."""
+    from torch.distributed.fsdp import fully_shard
+
+    features = [batch(0, sign=-0.5)[0], batch(1, sign=-0.5)[0]]
+    single, head = Head(), Head()
+    ((single(features[0]) + single(features[1])).sum() / 2).backward()
+    alone = [dist.new_group([0]), dist.new_group([1])][rank]
+    expected = CGCOptimizer(
+        torch.optim.SGD(single.parameters(), lr=0.1), single.subspace_parameters(), process_group=alone
+    )
+    expected.step(confidence=CONFIDENT_TUMOR)
+    early = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    fully_shard(head, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
+    head(features[rank]).sum().backward()
+    with pytest.raises(RuntimeError, match="must have gradients, got none: build the optimizers after fully_shard"):
+        early.step(confidence=CONFIDENT_TUMOR)
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    optimizer.step(confidence=CONFIDENT_TUMOR)
+    for sharded, complete in zip(head.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(sharded.full_tensor(), complete)
+    assert optimizer.report.projected["tme"] == expected.report.projected["tme"] == 3
+
+    unreduced = Head()
+    unreduced(features[rank]).sum().backward()
+    optimizer = CGCOptimizer(torch.optim.SGD(unreduced.parameters(), lr=0.1), unreduced.subspace_parameters())
+    with pytest.raises(RuntimeError, match="must be equal in all processes, got different ones: train with"):
+        optimizer.step(confidence=CONFIDENT_TUMOR)
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
@@ -44,6 +77,7 @@ def test_processes_sum_their_confidences_and_decide_alike(tmp_path: Path) -> Non
         optimizer.step(confidence={"tumor": 0.9, "tme": 0.5})
         torch.testing.assert_close(tme.grad, torch.tensor([[1.0, 1.0], [-1.5, 1.5]]))
         torch.testing.assert_close(optimizer.report.confidence["tme"], torch.tensor(0.9))
+        check_shards(0)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

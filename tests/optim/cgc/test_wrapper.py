@@ -155,3 +155,21 @@ def test_what_only_the_wrapped_optimizer_has_is_forwarded() -> None:
     optimizer.train()
     assert not inner.evaluating
     assert not hasattr(CGCOptimizer(torch.optim.SGD(head.parameters()), head.subspace_parameters()), "eval")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("how", ["step", "loop"])
+def test_report_survives_compilation_around_the_step(how: str) -> None:
+    optimizer, _, tme = conflict()
+
+    def train() -> None:
+        optimizer.accumulate(CONFIDENT_TUMOR)
+        optimizer.step()
+
+    if how == "loop":
+        torch.compile(train, backend="eager")()
+    else:
+        torch.compile(optimizer.step, backend="eager")(confidence=CONFIDENT_TUMOR)
+    torch.testing.assert_close(tme[1].detach(), torch.tensor([1.5, -1.5]))
+    assert (optimizer.report.rows, optimizer.report.projected["tme"]) == (2, 1)
+    torch.testing.assert_close(optimizer.report.confidence["tumor"], torch.tensor(0.9))
