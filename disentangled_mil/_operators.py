@@ -6,7 +6,7 @@ one for its gradient, from functions over named values, which :mod:`._named_valu
 
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,20 @@ Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 _IN_TYPING: dict[Any, Any] = {Sequence: typing.Sequence, list: typing.List}  # noqa: UP006
 
 
-def operator(name: str, *, changes: Sequence[str] = ()) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
-    """Make an operator ``disentangled_mil::name`` of a function.
+# A rule takes the number of elements, the batched dimension of every argument, and the arguments.
+# It returns the results and their batched dimensions.
+BatchingRule: TypeAlias = Callable[[int, Sequence[Any], Sequence[Any]], tuple[Any, Any]]
+
+
+def operator(name: str, *, over_batches: BatchingRule | None = None) -> Callable[[Callable[..., Any]], "CustomOpDef"]:
+    """Make an operator ``disentangled_mil::name`` of a function that changes none of its arguments.
 
     Arguments may be sequences, but not optional ones. PyTorch 2.6 knows ``Sequence`` and ``list`` by their names in
     ``typing`` only, so the function's annotations are changed to these.
 
     Args:
         name: name of the operator.
-        changes: names of the arguments that it changes in place.
+        over_batches: rule for ``vmap``. By default, the operator is called once per element.
 
     Returns:
         A decorator that registers a function.
@@ -39,9 +44,8 @@ def operator(name: str, *, changes: Sequence[str] = ()) -> Callable[[Callable[..
         for parameter, hint in typing.get_type_hints(function).items():
             if known := _IN_TYPING.get(typing.get_origin(hint)):
                 function.__annotations__[parameter] = known[typing.get_args(hint)]
-        registered = torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=changes)
-        if not changes:  # Changes of several batches at once have no meaning.
-            _repeat_over_batches(registered)
+        registered = torch.library.custom_op(f"disentangled_mil::{name}", function, mutates_args=())
+        register_batched(registered, over_batches or _call_each(registered))
         return registered
 
     return register
@@ -117,8 +121,8 @@ def with_gradient(
         schema=f"({arguments}{results}{arriving}, bool[] wanted) -> Tensor[]",
     )
 
-    _repeat_over_batches(registered)
-    _repeat_over_batches(registered_backward)
+    register_batched(registered, _call_each(registered))
+    register_batched(registered_backward, _call_each(registered_backward))
 
     @registered.register_fake
     def shapes(*flat: Any) -> Any:
@@ -185,8 +189,8 @@ def refuse_forward_mode(name: str, arguments: Iterable[Any]) -> None:
         raise NotImplementedError(f"{name} has no derivative in forward mode: take it in reverse mode")
 
 
-def _repeat_over_batches(registered: "CustomOpDef") -> None:
-    """Let ``vmap`` call an operator once per element, which also serves gradients that are batched."""
+def _call_each(registered: "CustomOpDef") -> BatchingRule:
+    """The rule by which ``vmap`` calls an operator once per element, which also serves gradients that are batched."""
 
     def each(size: int, dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
         tensors, rest = split(arguments)
@@ -203,7 +207,7 @@ def _repeat_over_batches(registered: "CustomOpDef") -> None:
         stacked = kind(torch.stack(parts) for parts in zip(*results, strict=True))
         return stacked, kind(0 for _ in stacked)
 
-    register_batched(registered, each)
+    return each
 
 
 def _unpacked(outputs: tuple[Any, ...]) -> Any:

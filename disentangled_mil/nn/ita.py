@@ -1,12 +1,22 @@
-"""Informative token aggregation (ITA): the tokens of a bag become a few prototypes."""
+"""Informative token aggregation (ITA): the tokens of a bag become a few prototypes.
 
-from typing import NamedTuple
+*When the anchors move.* A forward pass changes nothing, because loops call it for validation as well, some of them in
+training mode. Its prototypes pass through the operator :func:`_watch`, whose backward pass calls :meth:`ITA.follow`. A
+hook on the prototypes would do the same, but breaks a compiled graph. The operator knows its layer by a number and not
+by the anchors, which autograd would keep and find changed when several forward passes precede a backward pass.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_count, check_floating, check_interval, check_mask, check_shape
-from ..ops import density_peaks, follow, followed, match_prototypes, segment_mean, segment_softmax
+from .._operators import operator
+from ..ops import density_peaks, match_prototypes, segment_mean, segment_softmax
 
 __all__ = ["ITA", "ITAOutput"]
 
@@ -38,12 +48,12 @@ class ITA(nn.Module):
     The clusters :math:`a` are those of :func:`density_peaks`, and their order differs from bag to bag. The layer
     therefore keeps one *anchor* per slot. :func:`match_prototypes` matches the prototypes of each bag to the anchors by
     their cosine, in training and in evaluation, so prototype k means the same in every bag. In training mode, every
-    anchor follows the prototypes of its slot in each backward pass that goes through them. So a forward pass for
-    validation moves nothing, even in training mode.
+    backward pass through the prototypes moves each anchor toward those of its slot:
 
     .. math:: \mathrm{anchor}_k \leftarrow m\,\mathrm{anchor}_k + (1 - m)\,\operatorname{mean}_b p_{bk}
 
-    If a teacher decides the order of the prototypes, the anchors follow those given to :meth:`follow` instead.
+    A forward pass alone moves nothing. If a teacher decides the order of the prototypes, the anchors follow those given
+    to :meth:`follow` instead.
 
     Args:
         dim: width C of a token.
@@ -53,7 +63,7 @@ class ITA(nn.Module):
         order: order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
             released code, without anchors.
         eps: number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
-        self_following: whether training moves the anchors. False leaves them to :meth:`follow`.
+        self_following: whether backward passes in training mode move the anchors. False leaves them to :meth:`follow`.
 
     Shape:
         tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
@@ -116,6 +126,7 @@ class ITA(nn.Module):
         # The QR decomposition of the initialization needs at least float32.
         anchors = torch.empty(prototypes, dim, dtype=torch.promote_types(default, torch.float32))
         self.register_buffer("anchors", nn.init.orthogonal_(anchors).to(default) if order == "anchor" else None)
+        self._enter()
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> ITAOutput:
         """Aggregate the tokens of every bag."""
@@ -145,10 +156,11 @@ class ITA(nn.Module):
             assignment = slot.gather(1, assignment.clamp(min=0)).where(mask, -1)
             centers = centers.gather(1, cluster)
             prototypes = prototypes.gather(1, cluster[..., None].expand_as(prototypes))
-            if self.training and self.self_following:
-                prototypes = followed(prototypes, self.anchors, centers >= 0, self.momentum)
+            if self.training and self.self_following and torch.is_grad_enabled() and prototypes.requires_grad:
+                prototypes = _watch(prototypes, centers >= 0, self._number)
         return ITAOutput(prototypes, assignment, weights, centers)
 
+    @torch.no_grad()
     def follow(self, prototypes: Tensor, present: Tensor | None = None) -> None:
         """Move the anchors toward prototypes whose slots are known.
 
@@ -177,12 +189,23 @@ class ITA(nn.Module):
         if self.anchors is None:
             raise RuntimeError(f"follow needs anchors, which only order='anchor' has, got order={self.order!r}")
         sizes = check_shape("prototypes", prototypes, "B K C", {"K": self.prototypes, "C": self.dim})
-        if present is None:
-            present = torch.ones(prototypes.shape[:2], dtype=torch.bool, device=prototypes.device)
-        check_shape("present", present, "B K", sizes)
-        if present.dtype != torch.bool:
-            raise TypeError(f"present must be a bool tensor (True = the bag has it), got {present.dtype}")
-        follow(self.anchors, prototypes, present, self.momentum)
+        finite = prototypes.isfinite().all(2)  # [B, K]
+        if present is not None:
+            check_shape("present", present, "B K", sizes)
+            if present.dtype != torch.bool:
+                raise TypeError(f"present must be a bool tensor (True = the bag has it), got {present.dtype}")
+            finite = finite & present
+        count = finite.sum(0)[:, None]  # [K, 1]
+        mean = prototypes.where(finite[..., None], 0).to(self.anchors).sum(0) / count.clamp(min=1)  # [K, C]
+        self.anchors.copy_(mean.lerp(self.anchors, self.momentum).where(count > 0, self.anchors))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._enter()  # A copy has anchors of its own.
+
+    def _enter(self) -> None:
+        self._number = next(_numbers)
+        _layers[self._number] = self
 
     def extra_repr(self) -> str:
         """The options of the constructor."""
@@ -190,3 +213,48 @@ class ITA(nn.Module):
             f"{self.dim}, prototypes={self.prototypes}, neighbors={self.neighbors}, "
             f"momentum={self.momentum}, order={self.order!r}, eps={self.eps}, self_following={self.self_following}"
         )
+
+
+_numbers = count()
+_layers: WeakValueDictionary[int, ITA] = WeakValueDictionary()
+
+
+@operator("watch_prototypes")
+def _watch(prototypes: Tensor, present: Tensor, layer: int) -> Tensor:
+    return prototypes.clone()
+
+
+@_watch.register_fake
+def _watched(prototypes: Tensor, present: Tensor, layer: int) -> Tensor:
+    return torch.empty_like(prototypes)
+
+
+def _once(size: int, dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Tensor, Any]:
+    """Batched gradients belong to one backward pass, so the anchors move once."""
+    return _follow(*arguments), dims[0]
+
+
+@operator("follow_prototypes", over_batches=_once)
+def _follow(gradient: Tensor, prototypes: Tensor, present: Tensor, layer: int) -> Tensor:
+    # A compiler would move it into the forward pass if it did not take the gradient, or drop it without a result.
+    if layer in _layers:
+        _layers[layer].follow(prototypes, present)
+    return gradient.clone()
+
+
+@_follow.register_fake
+def _followed(gradient: Tensor, prototypes: Tensor, present: Tensor, layer: int) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    prototypes, present, ctx.layer = inputs
+    ctx.save_for_backward(prototypes, present)
+
+
+def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    prototypes, present = ctx.saved_tensors
+    return _follow(gradient, prototypes, present, ctx.layer), None, None
+
+
+_watch.register_autograd(_pass_back, setup_context=_remember)

@@ -3,7 +3,6 @@
 from .attention import AttentionOutput, AttentionScores, attention_overlap, biased_attention
 from .content_order import content_order
 from .density_peaks import DensityPeaks, density_peaks
-from .following import follow, followed
 from .matching import match_prototypes
 from .position_bias import BiasTable, MLPBias
 from .sampling import Corners, bilinear_corners, bilinear_sample, bilinear_spread
@@ -24,8 +23,6 @@ __all__ = [
     "bilinear_spread",
     "content_order",
     "density_peaks",
-    "follow",
-    "followed",
     "depthwise_windows",
     "match_prototypes",
     "segment_mean",

@@ -1,9 +1,11 @@
 """ITA: the released merge, the order of the prototypes, and what padding must not do."""
 
 import copy
+import pickle
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -115,18 +117,59 @@ def test_slots_mean_the_same_tissue_in_every_bag_after_training() -> None:
         assert torch.equal(shuffled.assignment[0], found.assignment[bag, order])
 
 
-def test_anchors_follow_the_prototypes_of_their_slots_in_backward_passes_of_training_only() -> None:
+def test_anchors_follow_the_prototypes_of_a_backward_pass_in_training_mode_only() -> None:
     ita, tokens = make(momentum=0.75), random_bags(0, 3, 20)
     before = ita.anchors.clone()
     found = ita(tokens)
     found.prototypes.sum().backward()
-    ita.train()(random_bags(1, 3, 20))  # a loop that validates in training mode
-    with torch.no_grad():
-        ita(random_bags(2, 3, 20))
     assert torch.equal(ita.anchors, before)
-    ita(tokens).prototypes.sum().backward()
+    ita.train()(tokens).prototypes.sum().backward()
     torch.testing.assert_close(ita.anchors, 0.75 * before + 0.25 * found.prototypes.mean(0))
     assert not ita.anchors.requires_grad
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_forward_pass_learns_nothing_by_itself(compiled: bool) -> None:
+    ita = make(momentum=0.5).train()
+    before = ita.anchors.clone()
+    call = torch.compile(ita, fullgraph=True, backend="aot_eager") if compiled else ita
+    with torch.no_grad():
+        call(random_bags(0, 3, 20))
+    validated = call(random_bags(1, 3, 20))  # some loops leave gradients on and the layer in training mode
+    first, second = (call(random_bags(seed, 3, 20)).prototypes for seed in (2, 3))
+    assert torch.equal(ita.anchors, before)
+    (first.sum() + second.sum()).backward()
+    orders = ((first, second), (second, first))
+    moved = [before.lerp(one.mean(0), 0.5).lerp(other.mean(0), 0.5) for one, other in orders]
+    assert any(torch.allclose(ita.anchors, expected) for expected in moved)
+    validated.prototypes.sum().backward()
+    assert not any(torch.allclose(ita.anchors, expected) for expected in moved)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_moves_the_anchors_once(reentrant: bool) -> None:
+    ita, tokens = make(momentum=0.5).train(), random_bags(0, 3, 20).requires_grad_()
+    before = ita.anchors.clone()
+    found = torch.utils.checkpoint.checkpoint(lambda x: ita(x).prototypes, tokens, use_reentrant=reentrant)
+    found.sum().backward()
+    torch.testing.assert_close(ita.anchors, (before + found.detach().mean(0)) / 2)
+
+
+def test_batched_gradients_move_the_anchors_once() -> None:
+    ita = make(momentum=0.5).train()
+    before, found = ita.anchors.clone(), ita(random_bags(0, 3, 20)).prototypes
+    losses = torch.stack([found.sum(), found.square().sum(), found[0].sum()])
+    torch.autograd.grad(losses, ita.norm.weight, torch.eye(3, dtype=torch.float64), is_grads_batched=True)
+    torch.testing.assert_close(ita.anchors, (before + found.detach().mean(0)) / 2)
+
+
+def test_a_copy_moves_anchors_of_its_own() -> None:
+    ita, tokens = make(momentum=0.5).train(), random_bags(0, 3, 20)
+    before = ita.anchors.clone()
+    for other in (copy.deepcopy(ita), pickle.loads(pickle.dumps(ita))):
+        other(tokens).prototypes.sum().backward()
+        assert torch.equal(ita.anchors, before)
+        assert not torch.equal(other.anchors, before)
 
 
 def test_only_given_prototypes_move_the_anchors_without_self_following() -> None:
@@ -262,6 +305,7 @@ def test_a_half_precision_layer_trains_and_follows(dtype: torch.dtype) -> None:
     found.prototypes.float().square().sum().backward()
     assert found.prototypes.dtype == ita.anchors.dtype == dtype
     assert all(p.grad.isfinite().all() for p in ita.parameters())
+    assert ita.anchors.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -274,28 +318,14 @@ def test_stored_features_of_any_type_are_converted_to_that_of_the_weights(dtype:
 
 def test_it_compiles_without_a_graph_break() -> None:
     ita, tokens = make().train(), random_bags(0, 2, 20)
-    twin = copy.deepcopy(ita)
-    eager = twin(tokens)
-    compiled = torch.compile(ita, fullgraph=True, backend="aot_eager")(tokens)
+    eager = copy.deepcopy(ita)(tokens)
+    compiled = torch.compile(ita, fullgraph=True, backend="eager")(tokens)
     torch.testing.assert_close(tuple(compiled), tuple(eager))
-    before = ita.anchors.clone()
-    for found in (eager, compiled):
-        found.prototypes.sum().backward()
-    assert not torch.equal(ita.anchors, before)
-    torch.testing.assert_close(ita.anchors, twin.anchors)
-
-
-def test_recomputed_activations_move_the_anchors_once() -> None:
-    ita, tokens = make(momentum=0.5).train(), random_bags(0, 2, 20).requires_grad_()
-    twin = copy.deepcopy(ita)
-    torch.utils.checkpoint.checkpoint(lambda x: ita(x).prototypes, tokens, use_reentrant=False).sum().backward()
-    twin(tokens).prototypes.sum().backward()
-    torch.testing.assert_close(ita.anchors, twin.anchors)
 
 
 def test_state_and_representation_come_back() -> None:
     ita, tokens = make(prototypes=3, neighbors=4, momentum=0.5).train(), random_bags(0, 2, 20)
-    ita(tokens)
+    ita(tokens).prototypes.sum().backward()
     ita.eval()
     other = eval(f"ITA({ita.extra_repr()})").double().eval()
     assert other.extra_repr() == ita.extra_repr()
