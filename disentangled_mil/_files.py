@@ -1,10 +1,12 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and JSON files hold an object."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -56,3 +58,33 @@ def remove_leftovers(path: str | Path) -> None:
     path = Path(path)
     for temporary in path.parent.glob(f".{escape(path.name)}.*[0-9].tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, requirement: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: file.
+        requirement: what the file must do, for the errors.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no JSON object.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "run.json"
+        >>> _ = target.write_text('{"task": "grading"}')
+        >>> read_json(target, "describe the run")
+        {'task': 'grading'}
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must {requirement}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must {requirement}, got {content!r}")
+    return content

@@ -1,12 +1,12 @@
 """The files of a finished run, as a report reads them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .._files import read_json
 from ..tasks import KINDS, Task
 
 # Models in the order in which one would be used for a new slide.
@@ -70,7 +70,8 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
     path = Path(path)
     if not (path / "metrics.json").is_file():
         raise FileNotFoundError(f"{path}: must be the folder of a finished run, but it has no metrics.json")
-    run, metrics = _object(path / "run.json"), _object(path / "metrics.json")
+    run = read_json(path / "run.json", "describe the run")
+    metrics = read_json(path / "metrics.json", "hold the metrics of the finished run")
     if lacking := [key for key in ("splits", "tests", "gains", "headroom") if key not in metrics]:
         raise ValueError(f"{path / 'metrics.json'}: must hold the metrics of a finished run, got no {lacking[0]!r}")
     try:
@@ -92,14 +93,3 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
     predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
     folds = sorted(path.glob("fold[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
     return RunFiles(path, kind, run, metrics, predictions, folds or [path])
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must be a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {type(content).__name__}")
-    return content

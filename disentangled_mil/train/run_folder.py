@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._files import remove_leftovers, replacing
+from .._files import read_json, remove_leftovers, replacing
 from ..report.page import PAGE, write_report
 from ..report.run_report import run_report
 from ..tasks import TaskDefinition
@@ -203,7 +203,7 @@ class RunFolder:
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
         path = self.path / "metrics.json"
-        content = _read_json(path, "hold the metrics of the finished run")
+        content = read_json(path, "hold the metrics of the finished run")
         try:
             text = run_report(content, self.task.kind)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -239,18 +239,7 @@ def _headroom(result: Result) -> dict[str, Any] | None:
 
 def _read_note(path: Path) -> dict[str, Any]:
     """The description of a run in run.json."""
-    return _read_json(path, "describe the run to resume")
-
-
-def _read_json(path: Path, requirement: str) -> dict[str, Any]:
-    """The object in a JSON file, which must meet a requirement."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must {requirement}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must {requirement}, got {content!r}")
-    return content
+    return read_json(path, "describe the run to resume")
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:

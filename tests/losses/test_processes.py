@@ -1,23 +1,16 @@
 """Losses that couple samples see the samples of all processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from tests.support.processes import run_two
+
 PROCESS = """
-import datetime, sys
-import torch
-import torch.distributed as dist
 from disentangled_mil import DeformableCrossAttention, Grid
 from disentangled_mil.losses import batch_similarity_consistency, inter_magnification_consistency
 
-rank = int(sys.argv[2])
-dist.init_process_group(
-    "gloo", init_method=sys.argv[1], rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
 alone = [dist.new_group([0]), dist.new_group([1])][rank]
 
 
@@ -101,16 +94,9 @@ try:
     raise AssertionError("maps of two sizes were accepted")
 except ValueError as error:
     assert "must have maps of one size in all processes" in str(error)
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_two_processes_equal_the_joined_batch(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PROCESS, (tmp_path / "store").as_uri()]
-    root = Path(__file__).resolve().parents[2]
-    processes = [
-        subprocess.Popen([*command, str(rank)], cwd=root, stderr=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    run_two(PROCESS, tmp_path)

@@ -236,8 +236,8 @@ def test_a_class_called_na_is_a_class(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.json", "{", "metrics.json: must be a JSON file"),
-        ("metrics.json", "[]", "metrics.json: must hold a JSON object, got list"),
+        ("metrics.json", "{", "metrics.json: must hold the metrics of the finished run: "),
+        ("metrics.json", "[]", "metrics.json: must hold the metrics of the finished run, got []"),
         ("metrics.json", '{"splits": []}', "metrics.json: must hold the metrics of a finished run, got no 'tests'"),
         ("run.json", "{}", "run.json: must name a kind of task, one of classification, survival"),
         ("predictions.csv", "", "predictions.csv: must be a table of predictions"),

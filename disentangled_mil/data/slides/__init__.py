@@ -1,7 +1,9 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
+from .facts import slide_source
 from .files import SUFFIXES, slide_files, slide_name
-from .reading import SlideBag, TilePlaces, check_places, read_bag, slide_source, tile_places
+from .places import TilePlaces, check_places, tile_places
+from .reading import SlideBag, read_bag
 from .source import SlideError, SlideSource, difference
 from .writing import write_bag
 

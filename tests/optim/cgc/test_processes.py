@@ -1,7 +1,5 @@
 """Several processes take one decision."""
 
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,17 +9,12 @@ import torch.distributed as dist
 
 from disentangled_mil.optim import CGCOptimizer
 from tests.support.cgc import CONFIDENT_TUMOR, Head, batch, conflict
+from tests.support.processes import start
 
 PROCESS = """
-import datetime, sys
-import torch
-import torch.distributed as dist
 from disentangled_mil.optim import CGCOptimizer
 from tests.optim.cgc.test_processes import check_shards
 
-dist.init_process_group(
-    "gloo", init_method=sys.argv[1], rank=1, world_size=2, timeout=datetime.timedelta(seconds=60)
-)
 tumor, tme = (torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
 tumor.grad = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
 tme.grad = torch.tensor([[1.0, 1.0], [-2.0, 1.0]])
@@ -31,7 +24,6 @@ assert torch.equal(tumor.grad, torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
 torch.testing.assert_close(tme.grad, torch.tensor([[1.0, 1.0], [-1.5, 1.5]]))
 torch.testing.assert_close(optimizer.report.confidence["tme"], torch.tensor(0.9))
 check_shards(1)
-dist.destroy_process_group()
 """
 
 
@@ -69,8 +61,7 @@ def check_shards(rank: int) -> None:
 def test_processes_sum_their_confidences_and_decide_alike(tmp_path: Path) -> None:
     # Alone, this process would change tme and the other one tumor.
     address = (tmp_path / "store").as_uri()
-    root = Path(__file__).resolve().parents[3]
-    other = subprocess.Popen([sys.executable, "-c", PROCESS, address], cwd=root, stderr=subprocess.PIPE, text=True)
+    other = start(PROCESS, address, 1)
     try:
         dist.init_process_group("gloo", init_method=address, rank=0, world_size=2, timeout=timedelta(seconds=60))
         optimizer, _, tme = conflict()

@@ -1,0 +1,121 @@
+"""Where the tiles of slides lie, without reading their features."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...bags import Grid, lattice_step
+from ._choice import Choice, share_tiles
+from ._opening import as_paths, naming, open_slide
+from ._stored import Array, StoredSlide
+from ._values import as_coords, read_places
+from .source import SlideSource
+
+
+class TilePlaces(NamedTuple):
+    """Where the tiles of one slide lie.
+
+    Attributes:
+        source: writer, encoder, magnification and tile size.
+        coords: upper left corners (x, y) of the tiles [n, 2]; None where the file has none.
+        tile: side of a tile in the unit of the coordinates; None where the file does not show it.
+    """
+
+    source: SlideSource
+    coords: Tensor | None
+    tile: float | None
+
+
+def tile_places(
+    *paths: str | Path,
+    coords: str | None = None,
+    drop_augmented: bool = False,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> tuple[TilePlaces, ...]:
+    """Where the tiles of :func:`read_bag` lie, file by file: those of the bag in its order, without their features.
+
+    Args:
+        *paths: files of one bag, at least one.
+        coords: name of the coordinates, see :func:`read_bag`.
+        drop_augmented: whether augmented tiles are left out.
+        max_tokens: largest number of tiles to keep.
+        seed: seed of the choice of these tiles.
+
+    Returns:
+        The places of every file. A file without tiles has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: a file may not be read.
+        ValueError: :func:`read_bag` would refuse the coordinates of a file.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.slides import tile_places, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.ones(2, 8), torch.tensor([[0, 0], [448, 0]]), step=448)
+        >>> (places,) = tile_places(path)
+        >>> places.coords.tolist(), places.tile
+        ([[0, 0], [448, 0]], 448.0)
+    """
+    files = as_paths(paths)
+    found = []
+    for path, share in zip(files, share_tiles(files, max_tokens, None, coords), strict=True):
+        with open_slide(path, None, coords, as_set=False) as slide:
+            stored = read_places(slide) if slide.source.tokens else None
+            if stored is None:
+                found.append(TilePlaces(slide.source, None, slide.source.tile))
+                continue
+            every = as_coords(stored)
+            rows = Choice(drop_augmented, share, seed).rows(slide, None if share is None else stored)
+            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or lattice_step(every)))
+    return tuple(found)
+
+
+def check_places(path: str | Path, *, step: float | None = None) -> None:
+    """Check the coordinates of a slide as :func:`read_bag` does, without reading its features.
+
+    Args:
+        path: file of the slide.
+        step: side of a grid cell, see :func:`read_bag`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: :func:`read_bag` would refuse the file or its coordinates.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.slides import check_places, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.randn(3, 8), torch.tensor([[0, 0], [448, 0], [448, -448]]), step=448)
+        >>> check_places(path)
+        Traceback (most recent call last):
+            ...
+        disentangled_mil.data.slides.source.SlideError: ...slide.h5: coords must lie between 0 and 10,000,000, got ...
+    """
+    path = Path(path)
+    with open_slide(path, None, None, as_set=False) as slide:
+        places = read_places(slide)
+        if places is not None and slide.source.tokens:
+            with naming(path):
+                coords, side, _ = lattice(slide, places, step)
+                Grid.from_coords(coords, step=side)
+
+
+def lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tensor, float | None, SlideSource]:
+    """Coordinates, the side of a grid cell, and the source with the size of a tile."""
+    coords, source = as_coords(places), slide.source
+    if step is None:
+        step = slide.step()
+    if step is None:
+        # All tiles count, also those that are not kept. Overlapping tiles are nearer than their size.
+        stride = lattice_step(coords)
+        step = min((side for side in (stride, source.tile) if side is not None), default=None)
+        source = source._replace(tile=source.tile or stride)
+    return coords, step, source
