@@ -146,7 +146,7 @@ def planned(parts: Mapping[str, Sequence[PlannedStage]]) -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """A time in its largest unit, which there is at least twice.
+    """A time in words, in the largest unit that fits into it at least twice.
 
     Args:
         seconds: time in seconds.

@@ -248,6 +248,14 @@ def test_shares_of_the_logits_are_distilled_where_they_have_a_weight(dataset, ma
     torch.testing.assert_close(loss.total, total)
 
 
+def test_missing_shares_are_named_where_they_have_a_weight(dataset, make_teacher, make_student):
+    targets = {name: t._replace(subspaces=None, shares=None) for name, t in make_teacher().targets(dataset).items()}
+    stage = make_student(targets, share_weight=0.5)
+    stage.begin_epoch(stage.first_distilled, dataset)
+    with pytest.raises(ValueError, match=r"targets\.shares must be given for share_weight = 0\.5, got None"):
+        stage.loss(dataset.batch([0, 3]), stage.options.epochs - 1)
+
+
 def test_prototypes_are_matched_with_subspaces_by_shares_where_there_are_no_vectors(
     dataset, make_teacher, make_student
 ):

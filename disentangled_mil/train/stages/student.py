@@ -58,7 +58,8 @@ class StudentStage(Stage):
         if self.targets is None or epoch != self.first_distilled:
             return
         vectors = all(targets.subspaces is not None for targets in self.targets.values())
-        if not vectors and not self.options.share_weight:
+        shares = self.options.share_weight and all(targets.shares is not None for targets in self.targets.values())
+        if not vectors and not shares:
             return
         self.model.eval()
         device = next(self.model.parameters()).device
