@@ -96,6 +96,8 @@ def explain_slides(
             lacks expression.
     """
     extras, steps = extras or Extras(), steps or {}
+    if extras.mpp is not None and not 0 < extras.mpp < float("inf"):
+        raise ValueError(f"mpp must be positive and finite, got {extras.mpp}")
     model, task, reading, expression, _ = load_model(checkpoint, kinds=kinds)
     if not isinstance(model, (Student, Teacher)):
         raise ValueError(f"{checkpoint}: must hold a student or a teacher, got a {type(model).__name__}")

@@ -127,6 +127,13 @@ def test_coordinates_in_micrometers_become_pixels_by_their_size(student, slides,
     assert table["x"].max() == 2240
 
 
+@pytest.mark.parametrize("mpp", [0.0, -0.25, float("nan")])
+def test_a_pixel_has_a_positive_size(student, slides, tmp_path, mpp):
+    with pytest.raises(ValueError, match=f"mpp must be positive and finite, got {mpp}"):
+        explain_slides(student, slides, tmp_path / "maps", Extras(mpp=mpp))
+    assert not (tmp_path / "maps").exists()
+
+
 def test_a_teacher_tells_genes_of_every_patient(slides, tmp_path):
     pytest.importorskip("captum")
     genes = {"tumor": ["EGFR", "TP53"], "tme": ["CD2"]}
