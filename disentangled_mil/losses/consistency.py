@@ -84,14 +84,14 @@ def inter_magnification_consistency(
         attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
         attention_b: attention at the other magnification, likewise.
         weight: weight of the variance (the released configuration: 1e4, which fits only normalized rows).
-        normalize: ``"rows"`` (free of the scale of the maps, so of the number of tokens) or ``"none"``.
+        normalize: ``"rows"`` (free of the scale of each map of ``attention_a``, and of one scale of all maps of ``attention_b``) or ``"none"``.
         unbiased: whether to divide the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
         resolution: cells per side of the common grid on which lazy maps are compared by the mass of their keys. By
             default, full maps of equal shape that are small enough to be kept are compared entry by entry, and all
-            others on a grid of 16 x 16, whose cost does not depend on the size of the maps. Samples differ there by
-            orders of magnitude more, and so does the weight that suits. If some batches would be compared in one way
-            and some in the other, give a resolution for all of them.
+            others on a grid of 16 x 16, whose cost does not depend on the size of the maps. The loss is larger by
+            orders of magnitude on the grid, so ``weight`` must be chosen for it. Give a resolution where the batches of
+            one training would differ in how they are compared.
         present: True where a sample has both magnifications; the others are left out. All have both by default.
         process_group: processes whose samples count as one batch; all by default. A group of one process keeps the
             loss to its own samples.
@@ -132,7 +132,7 @@ def inter_magnification_consistency(
     losses = []
     for name, a, b in _pairs(attention_a, attention_b):
         maps = _Maps(name, a, b, present)
-        x, y = _joined(maps, maps.resolution(resolution), process_group)
+        x, y = _joined(maps, maps.checked_resolution(resolution), process_group)
         overlap = attention_overlap(x, y)  # [B, B]
         misalignment = _mean(1 - _cosine(overlap, x, y)) if alignment else 0.0
         losses.append(weight * _deviation(overlap, normalize, unbiased) + alignment * misalignment)
@@ -226,7 +226,7 @@ class _Maps(NamedTuple):
     b: Attention
     present: Tensor | None
 
-    def resolution(self, given: int | None) -> int | None:
+    def checked_resolution(self, given: int | None) -> int | None:
         """The resolution at which these maps are compared; the two must fit each other, and tensors have none."""
         name, a, b = self.name, self.a, self.b
         if _is_map(a) and _is_map(b):

@@ -1,9 +1,10 @@
 """Informative token aggregation (ITA): the tokens of a bag become a few prototypes.
 
-*When the anchors move.* A forward pass changes nothing, because loops call it for validation as well, some of them in
-training mode. Its prototypes pass through the operator :func:`_watch`, whose backward pass calls :meth:`ITA.follow`. A
-hook on the prototypes would do the same, but breaks a compiled graph. The operator knows its layer by a number and not
-by the anchors, which autograd would keep and find changed when several forward passes precede a backward pass.
+*When the anchors move.* Some training loops validate in training mode, so a forward pass must not move the anchors. The
+prototypes pass through the operator :func:`_watch`, whose backward pass calls :meth:`ITA.follow`. A hook on the
+prototypes would do the same, but breaks a compiled graph. The operator is given the number of its layer instead of the
+anchors. Autograd would save the anchors for the backward pass, and raise an error where another backward pass has moved
+them in between.
 """
 
 from collections.abc import Sequence
@@ -62,7 +63,8 @@ class ITA(nn.Module):
         momentum: share m of itself that an anchor keeps in one step, in [0, 1]. With 1 the anchors never move.
         order: order of the prototypes. ``"anchor"`` is described above; ``"peak"`` is the descending peak score of the
             released code, without anchors.
-        eps: number that is added to the sum of a prototype's weights exp(Linear(z)). The released code has 1e-6.
+        eps: number that is added to the sum of a prototype's weights exp(Linear(z)), which overflow in float32 above a
+            score of 88. The released code has 1e-6.
         self_following: whether backward passes in training mode move the anchors. False leaves them to :meth:`follow`.
 
     Shape:
@@ -230,7 +232,7 @@ def _watched(prototypes: Tensor, present: Tensor, layer: int) -> Tensor:
 
 
 def _once(size: int, dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Tensor, Any]:
-    """Batched gradients belong to one backward pass, so the anchors move once."""
+    """Batched gradients belong to one backward pass, so the anchors move once; only the gradient is batched."""
     return _follow(*arguments), dims[0]
 
 

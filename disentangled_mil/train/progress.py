@@ -49,6 +49,7 @@ class RunPlan:
             for number, stage in enumerate(stages, start=1)
         ]
         self._next = self._done = 0
+        self._counts = True  # whether the present stage takes time
         self._start: float | None = None
 
     def enter(self, name: str) -> str:
@@ -64,22 +65,22 @@ class RunPlan:
         for place in range(self._next, len(self._stages)):
             stage, title = self._stages[place]
             if stage.name == name:
-                self._next = place + 1
+                self._next, self._counts = place + 1, bool(stage.work)
                 return title
+        self._counts = True
         return name
 
-    def left(self, samples: int, rest: int) -> str:
-        """The time left of the run, for people.
+    def advance(self, samples: int, rest: int) -> str:
+        """Count samples as done, and say how much time is left of the run.
 
         Args:
             samples: samples that were just trained on.
             rest: samples times epochs that are left of the stage.
 
         Returns:
-            The time; empty where there is no estimate yet.
+            The end of a line, such as ``", run: 3 hours left"``; empty where there is no estimate yet.
         """
-        stage = self._stages[self._next - 1][0] if self._next else None
-        if stage is not None and not stage.work:
+        if not self._counts:
             samples = rest = 0
         self._done += samples
         if not self._done or self._start is None:
@@ -122,7 +123,7 @@ class StageProgress:
             loss: loss of the step.
         """
         self._rest -= samples
-        left = self._plan.left(samples, self._rest)
+        left = self._plan.advance(samples, self._rest)
         text = f"{self._title}, epoch {epoch + 1}/{self._epochs}, loss {loss:.3f}{left}"
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(samples)

@@ -20,19 +20,19 @@ def clock(monkeypatch):
 def test_time_left_is_the_work_left_at_the_speed_so_far(clock):
     plan = RunPlan({"fold 1/2": STAGES, "fold 2/2": STAGES})
     plan.enter("genes")
-    assert plan.left(5, 15) == ""
+    assert plan.advance(5, 15) == ""
     plan.enter("teacher")
     clock.append(300.0)
-    assert plan.left(10, 10) == ", run: 55 minutes left"  # 110 of 120 at 30 seconds each
+    assert plan.advance(10, 10) == ", run: 55 minutes left"  # 110 of 120 at 30 seconds each
 
 
 def test_stages_that_are_declined_or_done_before_are_left_out(clock):
     plan = RunPlan({"fold 1/2": STAGES, "fold 2/2": STAGES})
     plan.enter("student")
     clock.append(600.0)
-    assert plan.left(20, 0) == ", run: 40 minutes left"
+    assert plan.advance(20, 0) == ", run: 40 minutes left"
     assert plan.enter("genes") == "fold 2/2, stage 1/4: network on genes"
-    assert plan.left(3, 7) == ", run: 30 minutes left"
+    assert plan.advance(3, 7) == ", run: 30 minutes left"
 
 
 def test_a_stage_shows_its_place_in_the_run(clock, capsys):
