@@ -84,7 +84,8 @@ def inter_magnification_consistency(
         attention_a: attention at one magnification: a tensor, a lazy attention map, or either per subspace.
         attention_b: attention at the other magnification, likewise.
         weight: weight of the variance (the released configuration: 1e4, which fits only normalized rows).
-        normalize: ``"rows"`` (free of the scale of each map of ``attention_a``, and of one scale of all maps of ``attention_b``) or ``"none"``.
+        normalize: ``"rows"`` (free of the scale of each map of ``attention_a``, and of one scale of all maps of
+            ``attention_b``) or ``"none"``.
         unbiased: whether to divide the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
         resolution: cells per side of the common grid on which lazy maps are compared by the mass of their keys. By
