@@ -5,6 +5,7 @@ from ._grid_for import grid_for
 from .bag import Bag, collate_bags, collate_samples
 from .grid import Grid
 from .pairing import TilePairs, pair_magnifications
+from .spreading import spread_rows, thin, widening
 from .token_set import TokenSet
 
 __all__ = [
@@ -17,4 +18,7 @@ __all__ = [
     "grid_for",
     "lattice_step",
     "pair_magnifications",
+    "spread_rows",
+    "thin",
+    "widening",
 ]

@@ -1,13 +1,16 @@
 """Bags in memory: those that fit, and of the others only a few numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import methodcaller
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..bags import Bag, TokenSet
+from ..bags import Bag, TokenSet, thin
 from ..data.cohort import Sample
 from ..models import mean_patches
+
+_ROOM_FOR_PARTS = 1 << 30  # bytes; thinned bags are small
 
 
 class BagCache:
@@ -15,9 +18,11 @@ class BagCache:
 
     Args:
         limit: bytes of bags to keep, features and grids; bags beyond it are read again each time.
+        read: function that reads the bags of a sample.
     """
 
-    def __init__(self, limit: int = 4 << 30) -> None:
+    def __init__(self, limit: int = 4 << 30, read: Callable[[Sample], dict[str, Bag]] = methodcaller("load")) -> None:
+        self._read = read
         # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
         self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
         self._means: dict[int, tuple[Sample, dict[str, Tensor]]] = {}
@@ -28,7 +33,7 @@ class BagCache:
         """The bag of every magnification."""
         if id(sample) in self._kept:
             return self._kept[id(sample)][1]
-        bags = sample.load()
+        bags = self._read(sample)
         self._tokens[id(sample)] = sample, sum(bag.patches.shape[1] for bag in bags.values())
         size = sum(bag.nbytes for bag in bags.values())
         if size <= self._room:
@@ -47,6 +52,21 @@ class BagCache:
         if id(sample) not in self._means:
             self._means[id(sample)] = sample, {name: mean_patches(bag)[0] for name, bag in self.load(sample).items()}
         return self._means[id(sample)][1]
+
+    def thinned(self, most: int) -> "BagCache":
+        """A cache of the same bags with at most ``most`` tokens each, spread evenly over the tissue.
+
+        Args:
+            most: largest number of tokens of a bag.
+
+        Returns:
+            The cache.
+        """
+
+        def read(sample: Sample) -> dict[str, Bag]:
+            return {name: thin(bag, most) for name, bag in self.load(sample).items()}
+
+        return BagCache(_ROOM_FOR_PARTS, read)
 
     def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
         """Read every sample once, so that a faulty file is refused before any training.

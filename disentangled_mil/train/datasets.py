@@ -103,6 +103,19 @@ class CohortDataset:
         part._cache = self._cache
         return part
 
+    def thinned(self, most: int) -> "CohortDataset":
+        """The dataset with at most ``most`` tokens in a bag, spread evenly over the tissue.
+
+        Args:
+            most: largest number of tokens of a bag.
+
+        Returns:
+            The dataset, with bags in memory of its own.
+        """
+        part = self.subset(range(len(self)))
+        part._cache = self._cache.thinned(most)
+        return part
+
     def with_expression(self) -> "CohortDataset":
         """The dataset of the samples with expression."""
         return self.subset(torch.nonzero(self.paired)[:, 0])

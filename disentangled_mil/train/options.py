@@ -49,6 +49,8 @@ class TrainingOptions:
             has subspace vectors.
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
+        teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;
+            larger bags are thinned evenly over the tissue. These are most of the networks of a run.
         calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
         linear: share of a linear model, on mean patches and in the teacher on genes, in the logits; 0 leaves it out.
         cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
@@ -86,6 +88,7 @@ class TrainingOptions:
     distillation_targets: str = "out_of_fold"
     teacher_folds: int = 5
     teacher_repeats: int = 1
+    teacher_tokens: int = 500
     calibrate: bool = False
     linear: float = 0.5
     cgc: bool = True
@@ -95,7 +98,16 @@ class TrainingOptions:
     log: str = "csv"
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "dim_head", "gene_tokens", "epochs", "batch_size", "teacher_repeats"):
+        for name in (
+            "dim",
+            "heads",
+            "dim_head",
+            "gene_tokens",
+            "epochs",
+            "batch_size",
+            "teacher_repeats",
+            "teacher_tokens",
+        ):
             check_count(name, getattr(self, name))
         check_count("teacher_folds", self.teacher_folds, minimum=2)
         check_flag("calibrate", self.calibrate)

@@ -124,12 +124,14 @@ def distill_out_of_fold(
     store.mkdir(parents=True, exist_ok=True)
 
     present = {name: train.present(name) for name in builder.cohort.magnifications}
+    small = train.thinned(options.teacher_tokens)
+    small_validation = None if validation is None else validation.thinned(options.teacher_tokens)
 
     def teach(part: Part) -> dict[str, Tensor]:
-        rows = train.subset(part.rows)
+        rows = small.subset(part.rows)
         stage = builder.teacher(rows, seed=part.seed)
-        train_stage(part.name, stage, rows, validation, stage.options, store, resume=resume, quiet=quiet)
-        outputs = stage.outputs(train)
+        train_stage(part.name, stage, rows, small_validation, stage.options, store, resume=resume, quiet=quiet)
+        outputs = stage.outputs(small)
         shares = {
             f"{name}.shares": balance_shares(branch.shares, part.rows[present[name][part.rows]])
             for name, branch in outputs.branches.items()

@@ -2,7 +2,8 @@
 
 The work of a stage is its samples times its epochs. The time left is the work left times the time per work so far. So
 what lies between the stages counts as well: reading, linear models, evaluation. The network on genes takes seconds and
-counts as no work. Teachers and students count alike, so the time left tells minutes from hours and no more.
+counts as no work. Teachers and students count alike, and so do teachers that see a part of large bags. So the time left
+tells minutes from hours and no more.
 """
 
 import time

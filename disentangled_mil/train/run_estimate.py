@@ -74,16 +74,14 @@ def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> R
     few = {name: min(count, _FEW) for name, count in typical.items()}
     patches, mean = sum(typical.values()), sum(totals) / len(totals)
     seconds = step_bytes = 0.0
-    for build, samples in zip(
-        (_teacher, _student), _samples_in_training(len(totals), size, options, folds), strict=True
-    ):
+    for build, (samples, part) in zip((_teacher, _student), _work(size, options, folds), strict=True):
         if not samples:
             continue
         step = build(size, options)
         small, _ = _measure(step, few, size.width, options.device)
         large, kept = _measure(step, typical, size.width, options.device)
         rate = max(large - small, 0.0) / max(patches - sum(few.values()), 1)
-        seconds += options.epochs * samples * (small / options.batch_size + mean * rate)
+        seconds += options.epochs * samples * (small / options.batch_size + part * mean * rate)
         step_bytes = max(step_bytes, kept / patches * sum(sorted(totals)[-options.batch_size :]))
     basis = (
         f"measured: a step of one sample of {patches:,} random patches on {options.device} with "
@@ -93,12 +91,15 @@ def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> R
     return RunEstimate(seconds, step_bytes, 4.0 * size.width * sum(totals), basis)
 
 
-def _samples_in_training(count: int, size: CohortSize, options: TrainingOptions, folds: int) -> tuple[float, float]:
-    """The samples on which teachers and students are trained in an epoch, over all models and folds."""
-    fold = count * (folds - 1)
-    # Each of the K teachers out of fold sees (K - 1) / K of the samples.
-    teachers = 1 + options.teacher_repeats * (options.teacher_folds - 1) * _out_of_fold(options)
-    return fold * teachers * size.paired * bool(size.genes), fold * _students(size, options)
+def _work(size: CohortSize, options: TrainingOptions, folds: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of teachers and of students: samples in an epoch, over all models and folds, and the share of tokens they see."""
+    counts = list(size.tokens.values())
+    fold = len(counts[0]) * (folds - 1)
+    # Each of the K teachers out of fold sees (K - 1) / K of the samples, and a part of large bags.
+    apart = options.teacher_repeats * (options.teacher_folds - 1) * _out_of_fold(options)
+    seen = sum(min(n, options.teacher_tokens) for of in counts for n in of) / max(1, sum(sum(of) for of in counts))
+    teachers = fold * (1 + apart) * size.paired * bool(size.genes)
+    return (teachers, (1 + apart * seen) / (1 + apart)), (fold * _students(size, options), 1.0)
 
 
 def _models(size: CohortSize, options: TrainingOptions) -> str:

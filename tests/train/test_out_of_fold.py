@@ -87,13 +87,13 @@ def test_headroom_is_out_of_fold_over_the_patients_who_teach(finished_apart):
 def test_teachers_of_a_patient_have_not_seen_him_and_nobody_learns_from_patients_without_expression(
     dataset, builder, taught, tmp_path
 ):
-    validation = object()
+    validation = dataset
     targets, _ = distill_out_of_fold(builder, dataset, validation, tmp_path, quiet=True)
     paired = {patient for patient, has in zip(dataset.patients, dataset.paired, strict=True) if has}
     assert len(taught) == 2
     held = []
     for stage, train, chosen_on, options in taught.values():
-        assert chosen_on is validation
+        assert chosen_on.samples == validation.samples
         assert set(train.patients) < paired
         assert options.seed != OUT_OF_FOLD.seed
         held.append(paired - set(train.patients))
@@ -108,6 +108,16 @@ def test_teachers_of_a_patient_have_not_seen_him_and_nobody_learns_from_patients
         assert target.subspaces is None
         assert not target.logits[~dataset.paired].any()
         assert not target.shares[~dataset.paired].any()
+
+
+def test_teachers_out_of_fold_see_a_part_of_large_bags(dataset, builder, taught, tmp_path):
+    builder = replace(builder, options=replace(OUT_OF_FOLD, teacher_tokens=3))
+    distill_out_of_fold(builder, dataset, dataset, tmp_path, quiet=True)
+    largest = [bag.mask.sum(1).max() for bag in dataset.batch(range(len(dataset))).bags.values()]
+    assert min(largest) > 3
+    for _, train, chosen_on, _ in taught.values():
+        for part in (train, chosen_on):
+            assert {int(bag.mask.sum(1).max()) for bag in part.batch(range(len(part))).bags.values()} == {3}
 
 
 def test_linear_models_are_compared_on_the_same_folds(dataset, builder, taught, tmp_path, monkeypatch):

@@ -8,10 +8,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._spread import spread_rows
+from ...bags import spread_rows, widening
 from ._stored import Array, StoredSlide
+from ._values import as_coords
 from .facts import slide_source
 from .source import SlideError
+
+
+class Chosen(NamedTuple):
+    """Tiles that are read.
+
+    Attributes:
+        rows: rows of the tiles, ascending.
+        widening: factor by which a cell of the grid grows, so that cells are as full as if all tiles were read.
+    """
+
+    rows: NDArray[np.int64]
+    widening: float = 1.0
 
 
 class Choice(NamedTuple):
@@ -21,8 +34,8 @@ class Choice(NamedTuple):
     most: int | None
     seed: int
 
-    def rows(self, slide: StoredSlide, places: Array | None) -> NDArray[np.int64]:
-        """Rows of the chosen tiles, ascending."""
+    def of(self, slide: StoredSlide, places: Array | None) -> Chosen:
+        """The chosen tiles of a slide, with their coordinates or None."""
         kept = np.arange(slide.source.tokens)
         if self.drop_augmented and slide.augmented is not None:
             kept = kept[~slide.augmented()]
@@ -31,15 +44,14 @@ class Choice(NamedTuple):
                     f"{slide.source.files[0]}: a slide must hold at least one patch, got only augmented ones"
                 )
         if self.most is None or len(kept) <= self.most:
-            return kept
+            return Chosen(kept)
         # Python shows equal warnings once, so that a cohort does not fill the screen.
         warnings.warn(
             "slides with more tiles than max_tokens are read in part, spread evenly over the tissue", stacklevel=4
         )
-        chosen: NDArray[np.int64] = kept[
-            spread_rows(len(kept), self.most, None if places is None else places[kept], self.seed)
-        ]
-        return chosen
+        coords = None if places is None else as_coords(places[kept])
+        chosen = spread_rows(len(kept), self.most, coords, self.seed).numpy()
+        return Chosen(kept[chosen], widening(len(kept), len(chosen)))
 
 
 def share_tiles(files: Sequence[Path], most: int | None, features: str | None, coords: str | None) -> list[int | None]:

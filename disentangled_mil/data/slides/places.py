@@ -71,7 +71,7 @@ def tile_places(
                 found.append(TilePlaces(slide.source, None, slide.source.tile))
                 continue
             every = as_coords(stored)
-            rows = Choice(drop_augmented, share, seed).rows(slide, None if share is None else stored)
+            rows, _ = Choice(drop_augmented, share, seed).of(slide, None if share is None else stored)
             found.append(TilePlaces(slide.source, every[rows], slide.source.tile or lattice_step(every)))
     return tuple(found)
 

@@ -65,7 +65,8 @@ def read_bag(
       ``drop_augmented`` leaves them out.
     * Several files are one set, in their order, because coordinates of different slides share no frame. They must
       agree in width, encoder and magnification. Files without tiles are left out, if others have tiles.
-    * Of more than ``max_tokens`` tiles, that number is kept, spread evenly over the tissue. A warning says so.
+    * Of more than ``max_tokens`` tiles, that number is kept, spread evenly over the tissue. A warning says so. Cells of
+      the grid grow, so that they are as full as those of the whole slide.
 
     Args:
         *paths: files, at least one.
@@ -115,7 +116,8 @@ def read_bag(
             sources.append(slide.source)
             source = joined(sources)
             if slide.source.tokens:
-                rows = Choice(drop_augmented, share, seed).rows(slide, None if share is None else read_places(slide))
+                places = None if share is None else read_places(slide)
+                rows, _ = Choice(drop_augmented, share, seed).of(slide, places)
                 parts.append(read_features(slide, rows))
     if not parts:
         raise SlideError(f"{files[0]}: a slide must hold at least one patch, got none; leave the slide out")
@@ -128,9 +130,10 @@ def _on_its_grid(slide: StoredSlide, choice: Choice, step: float | None) -> Slid
     if not source.tokens:
         raise SlideError(f"{path}: a slide must hold at least one patch, got none; leave the slide out")
     places = read_places(slide)
-    rows = choice.rows(slide, places)
+    rows, wider = choice.of(slide, places)
     if places is None:
         return SlideBag(Bag.from_slide(read_features(slide, rows)), source)
     with naming(path):
         coords, side, source = lattice(slide, places, step)
+        side = None if side is None else side * wider
         return SlideBag(Bag.from_slide(read_features(slide, rows), coords[rows], step=side), source)
