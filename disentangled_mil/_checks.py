@@ -146,6 +146,12 @@ def check_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got NaN or infinity{place}")
 
 
+def check_weights(name: str, weight: Tensor) -> None:
+    """Check that weights on the CPU are not negative; elsewhere, or while tracing, nothing is read."""
+    if _is_readable(weight) and bool((weight < 0).any()):
+        raise ValueError(f"{name} must not be negative, got {weight.min().item():g}")
+
+
 def _is_readable(values: Tensor) -> bool:
     """Whether reading a tensor waits for no device and breaks no graph."""
     traced = torch.compiler.is_compiling() or is_transformed()

@@ -11,6 +11,8 @@ If the side of a cell is not given, rule 1 gives it. Rule 2 replaces it if rule 
    its coordinates are rounded, and its rows stay equal. If tokens lie off their rows, the side must be given.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ _ROUNDING = 0.01  # Relative difference of two gaps that are equal but for round
 _LEAST_AGREEMENT, _MANY_GAPS = 0.25, 64  # Rule 2 needs this share of the gaps if there are more than 64.
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
+
+_FEW = 8  # So many tokens may lie on one place.
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -41,6 +45,10 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
         raise ValueError(
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
+        )
+    if len(coords) > _FEW and bool((coords == coords[0]).all()):
+        warnings.warn(
+            f"coords put all {len(coords)} tokens on one place; leave them out if places are not known", stacklevel=4
         )
     width, height = (int(size) for size in extent)
     return cells.long(), (width, height)

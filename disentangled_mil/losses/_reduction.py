@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_shape, check_weights
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -27,4 +27,5 @@ def without_absent(rows: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return rows
     check_shape("weight", weight, "B", {"B": rows.shape[0]})
+    check_weights("weight", weight)
     return rows.masked_fill((weight == 0).view(-1, *[1] * (rows.ndim - 1)), 0)

@@ -12,7 +12,7 @@ sums have the same order every time.
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_floating, check_interval, check_shape
+from .._checks import check_count, check_floating, check_interval, check_shape, check_weights
 from .._precision import wide_dtype
 
 __all__ = ["segment_mean", "segment_softmax"]
@@ -44,7 +44,8 @@ def segment_mean(
     Raises:
         TypeError: ``tokens`` or ``weight`` is not floating-point, ``assignment`` is not int64, or ``segments`` is no
             integer.
-        ValueError: a shape is not as described, ``segments`` is less than 1, or ``eps`` is negative.
+        ValueError: a shape is not as described, ``segments`` is less than 1, ``eps`` is negative, or so is a weight
+            on the CPU.
 
     Source:
         Equation 12 of the paper.
@@ -68,6 +69,7 @@ def segment_mean(
         share = member.to(dtype)
         if weight is not None:
             share = weight.to(dtype)[:, None].where(member, 0)  # [B, K, N]
+            check_weights("weight", share)
         kept = tokens.to(dtype).where(member.any(1)[..., None], 0)  # [B, N, C]
         total = share.sum(2, keepdim=True) + eps  # [B, K, 1]
         return (share @ kept / total.where(total != 0, 1)).to(tokens.dtype)

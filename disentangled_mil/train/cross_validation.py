@@ -171,7 +171,10 @@ def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[Pati
         except ValueError as error:
             raise ValueError(f"task {task!r}, {error}{whose}") from error
     strata = _strata(definition.kind.strata(columns_of_labels(labels)), paired, folds)
-    splits = patient_folds(labels.index, strata, folds=folds, seed=seed)
+    try:
+        splits = patient_folds(labels.index, strata, folds=folds, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"task {task!r}: {error}") from error
     if any(paired) and any(cohort.paired.isdisjoint(split.test) for split in splits):
         raise ValueError(
             f"task {task!r} needs patients with expression in each of the {folds} folds, got {sum(paired)} in all; "

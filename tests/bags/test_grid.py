@@ -163,7 +163,7 @@ def test_groups_of_channels_have_the_means_of_the_map(grid: Grid) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_thousand_tokens_in_one_cell_are_counted_in_low_precision(dtype: torch.dtype) -> None:
-    grid = Grid.from_coords(torch.zeros(1000, 2))
+    grid = Grid(torch.zeros(1, 1000, 2, dtype=torch.int64), torch.ones(1, 1000, dtype=torch.bool), ((1, 1),))
     maps, count = grid.to_map(torch.full((1, 1000, 1), 80.0, dtype=dtype))
     assert maps.dtype == dtype
     assert maps.item() == 80

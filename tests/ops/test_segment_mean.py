@@ -90,7 +90,7 @@ def test_tokens_of_no_segment_leak_into_neither_values_nor_gradients(garbage: fl
         x = tokens.masked_fill(outside[..., None], value).requires_grad_()
         y = logits.masked_fill(outside, value).requires_grad_()
         by_share = segment_mean(x, assignment, 2, weight=segment_softmax(y, assignment, 2))
-        mean = by_share + segment_mean(x, assignment, 2, weight=y)
+        mean = by_share + segment_mean(x, assignment, 2, weight=y.abs())
         mean.square().sum().backward()
         results.append((mean.detach(), x.grad, y.grad))
     for leaked, clean in zip(*results, strict=True):
@@ -197,3 +197,10 @@ def test_errors_of_the_softmax_name_the_requirement_and_the_value(
 ) -> None:
     with pytest.raises(error, match=message):
         segment_softmax(logits, torch.zeros(2, 7, dtype=torch.int64), 2)
+
+
+def test_negative_weights_are_refused_and_those_of_no_segment_may_be_anything() -> None:
+    tokens, assignment = torch.ones(1, 3, 2), torch.tensor([[0, 0, -1]])
+    assert segment_mean(tokens, assignment, 1, weight=torch.tensor([[1.0, 2.0, -3.0]])).tolist() == [[[1.0, 1.0]]]
+    with pytest.raises(ValueError, match="^weight must not be negative, got -2$"):
+        segment_mean(tokens, assignment, 1, weight=torch.tensor([[1.0, -2.0, 0.0]]))

@@ -98,6 +98,8 @@ class DistillationTargets(NamedTuple):
 
     def select(self, index: Tensor) -> "DistillationTargets":
         """The targets of some samples, by their indices or a bool mask [B]."""
+        if isinstance(index, str) or not isinstance(index, (Tensor, slice, Sequence)):
+            raise TypeError(f"index must be a tensor of indices or a bool mask, got {type(index).__name__}")
         try:
             return self._map(lambda column: column[index])
         except IndexError as error:

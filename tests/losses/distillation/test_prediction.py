@@ -155,6 +155,8 @@ def test_errors_name_the_argument() -> None:
         prediction_distillation(logits, logits, temperature=-1)
     with pytest.raises(ValueError, match=r"weight must have shape \[B\] = \[2\], got \[1\]"):
         prediction_distillation(logits, logits, weight=torch.ones(1))
+    with pytest.raises(ValueError, match="^weight must not be negative, got -1$"):
+        prediction_distillation(logits, logits, weight=torch.tensor([1.0, -1.0]))
 
 
 def test_divergence_of_numbers_is_that_of_normal_distributions():

@@ -48,3 +48,11 @@ def test_errors_name_the_argument() -> None:
         DistillationTargets.from_teacher(logits, {"tumor": torch.zeros(2, 5), "tme": torch.zeros(2, 4)})
     with pytest.raises(TypeError, match=r"present must be a bool tensor .*, got torch\.int64"):
         DistillationTargets.from_teacher(logits, {"tumor": torch.zeros(2, 5)}, present=torch.ones(2, dtype=torch.int64))
+
+
+def test_an_index_that_selects_no_sample_is_refused(generator):
+    targets = DistillationTargets.from_teacher(torch.zeros(4, 2), None, present=torch.ones(4, dtype=torch.bool))
+    with pytest.raises(IndexError, match="^index must select some of the 4 samples: "):
+        targets.select([5])
+    with pytest.raises(TypeError, match="^index must be a tensor of indices or a bool mask, got str$"):
+        targets.select("5")
