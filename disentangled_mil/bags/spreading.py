@@ -5,7 +5,7 @@ from a random start. So each square of the curve keeps its share of tokens, up t
 drawn at random.
 
 Where one of n tokens is taken, neighbors lie about :math:`\sqrt n` times as far apart. Cells should grow by this
-factor. Otherwise the bag would have as many cells as before, most of them empty, and as many sampled keys.
+factor. Otherwise most cells would be empty, and the number of sampled keys would not fall.
 """
 
 import torch

@@ -202,5 +202,5 @@ def test_errors_of_the_softmax_name_the_requirement_and_the_value(
 def test_negative_weights_are_refused_and_those_of_no_segment_may_be_anything() -> None:
     tokens, assignment = torch.ones(1, 3, 2), torch.tensor([[0, 0, -1]])
     assert segment_mean(tokens, assignment, 1, weight=torch.tensor([[1.0, 2.0, -3.0]])).tolist() == [[[1.0, 1.0]]]
-    with pytest.raises(ValueError, match="^weight must not be negative, got -2$"):
+    with pytest.raises(ValueError, match=r"^weight must not be negative, got -2$"):
         segment_mean(tokens, assignment, 1, weight=torch.tensor([[1.0, -2.0, 0.0]]))

@@ -155,7 +155,7 @@ def test_errors_name_the_argument() -> None:
         prediction_distillation(logits, logits, temperature=-1)
     with pytest.raises(ValueError, match=r"weight must have shape \[B\] = \[2\], got \[1\]"):
         prediction_distillation(logits, logits, weight=torch.ones(1))
-    with pytest.raises(ValueError, match="^weight must not be negative, got -1$"):
+    with pytest.raises(ValueError, match=r"^weight must not be negative, got -1$"):
         prediction_distillation(logits, logits, weight=torch.tensor([1.0, -1.0]))
 
 

@@ -52,7 +52,7 @@ def test_errors_name_the_argument() -> None:
 
 def test_an_index_that_selects_no_sample_is_refused(generator):
     targets = DistillationTargets.from_teacher(torch.zeros(4, 2), None, present=torch.ones(4, dtype=torch.bool))
-    with pytest.raises(IndexError, match="^index must select some of the 4 samples: "):
+    with pytest.raises(IndexError, match=r"^index must select some of the 4 samples: "):
         targets.select([5])
-    with pytest.raises(TypeError, match="^index must be a tensor of indices or a bool mask, got str$"):
+    with pytest.raises(TypeError, match=r"^index must be a tensor of indices or a bool mask, got str$"):
         targets.select("5")
