@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from disentangled_mil.train.read_ahead import read_ahead
+from disentangled_mil._read_ahead import read_ahead
 
 
 def test_results_come_in_order_and_only_one_is_ahead():
