@@ -14,7 +14,7 @@ def main(path: str) -> None:
     """Print one line for each requirement with a lower bound; tools that check the source keep their own versions."""
     project = tomllib.loads(Path(path).read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *extras["train"], *extras["anndata"], *extras["test"]]:
+    for requirement in [*project["dependencies"], *extras["train"], *extras["anndata"], *extras["wsi"], *extras["test"]]:
         bound = re.match(r"([\w-]+)>=([\w.]+)", requirement)
         if bound and bound[1] != "triton":  # torch brings the version of triton that it needs
             print(f"{bound[1]}=={bound[2]}")

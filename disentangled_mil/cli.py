@@ -287,8 +287,9 @@ def _extract(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in names}
     extractor = Extractor(encoder, dtype=getattr(torch, options.dtype), **given)
     done = extract_slides(options.slides, options.magnification, extractor, options.out, mpp=options.mpp)
-    kept = f", {len(done.kept)} files that were finished before are kept" if done.kept else ""
-    failed = f", {len(done.failed)} slides are left out" if done.failed else ""
+    kept = f", {len(done.kept)} finished before are kept" if done.kept else ""
+    many = "1 slide is" if len(done.failed) == 1 else f"{len(done.failed)} slides are"
+    failed = f", {many} left out" if done.failed else ""
     print(f"{len(done.written)} files -> {options.out}{kept}{failed}")
     return 1 if done.failed else 0
 

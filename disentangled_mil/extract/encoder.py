@@ -126,11 +126,7 @@ def _factory(spec: str, module: str, name: str) -> Callable[[], object]:
     try:
         factory: object = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"encoder must be MODULE:FACTORY in a module that can be imported, got {spec!r}: {error}"
-        ) from error
+        raise ValueError(f"encoder must be MODULE:FACTORY that can be imported, got {spec!r}: {error}") from error
     if not callable(factory):
-        raise ValueError(
-            f"encoder must be MODULE:FACTORY with a function, got {spec!r} of type {type(factory).__name__}"
-        )
+        raise ValueError(f"encoder must be MODULE:FACTORY of a function, got {spec!r}, a {type(factory).__name__}")
     return factory

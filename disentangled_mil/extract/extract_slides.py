@@ -124,8 +124,8 @@ def slide_images(paths: Sequence[str | Path]) -> dict[str, Path]:
     """The slide images among files and in folders, by the name of the slide.
 
     Args:
-        paths: files, and folders, of which all files with the ending of a slide image are taken, but no ``.dcm``:
-            a DICOM slide has many, and is given by one of them.
+        paths: files and folders. All files of a folder with the ending of a slide image are taken, except ``.dcm``. A
+            DICOM slide has many of them, and is given by any one.
 
     Returns:
         Paths in the order given, and those of a folder in the order of their names.

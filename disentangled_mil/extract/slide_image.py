@@ -42,15 +42,15 @@ class SlideImage:
         path: file of the slide, such as ``.svs`` or ``.ndpi``.
         mpp: micrometers per pixel of level 0; by default those of the file.
 
-    Attributes:
-        path: file of the slide.
-        size: width and height of level 0 in pixels.
-        mpp: micrometers per pixel of level 0; None where neither file nor argument states them.
-
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the extra is not installed.
         ValueError: the file is no slide that OpenSlide reads, or ``mpp`` is not positive and finite.
+
+    Attributes:
+        path: file of the slide.
+        size: width and height of level 0 in pixels.
+        mpp: micrometers per pixel of level 0; None where neither file nor argument states them.
 
     Example:
         >>> from disentangled_mil.extract import SlideImage
