@@ -148,9 +148,7 @@ def test_the_third_stage_of_a_resnet_is_averaged_over_the_tile(tmp_path):
 
 def test_what_timm_does_not_have_is_refused(tmp_path):
     timm = pytest.importorskip("timm")
-    with pytest.raises(
-        ValueError, match="must be a model of timm with weights and the stage: Unknown model"
-    ):
+    with pytest.raises(ValueError, match="must be a model of timm with weights and the stage: Unknown model"):
         load_encoder("timm:no_such")
     with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such file of weights"):
         load_encoder("timm:resnet18", weights=tmp_path / "absent.pth")
