@@ -6,7 +6,7 @@ with naming_extra("train"):
     from .encoder import Encoder, encode_tiles, load_encoder
     from .extract_slides import Extraction, extract_slides, slide_images
     from .extractor import Extractor, SlideFeatures
-    from .slide_image import SlideImage
+    from .slide_image import SlideImage, Tissue
     from .tiles import TILE, tile_corners, tile_side
     from .tissue import tissue_mask, tissue_share
 
@@ -17,6 +17,7 @@ __all__ = [
     "Extractor",
     "SlideFeatures",
     "SlideImage",
+    "Tissue",
     "encode_tiles",
     "extract_slides",
     "load_encoder",
