@@ -5,7 +5,7 @@ share the bags that :class:`~.train.bag_cache.BagCache` keeps.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,8 +15,10 @@ Made = TypeVar("Made")
 
 def read_ahead(
     make: Callable[[Item], Made], items: Iterable[Item], *, threads: int = 1, ahead: int = 1
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """What a function makes of every item, in order, and made before its use.
+
+    The threads end with the last result, or when the generator is closed.
 
     Args:
         make: function, which runs in threads of its own.

@@ -25,7 +25,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 README = REPOSITORY / "README.md"
 WIDEST_LINE = 88  # characters of a code block that fit beside the contents of a page
-PACKAGES = (
+PACKAGES = [
     "ops",
     "nn",
     "losses",
@@ -34,11 +34,11 @@ PACKAGES = (
     "tasks",
     "metrics",
     "data",
+    "extract",
     "train",
     "report",
     "explain",
-    "extract",
-)
+]
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Features of the tissue of a slide at one magnification."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -37,7 +38,7 @@ class Extractor:
     """Encodes the tiles of a slide that show tissue.
 
     Tiles are 224 pixels wide and lie on a lattice without overlap from the slide's upper left corner. Those that reach
-    out of the slide are left out. Only the tiles of about three batches are in memory at a time.
+    out of the slide are left out. Beside the features, only the tiles of about three batches are in memory.
 
     Args:
         encoder: encoder; a module is moved to ``device``.
@@ -116,19 +117,24 @@ class Extractor:
         def read(corner: list[int]) -> NDArray[np.uint8]:
             return image.read(corner[0], corner[1], side, side, (TILE, TILE))
 
-        tiles = read_ahead(read, corners.tolist(), threads=self.readers, ahead=2 * self.batch_size)
         features, start = torch.empty(len(corners), self.width(), dtype=self.dtype), 0
-        for batch in _batches(tiles, self.batch_size):
-            values = encode_tiles(self.encoder, batch, device=self.device)
-            check_finite(f"{image.path}: features of {self.encoder.name}", values)
-            part = features[start : start + len(batch)]
-            part[:] = values
-            if not part.isfinite().all():
-                largest = float(values.abs().max())
-                raise ValueError(f"{image.path}: features must fit into {self.dtype}, got {largest:g}; use float32")
-            start += len(batch)
-            on_batch(len(batch), len(corners))
+        # No thread may read from an image that is closed after an error.
+        with closing(read_ahead(read, corners.tolist(), threads=self.readers, ahead=2 * self.batch_size)) as tiles:
+            for batch in _batches(tiles, self.batch_size):
+                features[start : start + len(batch)] = self._encode(image, batch)
+                start += len(batch)
+                on_batch(len(batch), len(corners))
         return SlideFeatures(features, corners, side)
+
+    def _encode(self, image: SlideImage, tiles: Tensor) -> Tensor:
+        """Features [B, D] of tiles, finite also in the type in which they are stored."""
+        values = encode_tiles(self.encoder, tiles, device=self.device)
+        check_finite(f"{image.path}: features of {self.encoder.name}", values)
+        stored = values.to(self.dtype)
+        if not stored.isfinite().all():
+            largest = float(values.abs().max())
+            raise ValueError(f"{image.path}: features must fit into {self.dtype}, got {largest:g}; use float32")
+        return stored
 
 
 def _batches(tiles: Iterator[NDArray[np.uint8]], size: int) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """The features of a slide are those of its tiles, one by one, wherever there is tissue."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,19 @@ def test_values_that_are_not_finite_are_refused(slide):
         with pytest.raises(ValueError, match=r"a\.tif: features must fit into torch\.float16, got .*use float32"):
             Extractor(large)(image, 20)
         assert Extractor(large, dtype=torch.float32)(image, 20).features.max() > 1e5
+
+
+def test_no_thread_reads_on_after_an_error(slide):
+    def broken(tiles: torch.Tensor) -> torch.Tensor:
+        if len(tiles) == 2:  # and not the one tile that tells the width
+            raise RuntimeError("out of memory")
+        return tiles.mean((2, 3))
+
+    threads = threading.active_count()
+    with SlideImage(slide) as image, pytest.raises(RuntimeError, match="out of memory") as caught:
+        Extractor(Encoder(broken), batch_size=2, readers=3)(image, 20)
+    assert caught.value.__traceback__ is not None  # it keeps the frames alive
+    assert threading.active_count() == threads
 
 
 def test_options_are_checked(slide):
