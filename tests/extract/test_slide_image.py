@@ -8,7 +8,7 @@ from disentangled_mil.extract import SlideImage
 from tests.support.slide_images import averaged, glass, speckled, write_slide
 
 openslide = pytest.importorskip("openslide")
-pytest.importorskip("tifffile")
+tifffile = pytest.importorskip("tifffile")
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,16 @@ def test_the_thumbnail_of_a_map_is_such_an_overview(slide):
     assert (thumbnail.scale, thumbnail.mpp) == (1, pytest.approx(0.5))
 
 
-def test_transparent_pixels_become_white(tmp_path):
-    path = write_slide(tmp_path / "small.tif", np.zeros((80, 80, 3), dtype=np.uint8))
-    with SlideImage(path) as image:
-        found = image.read(60, 60, 40, 40, (40, 40))
-    assert not found[:10, :10].any()
+def test_what_the_scanner_left_out_is_white(tmp_path):
+    tiles = [None if number == 1 else np.full((64, 64, 3), 40, dtype=np.uint8) for number in range(4)]
+    options = {"shape": (128, 128, 3), "dtype": "uint8", "tile": (64, 64), "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "holes.tif") as file:
+        file.write(iter(tiles), **options)
+    with SlideImage(tmp_path / "holes.tif") as image:
+        found = image.read(0, 0, 128, 128, (128, 128))
+    expected = np.full((128, 128, 3), 40)
+    expected[:64, 64:] = 255
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_tissue_is_found_at_eight_micrometers(tmp_path):
