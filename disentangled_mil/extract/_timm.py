@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .tiles import TILE
 
-_ImageNet = tuple[float, float, float]
+_Colors = tuple[float, float, float]
 
 
-def timm_encoder(name: str, weights: Path | None, stage: int | None) -> tuple[nn.Module, _ImageNet, _ImageNet]:
+def timm_encoder(name: str, weights: Path | None, stage: int | None) -> tuple[nn.Module, _Colors, _Colors]:
     """A model of timm without classifier, and mean and standard deviation of the colors that it was trained with."""
     try:
         timm: Any = import_module("timm")
