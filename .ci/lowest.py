@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import chain
 from pathlib import Path
 
 if sys.version_info >= (3, 11):
@@ -14,7 +15,8 @@ def main(path: str) -> None:
     """Print one line for each requirement with a lower bound; tools that check the source keep their own versions."""
     project = tomllib.loads(Path(path).read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *extras["train"], *extras["anndata"], *extras["test"]]:
+    tested = [extras[name] for name in ("train", "anndata", "wsi", "test")]
+    for requirement in chain(project["dependencies"], *tested):
         bound = re.match(r"([\w-]+)>=([\w.]+)", requirement)
         if bound and bound[1] != "triton":  # torch brings the version of triton that it needs
             print(f"{bound[1]}=={bound[2]}")

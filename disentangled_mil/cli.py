@@ -110,6 +110,27 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--anndata", action="store_true", help="also write .h5ad, as LazySlide reads it")
     explain.set_defaults(run=_explain)
 
+    extract = commands.add_parser("extract", help="features of slide images, tile by tile, for the other commands")
+    extract.add_argument("slides", nargs="+", type=Path, help="slide images such as .svs, and folders of them")
+    extract.add_argument(
+        "--magnification", type=float, nargs="+", required=True, help="20 is 0.5 micrometers per pixel"
+    )
+    extract.add_argument(
+        "--encoder",
+        required=True,
+        help="timm:NAME, or MODULE:FACTORY of a function that returns a model from [B, 3, 224, 224] to [B, D]",
+    )
+    extract.add_argument("--out", type=Path, required=True, help="folder to write to: OUT/20x/SLIDE.h5")
+    extract.add_argument("--weights", type=Path, help="file of weights for timm, instead of those that it downloads")
+    extract.add_argument("--stage", type=int, help="feature map of timm to average; 3 is ResNet50's third stage")
+    extract.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from the image)")
+    extract.add_argument("--min-tissue", type=float, default=0.25, help="least share of a tile (default: %(default)s)")
+    extract.add_argument("--batch-size", type=int, default=64, help="tiles that are encoded at once (default: 64)")
+    extract.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="(default: %(default)s)")
+    extract.add_argument("--readers", type=int, default=2, help="threads that read tiles (default: %(default)s)")
+    extract.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
+    extract.set_defaults(run=_extract)
+
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
     check.add_argument("cohort", type=Path, help="TOML description of the cohort")
     check.add_argument("--task", metavar="NAME", help="the one task to check (default: all of the description)")
@@ -256,6 +277,21 @@ def _explain(options: argparse.Namespace) -> None:
         allow_other_encoder=options.allow_other_encoder,
     )
     print(f"{len(written)} maps -> {options.out}")
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from .extract import Extractor, extract_slides, load_encoder
+
+    encoder = load_encoder(options.encoder, weights=options.weights, stage=options.stage)
+    names = ("min_tissue", "batch_size", "device", "readers")
+    given = {name: getattr(options, name) for name in names}
+    extractor = Extractor(encoder, dtype=getattr(torch, options.dtype), **given)
+    done = extract_slides(options.slides, options.magnification, extractor, options.out, mpp=options.mpp)
+    kept = f", {len(done.kept)} finished before are kept" if done.kept else ""
+    many = "1 slide is" if len(done.failed) == 1 else f"{len(done.failed)} slides are"
+    failed = f", {many} left out" if done.failed else ""
+    print(f"{len(done.written)} files -> {options.out}{kept}{failed}")
+    return 1 if done.failed else 0
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ FOR_ALL = {
     "_operators",
     "_precision",
     "_processes",
+    "_read_ahead",
     "_tables",
     "_torch_private",
 }
@@ -38,18 +39,20 @@ LAYERS = {
     "models": {"ops", "bags", "nn"},
     "data": {"bags", "tasks"},
     "report": {"bags", "metrics", "tasks"},
-    "explain": {"bags", "nn", "models"},
+    "extract": {"data"},
+    # Small pictures of slides lie behind maps.
+    "explain": {"bags", "nn", "models", "extract"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "explain", "report"},
     "": {"_command", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
-    # The command init describes a folder, and trains nothing.
-    "cli": {"", "train", "data", "report"},
+    # The commands init and extract describe a folder and encode tiles, and train nothing.
+    "cli": {"", "train", "data", "extract", "report"},
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}
 # Imported when a kernel is first called.
 KERNELS = {"_triton_kernels", "_triton_forward", "_triton_backward", "_triton_tiles", "_triton_bias"}
-LOADED_AT_THE_TOP = FOR_ALL - {"_extras", "_files", "_tables"} | {
+LOADED_AT_THE_TOP = FOR_ALL - {"_extras", "_files", "_read_ahead", "_tables"} | {
     "_command",
     "ops",
     "bags",

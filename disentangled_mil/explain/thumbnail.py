@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._checks import as_number
-from .._extras import naming_extra
+from ..extract import SlideImage
 
 _SIDE = 1500  # pixels of the longer side
 
@@ -39,14 +38,6 @@ def read_thumbnail(path: str | Path) -> Thumbnail:
         ModuleNotFoundError: the extra is not installed.
         ValueError: the file is no slide that OpenSlide reads.
     """
-    with naming_extra("wsi"):
-        import openslide
-
-    try:
-        with openslide.OpenSlide(path) as slide:
-            picture = np.asarray(slide.get_thumbnail((_SIDE, _SIDE)).convert("RGB"))
-            scale = slide.dimensions[0] / picture.shape[1]
-            mpp = as_number(slide.properties.get(openslide.PROPERTY_NAME_MPP_X))
-    except openslide.OpenSlideError as error:
-        raise ValueError(f"{path}: must be a slide that OpenSlide reads: {error}") from error
-    return Thumbnail(picture, scale, mpp if mpp > 0 else None)
+    with SlideImage(path) as image:
+        scale = max(1.0, max(image.size) / _SIDE)
+        return Thumbnail(image.overview(scale), scale, image.mpp)

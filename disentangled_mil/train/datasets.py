@@ -8,13 +8,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .._read_ahead import read_ahead
 from ..bags import Bag, Grid, TokenSet, collate_samples
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..tasks import Target, Task, select_target
 from .bag_cache import BagCache
 from .batch_order import batch_order
-from .read_ahead import read_ahead
 
 
 class Batch(NamedTuple):

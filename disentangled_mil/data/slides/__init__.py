@@ -1,13 +1,14 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
 from .facts import slide_source
-from .files import SUFFIXES, slide_files, slide_name
+from .files import IMAGE_SUFFIXES, SUFFIXES, slide_files, slide_name
 from .places import TilePlaces, check_places, tile_places
 from .reading import SlideBag, read_bag
 from .source import SlideError, SlideSource, difference
 from .writing import write_bag
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "SUFFIXES",
     "SlideBag",
     "SlideError",

@@ -8,11 +8,12 @@ from pathlib import Path
 from .source import SlideError
 
 SUFFIXES = (".h5", ".hdf5", ".h5ad", ".pt", ".pth", ".zarr")
+IMAGE_SUFFIXES = (
+    ".svs", ".ndpi", ".tif", ".tiff", ".mrxs", ".scn", ".czi", ".bif", ".vms", ".vmu", ".vsi", ".svslide", ".dcm",
+)  # fmt: skip
 
 # Of files of whole slides and of features, which stand behind names in tables and in names of files.
-_ENDINGS = re.compile(
-    r"(\.(svs|ndpi|tiff?|mrxs|scn|czi|bif|vms|vsi|svslide|dcm|h5|hdf5|h5ad|pt|pth|zarr))+$", re.IGNORECASE
-)
+_ENDINGS = re.compile(f"({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *SUFFIXES)))})+$", re.IGNORECASE)
 
 
 def slide_files(folder: str | Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
 """Patch features of one slide, written to one HDF5 file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
@@ -21,10 +22,12 @@ def write_bag(
     step: float | None = None,
     encoder: str | None = None,
     magnification: float | None = None,
+    attributes: Mapping[str, float | str] | None = None,
 ) -> None:
     """Write one slide in the layout of TRIDENT, which :func:`read_bag` reads.
 
-    The file appears whole or not at all; an old file stays until then.
+    The file appears whole or not at all; an old file stays until then. A slide without patches is written as well, and
+    :func:`slide_source` reads it.
 
     Args:
         path: HDF5 file in a folder that exists.
@@ -33,14 +36,15 @@ def write_bag(
         step: side of a grid cell in the unit of ``coords``, stored as the attribute ``patch_size_level0``.
         encoder: name of the encoder.
         magnification: objective magnification of the tiles.
+        attributes: further attributes of the coordinates.
 
     Shape:
-        ``features`` [N, C] with N >= 1, ``coords`` [N, 2].
+        ``features`` [N, C], ``coords`` [N, 2].
 
     Raises:
         TypeError: ``features`` has another dtype.
-        ValueError: shapes disagree, a value is not finite, or ``step`` or ``magnification`` is not positive or
-            comes without ``coords``.
+        ValueError: shapes disagree, a value is not finite, ``step`` or ``magnification`` is not positive, or what
+            describes coordinates comes without them.
 
     Example:
         >>> import tempfile
@@ -55,14 +59,14 @@ def write_bag(
     count = check_shape("features", features, "N C")["N"]
     if features.dtype not in (torch.float16, torch.float32, torch.float64):
         raise TypeError(f"features must be float16, float32 or float64, got {features.dtype}")
-    if count == 0:
-        raise ValueError("features must hold at least one patch, got none")
     values = features.detach().cpu().numpy()
     check_finite("features", values, np.arange(count))
     notes = {"patch_size_level0": ("step", step), "target_magnification": ("magnification", magnification)}
     for argument, value in notes.values():
         if value is not None and (coords is None or not 0 < value < float("inf")):
             raise ValueError(f"{argument} must be positive and finite and come with coords, got {value}")
+    if attributes and coords is None:
+        raise ValueError(f"attributes must come with coords, got {', '.join(attributes)}")
     places = None
     if coords is not None:
         check_shape("coords", coords, "N 2", {"N": count})
@@ -75,3 +79,4 @@ def write_bag(
         if places is not None:
             dataset = file.create_dataset(COORDS[0], data=places)
             dataset.attrs.update({name: value for name, (_, value) in notes.items() if value is not None})
+            dataset.attrs.update(attributes or {})

@@ -288,12 +288,19 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path):
     assert all(message.startswith(f"{path}: ") for message in messages)
 
 
+def test_an_empty_slide_and_further_attributes_are_written(tmp_path):
+    path = tmp_path / "slide.h5"
+    write_bag(path, torch.ones(0, 3), torch.zeros(0, 2), step=448, attributes={"level0_magnification": 40})
+    source = slide_source(path)
+    assert (source.tokens, source.width, source.tile, source.unit_um) == (0, 3, 448, 0.25)
+
+
 def test_writing_refuses_what_could_not_be_read(tmp_path):
     path, good, coords = tmp_path / "slide.h5", torch.ones(2, 3), torch.zeros(2, 2)
     with pytest.raises(TypeError, match=r"must be float16, float32 or float64, got torch\.bfloat16"):
         write_bag(path, good.bfloat16())
-    with pytest.raises(ValueError, match="features must hold at least one patch, got none"):
-        write_bag(path, good[:0])
+    with pytest.raises(ValueError, match="attributes must come with coords, got overlap"):
+        write_bag(path, good, attributes={"overlap": 0})
     with pytest.raises(ValueError, match="features must be finite, got nan in row 0, column 0"):
         write_bag(path, good * torch.nan)
     with pytest.raises(ValueError, match=r"coords must have shape \[N, 2\] = \[2, 2\], got \[1, 2\]"):

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from disentangled_mil.train.read_ahead import read_ahead
+from disentangled_mil._read_ahead import read_ahead
 
 
 def test_results_come_in_order_and_only_one_is_ahead():
@@ -45,3 +45,18 @@ def test_nobody_reads_on_after_the_end_of_a_loop_that_was_left():
     for _ in read_ahead(abs, range(5)):
         break
     assert threading.active_count() == threads
+
+
+def test_several_threads_keep_the_order_and_the_number_ahead():
+    started, all_busy = [], threading.Barrier(3, timeout=10)
+
+    def make(item: int) -> int:
+        started.append(item)
+        if item < 3:
+            all_busy.wait()  # passes only if three threads are here at once
+        return item
+
+    results = read_ahead(make, range(20), threads=3, ahead=4)
+    assert next(results) == 0
+    assert max(started) <= 4
+    assert list(results) == list(range(1, 20))
