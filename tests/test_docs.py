@@ -181,3 +181,17 @@ def test_constraints_pin_every_requirement_exactly():
     names = [re.match(r"[\w-]+", requirement)[0] for requirement in required]
     assert [name for name in names if name.replace("_", "-") not in pins and name != project["name"]] == []
     assert pins["torch"] == "2.13.0"
+
+
+def test_every_guarantee_names_tests_that_exist():
+    text = (DOCS / "guarantees.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| promise")]
+    for row in rows:
+        file = ""
+        named = re.findall("`([^`]+)`", row.rsplit(" | ", 1)[1])
+        assert len(named) > 1, row
+        for name in named:
+            if name.startswith("tests/"):
+                file = (REPOSITORY / name).read_text(encoding="utf-8")
+            else:
+                assert f"def test_{name}(" in file, name

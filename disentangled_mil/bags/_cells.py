@@ -6,7 +6,8 @@ If the side of a cell is not given, rule 1 gives it. Rule 2 replaces it if rule 
    lattice. The tokens of a row must have equal coordinates y, and those of a column equal x.
 2. Rule 1 fails if few tokens have such a neighbor, or if distinct coordinates would share cells (staggered rows). The
    side is then a gap between columns or rows of the whole bag: the smallest that is at least half as common as the
-   commonest. If less than a quarter of many gaps equal it, the coordinates are refused.
+   commonest. If less than half of many gaps equal it, or if tokens of most columns lie off them, the coordinates are
+   refused.
 3. Gaps within 1% of each other are one gap, whose size is their mean. A lattice of a fractional side has such gaps if
    its coordinates are rounded, and its rows stay equal. If tokens lie off their rows, the side must be given.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 _LEAST_SHARE = 0.9  # Rule 1 needs this many commonest gaps per token, and this many cells per distinct coordinate.
 _ROUNDING = 0.01  # Relative difference of two gaps that are equal but for rounding.
-_LEAST_AGREEMENT, _MANY_GAPS = 0.25, 64  # Rule 2 needs this share of the gaps if there are more than 64.
+_LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if there are more than 64.
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
@@ -83,17 +84,19 @@ def lattice_step(coords: Tensor) -> float | None:
         cells, distinct = (len(torch.unique(places, dim=0)) for places in (_cells_of(coords, side), coords))
         if count >= _LEAST_SHARE * len(coords) and cells >= _LEAST_SHARE * distinct:
             return side
-    gaps_of_axes = torch.cat([torch.unique(coords[:, axis]).diff() for axis in (0, 1)])
+    columns_and_rows = [torch.unique(coords[:, axis]) for axis in (0, 1)]
+    gaps_of_axes = torch.cat([places.diff() for places in columns_and_rows])
     if len(gaps_of_axes) == 0:
         return None
     gaps, counts = _count(gaps_of_axes)
     gap = gaps[2 * counts >= counts.max()][0]
     gaps_of_axes = gaps_of_axes[gaps_of_axes > _ROUNDING * gap]
     equal = (gaps_of_axes - gap).abs() <= _ROUNDING * gap
-    if len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal):
+    wide = torch.cat([_widths(places, _ROUNDING * gap) > 2 * _ROUNDING * gap for places in columns_and_rows])
+    if len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal) or 2 * wide.sum() > len(wide):
         raise ValueError(
-            f"coords must lie on a grid: only {equal.sum()} of {len(equal)} gaps between columns or rows agree; "
-            "give the patch size as step"
+            f"coords must lie on a grid: {equal.sum()} of {len(equal)} gaps between columns or rows agree, and tokens "
+            f"of {wide.sum()} of {len(wide)} lie off them; give the patch size as step"
         )
     return float(gaps_of_axes[equal].mean())
 
@@ -111,6 +114,13 @@ def _gaps_to_neighbors(coords: Tensor) -> Tensor:
     right, down = by_row.diff(dim=0).unbind(1)
     same_row = down == 0
     return right[same_row & (right > 0)]
+
+
+def _widths(places: Tensor, apart: Tensor) -> Tensor:
+    """From the first to the last of distinct places, ascending, in every run of neighbors that are not ``apart``."""
+    first = places.diff(prepend=places[:1] - 2 * apart) > apart
+    last = torch.cat([first[1:], first.new_ones(1)])
+    return places[last] - places[first]
 
 
 def _count(gaps: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_names, check_shape, check_type
+from .._checks import check_count, check_finite, check_flag, check_names, check_shape, check_type
 from ._collection import TensorCollection
 from .grid import Grid
 from .token_set import TokenSet
@@ -92,11 +92,17 @@ class Bag(TensorCollection, parts=("patches", "grid")):
         Returns:
             A bag of one token that is masked out.
 
+        Raises:
+            TypeError: ``width`` is no integer, or ``placed`` is no bool.
+            ValueError: ``width`` is less than 1.
+
         Example:
             >>> from disentangled_mil import Bag
             >>> Bag.empty(8).mask.tolist()
             [[False]]
         """
+        check_count("width", width)
+        check_flag("placed", placed)
         mask = torch.zeros(1, 1, dtype=torch.bool)
         grid = Grid(torch.zeros(1, 1, 2, dtype=torch.int64), mask, ((1, 1),)) if placed else TokenSet(mask)
         # Of the smallest type, so that it changes the type of no batch.

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from .._checks import check_mask, check_shape, check_type
+from .._checks import check_flag, check_mask, check_shape, check_type
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
@@ -76,6 +76,12 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         if self.cells.dtype != torch.int64:
             raise TypeError(f"cells must be an int64 tensor, got {self.cells.dtype}")
         check_mask("mask", self.mask, "B N", sizes)
+        check_type("shapes", self.shapes, Sequence, "a sequence of (width, height) pairs")
+        for name in ("count", "nearest", "sizes"):
+            if getattr(self, name) is not None:
+                check_type(name, getattr(self, name), Tensor, "a tensor or None")
+        if self.full is not None:
+            check_flag("full", self.full)
         if len(self.shapes) != sizes["B"]:
             raise ValueError(f"shapes must hold B = {sizes['B']} (width, height) pairs, got {len(self.shapes)}")
         if sizes["B"] < 1 or sizes["N"] < 1:
@@ -89,7 +95,9 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
                 raise TypeError(f"shapes must hold (width, height) pairs, got {shape!r}")
         if any(width < 1 or height < 1 for width, height in self.shapes):
             raise ValueError(f"shapes must be pairs of at least 1 x 1 cells, got {self.shapes}")
-        if self.sizes is None:
+        if self.sizes is not None:
+            check_shape("sizes", self.sizes, "B 2", sizes)
+        else:
             object.__setattr__(self, "sizes", torch.tensor(self.shapes, device=self.cells.device))
         if self.cells.device.type == "cpu" and not torch.compiler.is_compiling():
             inside = ((self.cells >= 0) & (self.cells < self.sizes[:, None])).all(-1)

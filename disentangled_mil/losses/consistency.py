@@ -10,6 +10,7 @@ from .._checks import (
     check_batch,
     check_choice,
     check_count,
+    check_flag,
     check_floating,
     check_interval,
     check_mask,
@@ -126,6 +127,7 @@ def inter_magnification_consistency(
         tensor(True)
     """
     check_choice("normalize", normalize, ("rows", "none"))
+    check_flag("unbiased", unbiased)
     check_interval("weight", weight, 0.0, float("inf"))
     check_interval("alignment", alignment, 0.0, float("inf"))
     if resolution is not None:

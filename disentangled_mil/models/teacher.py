@@ -149,6 +149,7 @@ class Teacher(nn.Module):
         check_type("genes", genes, Mapping, "a mapping from names of subspaces to numbers of genes")
         self.subspaces = check_subspaces(genes, "genes")
         check_choice("gate", gate, RULES)
+        check_interval("gene_dropout", gene_dropout, 0, 1)
         self.arguments: dict[str, Any] = {
             "features": features,
             "genes": dict(genes),

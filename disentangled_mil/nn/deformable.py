@@ -115,10 +115,10 @@ class DeformableCrossAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_count("downsample", downsample)
         kernel_size = downsample + 2 if kernel_size is None else kernel_size
         for name, value in {"dim": dim, "heads": heads, "dim_head": dim_head, "groups": groups}.items():
             check_count(name, value)
-        check_count("downsample", downsample)
         check_count("kernel_size", kernel_size, downsample)
         if (kernel_size - downsample) % 2:
             raise ValueError(

@@ -110,6 +110,9 @@ class DMSF(nn.Module):
     ) -> None:
         super().__init__()
         check_count("dim", dim)
+        check_count("selection_heads", selection_heads)
+        if dim % selection_heads:
+            raise ValueError(f"dim must be a multiple of selection_heads = {selection_heads}, got {dim}")
         check_choice("query", query, ("gene", "gene+patch"))
         check_choice("selection_query", selection_query, ("separate", "fused"))
         self.dim, self.subspaces = dim, check_subspaces(subspaces)

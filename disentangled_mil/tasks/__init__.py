@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from .._checks import check_mapping
 from .classification import Classification
 from .survival import DiscreteSurvival
 from .targets import SurvivalTarget, Target, select_target
@@ -52,6 +53,7 @@ def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = 
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be a mapping, as task.state() returns it, got {type(state).__name__}")
+    check_mapping("kinds", kinds)
     kind = state.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}")

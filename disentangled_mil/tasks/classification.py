@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from .._checks import check_batch, check_integers, check_shape, check_type, check_values
+from .._checks import check_batch, check_flag, check_integers, check_shape, check_type, check_values
 from .._precision import widened
 from .targets import Target
 from .task import Column, Labels, Task, counted
@@ -99,6 +99,7 @@ class Classification(Task):
             >>> Classification.fit(["2", "4", "4"], classes=["2", "3", "4"], balanced=False).outputs
             3
         """
+        check_flag("balanced", balanced)
         names = _strings("labels", labels)
         task = cls(sorted(set(names)) if classes is None else classes)
         counts = torch.bincount(task.target(names), minlength=task.outputs)  # [K]

@@ -206,7 +206,7 @@ def test_weights_and_copies_come_back(selection: str) -> None:
             ValueError,
             "selection_query must be one of 'separate', 'fused', got 'both'",
         ),
-        (lambda: small_layer(selection_heads=3), ValueError, "dim must be a multiple of heads = 3, got 8"),
+        (lambda: small_layer(selection_heads=3), ValueError, "dim must be a multiple of selection_heads = 3, got 8"),
         (lambda: small_layer(0), ValueError, "subspaces must hold at least one name, each once, got ()"),
         (lambda: small_layer(heads=3), ValueError, "heads must be a multiple of groups = 2, got 3"),
         (

@@ -7,9 +7,10 @@ without a change of any prediction; :func:`balance_shares` fixes it over a whole
 per sample and subspace changes no probability; :func:`share_distillation` leaves it out.
 """
 
+import torch
 from torch import Tensor
 
-from ..._checks import check_batch, check_choice, check_floating, check_shape
+from ..._checks import check_batch, check_choice, check_floating, check_shape, check_type
 from ..._precision import widened
 from .._reduction import weighted_mean, without_absent
 from ._prediction import LINKS
@@ -101,6 +102,10 @@ def balance_shares(shares: Tensor, rows: Tensor | None = None) -> Tensor:
     """
     check_shape("shares", shares, "B S K")
     check_floating("shares", shares)
+    if rows is not None:
+        check_type("rows", rows, Tensor, "a tensor of indices or a bool mask")
+        if rows.dtype not in (torch.bool, torch.int64):
+            raise TypeError(f"rows must be an int64 or bool tensor, got {rows.dtype}")
     counted = shares if rows is None else shares[rows]
     check_batch("shares", counted)
     mean = counted.mean(0)  # [S, K]
