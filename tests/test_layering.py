@@ -15,12 +15,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOR_ALL = {
     "_checks",
+    "_errors",
     "_extras",
     "_files",
     "_named_values",
     "_operators",
     "_precision",
     "_processes",
+    "_schema",
     "_tables",
     "_torch_private",
 }

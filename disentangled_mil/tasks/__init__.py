@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from .._errors import FileError
 from .classification import Classification
 from .survival import DiscreteSurvival
 from .targets import SurvivalTarget, Target, select_target
@@ -43,7 +44,7 @@ def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = 
 
     Raises:
         TypeError: the state is no mapping.
-        ValueError: the kind is unknown, or the state does not describe a task of that kind.
+        FileError: the kind is unknown, or the state does not describe a task of that kind.
 
     Example:
         >>> from disentangled_mil import Classification, task_from_state
@@ -54,10 +55,12 @@ def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = 
         raise TypeError(f"state must be a mapping, as task.state() returns it, got {type(state).__name__}")
     kind = state.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
+        raise FileError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}", key="kind")
     try:
         return kinds[kind].from_state(state)
     except KeyError as error:
-        raise ValueError(f"state must describe a task of kind {kind!r}, but lacks the key {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"state must describe a task of kind {kind!r}: {error}") from error
+        raise FileError(f"state must describe a task of kind {kind!r}, but lacks the key {error}") from error
+    # Other kinds than those of the package may read their state as they like.
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
+        key = error.key if isinstance(error, FileError) else None
+        raise FileError(f"state must describe a task of kind {kind!r}: {error}", key=key) from error

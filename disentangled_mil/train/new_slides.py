@@ -135,6 +135,18 @@ def new_samples(
     ]
 
 
+def files_of(samples: Sequence[Sample]) -> list[Path]:
+    """The files of all slides; the ``.zarr`` of a slide is a folder.
+
+    Args:
+        samples: samples, whose bags may be in files.
+
+    Returns:
+        The files.
+    """
+    return [path for each in samples for bag in each.bags.values() if isinstance(bag, StoredBag) for path in bag.paths]
+
+
 def _is_slide(path: Path) -> bool:
     """Whether a path is one slide and no folder of slides; the ``.zarr`` of a slide is a folder too."""
     return path.is_file() or (path.is_dir() and path.suffix in SUFFIXES)

@@ -10,7 +10,7 @@ so that the folder is free again.
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -22,7 +22,8 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._files import read_json, remove_leftovers, replacing
+from .._files import check_outputs, read_json, remove_leftovers
+from .._tables import write_table
 from ..report.page import PAGE, write_report
 from ..report.run_report import run_report
 from ..tasks import TaskDefinition
@@ -34,6 +35,8 @@ from .out_of_fold import part_files
 from .training import NETWORKS
 
 FINAL = "final"
+_FILES = ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE)
+_ENDINGS = (".progress.pt", ".csv", ".safetensors", ".json")
 
 
 class RunFolder:
@@ -145,6 +148,24 @@ class RunFolder:
         values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
         write_json(self._note, {**note, **values, "starts": [*note.get("starts", []), start]})
 
+    def check_inputs(self, inputs: Iterable[Path], folders: Sequence[Path]) -> None:
+        """Refuse to write over a file that is read.
+
+        Args:
+            inputs: files that are read.
+            folders: folder of every split.
+
+        Raises:
+            ValueError: a file of the run is one that is read.
+        """
+        trainings = (path for folder in (*folders, self.final) for path in self._trainings(folder))
+        files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
+        check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
+
+    def _trainings(self, folder: Path) -> list[Path]:
+        """The files of all trainings of a split, without ending."""
+        return [*(folder / model for model in NETWORKS), *part_files(folder, self.options)]
+
     @property
     def final(self) -> Path:
         """Folder of the students of all patients."""
@@ -165,8 +186,9 @@ class RunFolder:
         Returns:
             The table of results and the place of the files, as text.
         """
-        with replacing(self.path / "predictions.csv") as temporary:
-            pd.concat([result.predictions for result in results], ignore_index=True).to_csv(temporary, index=False)
+        write_table(
+            self.path / "predictions.csv", pd.concat([result.predictions for result in results], ignore_index=True)
+        )
         write_json(
             self.path / "metrics.json",
             {
@@ -184,7 +206,7 @@ class RunFolder:
             write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
         except ValueError as error:  # The run is finished, and its files are whole.
             print(f"warning: no report was written: {error}", file=sys.stderr)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
+        for name in _FILES:
             remove_leftovers(self.path / name)
         return self.report()
 
@@ -195,8 +217,8 @@ class RunFolder:
             folders: folders whose trainings are finished.
         """
         for folder in folders:
-            for path in (*(folder / model for model in NETWORKS), *part_files(folder, self.options)):
-                for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
+            for path in self._trainings(folder):
+                for suffix in _ENDINGS:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
 
