@@ -61,7 +61,7 @@ def _check(value: object, kind: Any, key: str) -> None:
         origin, inner = get_origin(kind), get_args(kind)
     if not _is(value, kind):
         raise FileError(f"{key} must be {_words(kind)}, got {_shown(value)}", key=key)
-    if isinstance(value, list):
+    if isinstance(value, list) and inner:
         for place, entry in enumerate(value):
             _check(entry, inner[place if origin is tuple else 0], f"{key}[{place}]")
     elif isinstance(value, dict) and inner:

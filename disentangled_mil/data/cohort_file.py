@@ -1,7 +1,8 @@
 """The description of a cohort: one TOML file that says where everything is."""
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,32 @@ def read_description(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be a TOML file: {error}") from error
     return content
+
+
+def described_files(path: str | Path) -> list[Path]:
+    """The description, and all files that it names: tables and gene sets, but not the slides in folders.
+
+    Args:
+        path: TOML file.
+
+    Returns:
+        The files that are there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is no TOML file.
+    """
+    path = Path(path)
+    return [path, *(file for name in _texts(read_description(path)) if os.path.isfile(file := path.parent / name))]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a description."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:

@@ -275,7 +275,7 @@ def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], 
         model = _MODELS[kind](**arguments)
         model.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:500]  # It names every tensor.
         raise FileError(f"{path}: does not hold the weights that its description describes: {reason}", path) from error
     return model
 

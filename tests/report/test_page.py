@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -94,6 +95,25 @@ def test_no_file_of_the_run_is_overwritten(classes):
     with pytest.raises(ValueError, match=r"metrics\.json: a report must end in \.html, got 'metrics\.json'"):
         write_report(classes, classes / "metrics.json")
     assert (classes / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_no_file_of_the_run_is_overwritten_under_another_name(classes, tmp_path, link):
+    before = (classes / "metrics.json").read_bytes()
+    link(tmp_path / "page.html", classes / "metrics.json")
+    with pytest.raises(ValueError, match=r"page\.html: must be another file than .*metrics\.json, which is read"):
+        write_report(classes, tmp_path / "page.html", overwrite=True)
+    assert (classes / "metrics.json").read_bytes() == before
+
+
+def test_a_page_elsewhere_is_replaced_on_demand_only(classes, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("precious")
+    assert main(["report", str(classes), "--out", str(page)]) == 2
+    assert "page.html: is there already; name another file, or replace it by --overwrite" in capsys.readouterr().err
+    assert page.read_text() == "precious"
+    assert main(["report", str(classes), "--out", str(page), "--overwrite"]) == 0
+    assert page.read_text() != "precious"
 
 
 def test_metrics_and_intervals_are_those_of_the_run(classes):

@@ -77,6 +77,26 @@ def test_cross_validation_leaves_the_documented_files(finished_run):
         assert {path.name for path in (out / fold).iterdir()} == CHECKPOINTS
 
 
+@pytest.mark.parametrize("name", ["clinical.csv", "gene_sets.gmt", "expression.csv.gz", "slides"])
+def test_nothing_that_training_reads_is_overwritten(description, quick, tmp_path, untrained, name):
+    folder = tmp_path / "run" / "fold0"
+    shutil.copytree(description.parent, folder)
+    text = (folder / description.name).read_text()
+    read = next((folder / name).rglob("*.h5")) if name == "slides" else folder / name
+    out = tmp_path / "run" if name == "clinical.csv" else folder / "run"
+    if name == "clinical.csv":
+        read.rename(folder / "student.csv")
+        text, read = text.replace("clinical.csv", "student.csv"), folder / "student.csv"
+    else:
+        out.mkdir()
+        (out / "predictions.csv").symlink_to(read)
+    (folder / description.name).write_text(text)
+    before = read.read_bytes()
+    with pytest.raises(ValueError, match="must be another file than .*, which is read"):
+        run_cross_validation(folder / description.name, "grading", out, quick, folds=2, quiet=True)
+    assert read.read_bytes() == before
+
+
 def test_folds_test_every_graded_patient_once_and_models_of_genes_those_with_expression(finished_run, description):
     out, _ = finished_run
     cohort = read_cohort(description)
