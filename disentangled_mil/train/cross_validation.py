@@ -10,7 +10,7 @@ from ..data.cohort_file import described_files, read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
 from .bag_cache import BagCache
-from .cohort_digest import cohort_digest
+from .cohort_digest import cohort_identity
 from .experiment import Split, run_split
 from .new_slides import files_of
 from .options import TrainingOptions
@@ -74,7 +74,7 @@ def run_cross_validation(
         definition,
         options,
         resume=resume,
-        decides={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
+        decides={"run": "train", "folds": folds, "cohort": cohort_identity(cohort)},
     )
     folders = [out / f"fold{number}" for number in range(folds)]
     folder.check_inputs([*described_files(description), *files_of(cohort.samples)], folders)

@@ -28,8 +28,10 @@ from ..report.page import PAGE, write_report
 from ..report.run_report import run_report
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
+from .cohort_digest import same_values
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
+from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .training import NETWORKS
@@ -51,7 +53,8 @@ class RunFolder:
         decides: all else that decides the numbers of the run, as JSON values.
 
     Raises:
-        ValueError: the folder holds another run, a run that is not to be resumed, or none to resume.
+        ValueError: the folder holds another run, a run that is not to be resumed or that another process trains, or
+            none to resume.
     """
 
     def __init__(
@@ -80,12 +83,13 @@ class RunFolder:
         note = self._note
         if not self.resume:
             if note.is_file() or _trained(self.path):
+                check_unlocked(self.path)
                 raise ValueError(self._occupied)
         elif not note.is_file():
             raise ValueError(f"{self.path}: holds no run to resume")
         else:
             before = _read_note(note)
-            changed = [key for key in self.run if before.get(key) != self.run[key]]
+            changed = [key for key in self.run if not same_values(before.get(key), self.run[key])]
             if changed:
                 listed = ", ".join(changed)
                 options = "".join(
@@ -107,13 +111,23 @@ class RunFolder:
     def taken(self) -> Iterator[None]:
         """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
 
-        Another process may own a run that is resumed, so nothing of it is removed.
+        Another process may not take it meanwhile.
         """
         path = self.path
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path}: must be a folder, to hold the run, got a file")
         path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(path):
+                yield from self._owned()
+        except BaseException:
+            _remove_empty(made)
+            raise
+
+    def _owned(self) -> Iterator[None]:
+        """The same, while no other process is there."""
+        path = self.path
         if not self.resume:
             try:
                 self._note.touch(exist_ok=False)
@@ -126,9 +140,7 @@ class RunFolder:
         except BaseException as error:
             if not self.resume and not _trained(path):
                 self._note.unlink(missing_ok=True)
-                for folder in (*path.glob("fold[0-9]*"), *made):
-                    if folder.is_dir() and not any(folder.iterdir()):
-                        folder.rmdir()
+                _remove_empty(path.glob("fold[0-9]*"))
             elif isinstance(error, KeyboardInterrupt) and _trained(path):
                 raise KeyboardInterrupt(
                     "everything up to the last finished epoch is kept: continue with --resume"
@@ -266,12 +278,21 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
     """The options that differ; a digest says nothing to a reader."""
+    if name == "cohort":
+        return
     if isinstance(before, dict) and isinstance(now, dict):
         for key in now:
-            if before.get(key) != now[key]:
+            if not same_values(before.get(key), now[key]):
                 yield from _differences(key, before.get(key), now[key])
-    elif name != "cohort":
+    else:
         yield f"{name} must be {before!r}, got {now!r}"
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _trained(path: Path) -> bool:

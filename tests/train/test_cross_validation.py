@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
+from disentangled_mil.data import expression
 from disentangled_mil.data.cohort import StoredBag
 from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.expression import GeneStatistics
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.metrics import PairedDifference
 from disentangled_mil.train import cross_validation, out_of_fold, run_folder
-from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest
+from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest, cohort_identity, expression_digest
 from disentangled_mil.train.cross_validation import run_cross_validation, task_folds
 from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.predict import predict_slides
@@ -92,7 +94,7 @@ def test_nothing_that_training_reads_is_overwritten(description, quick, tmp_path
         (out / "predictions.csv").symlink_to(read)
     (folder / description.name).write_text(text)
     before = read.read_bytes()
-    with pytest.raises(ValueError, match="must be another file than .*, which is read"):
+    with pytest.raises(ValueError, match=r"must be another file than .*, which is read"):
         run_cross_validation(folder / description.name, "grading", out, quick, folds=2, quiet=True)
     assert read.read_bytes() == before
 
@@ -350,6 +352,27 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
     monkeypatch.setattr("disentangled_mil.data._gene_statistics._MAD_TO_STD", 100.0)
     with pytest.raises(ValueError, match=r"cannot be resumed with another cohort than it was started with$"):
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
+def test_statistics_that_another_numpy_sums_otherwise_are_the_same(
+    finished_run, description, quick, untrained, monkeypatch
+):
+    cohort = read_cohort(description)
+    before, table, pipeline = cohort_identity(cohort), cohort.expression, cohort.fit_expression()
+    fit = expression.fit_statistics
+
+    def summed_otherwise(*arguments):
+        genes, statistics = fit(*arguments)
+        return genes, {
+            gene: GeneStatistics(*(1e-15 + value * (1 + 1e-15) for value in known))
+            for gene, known in statistics.items()
+        }
+
+    monkeypatch.setattr(expression, "fit_statistics", summed_otherwise)
+    assert cohort.fit_expression().digest != pipeline.digest
+    assert cohort_identity(cohort) != before
+    assert expression_digest(table, cohort.fit_expression()) == expression_digest(table, pipeline)
+    run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
