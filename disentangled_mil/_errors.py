@@ -1,8 +1,12 @@
 """The error of every reader: a file is refused, and the error knows the file and the key."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
+
+Reader = TypeVar("Reader", bound=Callable[..., Any])
 
 
 class FileError(ValueError):
@@ -73,3 +77,21 @@ def reading(
         if file is not None and str(file) not in text:
             text = f"{file}: {text}"
         raise (type(error) if isinstance(error, FileError) else kind)(text, file, inner) from error
+
+
+def reads_file(function: Reader) -> Reader:
+    """Let every ``ValueError`` of a function be a :class:`FileError` that knows the file.
+
+    Args:
+        function: function whose first argument is ``path``.
+
+    Returns:
+        The function with this.
+    """
+
+    @wraps(function)
+    def reader(*arguments: Any, **options: Any) -> Any:
+        with reading(arguments[0] if arguments else options.get("path")):
+            return function(*arguments, **options)
+
+    return cast(Reader, reader)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checks import check_choice
+from .._errors import reads_file
 from ..tasks import KINDS, Task, TaskDefinition
 from ._clinical import read_clinical
 from ._omics_sections import read_omics
@@ -21,6 +22,7 @@ else:
     import tomli as tomllib
 
 
+@reads_file
 def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Cohort:
     """Read a cohort from its description, and check all but the feature values.
 
@@ -116,7 +118,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
 
     Raises:
         FileNotFoundError: the description, a table or a slide is missing.
-        ValueError: the description has an unknown or a missing key or a value of the wrong type; a table is
+        FileError: the description has an unknown or a missing key or a value of the wrong type; a table is
             malformed; a patient or a slide is there twice; a patient has no slide; a task is of an unknown kind, or a
             cell is no label of it; a file of features is unreadable, empty or of another width; no patient of an
             expression table is in the clinical table. Messages name file, line, reason and remedy.
@@ -154,6 +156,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     )
 
 
+@reads_file
 def read_description(path: str | Path) -> dict[str, Any]:
     """Read a description as it stands.
 
@@ -165,7 +168,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no TOML file.
+        FileError: it is no TOML file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file; the command init writes a description of a folder")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import as_number
+from .._errors import FileError
 from .._extras import naming_extra
 
 _SIDE = 1500  # pixels of the longer side
@@ -37,7 +38,7 @@ def read_thumbnail(path: str | Path) -> Thumbnail:
 
     Raises:
         ModuleNotFoundError: the extra is not installed.
-        ValueError: the file is no slide that OpenSlide reads.
+        FileError: the file is no slide that OpenSlide reads.
     """
     with naming_extra("wsi"):
         import openslide
@@ -48,5 +49,5 @@ def read_thumbnail(path: str | Path) -> Thumbnail:
             scale = slide.dimensions[0] / picture.shape[1]
             mpp = as_number(slide.properties.get(openslide.PROPERTY_NAME_MPP_X))
     except openslide.OpenSlideError as error:
-        raise ValueError(f"{path}: must be a slide that OpenSlide reads: {error}") from error
+        raise FileError(f"{path}: must be a slide that OpenSlide reads: {error}", path) from error
     return Thumbnail(picture, scale, mpp if mpp > 0 else None)

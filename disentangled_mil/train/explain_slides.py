@@ -184,11 +184,14 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
             if places.coords is None:
                 raise SlideError(
                     f"{path}: a map needs the coordinates of the tiles, got none; extract the features with a program "
-                    "that stores them, such as TRIDENT, CLAM or STAMP"
+                    "that stores them, such as TRIDENT, CLAM or STAMP",
+                    path,
                 )
             side = places.tile or steps.get(name)
             if side is None:
-                raise SlideError(f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE")
+                raise SlideError(
+                    f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE", path
+                )
             rows = slice(start, start + len(places.coords))
             start = rows.stop
             found.setdefault(slide_name(path.name), []).append(_Part(name, rows, places, side))

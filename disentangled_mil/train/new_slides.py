@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .._checks import check_names
+from .._errors import reads_file
 from .._tables import read_rows
 from ..bags import Bag
 from ..data.cohort import Sample, StoredBag
@@ -154,8 +155,12 @@ def _is_slide(path: Path) -> bool:
 
 def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
     """The patient of every slide."""
-    if path is None:
-        return {slide: slide for slide in slides}
+    return {slide: slide for slide in slides} if path is None else _read_owners(path, slides)
+
+
+@reads_file
+def _read_owners(path: Path, slides: Sequence[str]) -> dict[str, str]:
+    """The patient of every slide in a table."""
     rows = read_rows(path)
     header = next(rows).cells
     for column in ("slide", "patient"):
