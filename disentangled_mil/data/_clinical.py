@@ -95,9 +95,7 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
 
 
 @reads_file
-def _read(
-    path: Path, columns: _Columns, missing: Collection[str], tasks: Mapping[str, TaskDefinition]
-) -> ClinicalTable:
+def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
     """The patients of the table, line by line."""
     rows = read_rows(path)
     header = [cell.strip() for cell in next(rows).cells]

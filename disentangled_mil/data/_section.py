@@ -26,7 +26,7 @@ class Section:
         ('slide', 'none')
         >>> section.end()
         Traceback (most recent call last):
-        disentangled_mil._errors.FileError: cohort.toml: [slides] has the unknown key 'tranform'; known are bag, transform
+        disentangled_mil._errors.FileError: cohort.toml: [slides] has the unknown key 'tranform'; known are ...
     """
 
     name: str
