@@ -154,7 +154,7 @@ def guarded(text: str) -> str:
 
 
 def unguarded(text: str) -> str:
-    """The text of which :func:`guarded` made a cell.
+    """The text from which :func:`guarded` made a cell.
 
     Args:
         text: cell.
