@@ -117,7 +117,12 @@ def explain_slides(
     genes = _genes(checkpoint, model, expression, extras, [sample.patient for sample in samples])
     images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
     tables = [extras.expression, extras.gene_sets, patients]
-    inputs = [*files_of(samples), *checkpoint_files(checkpoint), *filter(None, tables), *images.values()]
+    inputs = [
+        *files_of(samples),
+        *checkpoint_files(checkpoint),
+        *filter(None, tables),
+        *filter(Path.is_file, images.values()),
+    ]
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
     model.to(device)
