@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -83,15 +84,16 @@ def reads_file(function: Reader) -> Reader:
     """Let every ``ValueError`` of a function be a :class:`FileError` that knows the file.
 
     Args:
-        function: function whose first argument is ``path``.
+        function: function whose first argument is the file.
 
     Returns:
         The function with this.
     """
+    first = next(iter(signature(function).parameters))
 
     @wraps(function)
     def reader(*arguments: Any, **options: Any) -> Any:
-        with reading(arguments[0] if arguments else options.get("path")):
+        with reading(arguments[0] if arguments else options.get(first)):
             return function(*arguments, **options)
 
     return cast(Reader, reader)

@@ -39,10 +39,10 @@ def test_other_errors_pass(error):
 
 def test_a_reader_knows_its_path_by_place_and_by_name():
     @reads_file
-    def read(path, row=0):
+    def read(table, row=0):
         raise ValueError(f"row {row} must not be there")
 
-    for call in (lambda: read("a.csv", row=1), lambda: read(row=1, path="a.csv")):
+    for call in (lambda: read("a.csv", row=1), lambda: read(row=1, table="a.csv")):
         with pytest.raises(FileError, match=r"^a\.csv: row 1 must not be there$") as error:
             call()
         assert error.value.file == Path("a.csv")
