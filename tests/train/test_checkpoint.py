@@ -153,7 +153,7 @@ def test_a_description_beside_the_weights_of_another_model_is_refused(saved):
         ({"dim": "4"}, "arguments.dim"),
         ({"dim": 2**70}, "arguments"),
         ({"genes": 5}, "arguments.genes"),
-        ({"genes": []}, "arguments"),
+        ({"genes": []}, "arguments.genes"),
     ],
 )
 def test_arguments_that_the_model_does_not_take_are_refused(saved, change, key):

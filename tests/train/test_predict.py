@@ -147,7 +147,7 @@ def test_slides_of_another_encoder_are_refused_before_any_is_read_unless_allowed
     monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
     message = rf"{last.name}: must have features of the encoder 'uni', got 'conch' as in training at 20x; --allow-other"
     with pytest.raises(ValueError, match=message):
-        predict_slides(with_sources, slides, out)
+        predict_slides(with_sources, slides, out, overwrite=True)
 
 
 def test_swapped_folders_of_magnifications_are_refused(with_sources, slides, tmp_path):
