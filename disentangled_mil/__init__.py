@@ -1,6 +1,7 @@
 """Disentangled multi-modal learning of histology and transcriptomics: composable layers for MIL."""
 
 from . import _command  # noqa: F401
+from ._errors import FileError
 from .bags import Bag, Grid, TokenSet, collate_bags
 from .losses import (
     DistillationLoss,
@@ -46,6 +47,7 @@ __all__ = [
     "DiscreteSurvival",
     "DistillationLoss",
     "DistillationTargets",
+    "FileError",
     "GeneNetwork",
     "GeneSelection",
     "Grid",

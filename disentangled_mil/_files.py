@@ -1,17 +1,24 @@
-"""Files appear whole or not at all, and JSON files hold an object."""
+"""Files appear whole or not at all, replace nothing that is read, and JSON files hold an object."""
 
+import errno
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from ._errors import FileError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file through a temporary one beside it, which takes its place if the block ends without an error.
+
+    The content is on the disk before the file takes its place, and the new name is on the disk at the end. So a loss of
+    power leaves the old content or the new one.
 
     Args:
         path: file to write; its old content stays until the new content is complete.
@@ -34,7 +41,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _synchronize(temporary)
         os.replace(temporary, path)
+        _synchronize(path.parent)
     except OSError as error:
         # The error of a full disk names no file, and that of a read-only folder the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
@@ -42,6 +51,67 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _synchronize(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return  # Windows opens no folder.
+    descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems keep names themselves and refuse this.
+        if not folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def check_outputs(
+    outputs: Iterable[str | Path], inputs: Iterable[str | Path], *, overwrite: bool, what: str = "file"
+) -> None:
+    """Refuse to write over what is read, and, without ``overwrite``, over what is there.
+
+    Files are compared by identity: a link, or another spelling of a path, is the same file.
+
+    Args:
+        outputs: files to be written.
+        inputs: files that are read. Nothing may be written into a folder among them, such as the ``.zarr`` of a slide.
+        overwrite: whether other files may be replaced.
+        what: name of an output in errors.
+
+    Raises:
+        FileExistsError: an output is there.
+        ValueError: an output is an input, or lies in one.
+
+    Example:
+        >>> import tempfile
+        >>> table = Path(tempfile.mkdtemp()) / "patients.csv"
+        >>> table.touch()
+        >>> check_outputs([table.with_name("new.csv")], [table], overwrite=False)
+        >>> check_outputs([table], [table], overwrite=True)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: .../patients.csv: must be another file than .../patients.csv, which is read
+    """
+    read = {identity: path for path in map(Path, inputs) if (identity := _identity(path))}
+    for output in map(Path, outputs):
+        for place in (output, *output.resolve().parents):
+            same = read.get(_identity(place) or (0, 0))
+            if same is not None:
+                raise ValueError(f"{output}: must be another file than {same}, which is read")
+        if not overwrite and os.path.lexists(output):
+            raise FileExistsError(f"{output}: is there already; name another {what}, or replace it by --overwrite")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of a file or folder, which all its names share; None where there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def remove_leftovers(path: str | Path) -> None:
@@ -60,6 +130,22 @@ def remove_leftovers(path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def json_digest(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of JSON values, whatever the order of their keys.
+
+    Args:
+        content: values.
+
+    Returns:
+        The digest, in hexadecimal.
+
+    Example:
+        >>> json_digest({"a": 1, "b": [0.5]}) == json_digest({"b": [0.5], "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(path: Path, requirement: str) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -72,7 +158,7 @@ def read_json(path: Path, requirement: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no JSON object.
+        FileError: the file holds no JSON object.
 
     Example:
         >>> import tempfile
@@ -83,8 +169,8 @@ def read_json(path: Path, requirement: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must {requirement}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: must {requirement}: {error}", path) from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must {requirement}, got {content!r}")
+        raise FileError(f"{path}: must {requirement}, got {content!r:.200}", path)
     return content

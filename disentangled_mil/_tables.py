@@ -1,17 +1,27 @@
-"""Text tables: every row as it stands in the file, with the line it came from."""
+"""Text tables: every row as it stands in the file, with the line it came from; and tables that run no formulas."""
 
 import csv
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TextIO, cast
+from typing import TYPE_CHECKING, NamedTuple, TextIO, cast
+
+from ._checks import as_number
+from ._errors import FileError, reading
+from ._files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The delimiter of every ending where the header does not tell.
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _COMMENT = "#"
+# Text that a spreadsheet runs as a formula, or might; the list is that of OWASP (CSV injection).
+_FORMULA = re.compile("'*[=+\\-@\\t\\r\\n＝＋－＠]")
 
 
 class Row(NamedTuple):
@@ -39,7 +49,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unknown ending, no readable text (not UTF-8, truncated gzip), no header, or a row with
+        FileError: unknown ending, no readable text (not UTF-8, truncated gzip), no header, or a row with
             another number of cells than the header.
 
     Example:
@@ -51,7 +61,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """
     path = Path(path)
     width, end = None, 0
-    with _opened(path) as file:
+    with reading(path), _opened(path) as file:
         skipped, header = _header(file)
         try:
             lines = chain([header] if header else [], file)
@@ -74,7 +84,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 f"{path}, line {max(end, skipped) + 1}: must be a table whose quotes end where a cell does: {error}"
             ) from error
     if width is None:
-        raise ValueError(f"{path}: a table must have a header, got an empty file")
+        raise FileError(f"{path}: a table must have a header, got an empty file", path)
 
 
 def delimiter_of(path: str | Path) -> str:
@@ -98,8 +108,69 @@ def delimiter_of(path: str | Path) -> str:
         ';'
     """
     path = Path(path)
-    with _opened(path) as file:
+    with reading(path), _opened(path) as file:
         return _delimiter(_header(file)[1], _kind(path))
+
+
+def write_table(path: str | Path, table: "pd.DataFrame", *, float_format: str | None = None) -> None:
+    """Write a table as CSV, whole or not at all; no text in it is run by a spreadsheet, see :func:`guarded`.
+
+    Args:
+        path: file to write.
+        table: table, whose index is left out.
+        float_format: format of the floating-point numbers; by default they come back as they were.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    texts = table.rename(columns=_guarded_cell)
+    for place, kind in enumerate(table.dtypes):
+        if kind.kind not in "biuf":
+            texts.isetitem(place, table.iloc[:, place].map(_guarded_cell))
+    with replacing(path) as temporary:
+        texts.to_csv(temporary, index=False, float_format=float_format)
+
+
+def guarded(text: str) -> str:
+    """A text with a quote before it, if a spreadsheet would run it: it begins with ``=``, ``+``, ``-``, ``@`` ...
+
+    Numbers stay as they are. A text that already has quotes before such a character gets one more, so that
+    :func:`unguarded` gives every text back.
+
+    Args:
+        text: content of a cell.
+
+    Returns:
+        What is written.
+
+    Source:
+        OWASP, CSV Injection.
+
+    Example:
+        >>> guarded("=1+1"), guarded("-0.5"), guarded("TCGA-02"), guarded("'=1")
+        ("'=1+1", '-0.5', 'TCGA-02', "''=1")
+    """
+    return f"'{text}" if _FORMULA.match(text) and as_number(text) != as_number(text) else text
+
+
+def unguarded(text: str) -> str:
+    """The text from which :func:`guarded` made a cell.
+
+    Args:
+        text: cell.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> unguarded("'=1+1"), unguarded("'s-Hertogenbosch")
+        ('=1+1', "'s-Hertogenbosch")
+    """
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def _guarded_cell(value: object) -> object:
+    return guarded(value) if isinstance(value, str) else value
 
 
 def _kind(path: Path) -> str:

@@ -188,6 +188,8 @@ def _parser() -> argparse.ArgumentParser:
             help="read slides whose files name another encoder than those of training",
         )
         command.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
+    for command in (predict, explain, report, init):
+        command.add_argument("--overwrite", action="store_true", help="replace files of --out that are there")
     for command in (demo, train, predict, explain, check):
         command.add_argument("--device", type=_device, help="(default: cpu)")
         command.add_argument(
@@ -257,6 +259,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
+        overwrite=options.overwrite,
     )
     print(f"{len(table)} predictions -> {options.out}")
 
@@ -275,6 +278,7 @@ def _explain(options: argparse.Namespace) -> None:
         device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
+        overwrite=options.overwrite,
     )
     print(f"{len(written)} maps -> {options.out}")
 
@@ -307,14 +311,14 @@ def _check(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> None:
     from .report import write_report
 
-    print(f"report -> {write_report(options.folder, options.out)}")
+    print(f"report -> {write_report(options.folder, options.out, overwrite=options.overwrite)}")
 
 
 def _init(options: argparse.Namespace) -> None:
     from .data.describe_folder import describe_folder
 
     out = options.out or options.folder / "cohort.toml"
-    describe_folder(options.folder, out)
+    describe_folder(options.folder, out, overwrite=options.overwrite)
     print(f"description to complete -> {out}\nthen: python -m disentangled_mil check {out}")
 
 

@@ -1,10 +1,11 @@
 """Files appear whole or not at all, and errors name the file that was to be written."""
 
 import errno
+import os
 
 import pytest
 
-from disentangled_mil._files import remove_leftovers, replacing
+from disentangled_mil._files import check_outputs, remove_leftovers, replacing
 
 
 def test_an_error_names_the_file_instead_of_its_temporary(tmp_path):
@@ -38,3 +39,53 @@ def test_leftovers_of_a_file_are_removed_and_nothing_else(tmp_path):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "a[1].txt")
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_content_and_name_are_on_the_disk_when_a_file_is_replaced(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def synchronized(descriptor):
+        steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synchronized)
+    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert steps == [f".a.txt.{os.getpid()}.tmp", "replace", tmp_path.name]
+
+
+def test_a_file_system_that_synchronizes_no_folders_is_allowed(tmp_path, monkeypatch):
+    def refuse(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_disk_that_fails_when_it_is_synchronized_leaves_the_old_file(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "a.txt").write_text("old")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/a\.txt'$"), replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_an_output_inside_of_an_input_or_of_its_links_is_refused(tmp_path):
+    slide = tmp_path / "slide.zarr"
+    slide.mkdir()
+    (tmp_path / "link").symlink_to(slide)
+    for output in (slide / "new.csv", tmp_path / "link" / "new.csv", tmp_path / "x" / ".." / "slide.zarr" / "new.csv"):
+        with pytest.raises(ValueError, match=r"new\.csv: must be another file than .*slide\.zarr, which is read"):
+            check_outputs([output], [slide, tmp_path / "absent"], overwrite=True)
+    check_outputs([tmp_path / "new.csv"], [slide], overwrite=False)
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    with pytest.raises(FileExistsError, match="dangling: is there already"):
+        check_outputs([tmp_path / "dangling"], [], overwrite=False)

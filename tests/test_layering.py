@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOR_ALL = {
     "_checks",
+    "_errors",
     "_extras",
     "_files",
     "_named_values",
@@ -22,6 +23,7 @@ FOR_ALL = {
     "_precision",
     "_processes",
     "_read_ahead",
+    "_schema",
     "_tables",
     "_torch_private",
 }

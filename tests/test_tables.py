@@ -1,10 +1,17 @@
 """Text tables: rows as they stand, malformed ones refused by line."""
 
+import csv
 import gzip
 
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from disentangled_mil._tables import delimiter_of, read_rows
+from disentangled_mil._checks import as_number
+from disentangled_mil._tables import delimiter_of, guarded, read_rows, unguarded, write_table
+
+CELLS = st.text(st.sampled_from("=+-@\t\r\n'\"＝,;1.ea"), max_size=6) | st.text(max_size=6)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +100,22 @@ def test_a_header_without_the_name_of_the_first_column_is_told(tmp_path):
         list(read_rows(tmp_path / "t.csv"))
     with pytest.raises(ValueError, match=r"got 't\.xlsx'; save the sheet as CSV UTF-8"):
         list(read_rows(tmp_path / "t.xlsx"))
+
+
+@given(CELLS)
+def test_guarded_text_runs_no_formula_and_comes_back(text):
+    written = guarded(text)
+    assert unguarded(written) == text
+    assert not written.startswith(tuple("=+-@\t\r\n＝＋－＠")) or as_number(written) == as_number(written)
+    assert written == text or written == f"'{text}"
+
+
+def test_a_table_is_guarded_in_cells_and_header_and_its_numbers_stay(tmp_path):
+    table = pd.DataFrame({"=A1": ["=1+1", "-5", None], "risk": [-1.5, 0.1, float("nan")], "n": [-1, 0, 1]})
+    table.insert(3, "risk", ["@x", "+", "a"], allow_duplicates=True)
+    write_table(tmp_path / "t.csv", table)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["'=A1", "risk", "n", "risk"]
+    assert rows[1:] == [["'=1+1", "-1.5", "-1", "'@x"], ["-5", "0.1", "0", "'+"], ["", "", "1", "a"]]
+    assert table["=A1"].tolist()[:2] == ["=1+1", "-5"]

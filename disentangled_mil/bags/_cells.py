@@ -93,7 +93,7 @@ def lattice_step(coords: Tensor) -> float | None:
     gaps_of_axes = gaps_of_axes[gaps_of_axes > _ROUNDING * gap]
     equal = (gaps_of_axes - gap).abs() <= _ROUNDING * gap
     wide = torch.cat([_widths(places, _ROUNDING * gap) > 2 * _ROUNDING * gap for places in columns_and_rows])
-    if len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal) or 2 * wide.sum() > len(wide):
+    if (len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal)) or 2 * wide.sum() > len(wide):
         raise ValueError(
             f"coords must lie on a grid: {equal.sum()} of {len(equal)} gaps between columns or rows agree, and tokens "
             f"of {wide.sum()} of {len(wide)} lie off them; give the patch size as step"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .._checks import as_number, check_choice
+from .._errors import reads_file
 from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
@@ -70,7 +71,7 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: the table or a label is refused; the message names file and line.
+        FileError: the table or a label is refused; the message names file and line.
     """
     path = section.file("table", folder, section.take("table", str))
     columns = _Columns(
@@ -90,6 +91,12 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
     section.known.append("missing")
     section.end()
 
+    return _read(path, columns, missing, tasks)
+
+
+@reads_file
+def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
+    """The patients of the table, line by line."""
     rows = read_rows(path)
     header = [cell.strip() for cell in next(rows).cells]
     _check_header(path, header, columns, tasks)

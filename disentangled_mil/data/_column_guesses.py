@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._checks import as_number
+from .._errors import reads_file
 from .._tables import read_rows
 from ._barcodes import tcga_patient
 from ._clinical import MISSING_VALUES, plain_cell
@@ -60,6 +61,7 @@ class Columns(NamedTuple):
         return next((name for name in self.events if _CENSORSHIP.search(name)), None)
 
 
+@reads_file
 def guess_columns(path: Path, slides: Collection[str]) -> Columns:
     """Guess the purpose of the columns of a table from its first 2,000 rows.
 

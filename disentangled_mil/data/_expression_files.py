@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .._errors import reads_file
 from .._tables import read_rows
 from ._barcodes import one_aliquot_each, tcga_patient
 from ._expression_tables import Array, first_of
@@ -48,7 +49,7 @@ def read_expression(path: str | Path, layout: TableLayout | None = None) -> pd.D
     Raises:
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the extra that reads the file is not installed.
-        ValueError: the file is no readable table, has no gene or no patient, a patient is there twice with different
+        FileError: the file is no readable table, has no gene or no patient, a patient is there twice with different
             values or has no name, or a cell is no finite number. The message names file, line and gene.
 
     Example:
@@ -63,6 +64,7 @@ def read_expression(path: str | Path, layout: TableLayout | None = None) -> pd.D
     return read_expression_file(Path(path), layout or TableLayout(), Names()).table
 
 
+@reads_file
 def read_expression_file(path: Path, layout: TableLayout, known: Names) -> ExpressionFile:
     """Read an expression table, with notes about what was recognized."""
     matrix = read_matrix(path, layout, known)
@@ -104,7 +106,7 @@ def read_expression_file(path: Path, layout: TableLayout, known: Names) -> Expre
         warnings.warn(
             f"{path}: {len(dates)} genes have names that a spreadsheet turned into dates: {shown}; rename them, or "
             "take the table from its source again",
-            stacklevel=3,
+            stacklevel=4,
         )
     table = pd.DataFrame(values[kept], index=pd.Index(patients, name="patient_id"), columns=genes)
     return ExpressionFile(table, notes)
@@ -141,7 +143,7 @@ def _with_values(path: Path, values: Array, patients: Sequence[str], genes: list
         warnings.warn(
             f"{path}: {len(lost)} of {len(genes)} genes have no value in any patient and are left out: "
             f"{first_of(lost)}",
-            stacklevel=4,
+            stacklevel=5,
         )
     return values, kept
 

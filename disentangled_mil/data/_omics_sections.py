@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .._checks import check_subspaces
+from .._errors import reading
 from ._barcodes import tcga_patient
 from ._expression_files import read_expression_file
 from ._expression_tables import SOURCE, first_of
@@ -98,7 +99,7 @@ def _joined(name: str, parts: Sequence[_Part]) -> Omics:
         warnings.warn(
             f"{name} {rest} of {len(everyone)} patients lack one of the tables {_names(parts)}, and count as patients "
             "without expression",
-            stacklevel=4,
+            stacklevel=5,
         )
     sets = GeneSets(
         {subspace: genes for part in parts for subspace, genes in part.gene_sets.items()},
@@ -121,7 +122,8 @@ def _part(folder: Path, name: str, section: Section, genes: Section, patients: C
     sets = _gene_sets(folder, genes)
     symbols = {gene_symbol(gene) for members in sets.values() for gene in members}
     table, notes = read_expression_file(source, layout, Names(patients, symbols))
-    table = _of_patients(source, section.name, table, patients)
+    with reading(source):
+        table = _of_patients(source, section.name, table, patients)
     # Genes of the sets decide on the scale in training; all genes of the table tell more of it here.
     notes.append(f"scale recognized: {recognize_scale(table.to_numpy())}")
     if name:
@@ -149,7 +151,7 @@ def _of_patients(source: Path, section: str, table: pd.DataFrame, patients: Coll
     warnings.warn(
         f"{source}: {len(others)} of {len(table)} patients are not in the clinical table and are left out: "
         f"{first_of(others)}{hint}",
-        stacklevel=5,
+        stacklevel=6,
     )
     return table.loc[[patient in known for patient in table.index]]
 

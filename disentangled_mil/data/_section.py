@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._errors import FileError
+
 _NAMES = {str: "text", bool: "true or false", float: "a number", int: "a whole number", dict: "a table", list: "a list"}
 
 
@@ -16,6 +18,7 @@ class Section:
         name: name of the table, which starts every error.
         content: values as they were parsed.
         known: keys that were taken so far.
+        place: keys of the tables around this one, and its own, joined by dots.
 
     Example:
         >>> section = Section("cohort.toml: [slides]", {"bag": "slide", "tranform": "log"})
@@ -23,12 +26,13 @@ class Section:
         ('slide', 'none')
         >>> section.end()
         Traceback (most recent call last):
-        ValueError: cohort.toml: [slides] has the unknown key 'tranform'; known are bag, transform
+        disentangled_mil._errors.FileError: cohort.toml: [slides] has the unknown key 'tranform'; known are ...
     """
 
     name: str
     content: dict[str, Any]
     known: list[str] = field(default_factory=list)
+    place: str = ""
 
     def take(self, key: str, kind: type, default: Any = None) -> Any:
         """Take one value.
@@ -42,16 +46,16 @@ class Section:
             The value.
 
         Raises:
-            ValueError: the key is missing, or the value has another type.
+            FileError: the key is missing, or the value has another type.
         """
         self.known.append(key)
         value = self.content.get(key, default)
         if value is None:
-            raise ValueError(f"{self.name} must have the key {key!r}, got {', '.join(self.content) or 'none'}")
+            raise self._error(key, f"must have the key {key!r}, got {', '.join(self.content) or 'none'}")
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
-            raise ValueError(f"{self.name} {key} must be {_NAMES[kind]}, got {value!r}")
+            raise self._error(key, f"{key} must be {_NAMES[kind]}, got {value!r}")
         return value
 
     def optional(self, key: str, kind: type) -> Any:
@@ -84,7 +88,7 @@ class Section:
         """A list of texts."""
         value: list[str] = self.take(key, list, default)
         if not all(isinstance(entry, str) for entry in value):
-            raise ValueError(f"{self.name} {key} must be a list of texts, got {value!r}")
+            raise self._error(key, f"{key} must be a list of texts, got {value!r}")
         return value
 
     def options(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +106,7 @@ class Section:
     def section(self, key: str, default: dict[str, Any] | None = None) -> "Section":
         """A table inside this one."""
         name = f"{self.name[:-1]}.{key}]" if self.name.endswith("]") else f"{self.name} [{key}]"
-        return Section(name, self.take(key, dict, default))
+        return Section(name, self.take(key, dict, default), place=self._place(key))
 
     def sections(self) -> dict[str, "Section"]:
         """All values that nobody took, which must be tables."""
@@ -112,4 +116,12 @@ class Section:
         """Refuse keys that nobody took."""
         unknown = [key for key in self.content if key not in self.known]
         if unknown:
-            raise ValueError(f"{self.name} has the unknown key {unknown[0]!r}; known are {', '.join(self.known)}")
+            raise self._error(unknown[0], f"has the unknown key {unknown[0]!r}; known are {', '.join(self.known)}")
+
+    def _place(self, key: str) -> str:
+        """A key with those of the tables around it."""
+        return f"{self.place}.{key}" if self.place else key
+
+    def _error(self, key: str, text: str) -> FileError:
+        """An error about a key."""
+        return FileError(f"{self.name} {text}", key=self._place(key))

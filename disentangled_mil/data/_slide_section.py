@@ -120,7 +120,8 @@ def _check_there(parts: Sequence[_Magnification], names: Sequence[str], *, allow
                 )
             if not source.tokens:
                 raise SlideError(
-                    f"{source.files[0]}: a slide must hold at least one patch, got none; leave the slide out{remedy}"
+                    f"{source.files[0]}: a slide must hold at least one patch, got none; leave the slide out{remedy}",
+                    source.files[0],
                 )
 
 
@@ -130,7 +131,10 @@ def _check_magnification(name: str, section: str, sources: Iterable[SlideSource]
     for source in sources if stated else ():
         reason = difference(source, None, float(stated[1]), None) if stated else None
         if reason is not None:
-            raise SlideError(f"{source.files[0]}: {reason}, in {section}: are folders swapped, or is the name wrong?")
+            raise SlideError(
+                f"{source.files[0]}: {reason}, in {section}: are folders swapped, or is the name wrong?",
+                source.files[0],
+            )
 
 
 def _check_alike(parts: Sequence[_Magnification]) -> int:
@@ -144,9 +148,11 @@ def _check_alike(parts: Sequence[_Magnification]) -> int:
             first, known = first or source, known or source
             reason = difference(source, known.encoder, known.magnification, known.mpp)
             if reason is not None:
-                raise SlideError(f"{source.files[0]}: {reason} as in {known.files[0]}")
+                raise SlideError(f"{source.files[0]}: {reason} as in {known.files[0]}", source.files[0])
             if source.width != first.width:
                 raise SlideError(
-                    f"{source.files[0]}: feature width must be {first.width} as in {first.files[0]}, got {source.width}"
+                    f"{source.files[0]}: feature width must be {first.width} as in {first.files[0]}, "
+                    f"got {source.width}",
+                    source.files[0],
                 )
     return first.width if first is not None else 0

@@ -1,12 +1,14 @@
 """The description of a cohort: one TOML file that says where everything is."""
 
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .._checks import check_choice
+from .._errors import reads_file
 from ..tasks import KINDS, Task, TaskDefinition
 from ._clinical import read_clinical
 from ._omics_sections import read_omics
@@ -20,6 +22,7 @@ else:
     import tomli as tomllib
 
 
+@reads_file
 def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Cohort:
     """Read a cohort from its description, and check all but the feature values.
 
@@ -115,7 +118,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
 
     Raises:
         FileNotFoundError: the description, a table or a slide is missing.
-        ValueError: the description has an unknown or a missing key or a value of the wrong type; a table is
+        FileError: the description has an unknown or a missing key or a value of the wrong type; a table is
             malformed; a patient or a slide is there twice; a patient has no slide; a task is of an unknown kind, or a
             cell is no label of it; a file of features is unreadable, empty or of another width; no patient of an
             expression table is in the clinical table. Messages name file, line, reason and remedy.
@@ -153,6 +156,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     )
 
 
+@reads_file
 def read_description(path: str | Path) -> dict[str, Any]:
     """Read a description as it stands.
 
@@ -164,7 +168,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no TOML file.
+        FileError: it is no TOML file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: there is no such file; the command init writes a description of a folder")
@@ -173,6 +177,32 @@ def read_description(path: str | Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be a TOML file: {error}") from error
     return content
+
+
+def described_files(path: str | Path) -> list[Path]:
+    """The description, and all files that it names: tables and gene sets, but not the slides in folders.
+
+    Args:
+        path: TOML file.
+
+    Returns:
+        The files that are there.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is no TOML file.
+    """
+    path = Path(path)
+    return [path, *(file for name in _texts(read_description(path)) if os.path.isfile(file := path.parent / name))]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts in a description."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _texts(entry)
 
 
 def _task(section: Section, kinds: Mapping[str, type[Task]]) -> TaskDefinition:

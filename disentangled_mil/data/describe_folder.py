@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from .._files import check_outputs, replacing
 from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns
 from ._describe_expression import expression_lines
 from ._toml_text import bare, quoted, relative, shown
@@ -23,10 +24,11 @@ class _Contents(NamedTuple):
     slides: dict[Path, list[str]]  # names of the slides of each folder
     tables: list[Path]
     gmt: list[Path]
+    features: list[Path]
 
 
-def describe_folder(folder: str | Path, out: str | Path) -> str:
-    """Write a commented description of the cohort in a folder; an existing file is never overwritten.
+def describe_folder(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> str:
+    """Write a commented description of the cohort in a folder.
 
     Columns, magnifications and scales are guesses, and a comment says so at each of them. Complete the file, and run
     ``check`` on it.
@@ -34,14 +36,16 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
     Args:
         folder: folder of tables, gene sets and folders of slides, at most four levels deep.
         out: TOML file to write.
+        overwrite: whether ``out`` is replaced if it is there; never if it is a table, a gene set or a slide.
 
     Returns:
         The text of the description.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        FileExistsError: ``out`` exists.
-        ValueError: the folder holds no slides, or no table with a column of patients, or a name is not in UTF-8.
+        FileExistsError: ``out`` is there, and ``overwrite`` is False.
+        ValueError: ``out`` is a file that is read; the folder holds no slides, or no table with a column of patients;
+            or a name is not in UTF-8.
 
     Example:
         >>> import tempfile
@@ -56,9 +60,8 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
-    if out.exists():
-        raise FileExistsError(f"{out}: is there already and is never overwritten; name another file by --out")
     contents = _contents(folder)
+    check_outputs([out], [*contents.tables, *contents.gmt, *contents.features], overwrite=overwrite)
     if not contents.slides:
         raise ValueError(
             f"{folder}: must hold a folder of slides ({', '.join(SUFFIXES)}), got none: extract features first"
@@ -69,13 +72,13 @@ def describe_folder(folder: str | Path, out: str | Path) -> str:
     except UnicodeEncodeError as error:
         name = error.object[max(0, error.start - 20) : error.end]
         raise ValueError(f"{folder}: names of files must be in UTF-8, got {name!r}: rename it") from error
-    with out.open("xb") as file:
-        file.write(content)
+    with replacing(out) as temporary:
+        temporary.write_bytes(content)
     return text
 
 
 def _contents(folder: Path) -> _Contents:
-    contents = _Contents({}, [], [])
+    contents = _Contents({}, [], [], [])
     for place, folders, files in os.walk(folder):
         here = Path(place)
         stores = [here / name for name in folders if name.endswith(".zarr")]
@@ -87,9 +90,10 @@ def _contents(folder: Path) -> _Contents:
         if len(here.relative_to(folder).parts) >= _DEPTH:
             folders.clear()
         paths = [here / name for name in sorted(files) if not name.startswith(".")]
-        slides = [slide_name(path.name) for path in (*paths, *stores) if path.suffix in SUFFIXES]
-        if slides:
-            contents.slides[here] = slides
+        features = [path for path in (*paths, *stores) if path.suffix in SUFFIXES]
+        if features:
+            contents.slides[here] = [slide_name(path.name) for path in features]
+        contents.features.extend(features)
         contents.tables.extend(path for path in paths if _TABLES.search(path.name))
         contents.gmt.extend(path for path in paths if path.suffix == ".gmt")
     return contents

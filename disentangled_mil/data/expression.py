@@ -1,11 +1,10 @@
 """Gene expression of patients: aligned by gene symbol, selected and scaled."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .._checks import check_names
-from .._files import replacing
+from .._errors import FileError, reading
+from .._files import json_digest, read_json, replacing
+from .._schema import check_state
 from ._expression_files import read_expression
 from ._expression_tables import Array, columns_of, first_of, gather, log1p_of
 from ._gene_candidates import candidates_of, warn_of_lost_genes
@@ -26,6 +27,13 @@ from .table_layout import TableLayout
 __all__ = ["ExpressionOptions", "ExpressionPipeline", "GeneStatistics", "TableLayout", "read_expression"]
 
 _FORMAT = "disentangled_mil expression 1"
+_STATE = {
+    "format": str,
+    "options": list[tuple[str, dict[str, Any]]],
+    "genes": list[tuple[str, list[str]]],
+    "statistics": dict[str, tuple[float, float, float, float]],
+    "sha256": str,
+}
 
 # One for all subspaces, or one for each: subspaces of several tables differ in their scale.
 Options: TypeAlias = ExpressionOptions | Mapping[str, ExpressionOptions]
@@ -200,7 +208,7 @@ class ExpressionPipeline:
             "genes": [[subspace, list(genes)] for subspace, genes in self.genes.items()],
             "statistics": {gene: list(known) for gene, known in self.statistics.items()},
         }
-        return {**content, "sha256": _sha256(content)}
+        return {**content, "sha256": json_digest(content)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "ExpressionPipeline":
@@ -213,19 +221,24 @@ class ExpressionPipeline:
             The pipeline.
 
         Raises:
-            ValueError: the state is of another format, or was changed.
+            FileError: the state is of another format, was changed, or a value is of the wrong type or out of range.
         """
-        content = dict(state)
-        stored = content.pop("sha256", None)
-        if content.pop("format", None) != _FORMAT:
-            raise ValueError(f"state must be of format {_FORMAT!r}, got {state.get('format')!r}")
-        if stored != _sha256({"format": _FORMAT, **content}):
-            raise ValueError("state must match its SHA-256: genes, options or statistics were changed")
-        genes = {subspace: tuple(members) for subspace, members in content.pop("genes")}
-        statistics = {gene: GeneStatistics(*known) for gene, known in content.pop("statistics").items()}
-        options = {subspace: ExpressionOptions(**own) for subspace, own in content.pop("options")}
-        shared = next(iter(options.values()))
-        return cls(genes, statistics, shared if all(own == shared for own in options.values()) else options)
+        content = check_state(state, _STATE)
+        stored = content.pop("sha256")
+        if content["format"] != _FORMAT:
+            raise FileError(f"format must be {_FORMAT!r}, got {content['format']!r}", key="format")
+        if stored != json_digest(content):
+            raise FileError("state must match its SHA-256: genes, options or statistics were changed", key="sha256")
+        genes = {subspace: tuple(members) for subspace, members in content["genes"]}
+        statistics = {gene: GeneStatistics(*known) for gene, known in content["statistics"].items()}
+        kinds = get_type_hints(ExpressionOptions)
+        with reading():
+            options = {
+                subspace: ExpressionOptions(**check_state(own, kinds, key=f"options.{subspace}"))
+                for subspace, own in content["options"]
+            }
+            distinct = set(options.values())
+            return cls(genes, statistics, options if len(distinct) != 1 else distinct.pop())
 
     def save(self, path: str | Path) -> None:
         """Write the pipeline as JSON; the file appears whole or not at all."""
@@ -244,15 +257,10 @@ class ExpressionPipeline:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is no saved pipeline, or was changed.
+            FileError: the file is no saved pipeline, or was changed.
         """
-        try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(state, dict):
-                raise ValueError(f"must hold one JSON object, got {type(state).__name__}")
-            return cls.from_state(state)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with reading(path):
+            return cls.from_state(read_json(Path(path), "hold one JSON object"))
 
 
 def _check_table(table: object) -> None:
@@ -275,7 +283,3 @@ def _groups(options: Options, subspaces: Iterable[str]) -> list[tuple[Expression
     for subspace, own in _by_subspace(options, subspaces).items():
         groups.setdefault(own, []).append(subspace)
     return list(groups.items())
-
-
-def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

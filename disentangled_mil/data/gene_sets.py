@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .._errors import reads_file
+
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{11})\.\d+(_PAR_Y)?")
 
 
@@ -81,6 +83,7 @@ def by_subspace(gene_sets: Mapping[str, Sequence[str]] | Sequence[str]) -> Mappi
     return {"genes": tuple(gene_sets)} if gene_sets else {}
 
 
+@reads_file
 def read_gmt(path: str | Path) -> GeneSets:
     r"""Read gene sets: one line per set, tab-separated name, description and genes.
 

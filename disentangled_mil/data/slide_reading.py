@@ -1,15 +1,28 @@
 """How the bags of a model are read from files, which prediction on new slides repeats."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from .._checks import check_choice, check_count
+from .._errors import reading
+from .._schema import check_state
 from .slides import SlideSource
 
 TRANSFORMS = ("none", "log")
 MISSING = ("error", "allow")
 UNITS = ("slide", "patient")
+
+_STATE = {
+    "unit": str,
+    "transform": str,
+    "drop_augmented": bool,
+    "missing": str,
+    "sets": list[str],
+    "max_tokens": dict[str, int],
+    "tiles": dict[str, dict[str, Any]],
+}
+_TILES = {"encoder": str | None, "width": int | None, "magnification": float | None, "mpp": float | None}
 
 
 class TileFacts(NamedTuple):
@@ -108,18 +121,12 @@ class SlideReading:
             The reading.
 
         Raises:
-            ValueError: the state lacks a key, or a value is of the wrong type or out of range.
+            FileError: the state lacks a key or has an unknown one, or a value is of the wrong type or out of range.
         """
-        if not isinstance(state, dict):
-            raise ValueError(f"must be an object, got {state!r}")
-        keys = [each.name for each in fields(cls)]
-        if lacking := [key for key in keys if key not in state]:
-            raise ValueError(f"must have the key {lacking[0]!r}, got {list(state)}")
-        values = {key: state[key] for key in keys}
-        for key, kind in (("sets", list), ("max_tokens", dict), ("tiles", dict)):
-            if not isinstance(values[key], kind):
-                raise ValueError(f"{key} must be of type {kind.__name__}, got {values[key]!r}")
-        try:
-            return cls(**{**values, "tiles": {name: TileFacts(**facts) for name, facts in values["tiles"].items()}})
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        values = check_state(state, _STATE)
+        tiles = {
+            name: TileFacts(**check_state(facts, _TILES, key=f"tiles.{name}"))
+            for name, facts in values["tiles"].items()
+        }
+        with reading():
+            return cls(**{**values, "tiles": tiles})

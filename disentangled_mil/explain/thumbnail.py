@@ -36,7 +36,7 @@ def read_thumbnail(path: str | Path) -> Thumbnail:
 
     Raises:
         ModuleNotFoundError: the extra is not installed.
-        ValueError: the file is no slide that OpenSlide reads.
+        FileError: the file is no slide that OpenSlide reads.
     """
     with SlideImage(path) as image:
         scale = max(1.0, max(image.size) / _SIDE)

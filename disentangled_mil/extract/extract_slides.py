@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from .._errors import FileError
 from .._files import remove_leftovers
 from ..data.slides import IMAGE_SUFFIXES, slide_name, write_bag
 from .extractor import Extractor
@@ -194,8 +195,8 @@ def _is_finished(path: Path, facts: _Facts) -> bool:
             found = {**coords.attrs, "encoder": features.attrs["encoder"], "dtype": str(features.dtype)}
             found["width"] = features.shape[1]
     except (OSError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path}: must be a file of features that this command wrote; {remedy}") from error
+        raise FileError(f"{path}: must be a file of features that this command wrote; {remedy}", path) from error
     for name, value in facts.items():
         if name not in found or not np.array_equal(found[name], value):
-            raise ValueError(f"{path}: must have the {name} {value}, got {found.get(name)}; {remedy}")
+            raise FileError(f"{path}: must have the {name} {value}, got {found.get(name)}; {remedy}", path)
     return True

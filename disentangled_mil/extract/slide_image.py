@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import as_number
+from .._errors import FileError
 from .._extras import naming_extra
 from .tiles import tile_side
 from .tissue import tissue_mask
@@ -140,7 +141,9 @@ class SlideImage:
     def known_mpp(self) -> float:
         """Micrometers per pixel of level 0, which must be known; the ValueError names the remedy."""
         if self.mpp is None:
-            raise ValueError(f"{self.path}: must state micrometers per pixel, but does not; give them by mpp (--mpp)")
+            raise FileError(
+                f"{self.path}: must state micrometers per pixel, but does not; give them by mpp (--mpp)", self.path
+            )
         return self.mpp
 
     def tile_side(self, magnification: float) -> int:
@@ -176,9 +179,9 @@ class SlideImage:
         try:
             yield
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
+            raise FileError(f"{self.path}: {error}", self.path) from error
         except self._failure as error:
-            raise ValueError(f"{self.path}: must be a slide that OpenSlide reads: {error}") from error
+            raise FileError(f"{self.path}: must be a slide that OpenSlide reads: {error}", self.path) from error
 
 
 def check_mpp(mpp: float | None) -> None:

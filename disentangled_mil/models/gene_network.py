@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .._checks import check_mapping, check_subspaces
+from .._checks import check_subspaces, check_type
 from ..nn.gene_encoder import SNNEncoder
 from ..nn.head import SubspaceHead
 
@@ -62,7 +62,7 @@ class GeneNetwork(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        check_mapping("genes", genes)
+        check_type("genes", genes, Mapping, "a mapping from names of subspaces to numbers of genes")
         self.arguments: dict[str, Any] = {
             "genes": dict(genes),
             "outputs": outputs,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_count, check_floating, check_interval, check_shape
+from .._checks import check_choice, check_count, check_flag, check_floating, check_interval, check_shape
 from .._precision import widened
 from ..bags import Grid, TokenSet, grid_for
 from ..ops import AttentionOutput, AttentionScores, MLPBias, bilinear_sample
@@ -136,6 +136,7 @@ class DeformableCrossAttention(nn.Module):
         if max_keys is not None:
             check_count("max_keys", max_keys)
         positions.check_options(bias=bias, max_keys=max_keys)
+        check_flag("keep_weights", keep_weights)
         check_choice("backend", backend, BACKENDS)
         self.dim, self.heads, self.dim_head, self.groups = dim, heads, dim_head, groups
         self.downsample, self.kernel_size, self.offset_scale = downsample, kernel_size, offset_scale

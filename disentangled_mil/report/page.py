@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .._files import replacing
+from .._files import check_outputs, replacing
 from ..tasks import KINDS, Task
 from .blocks import Section, Text
 from .classes import class_sections
@@ -18,7 +18,13 @@ from .run_files import RunFiles, read_run
 PAGE = "report.html"
 
 
-def write_report(run: str | Path, out: str | Path | None = None, *, kinds: Mapping[str, type[Task]] = KINDS) -> Path:
+def write_report(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    overwrite: bool = False,
+    kinds: Mapping[str, type[Task]] = KINDS,
+) -> Path:
     """Write the report of a finished run as one HTML file with all pictures and styles inside.
 
     It holds what was run, metrics with 95 % intervals over patients, gains and headroom, ROC curves or Kaplan-Meier
@@ -27,21 +33,25 @@ def write_report(run: str | Path, out: str | Path | None = None, *, kinds: Mappi
 
     Args:
         run: folder of the run.
-        out: file to write, which ends in ``.html``; ``report.html`` in the folder by default.
+        out: file to write, which ends in ``.html``; ``report.html`` in the folder by default, which is always replaced.
+        overwrite: whether another ``out`` is replaced if it is there; never if it is a file of the run.
         kinds: class of every kind of task.
 
     Returns:
         The file that was written.
 
     Raises:
+        FileExistsError: ``out`` is there, and ``overwrite`` is False.
         FileNotFoundError: the folder holds no finished run.
         OSError: the file cannot be written.
-        ValueError: a file of the run is damaged, or ``out`` has another ending.
+        ValueError: a file of the run is damaged, or ``out`` has another ending or is a file of the run.
     """
     files = read_run(run, kinds=kinds)
     path = files.path / PAGE if out is None else Path(out)
-    if path.suffix.lower() != ".html":  # The files of the run have other endings, so none is overwritten.
+    if path.suffix.lower() != ".html":
         raise ValueError(f"{path}: a report must end in .html, got {path.name!r}")
+    read = [file for file in files.path.rglob("*") if file.is_file() and file.suffix.lower() != ".html"]
+    check_outputs([path], read, overwrite=overwrite or out is None)
     # All text that comes from files is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

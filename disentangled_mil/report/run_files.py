@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .._errors import FileError, reading
 from .._files import read_json
+from .._tables import unguarded
 from ..tasks import KINDS, Task
 
 # Models in the order in which one would be used for a new slide.
@@ -21,7 +23,8 @@ class RunFiles(NamedTuple):
         kind: class of the task's kind.
         run: content of ``run.json``.
         metrics: content of ``metrics.json``.
-        predictions: content of ``predictions.csv`` as text, with the column ``fold``.
+        predictions: content of ``predictions.csv`` as text, with the column ``fold`` and without the quotes that guard
+            formulas.
         folders: folder of every split, with its checkpoints and logs.
     """
 
@@ -65,7 +68,7 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: a file is damaged, or the kind of the task is unknown.
+        FileError: a file is damaged, or the kind of the task is unknown.
     """
     path = Path(path)
     if not (path / "metrics.json").is_file():
@@ -73,23 +76,36 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
     run = read_json(path / "run.json", "describe the run")
     metrics = read_json(path / "metrics.json", "hold the metrics of the finished run")
     if lacking := [key for key in ("splits", "tests", "gains", "headroom") if key not in metrics]:
-        raise ValueError(f"{path / 'metrics.json'}: must hold the metrics of a finished run, got no {lacking[0]!r}")
+        raise FileError(
+            f"{path / 'metrics.json'}: must hold the metrics of a finished run, got no {lacking[0]!r}",
+            path / "metrics.json",
+            lacking[0],
+        )
     try:
         kind = kinds[run["task"]["kind"]]
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{path / 'run.json'}: must name a kind of task, one of {', '.join(kinds)}") from error
-    try:
-        # All cells stay text, because a class may be called "NA" or "01".
-        predictions = pd.read_csv(path / "predictions.csv", dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path / 'predictions.csv'}: must be a table of predictions: {error}") from error
-    wanted = ("model", "test", "patient", *(column.name for column in kind.columns))
-    if predictions.empty or (lacking := [name for name in wanted if name not in predictions.columns]):
-        found = "no row" if predictions.empty else f"no column {lacking[0]!r}"
-        raise ValueError(f"{path / 'predictions.csv'}: must be a table of predictions, got {found}")
+        raise FileError(
+            f"{path / 'run.json'}: must name a kind of task, one of {', '.join(kinds)}", path / "run.json", "task.kind"
+        ) from error
+    predictions = _predictions(path / "predictions.csv", kind)
     if "fold" not in predictions.columns:
         predictions.insert(0, "fold", "0")
     # As in the tables of results, folds are counted from 1.
-    predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
+    with reading(path / "predictions.csv", "fold"):
+        predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
     folds = sorted(path.glob("fold[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
     return RunFiles(path, kind, run, metrics, predictions, folds or [path])
+
+
+def _predictions(path: Path, kind: type[Task]) -> pd.DataFrame:
+    """The table of predictions, with the names as they were before they were written."""
+    try:
+        # All cells stay text, because a class may be called "NA" or "01".
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise FileError(f"{path}: must be a table of predictions: {error}", path) from error
+    wanted = ("model", "test", "patient", *(column.name for column in kind.columns))
+    if table.empty or (lacking := [name for name in wanted if name not in table.columns]):
+        found = "no row" if table.empty else f"no column {lacking[0]!r}"
+        raise FileError(f"{path}: must be a table of predictions, got {found}", path)
+    return table.rename(columns=unguarded).map(unguarded)

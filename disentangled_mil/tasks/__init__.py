@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .._checks import check_mapping
+from .._errors import FileError
 from .classification import Classification
 from .survival import DiscreteSurvival
 from .targets import SurvivalTarget, Target, select_target
@@ -44,7 +45,7 @@ def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = 
 
     Raises:
         TypeError: the state is no mapping.
-        ValueError: the kind is unknown, or the state does not describe a task of that kind.
+        FileError: the kind is unknown, or the state does not describe a task of that kind.
 
     Example:
         >>> from disentangled_mil import Classification, task_from_state
@@ -56,10 +57,12 @@ def task_from_state(state: Mapping[str, Any], kinds: Mapping[str, type[Task]] = 
     check_mapping("kinds", kinds)
     kind = state.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}")
+        raise FileError(f"state['kind'] must be one of {', '.join(map(repr, kinds))}, got {kind!r}", key="kind")
     try:
         return kinds[kind].from_state(state)
     except KeyError as error:
-        raise ValueError(f"state must describe a task of kind {kind!r}, but lacks the key {error}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"state must describe a task of kind {kind!r}: {error}") from error
+        raise FileError(f"state must describe a task of kind {kind!r}, but lacks the key {error}") from error
+    # Other kinds than those of the package may read their state as they like.
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
+        key = error.key if isinstance(error, FileError) else None
+        raise FileError(f"state must describe a task of kind {kind!r}: {error}", key=key) from error

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._checks import check_batch, check_flag, check_integers, check_shape, check_type, check_values
 from .._precision import widened
+from .._schema import check_state
 from .targets import Target
 from .task import Column, Labels, Task, counted
 
@@ -281,6 +282,7 @@ class Classification(Task):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Classification":
         """Rebuild the task from its state."""
+        check_state(state, {"kind": str, "classes": list[str], "class_weight": list[float] | None})
         weight = state["class_weight"]
         return cls(state["classes"], class_weight=None if weight is None else torch.tensor(weight))
 

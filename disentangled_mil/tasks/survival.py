@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._checks import as_number, as_numbers, check_choice, check_count, check_interval, check_shape
 from .._precision import widened
+from .._schema import check_state
 from ..losses.survival import discrete_time_nll
 from ..ops import hazards
 from .targets import SurvivalTarget, Target
@@ -325,6 +326,7 @@ class DiscreteSurvival(Task):
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "DiscreteSurvival":
         """Rebuild the task from its state."""
+        check_state(state, {"kind": str, "edges": list[float], "alpha": float})
         return cls(torch.tensor(state["edges"], dtype=torch.float64), alpha=state["alpha"])
 
     def __repr__(self) -> str:

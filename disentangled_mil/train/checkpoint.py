@@ -1,26 +1,37 @@
-"""Models on disk: weights as safetensors beside a JSON file from which the model is built again."""
+"""Models on disk: weights as safetensors beside a JSON file from which the model is built again.
 
+The JSON holds the SHA-256 of the weights and of itself, and a state of training begins with that of the rest. So a
+damaged file, or a description beside the weights of another model, is refused.
+"""
+
+import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import load, save
 
-from .._files import replacing
+from .._errors import FileError, reading
+from .._files import json_digest, read_json, replacing
+from .._schema import check_state
 from ..data.expression import ExpressionPipeline
 from ..data.slide_reading import SlideReading
 from ..models import GeneNetwork, Student, Teacher
 from ..tasks import KINDS, Task, task_from_state
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"teacher": Teacher, "student": Student, "genes": GeneNetwork}
+Model: TypeAlias = Student | Teacher | GeneNetwork
+_MODELS: dict[str, type[Model]] = {"teacher": Teacher, "student": Student, "genes": GeneNetwork}
 _FORMAT = 1
+_SCHEMA = {"format": int, "model": str, "arguments": dict, "notes": dict, "weights_sha256": str, "sha256": str}
+_PARTS = {"task": dict, "reading": dict, "expression": dict}
+_STATE = "disentangled_mil training state, SHA-256 "
 
 
 class SavedModel(NamedTuple):
@@ -34,7 +45,7 @@ class SavedModel(NamedTuple):
         notes: further JSON values.
     """
 
-    model: Student | Teacher | GeneNetwork
+    model: Model
     task: Task | None = None
     reading: SlideReading | None = None
     expression: ExpressionPipeline | None = None
@@ -43,7 +54,7 @@ class SavedModel(NamedTuple):
 
 def save_model(
     path: str | Path,
-    model: Student | Teacher | GeneNetwork,
+    model: Model,
     *,
     task: Task | None = None,
     reading: SlideReading | None = None,
@@ -51,6 +62,8 @@ def save_model(
     notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write ``path``.safetensors and ``path``.json; each appears whole or not at all, the JSON last.
+
+    The JSON holds the SHA-256 of the weights and of its own content, which :func:`load_model` compares.
 
     With ``task`` and ``reading``, a student is fit for :func:`~disentangled_mil.train.predict_slides`.
 
@@ -98,12 +111,14 @@ def save_model(
         },
         "notes": dict(notes),
     }
-    text = _json(description)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = save(tensors)
+    content = json.loads(_json({**description, "weights_sha256": hashlib.sha256(weights).hexdigest()}))
+    text = _json({**content, "sha256": json_digest(content)})
     path.parent.mkdir(parents=True, exist_ok=True)
     description_path, weights_path = _files(path)
     with replacing(weights_path) as temporary:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        temporary.write_bytes(save(tensors))  # save_file hides errors of the disk, and the file from other users
+        temporary.write_bytes(weights)  # save_file hides errors of the disk, and the file from other users
     with replacing(description_path) as temporary:
         temporary.write_text(text)
 
@@ -120,50 +135,46 @@ def load_model(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> 
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is no checkpoint of this package, or weights and description disagree.
+        FileError: a file is no checkpoint of this package, is damaged, or belongs to another model.
 
     Example:
         See :func:`save_model`.
     """
-    path = Path(path)
-    if path.suffix in (".json", ".safetensors"):
-        path = path.with_suffix("")
-    description_path, weights_path = _files(path)
+    description_path, weights_path = checkpoint_files(path)
     for file in (description_path, weights_path):
         if not file.is_file():
-            named = f"; {path} is a folder, name a checkpoint in it" if path.is_dir() else ""
+            folder = file.with_suffix("")
+            named = f"; {folder} is a folder, name a checkpoint in it" if folder.is_dir() else ""
             raise FileNotFoundError(f"{file}: no such file{named}")
-    description = _read_description(description_path)
-    kind = description["model"]
-    try:
-        model = _MODELS[kind](**description["arguments"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{description_path}: arguments must be those of a model {kind!r}: {error}") from error
-    try:
-        model.load_state_dict(load_file(weights_path))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{weights_path}: does not hold the weights that {description_path.name} describes: {reason}"
-        ) from error
-    saved = SavedModel(cast(Student, model.eval()), notes=description["notes"])
-    rebuild: dict[str, Callable[[Any], Any]] = {
-        "task": lambda state: task_from_state(state, kinds),
-        "reading": SlideReading.from_state,
-        "expression": ExpressionPipeline.from_state,
-    }
-    parts = {}
-    for key in rebuild.keys() & description.keys():
-        try:
-            parts[key] = rebuild[key](description[key])
-            if key == "reading" and not isinstance(model, GeneNetwork):
-                parts[key].check_magnifications(model.magnifications)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{description_path}: {key} {error}") from error
-    return saved._replace(**parts)
+    with reading(description_path):
+        description = _read_description(description_path)
+    content = weights_path.read_bytes()
+    with reading(weights_path):
+        weights = _weights(content, description["weights_sha256"], description_path.name)
+    with reading(description_path):
+        model = _built(description, weights, weights_path)
+        parts = _parts(description, model, kinds)
+    return SavedModel(model.eval(), notes=description["notes"], **parts)
 
 
-def _check_task(task: Task | None, model: Student | Teacher | GeneNetwork) -> None:
+def checkpoint_files(path: str | Path) -> tuple[Path, Path]:
+    """Description and weights of a saved model.
+
+    Args:
+        path: path of the JSON, of the weights, or of both without suffix.
+
+    Returns:
+        Paths of the JSON and of the weights.
+
+    Example:
+        >>> [file.name for file in checkpoint_files("run/student.json")]
+        ['student.json', 'student.safetensors']
+    """
+    path = Path(path)
+    return _files(path.with_suffix("") if path.suffix in (".json", ".safetensors") else path)
+
+
+def _check_task(task: Task | None, model: Model) -> None:
     """A task has the outputs of its model, and means the same by them."""
     if task is None:
         return
@@ -181,12 +192,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_progress(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of an unfinished training, whole or not at all."""
+    """Write the state of an unfinished training behind its SHA-256, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    torch.save(dict(state), content)  # given a path, it would hide errors of the disk
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    file = io.BytesIO()
+    torch.save(dict(state), file)  # given a path, it would hide errors of the disk
+    content = file.getvalue()
+    with replacing(path) as temporary, temporary.open("wb") as written:
+        written.write(f"{_STATE}{hashlib.sha256(content).hexdigest()}\n".encode())
+        written.write(content)
 
 
 def load_progress(path: Path, device: str) -> dict[str, Any]:
@@ -200,12 +213,16 @@ def load_progress(path: Path, device: str) -> dict[str, Any]:
         The state.
 
     Raises:
-        ValueError: the file is not readable.
+        FileError: the file is not readable, or damaged.
     """
+    with path.open("rb") as file:
+        head, content = file.readline(len(_STATE) + 65), file.read()
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        if head != f"{_STATE}{hashlib.sha256(content).hexdigest()}\n".encode():
+            raise ValueError("it must begin with the SHA-256 of its content")
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: cannot be resumed from; delete it to train this stage anew") from error
+        raise FileError(f"{path}: cannot be resumed from; delete it to train this stage anew", path) from error
     return state
 
 
@@ -215,22 +232,75 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: must be JSON: {error}") from error
-    if (
-        not isinstance(description, dict)
-        or description.get("format") != _FORMAT
-        or description.get("model") not in tuple(_MODELS)
-        or not isinstance(description.get("arguments"), dict)
-        or not isinstance(description.get("notes"), dict)
-    ):
-        raise ValueError(
-            f"{path}: must describe a model ({', '.join(_MODELS)}) in format {_FORMAT} with its arguments and notes, "
-            f"got {sorted(description) if isinstance(description, dict) else type(description).__name__}"
-        )
+    """The description as it was written."""
+    description = read_json(path, "be JSON that describes a model")
+    if "sha256" not in description and description.get("format") == _FORMAT:
+        raise FileError("must have the key 'sha256' of its content, got none; save the model again", key="sha256")
+    check_state(description, _SCHEMA, _PARTS)
+    for key, known in (("format", (_FORMAT,)), ("model", tuple(_MODELS))):
+        if description[key] not in known:
+            names = ", ".join(map(repr, known))
+            raise FileError(f"{key} must be one of {names}, got {description[key]!r}", key=key)
     return description
+
+
+def _weights(content: bytes, digest: str, description: str) -> dict[str, torch.Tensor]:
+    """The tensors in a file of weights, which must be the one that its description was written with."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise FileError(
+            f"does not hold the weights that {description} describes: the SHA-256 must be {digest:.12}..., got "
+            f"{found:.12}...; it is damaged or belongs to another model"
+        )
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, LookupError) as error:
+        raise FileError(f"does not hold the weights that {description} describes: {error}") from error
+
+
+def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path) -> Model:
+    """The model of a description with its weights."""
+    kind, arguments = description["model"], description["arguments"]
+    try:
+        # A model without storage is compared with the weights first, so no argument asks for more memory than those.
+        with torch.device("meta"):
+            skeleton = _MODELS[kind](**arguments)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
+        text = str(error)
+        named = re.match(r"\w+", text)
+        key = f"arguments.{named[0]}" if named and named[0] in arguments else "arguments"
+        raise FileError(f"arguments must be those of a model {kind!r}: {text}", key=key) from error
+    try:
+        skeleton.load_state_dict(weights, assign=True)
+        model = _MODELS[kind](**arguments)
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:500]  # It names every tensor.
+        raise FileError(f"{path}: does not hold the weights that its description describes: {reason}", path) from error
+    return model
+
+
+def _parts(description: Mapping[str, Any], model: Model, kinds: Mapping[str, type[Task]]) -> dict[str, Any]:
+    """Task, reading and expression of a description, and the check that nothing in it was changed."""
+    parts: dict[str, Any] = {}
+    if "task" in description:
+        with reading(key="task"):
+            parts["task"] = task_from_state(description["task"], kinds)
+            _check_task(parts["task"], model)
+    if "reading" in description:
+        with reading(key="reading"):
+            parts["reading"] = SlideReading.from_state(description["reading"])
+            if not isinstance(model, GeneNetwork):
+                parts["reading"].check_magnifications(model.magnifications)
+    if "expression" in description:
+        with reading(key="expression"):
+            parts["expression"] = ExpressionPipeline.from_state(description["expression"])
+    content = {key: value for key, value in description.items() if key != "sha256"}
+    if description["sha256"] != json_digest(content):
+        raise FileError(
+            "must match its SHA-256, got another content than was written; save the model again", key="sha256"
+        )
+    return parts
 
 
 def _json(content: Mapping[str, Any]) -> str:

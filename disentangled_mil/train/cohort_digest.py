@@ -1,24 +1,94 @@
-"""The digest by which a run recognizes its cohort when it is resumed."""
+"""What a run recognizes its cohort by when it is resumed: inputs exactly, and what is computed with a tolerance.
+
+Another version of NumPy sums in another order, so that statistics differ in their last digits.
+"""
 
 import hashlib
 from dataclasses import fields
 from functools import cache
+from math import isclose
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
 
 from ..bags import Bag
 from ..data.cohort import Cohort, StoredBag
+from ..data.expression import ExpressionPipeline
 
 _END = 1 << 20
+_TOLERANCE = 1e-9
 
 
-def cohort_digest(cohort: Cohort) -> str:
+def cohort_identity(cohort: Cohort) -> dict[str, Any]:
+    """What recognizes a cohort wherever it lies.
+
+    Args:
+        cohort: cohort whose bags are in files.
+
+    Returns:
+        The digest of the inputs, and for every subspace the means over genes of the absolute median, spread, mean and
+        standard deviation, which :func:`same_values` compares.
+    """
+    if cohort.expression is None:
+        return {"inputs": cohort_digest(cohort), "statistics": {}}
+    pipeline = cohort.fit_expression()
+    statistics = {
+        subspace: np.abs([pipeline.statistics[gene] for gene in genes]).mean(0).tolist()
+        for subspace, genes in pipeline.genes.items()
+    }
+    return {"inputs": cohort_digest(cohort, pipeline), "statistics": statistics}
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether JSON values are the same; floating-point numbers may differ by 1e-9, relative or absolute.
+
+    Args:
+        one: values.
+        other: values.
+
+    Returns:
+        True if they are.
+
+    Example:
+        >>> same_values({"mean": [0.1 + 0.2], "genes": 3}, {"mean": [0.3], "genes": 3}), same_values(1, "1")
+        (True, False)
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_values(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_values, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    return bool(one == other)
+
+
+def expression_digest(table: pd.DataFrame, pipeline: ExpressionPipeline) -> str:
+    """A digest of expression as it is read, and of the genes and options of its pipeline, but not of statistics.
+
+    Args:
+        table: expression of the patients, patients x genes.
+        pipeline: pipeline that was fitted on them.
+
+    Returns:
+        The digest.
+    """
+    digest = hashlib.sha256(repr((list(table.index), list(table.columns))).encode())
+    digest.update(table.to_numpy().tobytes())
+    # The rule of choice may change between versions, so its result counts as well.
+    digest.update(repr((dict(pipeline.genes), pipeline.options)).encode())
+    return digest.hexdigest()
+
+
+def cohort_digest(cohort: Cohort, pipeline: ExpressionPipeline | None = None) -> str:
     """A digest that recognizes a cohort wherever it lies: labels, slides and their reading, expression and its options.
 
     A slide is recognized by its name, its size, and its first and last megabyte.
 
     Args:
         cohort: cohort whose bags are in files.
+        pipeline: pipeline that was fitted on its expression; by default it is fitted here.
 
     Returns:
         The digest.
@@ -36,10 +106,7 @@ def cohort_digest(cohort: Cohort) -> str:
             reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
             digest.update(repr((sample.name, magnification, files, *reading)).encode())
     if cohort.expression is not None:
-        digest.update(repr((list(cohort.expression.index), list(cohort.expression.columns))).encode())
-        digest.update(cohort.expression.to_numpy().tobytes())
-        # The rule of choice may change between versions, so its result counts as well.
-        digest.update(cohort.fit_expression().digest.encode())
+        digest.update(expression_digest(cohort.expression, pipeline or cohort.fit_expression()).encode())
     digest.update(repr((dict(cohort.gene_sets), cohort.expression_options)).encode())
     return digest.hexdigest()
 

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .._checks import check_count, check_mask
+from .._errors import FileError, reads_file
 from .._files import replacing
 from ..data.folds import patient_folds
 
@@ -194,25 +195,33 @@ def _digest(part: Part, patients: list[str], held: Tensor, key: str) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def _sha256(predictions: Predictions) -> str:
+    """The digest of predictions, whatever their order."""
+    return hashlib.sha256(save(dict(predictions))).hexdigest()
+
+
 def _write(path: Path, predictions: Predictions, digest: str) -> None:
     """Write the predictions of a part, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         tensors = {name: values.contiguous() for name, values in predictions.items()}
-        temporary.write_bytes(save(tensors, {"digest": digest}))
+        temporary.write_bytes(save(tensors, {"digest": digest, "sha256": _sha256(tensors)}))
 
 
+@reads_file
 def _read(path: Path, digest: str) -> dict[str, Tensor] | None:
     """The predictions of a part that is stored; None if it is not."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "pt") as file:
-            found = (file.metadata() or {}).get("digest")
+            notes = file.metadata() or {}
             predictions = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: cannot be resumed from; delete it to train this part anew ({error})") from error
-    if found != digest:
+        if notes.get("sha256") != _sha256(predictions):
+            raise FileError("its content must match its SHA-256")
+    except (SafetensorError, FileError) as error:
+        raise FileError(f"{path}: cannot be resumed from; delete it to train this part anew ({error})", path) from error
+    if notes.get("digest") != digest:
         raise ValueError(
             f"{path}: must hold a part of the same cross-fitting (samples, folds, seed and key), got another one; "
             "delete it or give another store"

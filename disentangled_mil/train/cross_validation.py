@@ -6,12 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.cohort import Cohort, columns_of_labels
-from ..data.cohort_file import read_cohort, read_description
+from ..data.cohort_file import described_files, read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
 from .bag_cache import BagCache
-from .cohort_digest import cohort_digest
+from .cohort_digest import cohort_identity
 from .experiment import Split, run_split
+from .new_slides import files_of
 from .options import TrainingOptions
 from .progress import planned
 from .run_folder import RunFolder
@@ -58,8 +59,8 @@ def run_cross_validation(
 
     Raises:
         FileNotFoundError: a file of the cohort is missing.
-        ValueError: the cohort is refused, it has no such task, ``out`` holds another run, or the options do not
-            allow the task.
+        ValueError: the cohort is refused, it has no such task, ``out`` holds another run, a file of the run is one that
+            is read, or the options do not allow the task.
     """
     options = training_options(description, TRAIN_OPTIONS) if options is None else options
     cohort = read_cohort(description, kinds=kinds)
@@ -73,13 +74,14 @@ def run_cross_validation(
         definition,
         options,
         resume=resume,
-        decides={"run": "train", "folds": folds, "cohort": cohort_digest(cohort)},
+        decides={"run": "train", "folds": folds, "cohort": cohort_identity(cohort)},
     )
+    folders = [out / f"fold{number}" for number in range(folds)]
+    folder.check_inputs([*described_files(description), *files_of(cohort.samples)], folders)
     if folder.finished and (not refit or folder.has_final):
         return folder.report()
     splits = _splits(cohort, task, folds, options, quiet)
     cache, results = BagCache(), []
-    folders = [out / f"fold{number}" for number in range(folds)]
     numbered = {} if folder.finished else {f"fold {number}/{folds}": split for number, split in enumerate(splits, 1)}
     parts = {name: plan_stages(split.train, task, options) for name, split in numbered.items()}
     everyone = cohort.subset(cohort.labels(task).index)

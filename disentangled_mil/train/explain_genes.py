@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from .._files import replacing
+from .._tables import write_table
 from ..bags import Bag
 from ..data.expression import ExpressionPipeline, read_expression
 from ..data.gene_sets import read_gmt
@@ -65,7 +65,10 @@ class ExplainedGenes:
 
     def write(self, out: Path) -> None:
         """Write ``genes.csv``, and ``gene_sets.csv`` if sets were given."""
-        for name, tables in (("genes.csv", self.genes), ("gene_sets.csv", self.found_sets)):
+        for path, tables in zip(self.files(out), (self.genes, self.found_sets), strict=False):
             if tables:
-                with replacing(out / name) as temporary:
-                    pd.concat(tables).to_csv(temporary, index=False, float_format="%.6g")
+                write_table(path, pd.concat(tables), float_format="%.6g")
+
+    def files(self, out: Path) -> list[Path]:
+        """The files that :meth:`write` writes."""
+        return [out / "genes.csv"] if self.sets is None else [out / "genes.csv", out / "gene_sets.csv"]

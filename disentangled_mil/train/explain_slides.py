@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._files import replacing
+from .._files import check_outputs
+from .._tables import write_table
 from ..bags import Bag, collate_samples
 from ..data.cohort import Sample, StoredBag
 from ..data.expression import ExpressionPipeline
@@ -27,9 +28,9 @@ from ..explain import (
 from ..explain.thumbnail import Thumbnail, read_thumbnail
 from ..models import Student, Teacher
 from ..tasks import KINDS, Task
-from .checkpoint import load_model
+from .checkpoint import checkpoint_files, load_model
 from .explain_genes import ExplainedGenes
-from .new_slides import all_checked, new_samples
+from .new_slides import all_checked, files_of, new_samples
 from .threads import Threads, using_threads
 
 _LEVEL0 = "level-0 pixels"
@@ -65,6 +66,7 @@ def explain_slides(
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> list[str]:
@@ -83,6 +85,7 @@ def explain_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting.
         allow_other_encoder: whether slides of another encoder than that of training are read all the same.
+        overwrite: whether files in ``out`` are replaced if they are there; never those that are read.
         quiet: whether no progress is shown.
         kinds: class of every kind of task.
 
@@ -90,10 +93,11 @@ def explain_slides(
         The slides that have a map.
 
     Raises:
+        FileExistsError: a file to be written is there, and ``overwrite`` is False.
         FileNotFoundError: a file or folder is missing.
         ModuleNotFoundError: an extra is not installed.
-        ValueError: the checkpoint is no student or teacher, a slide cannot be read or has no coordinates, or a teacher
-            lacks expression.
+        ValueError: the checkpoint is no student or teacher, a slide cannot be read or has no coordinates, a
+            teacher lacks expression, or a file to be written is one that is read.
     """
     extras, steps = extras or Extras(), steps or {}
     if extras.mpp is not None and not 0 < extras.mpp < float("inf"):
@@ -112,6 +116,14 @@ def explain_slides(
     places = [_places(sample, steps) for sample in samples]
     genes = _genes(checkpoint, model, expression, extras, [sample.patient for sample in samples])
     images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
+    tables = [extras.expression, extras.gene_sets, patients]
+    inputs = [
+        *files_of(samples),
+        *checkpoint_files(checkpoint),
+        *filter(None, tables),
+        *filter(Path.is_file, images.values()),
+    ]
+    check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
     model.to(device)
     written = []
@@ -132,11 +144,26 @@ def explain_slides(
                     own = maps[part.magnification]
                     step = None if part.places.source.tile is None else float(own.size[0])
                     mpp = part.places.source.mpp
-                    write_anndata(out / f"{slide}_{part.magnification}.h5ad", own, features, mpp=mpp, step=step)
+                    write_anndata(_anndata_file(out, slide, part), own, features, mpp=mpp, step=step)
             written.append(slide)
     if genes is not None:
         genes.write(out)
     return written
+
+
+def _outputs(
+    out: Path, places: Sequence[Mapping[str, Sequence["_Part"]]], extras: Extras, genes: ExplainedGenes | None
+) -> list[Path]:
+    """All files that may be written."""
+    slides = [(slide, parts) for placed in places for slide, parts in placed.items()]
+    files = [out / f"{slide}{ending}" for slide, _ in slides for ending in (".csv", ".png", ".geojson")]
+    if extras.anndata:
+        files += [_anndata_file(out, slide, part) for slide, parts in slides for part in parts]
+    return files + ([] if genes is None else genes.files(out))
+
+
+def _anndata_file(out: Path, slide: str, part: "_Part") -> Path:
+    return out / f"{slide}_{part.magnification}.h5ad"
 
 
 class _Part(NamedTuple):
@@ -162,11 +189,14 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
             if places.coords is None:
                 raise SlideError(
                     f"{path}: a map needs the coordinates of the tiles, got none; extract the features with a program "
-                    "that stores them, such as TRIDENT, CLAM or STAMP"
+                    "that stores them, such as TRIDENT, CLAM or STAMP",
+                    path,
                 )
             side = places.tile or steps.get(name)
             if side is None:
-                raise SlideError(f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE")
+                raise SlideError(
+                    f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE", path
+                )
             rows = slice(start, start + len(places.coords))
             start = rows.stop
             found.setdefault(slide_name(path.name), []).append(_Part(name, rows, places, side))
@@ -232,8 +262,7 @@ def _write(out: Path, slide: str, maps: Mapping[str, TileMap], image: Thumbnail 
     """The files of one slide."""
     tiles = combine_maps(maps)
     drawn = [name for name in tiles.columns if name.startswith("attention") and _is_drawn(name, maps)]
-    with replacing(out / f"{slide}.csv") as temporary:
-        tiles.table().to_csv(temporary, index=False, float_format="%.6g")
+    write_table(out / f"{slide}.csv", tiles.table(), float_format="%.6g")
     draw_map(out / f"{slide}.png", tiles, drawn, title=slide, thumbnail=image if tiles.unit == _LEVEL0 else None)
     if tiles.unit == _LEVEL0:
         write_geojson(out / f"{slide}.geojson", tiles)

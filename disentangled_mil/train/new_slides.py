@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .._checks import check_names
+from .._errors import reads_file
 from .._tables import read_rows
 from ..bags import Bag
 from ..data.cohort import Sample, StoredBag
@@ -135,6 +136,18 @@ def new_samples(
     ]
 
 
+def files_of(samples: Sequence[Sample]) -> list[Path]:
+    """The files of all slides; the ``.zarr`` of a slide is a folder.
+
+    Args:
+        samples: samples, whose bags may be in files.
+
+    Returns:
+        The files.
+    """
+    return [path for each in samples for bag in each.bags.values() if isinstance(bag, StoredBag) for path in bag.paths]
+
+
 def _is_slide(path: Path) -> bool:
     """Whether a path is one slide and no folder of slides; the ``.zarr`` of a slide is a folder too."""
     return path.is_file() or (path.is_dir() and path.suffix in SUFFIXES)
@@ -142,8 +155,12 @@ def _is_slide(path: Path) -> bool:
 
 def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
     """The patient of every slide."""
-    if path is None:
-        return {slide: slide for slide in slides}
+    return {slide: slide for slide in slides} if path is None else _read_owners(path, slides)
+
+
+@reads_file
+def _read_owners(path: Path, slides: Sequence[str]) -> dict[str, str]:
+    """The patient of every slide in a table."""
     rows = read_rows(path)
     header = next(rows).cells
     for column in ("slide", "patient"):

@@ -10,7 +10,7 @@ too: two numbers that depend on all labels.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..tasks import select_target
 from .building import StageBuilder
 from .calibration import fit_temperature
 from .choose_weight import choose_weight
+from .cohort_digest import expression_digest
 from .comparison import gain, headline_draws
 from .cross_fitting import Part, part_name
 from .datasets import CohortDataset
@@ -138,8 +139,7 @@ def distill_out_of_fold(
         }
         return {"logits": outputs.logits, **shares}
 
-    expression = builder.pipeline and builder.pipeline.digest
-    key = repr({"options": _deciding(options), "expression": expression, "task": task.state()})
+    key = repr({"options": _deciding(options), "expression": _expression(builder), "task": _rounded(task.state())})
     apart = over_folds(
         train,
         task,
@@ -201,6 +201,21 @@ def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teac
         high=high,
         weight=choose_weight(builder, train),
     )
+
+
+def _expression(builder: StageBuilder) -> str | None:
+    """The digest of the training patients' expression; None if no patient has any."""
+    table = builder.cohort.expression
+    return None if table is None or builder.pipeline is None else expression_digest(table, builder.pipeline)
+
+
+def _rounded(value: Any) -> Any:
+    """JSON values whose numbers have nine digits: the last ones of quantiles depend on the version of NumPy."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return f"{value:.9g}" if isinstance(value, float) else value
 
 
 def _deciding(options: TrainingOptions) -> dict[str, object]:

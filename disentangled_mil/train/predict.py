@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._files import replacing
+from .._files import check_outputs
+from .._tables import write_table
 from ..bags import collate_samples
 from ..data.cohort import Sample
 from ..tasks import KINDS, Task
-from .new_slides import all_checked, new_samples
+from .checkpoint import checkpoint_files
+from .new_slides import all_checked, files_of, new_samples
 from .predictions import predictions_table
 from .saved_students import SavedStudent, load_students
 from .threads import Threads, using_threads
@@ -31,6 +33,7 @@ def predict_slides(
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
 ) -> pd.DataFrame:
@@ -47,7 +50,9 @@ def predict_slides(
     Args:
         model: checkpoint of a student, or a run folder.
         folders: folder of slides, or file of one slide, for every magnification of the student.
-        out: CSV to write, its folder is made: class probabilities and the predicted class, or hazards and risk.
+        out: file to write, which ends in ``.csv``; its folder is made. It holds class probabilities and the predicted
+            class, or hazards and risk. Text that a spreadsheet would run as a formula, such as a patient ``=1+1``, has
+            a quote before it.
         students: students of a run folder, ``"final"`` or ``"folds"``; ``"auto"`` for the rule above.
         patients: CSV with the columns ``slide`` and ``patient``, which names the slides of the folders, and may
             name others; without it every slide is a patient. A student of ``bag = "patient"`` needs it.
@@ -57,6 +62,7 @@ def predict_slides(
             :mod:`.threads`.
         allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
             same.
+        overwrite: whether ``out`` is replaced if it is there; never if it is read.
         quiet: whether no progress is shown.
         kinds: class of every kind of task.
 
@@ -64,25 +70,28 @@ def predict_slides(
         The table that was written.
 
     Raises:
+        FileExistsError: ``out`` is there, and ``overwrite`` is False.
         FileNotFoundError: a file or folder is missing.
         OSError: ``out`` cannot be written.
-        ValueError: the checkpoint is no student, ``out`` is the table of patients, a magnification is missing,
-            slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
+        ValueError: the checkpoint is no student, ``out`` has another ending or is a file that is read, a magnification
+            is missing, slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
             magnification, or has no coordinates where those of training had.
     """
     saved = load_students(model, students, kinds)
     path, student, _, reading = saved[0]
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
+    if out.suffix.lower() != ".csv":  # Models and features have other endings, so none is replaced.
+        raise ValueError(f"{out}: predictions must end in .csv, got {out.name!r}")
     if patients is None and reading.unit == "patient":
         raise ValueError(
             f"{path}: learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
             "slide and patient"
         )
-    if patients is not None and out.exists() and patients.exists() and out.samefile(patients):
-        raise ValueError(f"{out}: must be another file than the table of patients, which would be overwritten")
     width = student.arguments["features"]
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
+    inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]
+    check_outputs([out], [*inputs, *filter(None, [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
@@ -99,8 +108,7 @@ def predict_slides(
     stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
     predictions = task.mean_predictions([each.task for each in saved], stacked)
     table = predictions_table(task, predictions, [samples[row].patient for row in whole])
-    with replacing(out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(out, table)
     if failures:
         reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
         raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")

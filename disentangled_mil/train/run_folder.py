@@ -10,7 +10,7 @@ so that the folder is free again.
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -22,18 +22,23 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._files import read_json, remove_leftovers, replacing
+from .._files import check_outputs, read_json, remove_leftovers
+from .._tables import write_table
 from ..report.page import PAGE, write_report
 from ..report.run_report import run_report
 from ..tasks import TaskDefinition
 from .checkpoint import write_json
+from .cohort_digest import same_values
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
+from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .training import NETWORKS
 
 FINAL = "final"
+_FILES = ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE)
+_ENDINGS = (".progress.pt", ".csv", ".safetensors", ".json")
 
 
 class RunFolder:
@@ -48,7 +53,8 @@ class RunFolder:
         decides: all else that decides the numbers of the run, as JSON values.
 
     Raises:
-        ValueError: the folder holds another run, a run that is not to be resumed, or none to resume.
+        ValueError: the folder holds another run, a run that is not to be resumed or that another process trains, or
+            none to resume.
     """
 
     def __init__(
@@ -77,12 +83,13 @@ class RunFolder:
         note = self._note
         if not self.resume:
             if note.is_file() or _trained(self.path):
+                check_unlocked(self.path)
                 raise ValueError(self._occupied)
         elif not note.is_file():
             raise ValueError(f"{self.path}: holds no run to resume")
         else:
             before = _read_note(note)
-            changed = [key for key in self.run if before.get(key) != self.run[key]]
+            changed = [key for key in self.run if not same_values(before.get(key), self.run[key])]
             if changed:
                 listed = ", ".join(changed)
                 options = "".join(
@@ -104,13 +111,23 @@ class RunFolder:
     def taken(self) -> Iterator[None]:
         """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
 
-        Another process may own a run that is resumed, so nothing of it is removed.
+        Another process may not take it meanwhile.
         """
         path = self.path
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path}: must be a folder, to hold the run, got a file")
         path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(path):
+                yield from self._owned()
+        except BaseException:
+            _remove_empty(made)
+            raise
+
+    def _owned(self) -> Iterator[None]:
+        """The same, while no other process is there."""
+        path = self.path
         if not self.resume:
             try:
                 self._note.touch(exist_ok=False)
@@ -123,9 +140,7 @@ class RunFolder:
         except BaseException as error:
             if not self.resume and not _trained(path):
                 self._note.unlink(missing_ok=True)
-                for folder in (*path.glob("fold[0-9]*"), *made):
-                    if folder.is_dir() and not any(folder.iterdir()):
-                        folder.rmdir()
+                _remove_empty(path.glob("fold[0-9]*"))
             elif isinstance(error, KeyboardInterrupt) and _trained(path):
                 raise KeyboardInterrupt(
                     "everything up to the last finished epoch is kept: continue with --resume"
@@ -144,6 +159,24 @@ class RunFolder:
         start |= {"versions": _versions(), "threads": threads}
         values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
         write_json(self._note, {**note, **values, "starts": [*note.get("starts", []), start]})
+
+    def check_inputs(self, inputs: Iterable[Path], folders: Sequence[Path]) -> None:
+        """Refuse to write over a file that is read.
+
+        Args:
+            inputs: files that are read.
+            folders: folder of every split.
+
+        Raises:
+            ValueError: a file of the run is one that is read.
+        """
+        trainings = (path for folder in (*folders, self.final) for path in self._trainings(folder))
+        files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
+        check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
+
+    def _trainings(self, folder: Path) -> list[Path]:
+        """The files of all trainings of a split, without ending."""
+        return [*(folder / model for model in NETWORKS), *part_files(folder, self.options)]
 
     @property
     def final(self) -> Path:
@@ -165,8 +198,9 @@ class RunFolder:
         Returns:
             The table of results and the place of the files, as text.
         """
-        with replacing(self.path / "predictions.csv") as temporary:
-            pd.concat([result.predictions for result in results], ignore_index=True).to_csv(temporary, index=False)
+        write_table(
+            self.path / "predictions.csv", pd.concat([result.predictions for result in results], ignore_index=True)
+        )
         write_json(
             self.path / "metrics.json",
             {
@@ -184,7 +218,7 @@ class RunFolder:
             write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
         except ValueError as error:  # The run is finished, and its files are whole.
             print(f"warning: no report was written: {error}", file=sys.stderr)
-        for name in ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE):
+        for name in _FILES:
             remove_leftovers(self.path / name)
         return self.report()
 
@@ -195,8 +229,8 @@ class RunFolder:
             folders: folders whose trainings are finished.
         """
         for folder in folders:
-            for path in (*(folder / model for model in NETWORKS), *part_files(folder, self.options)):
-                for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
+            for path in self._trainings(folder):
+                for suffix in _ENDINGS:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
 
@@ -244,12 +278,21 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
     """The options that differ; a digest says nothing to a reader."""
+    if name == "cohort":
+        return
     if isinstance(before, dict) and isinstance(now, dict):
         for key in now:
-            if before.get(key) != now[key]:
+            if not same_values(before.get(key), now[key]):
                 yield from _differences(key, before.get(key), now[key])
-    elif name != "cohort":
+    else:
         yield f"{name} must be {before!r}, got {now!r}"
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that hold nothing."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _trained(path: Path) -> bool:

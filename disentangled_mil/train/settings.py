@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from .._checks import as_number
+from .._errors import reading
 from ..data.cohort_file import read_description
 from .options import TrainingOptions
 
@@ -38,9 +39,10 @@ def training_options(
     options = defaults
     if description is not None:
         section = read_description(description).get("training", {})
-        if not isinstance(section, dict):
-            raise ValueError(f"{description}: [training] must be a table, got {section!r}")
-        options = with_values(options, section, f"{description}: [training]")
+        with reading(description):
+            if not isinstance(section, dict):
+                raise ValueError(f"{description}: [training] must be a table, got {section!r}")
+            options = with_values(options, section, f"{description}: [training]")
     return with_values(options, dict(map(parse_setting, settings)), "--set")
 
 

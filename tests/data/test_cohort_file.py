@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from disentangled_mil import FileError
 from disentangled_mil.bags import TokenSet, collate_bags
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
@@ -585,6 +587,45 @@ def test_slides_stay_inside_their_folder(folder, name):
     path = change(folder, "clinical.csv", "B,b1", f"B,{name}")
     with pytest.raises(ValueError, match=r"line 3: slides must lie inside the folders of slides, got .*b1'"):
         read_cohort(path)
+
+
+def test_a_name_follows_no_folder_and_links_in_the_folder_are_those_of_its_owner(folder, tmp_path_factory):
+    """Links are made by whoever fills the folder, for instance to another disk. A name of the table makes none."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(folder / "20x" / "b1.h5", elsewhere / "b1.h5")
+    (folder / "20x" / "link").symlink_to(elsewhere)
+    path = change(folder, "clinical.csv", "B,b1", "B,link/b1")
+    with pytest.raises(FileNotFoundError, match=r"link/b1\.h5: there is no such file"):
+        read_cohort(path)
+    change(folder, "clinical.csv", "B,link/b1", "B,b1")
+    (folder / "20x" / "b1.h5").unlink()
+    (folder / "20x" / "b1.h5").symlink_to(elsewhere / "b1.h5")
+    assert read_cohort(path).patients == ("A", "B", "C")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "key"),
+    [
+        ("COHORT.toml", "[slides.10x]", "[slides.10x]\nstep = true", "slides.10x.step"),
+        ("COHORT.toml", "[slides.10x]", "[slides.10x]\nfoldr = 1", "slides.10x.foldr"),
+        ("COHORT.toml", "[clinical]", "[clinical", None),
+        ("clinical.csv", "B,b1", "B", None),
+        ("clinical.csv", "B,b1", "A,b1", None),
+        ("expression.csv", "A,4", "A,x", None),
+        ("expression.csv", "A,4", ",4", None),
+        ("sets.gmt", "TUMOR\tsource\t", "TUMOR", None),
+        ("10x/a1.h5", None, None, None),
+    ],
+)
+def test_an_error_of_a_reader_knows_the_file_and_the_key(folder, file, old, new, key):
+    if old is None:
+        (folder / file).write_bytes(b"no slide")
+    else:
+        change(folder, file, old, new)
+    with pytest.raises(FileError) as error:
+        read_cohort(folder / "COHORT.toml")
+    assert (error.value.file, error.value.key) == (folder / file, key)
+    assert str(error.value).startswith(str(folder / file))
 
 
 def test_patients_of_samples_are_cut_to_those_of_the_clinical_table(folder):

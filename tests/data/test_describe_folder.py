@@ -21,7 +21,22 @@ def test_a_written_cohort_is_described_as_it_is(tmp_path, capsys):
     assert guess.expression_options == want.expression_options
     assert guess.tasks["survival"] == want.tasks["survival"]
     assert main(["init", str(tmp_path)]) == 2
-    assert "cohort.toml: is there already and is never overwritten" in capsys.readouterr().err
+    assert "cohort.toml: is there already; name another file, or replace it by --overwrite" in capsys.readouterr().err
+    (tmp_path / "cohort.toml").write_text("old")
+    assert main(["init", str(tmp_path), "--overwrite"]) == 0
+    assert read_cohort(tmp_path / "cohort.toml").tasks.keys() >= {"survival"}
+
+
+def test_nothing_that_init_reads_is_overwritten(tmp_path):
+    _folder(tmp_path, TABLE)
+    write_bag(tmp_path / "slides" / "s0.h5", torch.ones(3, 4))
+    (tmp_path / "sets.gmt").write_text("TUMOR\tsource\tEGFR\n")
+    (tmp_path / "link.toml").symlink_to(tmp_path / "sets.gmt")
+    for read in (*tmp_path.glob("*.csv"), *tmp_path.glob("slides/*"), tmp_path / "sets.gmt", tmp_path / "link.toml"):
+        before = read.read_bytes()
+        with pytest.raises(ValueError, match=f"{read.name}: must be another file than .*, which is read"):
+            describe_folder(tmp_path, read, overwrite=True)
+        assert read.read_bytes() == before
 
 
 def test_a_folder_of_clam_with_a_table_of_mcat_is_described(tmp_path):

@@ -307,18 +307,19 @@ def test_changed_or_foreign_files_are_refused(tmp_path):
     pipeline.save(path)
     state = json.loads(path.read_text())
     for key, value in (
-        ("clip", 3.0),
-        ("log1p", False),
+        ("statistics", {**state["statistics"], "CD2": [0.0, 1.0, 2.0, 3.0]}),
         ("genes", [["tme", ["CD2"]]]),
         ("sha256", "0"),
-        ("more", 1),
     ):
         path.write_text(json.dumps({**state, key: value}))
         with pytest.raises(ValueError, match=r"genes\.json: state must match its SHA-256"):
             ExpressionPipeline.load(path)
     for text, message in (
-        ("{}", "state must be of format 'disentangled_mil expression 1', got None"),
-        ("[]", "must hold one JSON object, got list"),
+        ("{}", r"genes\.json: must have the key 'format', got none"),
+        ("[]", r"genes\.json: must hold one JSON object, got \[\]"),
+        (json.dumps({**state, "format": "x"}), "format must be 'disentangled_mil expression 1', got 'x'"),
+        (json.dumps({**state, "clip": 3.0}), "has the unknown key 'clip'; known are format, options"),
+        (json.dumps({**state, "genes": [["tme"]]}), r"genes\[0\] must be a list of length 2, got \['tme'\]"),
         (json.dumps(state)[:-9], r"genes\.json: "),
     ):
         path.write_text(text)

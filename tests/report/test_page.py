@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from disentangled_mil.cli import main
 from disentangled_mil.report import write_report
+from disentangled_mil.report.run_files import read_run
 from disentangled_mil.tasks import Classification
 from tests.support.html import Page, content
 from tests.support.runs import ALL, Fold, class_folds, classification_run, survival_folds, survival_run, write_run
@@ -94,6 +96,38 @@ def test_no_file_of_the_run_is_overwritten(classes):
     with pytest.raises(ValueError, match=r"metrics\.json: a report must end in \.html, got 'metrics\.json'"):
         write_report(classes, classes / "metrics.json")
     assert (classes / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_no_file_of_the_run_is_overwritten_under_another_name(classes, tmp_path, link):
+    before = (classes / "metrics.json").read_bytes()
+    link(tmp_path / "page.html", classes / "metrics.json")
+    with pytest.raises(ValueError, match=r"page\.html: must be another file than .*metrics\.json, which is read"):
+        write_report(classes, tmp_path / "page.html", overwrite=True)
+    assert (classes / "metrics.json").read_bytes() == before
+
+
+def test_names_that_a_spreadsheet_would_run_come_back_as_they_were(tmp_path):
+    folds = class_folds(["+", "-", "=A1"], folds=1)
+    folds[0].patients[0] = "@SUM(A1)"
+    run = write_run(tmp_path / "run", Classification(["+", "-", "=A1"]), folds)
+    written = (run / "predictions.csv").read_text()
+    assert "'@SUM(A1)," in written
+    assert ",'=A1" in written
+    predictions = read_run(run).predictions
+    assert set(predictions["label"]) == {"+", "-", "=A1"}
+    assert "@SUM(A1)" in set(predictions["patient"])
+    assert "probability_=A1" in predictions
+
+
+def test_a_page_elsewhere_is_replaced_on_demand_only(classes, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    page.write_text("precious")
+    assert main(["report", str(classes), "--out", str(page)]) == 2
+    assert "page.html: is there already; name another file, or replace it by --overwrite" in capsys.readouterr().err
+    assert page.read_text() == "precious"
+    assert main(["report", str(classes), "--out", str(page), "--overwrite"]) == 0
+    assert page.read_text() != "precious"
 
 
 def test_metrics_and_intervals_are_those_of_the_run(classes):

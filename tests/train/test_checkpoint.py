@@ -1,14 +1,23 @@
 import json
 import resource
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from disentangled_mil import Classification, DiscreteSurvival, GeneNetwork, Student
+from disentangled_mil import Classification, DiscreteSurvival, FileError, GeneNetwork, Student
+from disentangled_mil._files import json_digest
+from disentangled_mil.data.expression import ExpressionOptions, ExpressionPipeline
 from disentangled_mil.data.slide_reading import SlideReading, TileFacts
 from disentangled_mil.train.checkpoint import load_model, load_progress, save_model, save_progress, write_json
+from tests.support.checkpoints import change_description
 
 ARGUMENTS = {"genes": {"tumor": 3, "tme": 2}, "outputs": 2, "dim": 4}
 
@@ -62,33 +71,109 @@ def test_a_description_that_is_no_json_is_refused(saved, content):
 
 
 @pytest.mark.parametrize(
-    ("change", "got"),
-    [({"format": 2}, "arguments"), ({"model": "forest"}, "arguments"), ({"model": ["genes"]}, "arguments")],
+    ("change", "key", "message"),
+    [
+        ({"format": 2}, "format", "format must be one of 1, got 2"),
+        ({"format": "1"}, "format", "format must be a whole number, got '1'"),
+        ({"model": "forest"}, "model", "model must be one of 'teacher', 'student', 'genes', got 'forest'"),
+        ({"model": ["genes"]}, "model", r"model must be text, got \['genes'\]"),
+        ({"arguments": None}, "arguments", "arguments must be an object, got None"),
+        ({"notes": []}, "notes", r"notes must be an object, got \[\]"),
+        ({"taks": {}}, "taks", "has the unknown key 'taks'; known are format, model"),
+        ({"weights_sha256": 1}, "weights_sha256", "weights_sha256 must be text, got 1"),
+        ({"task": []}, "task", r"task must be an object, got \[\]"),
+        (
+            {"task": {"kind": "x"}},
+            "task.kind",
+            r"task state\['kind'\] must be one of 'classification', 'survival', got",
+        ),
+        ({"task": {"kind": "classification"}}, "task.classes", "task state must .*: must have the key 'classes'"),
+        (
+            {"task": {"kind": "classification", "classes": ["a", "b"], "class_weight": "1, 2"}},
+            "task.class_weight",
+            "task state must .*: class_weight must be a list or null, got '1, 2'",
+        ),
+        (
+            {"task": {"kind": "classification", "classes": ["a", "b"], "class_weight": [1, "2"]}},
+            "task.class_weight[1]",
+            r"task state must .*: class_weight\[1\] must be a finite number, got '2'",
+        ),
+        (
+            {"task": {"kind": "survival", "edges": [2, 1], "alpha": 0}},
+            "task",
+            "task state must describe a task of kind 'survival': edges must increase strictly",
+        ),
+        ({"reading": {}}, "reading.unit", "reading must have the key 'unit', got none"),
+        ({"expression": {}}, "expression.format", "expression must have the key 'format', got none"),
+    ],
 )
-def test_a_description_of_something_else_is_refused(saved, change, got):
-    path = saved.with_suffix(".json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=rf"genes\.json: must describe a model .* in format 1 .* got .*{got}"):
+def test_a_value_of_the_description_that_is_wrong_is_named(saved, change, key, message):
+    change_description(saved, lambda description: description.update(change))
+    with pytest.raises(FileError, match=rf"genes\.json: {message}") as error:
         load_model(saved)
+    assert (error.value.file, error.value.key) == (saved.with_suffix(".json"), key)
 
 
 def test_a_description_that_is_no_object_or_lacks_arguments_is_refused(saved):
     saved.with_suffix(".json").write_text("[1]")
-    with pytest.raises(ValueError, match="got list"):
+    with pytest.raises(ValueError, match=r"genes\.json: must be JSON that describes a model, got \[1\]"):
         load_model(saved)
-    saved.with_suffix(".json").write_text('{"format": 1, "model": "genes", "notes": {}}')
-    with pytest.raises(ValueError, match="must describe a model"):
+    saved.with_suffix(".json").write_text('{"format": 1, "model": "genes", "notes": {}, "sha256": ""}')
+    with pytest.raises(ValueError, match=r"genes\.json: must have the key 'arguments', got 'format', 'model'"):
         load_model(saved)
 
 
-@pytest.mark.parametrize("change", [{"layers": 3}, {"dim": 0}, {"genes": 5}])
-def test_arguments_that_the_model_does_not_take_are_refused(saved, change):
+def test_a_description_without_its_digest_is_refused_with_a_way_out(saved):
+    change_description(saved, lambda description: description.pop("sha256"))
+    with pytest.raises(FileError, match=r"genes\.json: must have the key 'sha256' .*; save the model again"):
+        load_model(saved)
+
+
+def test_a_description_that_was_changed_is_refused(saved):
     path = saved.with_suffix(".json")
-    description = json.loads(path.read_text())
-    description["arguments"] |= change
-    path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"genes\.json: arguments must be those of a model 'genes'"):
+    path.write_text(path.read_text().replace("grading", "staging"))
+    with pytest.raises(FileError, match=r"genes\.json: must match its SHA-256") as error:
         load_model(saved)
+    assert error.value.key == "sha256"
+
+
+def test_a_description_beside_the_weights_of_another_model_is_refused(saved):
+    save_model(saved.parent / "other", GeneNetwork(**ARGUMENTS))
+    shutil.copy(saved.parent / "other.safetensors", saved.with_suffix(".safetensors"))
+    with pytest.raises(FileError, match=r"genes\.safetensors: does not hold .* belongs to another model") as error:
+        load_model(saved)
+    assert error.value.file == saved.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"layers": 3}, "arguments"),
+        ({"dim": 0}, "arguments.dim"),
+        ({"dim": "4"}, "arguments.dim"),
+        ({"dim": 2**70}, "arguments"),
+        ({"genes": 5}, "arguments.genes"),
+        ({"genes": []}, "arguments.genes"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_refused(saved, change, key):
+    change_description(saved, lambda description: description["arguments"].update(change))
+    with pytest.raises(FileError, match=r"genes\.json: arguments must be those of a model 'genes'") as error:
+        load_model(saved)
+    assert error.value.key == key
+
+
+@pytest.mark.parametrize("kind", ["student", "genes"])
+@pytest.mark.parametrize(("name", "size"), [("dim", 1 << 20), ("outputs", 1 << 40), ("features", 1 << 40)])
+def test_sizes_that_the_weights_do_not_have_are_never_allocated(tmp_path, kind, name, size):
+    model = GeneNetwork(**ARGUMENTS) if kind == "genes" else Student(6, 2, dim=4, heads=2, groups=2, dim_head=2)
+    save_model(tmp_path / "a", model)
+    changed = {"genes": {"tumor": size, "tme": 2}} if kind == "genes" and name == "features" else {name: size}
+    change_description(tmp_path / "a", lambda description: description["arguments"].update(changed))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FileError, match=r"a\.(safetensors: does not hold|json: arguments must be)"):
+        load_model(tmp_path / "a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
 def test_truncated_weights_are_refused(saved):
@@ -98,14 +183,100 @@ def test_truncated_weights_are_refused(saved):
         load_model(saved)
 
 
-def test_weights_of_another_model_are_refused_in_one_line(saved):
+def test_weights_with_other_names_are_refused_in_one_line(saved):
     path = saved.with_suffix(".safetensors")
     weights = load_file(path)
     weights["other"] = weights.popitem()[1]
     save_file(weights, path)
-    with pytest.raises(ValueError, match=r"genes\.safetensors: does not hold .*[Mm]issing key") as error:
+    change_description(saved, lambda description: None)
+    with pytest.raises(FileError, match=r"genes\.safetensors: does not hold .*[Mm]issing key") as error:
         load_model(saved)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_no_safetensors_are_refused(saved):
+    saved.with_suffix(".safetensors").write_bytes(b"pickle")
+    change_description(saved, lambda description: None)
+    with pytest.raises(FileError, match=r"genes\.safetensors: does not hold the weights"):
+        load_model(saved)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint with all parts, a state of training, and what both hold."""
+    folder = tmp_path_factory.mktemp("whole")
+    student = Student(3, 2, magnifications=["5x"], dim=4, heads=1, groups=1, dim_head=2)
+    task = Classification(["low", "high"], class_weight=torch.tensor([0.5, 1.5]))
+    table = pd.DataFrame({"EGFR": [0.0, 9.0, 99.0], "CD2": [3.0, 1.0, 2.0]})
+    pipeline = ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "tme": ["CD2"]}, ExpressionOptions(fraction=1.0))
+    reading = SlideReading(max_tokens={"5x": 9}, tiles={"5x": TileFacts("uni", 3, mpp=2.0)})
+    save_model(folder / "a", student, task=task, reading=reading, expression=pipeline, notes={"label": "grade"})
+    save_progress(folder / "a.progress.pt", {"model": student.state_dict(), "history": [{"epoch": 1, "loss": 0.5}]})
+    return folder
+
+
+@given(
+    name=st.sampled_from(["a.json", "a.safetensors", "a.progress.pt"]),
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+)
+def test_any_flipped_bit_is_refused_or_harmless(whole, name, place, bit):
+    content = bytearray((whole / name).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    with TemporaryDirectory() as folder:
+        for path in whole.iterdir():
+            shutil.copy(path, folder)
+        (Path(folder) / name).write_bytes(content)
+        try:
+            load_progress(Path(folder, name), "cpu") if name.endswith(".pt") else load_model(Path(folder, "a"))
+        except FileError:
+            return
+    assert name == "a.json"
+    assert json.loads(content) == json.loads((whole / name).read_text())  # other white space
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**20, 2**40, 2**63, -1, 0, 10**400])
+    | st.floats()
+    | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places_of(value, place=()):
+    """All places in JSON values."""
+    yield place
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        yield from places_of(inner, (*place, key))
+
+
+@given(st.data())
+def test_a_mutated_description_never_ends_in_a_foreign_error(whole, data):
+    description = json.loads((whole / "a.json").read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from([place for place in places_of(description) if place]))
+        parent = description
+        for key in path:
+            parent = parent[key]
+        if data.draw(st.booleans()):
+            parent[last] = data.draw(VALUES)
+        else:
+            parent.pop(last)
+    expression = description.get("expression")
+    if isinstance(expression, dict) and data.draw(st.booleans()):
+        expression["sha256"] = json_digest({key: value for key, value in expression.items() if key != "sha256"})
+    with TemporaryDirectory() as folder:
+        shutil.copy(whole / "a.safetensors", folder)
+        Path(folder, "a.json").write_text(json.dumps(description))
+        keep = description.get("weights_sha256")
+        change_description(Path(folder, "a"), lambda found: found.update(weights_sha256=keep) if keep else None)
+        with suppress(FileError):
+            load_model(Path(folder, "a"))
 
 
 def test_a_failed_write_leaves_what_was_there(saved):

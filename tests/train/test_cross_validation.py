@@ -13,14 +13,16 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
+from disentangled_mil.data import expression
 from disentangled_mil.data.cohort import StoredBag
 from disentangled_mil.data.cohort_file import read_cohort
+from disentangled_mil.data.expression import GeneStatistics
 from disentangled_mil.data.folds import patient_folds
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.metrics import PairedDifference
 from disentangled_mil.train import cross_validation, out_of_fold, run_folder
-from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest
+from disentangled_mil.train.cohort_digest import _fingerprint, cohort_digest, cohort_identity, expression_digest
 from disentangled_mil.train.cross_validation import run_cross_validation, task_folds
 from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.predict import predict_slides
@@ -75,6 +77,26 @@ def test_cross_validation_leaves_the_documented_files(finished_run):
     }
     for fold in ("fold0", "fold1"):
         assert {path.name for path in (out / fold).iterdir()} == CHECKPOINTS
+
+
+@pytest.mark.parametrize("name", ["clinical.csv", "gene_sets.gmt", "expression.csv.gz", "slides"])
+def test_nothing_that_training_reads_is_overwritten(description, quick, tmp_path, untrained, name):
+    folder = tmp_path / "run" / "fold0"
+    shutil.copytree(description.parent, folder)
+    text = (folder / description.name).read_text()
+    read = next((folder / name).rglob("*.h5")) if name == "slides" else folder / name
+    out = tmp_path / "run" if name == "clinical.csv" else folder / "run"
+    if name == "clinical.csv":
+        read.rename(folder / "student.csv")
+        text, read = text.replace("clinical.csv", "student.csv"), folder / "student.csv"
+    else:
+        out.mkdir()
+        (out / "predictions.csv").symlink_to(read)
+    (folder / description.name).write_text(text)
+    before = read.read_bytes()
+    with pytest.raises(ValueError, match=r"must be another file than .*, which is read"):
+        run_cross_validation(folder / description.name, "grading", out, quick, folds=2, quiet=True)
+    assert read.read_bytes() == before
 
 
 def test_folds_test_every_graded_patient_once_and_models_of_genes_those_with_expression(finished_run, description):
@@ -332,6 +354,27 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
+def test_statistics_that_another_numpy_sums_otherwise_are_the_same(
+    finished_run, description, quick, untrained, monkeypatch
+):
+    cohort = read_cohort(description)
+    before, table, pipeline = cohort_identity(cohort), cohort.expression, cohort.fit_expression()
+    fit = expression.fit_statistics
+
+    def summed_otherwise(*arguments):
+        genes, statistics = fit(*arguments)
+        return genes, {
+            gene: GeneStatistics(*(1e-15 + value * (1 + 1e-15) for value in known))
+            for gene, known in statistics.items()
+        }
+
+    monkeypatch.setattr(expression, "fit_statistics", summed_otherwise)
+    assert cohort.fit_expression().digest != pipeline.digest
+    assert cohort_identity(cohort) != before
+    assert expression_digest(table, cohort.fit_expression()) == expression_digest(table, pipeline)
+    run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
+
+
 def test_a_cohort_that_moved_is_the_same(finished_run, description, quick, untrained, tmp_path):
     moved = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "# moved\n[clinical]")
     assert run_cross_validation(moved, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
@@ -369,7 +412,7 @@ def test_slides_and_labels_alone_train_students_and_a_final_one_that_predicts(sl
         assert {path.name for path in (out / folder).iterdir()} == files
     slides = {name: slides_alone.parent / "slides" / name for name in ("10x", "20x")}
     table = predict_slides(out, slides, tmp_path / "out.csv", quiet=True)
-    assert table.equals(predict_slides(out / "final" / "student.json", slides, tmp_path / "out.csv", quiet=True))
+    assert table.equals(predict_slides(out / "final" / "student.json", slides, tmp_path / "final.csv", quiet=True))
 
 
 def test_a_refit_that_was_interrupted_or_left_out_follows_a_finished_run(slides_alone, quick, tmp_path, monkeypatch):
@@ -518,12 +561,8 @@ def test_a_run_that_trains_for_another_process_keeps_its_folder(description, qui
     """Before its first epoch is finished, another one tries to resume it: as it is, and with other options."""
     out, check = tmp_path / "run", cross_validation.BagCache.check
 
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
     def intrude(*args, **kwargs):
-        monkeypatch.setattr(cross_validation.BagCache, "check", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(ValueError, match=f"run: is in use by process {os.getpid()} on"):
             run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
         with pytest.raises(ValueError, match="cannot be resumed with another folds than it was started with"):
             run_cross_validation(description, "grading", out, quick, folds=3, resume=True, quiet=True)
@@ -644,7 +683,7 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
         fits.append(cohort)
         if len(fits) == 3:  # after the whole cohort and the first fold
             raise ValueError("the second fold cannot be fitted")
-        return SimpleNamespace(digest="of what was fitted")
+        return SimpleNamespace(genes={}, statistics={}, options=None)
 
     monkeypatch.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
     with pytest.raises(ValueError, match="the second fold"):

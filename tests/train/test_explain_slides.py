@@ -165,6 +165,37 @@ def test_the_command_writes_maps_and_says_where(student, slides, tmp_path, capsy
     assert (tmp_path / "maps" / "A_20x.h5ad").is_file()
 
 
+def test_maps_that_are_there_are_replaced_on_demand_only(student, slides, tmp_path):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "B.png").write_text("precious")
+    files = {name: folder / "B.h5" for name, folder in slides.items()}
+    with pytest.raises(
+        FileExistsError, match=r"B\.png: is there already; name another folder, or replace it by --over"
+    ):
+        explain_slides(student, files, tmp_path / "maps")
+    assert [path.read_text() for path in (tmp_path / "maps").iterdir()] == ["precious"]
+    explain_slides(student, files, tmp_path / "maps", overwrite=True)
+    assert len(list((tmp_path / "maps").iterdir())) == 3
+
+
+@pytest.mark.parametrize("what", ["patients", "image", "slide"])
+def test_nothing_that_explain_reads_is_overwritten(student, slides, tmp_path, what):
+    patients, images = tmp_path / "B.csv", tmp_path / "images"
+    patients.write_text("slide,patient\nB,P\n")
+    images.mkdir()
+    (images / "B.png").write_text("an image")
+    files = {name: folder / "B.h5" for name, folder in slides.items()}
+    out = {"patients": tmp_path, "image": images, "slide": tmp_path / "maps"}[what]
+    if what == "slide":
+        out.mkdir()
+        (out / "B_20x.h5ad").hardlink_to(files["20x"])
+    extras = Extras(images=images, anndata=True)
+    with pytest.raises(ValueError, match=r"B.*: must be another file than .*, which is read"):
+        explain_slides(student, files, out, extras, patients=patients, overwrite=True)
+    assert (images / "B.png").read_text() == "an image"
+    assert patients.read_text() == "slide,patient\nB,P\n"
+
+
 def test_a_slide_image_lies_behind_the_map(student, slides, tmp_path, shared):
     pytest.importorskip("openslide")
     (tmp_path / "images").mkdir()

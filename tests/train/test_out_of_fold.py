@@ -310,3 +310,9 @@ def test_too_many_folds_are_refused_before_anything_is_trained(split, tmp_path):
     with pytest.raises(ValueError, match=r"^teacher_folds must be at most the number"):
         run_split(split, "grading", replace(OUT_OF_FOLD, teacher_folds=99), tmp_path, quiet=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_is_the_same_where_another_numpy_computes_other_last_digits():
+    edges = {"kind": "survival", "edges": [0.1 + 0.2, 365.5], "alpha": 0.0}
+    assert out_of_fold._rounded(edges) == out_of_fold._rounded({**edges, "edges": [0.3, 365.5]})
+    assert out_of_fold._rounded(edges) != out_of_fold._rounded({**edges, "edges": [0.3001, 365.5]})

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 from disentangled_mil import Bag
+from disentangled_mil._tables import unguarded
 from disentangled_mil.cli import main
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.train.experiment import Split, run_split
 from disentangled_mil.train.predict import predict_slides
+from tests.support.checkpoints import change_description
 
 
 def described(planted, folder, slides=""):
@@ -139,11 +142,12 @@ def test_slides_of_another_encoder_are_refused_before_any_is_read_unless_allowed
     last = max(slides["20x"].iterdir())
     with h5py.File(last, "r+") as file:
         file["features"].attrs["encoder"] = "conch"
-    pd.testing.assert_frame_equal(predict_slides(with_sources, slides, out, allow_other_encoder=True), expected)
+    table = predict_slides(with_sources, slides, out, allow_other_encoder=True, overwrite=True)
+    pd.testing.assert_frame_equal(table, expected)
     monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
     message = rf"{last.name}: must have features of the encoder 'uni', got 'conch' as in training at 20x; --allow-other"
     with pytest.raises(ValueError, match=message):
-        predict_slides(with_sources, slides, out)
+        predict_slides(with_sources, slides, out, overwrite=True)
 
 
 def test_swapped_folders_of_magnifications_are_refused(with_sources, slides, tmp_path):
@@ -156,7 +160,7 @@ def test_the_cap_of_training_holds_in_prediction(by_slide, slides, tmp_path):
     path = changed_checkpoint(by_slide.run, tmp_path, lambda content: content["reading"].update(max_tokens={"20x": 3}))
     with pytest.warns(UserWarning, match="slides with more tiles than max_tokens are read in part"):
         capped = predict_slides(path, slides, tmp_path / "out.csv")
-    assert not capped.equals(predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv"))
+    assert not capped.equals(predict_slides(by_slide.run / "student", slides, tmp_path / "whole.csv"))
 
 
 def test_an_empty_slide_is_refused_before_any_is_read(by_slide, slides, tmp_path, monkeypatch):
@@ -175,8 +179,8 @@ def test_a_student_of_sets_needs_no_coordinates(by_patient, tmp_path):
         with h5py.File(path, "r+") as file:
             del file["coords"]
     tables = [
-        predict_slides(by_patient.run / "student", folders, tmp_path / "out.csv", patients=by_patient.patients)
-        for folders in (slides, by_patient.slides)
+        predict_slides(by_patient.run / "student", folders, tmp_path / name, patients=by_patient.patients)
+        for name, folders in (("a.csv", slides), ("b.csv", by_patient.slides))
     ]
     pd.testing.assert_frame_equal(*tables)
 
@@ -186,7 +190,7 @@ def test_without_a_table_of_patients_every_slide_is_one(by_slide, tmp_path):
     stems = sorted(path.stem for path in by_slide.slides["20x"].iterdir())
     assert table["patient"].tolist() == stems
     grouped = predict_slides(
-        by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=by_slide.patients
+        by_slide.run / "student", by_slide.slides, tmp_path / "grouped.csv", patients=by_slide.patients
     )
     owner = pd.read_csv(by_slide.patients, index_col="slide")["patient"]
     means = table.groupby(owner[table["patient"]].to_numpy())["probability_G2"].mean()
@@ -200,7 +204,7 @@ def test_the_side_of_a_cell_can_be_given(by_slide, slides, tmp_path):
             file["coords"].attrs["patch_size_level0"] = 0
     expected = predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv")
     steps = {"20x": float(side)}
-    table = predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps=steps)
+    table = predict_slides(by_slide.run / "student", slides, tmp_path / "given.csv", steps=steps)
     pd.testing.assert_frame_equal(table, expected)
     with pytest.raises(ValueError, match="steps must be of the magnifications 10x, 20x, got '40x'"):
         predict_slides(by_slide.run / "student", slides, tmp_path / "out.csv", steps={"40x": 1.0})
@@ -306,12 +310,55 @@ def test_a_table_of_patients_that_is_no_table_is_named(by_slide, tmp_path, conte
         predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "out.csv", patients=path)
 
 
-def test_the_table_of_patients_is_not_overwritten(by_slide, tmp_path):
-    path = shutil.copy(by_slide.patients, tmp_path / "patients.csv")
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"patients\.csv: must be another file than the table of patients"):
-        predict_slides(by_slide.run / "student", by_slide.slides, tmp_path / "patients.csv", patients=path)
-    assert path.read_bytes() == before
+@pytest.mark.parametrize("how", ["same", "symlink", "hard link", "relative"])
+@pytest.mark.parametrize("what", ["patients", "description", "weights", "slide"])
+def test_nothing_that_is_read_is_overwritten(by_slide, slides, tmp_path, monkeypatch, what, how):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(by_slide.run / f"student{suffix}", tmp_path)
+    patients = shutil.copy(by_slide.patients, tmp_path / "patients.csv")
+    found = {
+        "patients": patients,
+        "description": tmp_path / "student.json",
+        "weights": tmp_path / "student.safetensors",
+        "slide": min(slides["20x"].iterdir()),
+    }
+    read, out = found[what], tmp_path / "out.csv"
+    before = read.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    if how == "symlink":
+        out.symlink_to(read)
+    elif how == "hard link":
+        out.hardlink_to(read)
+    else:
+        out = read if how == "same" else Path("..") / tmp_path.name / read.relative_to(tmp_path)
+    message = "must be another file than" if out.suffix == ".csv" else r"predictions must end in \.csv"
+    with pytest.raises(ValueError, match=message):
+        predict_slides(tmp_path / "student", slides, out, patients=patients, overwrite=True)
+    assert read.read_bytes() == before
+
+
+def test_predictions_that_are_there_are_replaced_on_demand_only(by_slide, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("precious")
+    arguments = ["predict", str(by_slide.run / "student"), f"--out={out}", f"--patients={by_slide.patients}"]
+    arguments += [f"--slides={name}={folder}" for name, folder in by_slide.slides.items()]
+    assert main(arguments) == 2
+    assert out.read_text() == "precious"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert out.read_text().startswith("patient,")
+
+
+def test_names_that_a_spreadsheet_would_run_are_guarded(by_slide, tmp_path):
+    """OWASP, CSV injection."""
+    owners = pd.read_csv(by_slide.patients)
+    names = dict(zip(owners["patient"].unique(), ("=1+1", "@SUM(A1)", "+7", "-x", "'=x"), strict=False))
+    owners["patient"] = owners["patient"].replace(names)
+    owners.to_csv(tmp_path / "patients.csv", index=False)
+    out = tmp_path / "out.csv"
+    table = predict_slides(by_slide.run / "student", by_slide.slides, out, patients=tmp_path / "patients.csv")
+    written = pd.read_csv(out, dtype=str)["patient"]
+    assert {"'=1+1", "'@SUM(A1)", "+7", "'-x", "''=x"} <= set(written)
+    assert written.map(unguarded).tolist() == table["patient"].tolist()
 
 
 def test_a_patient_may_be_called_NA(by_slide, tmp_path):
@@ -341,23 +388,19 @@ def changed_checkpoint(run, folder, change):
     """A copy of a student whose description is changed."""
     for suffix in (".json", ".safetensors"):
         shutil.copy(run / f"student{suffix}", folder)
-    path = folder / "student.json"
-    description = json.loads(path.read_text())
-    change(description)
-    path.write_text(json.dumps(description))
-    return path
+    return change_description(folder / "student.json", change)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("unit", "tile", r"unit must be one of 'slide', 'patient', got 'tile'"),
-        ("transform", ["log"], r"transform must be one of 'none', 'log', got \['log'\]"),
-        ("drop_augmented", "no", r"drop_augmented must be one of False, True, got 'no'"),
-        ("sets", None, r"sets must be of type list, got None"),
+        ("transform", ["log"], r"transform must be text, got \['log'\]"),
+        ("drop_augmented", "no", r"drop_augmented must be true or false, got 'no'"),
+        ("sets", None, r"sets must be a list, got None"),
         ("sets", ["40x"], r"sets must be of the magnifications 10x, 20x, got '40x'"),
-        ("max_tokens", [9], r"max_tokens must be of type dict, got \[9\]"),
-        ("tiles", [], r"tiles must be of type dict, got \[\]"),
+        ("max_tokens", [9], r"max_tokens must be an object, got \[9\]"),
+        ("tiles", [], r"tiles must be an object, got \[\]"),
     ],
 )
 def test_a_checkpoint_that_describes_no_reading_of_bags_is_named(by_slide, tmp_path, key, value, message):
@@ -425,7 +468,9 @@ def run_of_folds(trained, folder, models=("student", "distilled")):
 
 def test_a_run_folder_predicts_the_mean_of_its_folds_and_says_so(by_slide, tmp_path, capsys):
     run = run_of_folds(by_slide, tmp_path / "run")
-    one, two = (predict_slides(by_slide.run / m, by_slide.slides, tmp_path / "o.csv") for m in ("student", "distilled"))
+    one, two = (
+        predict_slides(by_slide.run / m, by_slide.slides, tmp_path / f"{m}.csv") for m in ("student", "distilled")
+    )
     capsys.readouterr()
     table = predict_slides(run, by_slide.slides, tmp_path / "out.csv")
     names = f"{run / 'fold0' / 'student.json'}, {run / 'fold1' / 'distilled.json'}"
@@ -442,7 +487,7 @@ def test_the_student_of_all_patients_goes_before_the_folds_unless_these_are_chos
     for suffix in (".json", ".safetensors"):
         shutil.copy(by_slide.run / f"distilled{suffix}", run / "final")
     student, distilled, folds, final = (
-        predict_slides(path, by_slide.slides, tmp_path / "o.csv", students=students)
+        predict_slides(path, by_slide.slides, tmp_path / "o.csv", students=students, overwrite=True)
         for path, students in (
             (by_slide.run / "student", "auto"),
             (by_slide.run / "distilled", "auto"),
@@ -462,10 +507,8 @@ def test_the_student_of_all_patients_goes_before_the_folds_unless_these_are_chos
 def test_hazards_of_other_intervals_are_not_averaged_and_risks_are(by_patient, tmp_path):
     run = run_of_folds(by_patient, tmp_path / "run", models=("student", "student"))
     alike = predict_slides(run, by_patient.slides, tmp_path / "o.csv", patients=by_patient.patients)
-    path = run / "fold1" / "student.json"
-    description = json.loads(path.read_text())
-    description["task"]["edges"][0] += 1.0
-    path.write_text(json.dumps(description))
-    table = predict_slides(run, by_patient.slides, tmp_path / "o.csv", patients=by_patient.patients)
+    last = json.loads((run / "fold1" / "student.json").read_text())["task"]["edges"][-1]
+    change_description(run / "fold1" / "student.json", lambda found: found["task"]["edges"].__setitem__(-1, last + 1.0))
+    table = predict_slides(run, by_patient.slides, tmp_path / "p.csv", patients=by_patient.patients)
     assert "hazard_0" in alike
     pd.testing.assert_frame_equal(table, alike[["patient", "risk"]])

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..._errors import reading
 from ._anndata import is_anndata, open_anndata_group, open_zarr_slide, refuse_shapes, require_anndata
 from ._hdf5 import open_hdf5
 from ._hdf5_writers import open_hdf5_slide, refuse_other_coordinates
@@ -25,44 +26,34 @@ def as_paths(paths: Sequence[str | Path]) -> tuple[Path, ...]:
 @contextmanager
 def open_slide(path: Path, features: str | None, coords: str | None, *, as_set: bool) -> Iterator[StoredSlide]:
     """The slide in a file of any layout; unless it is read as a set, coordinates under unknown names are refused."""
-    try:
-        is_folder, is_file = path.is_dir(), path.is_file()
-        first = _first_bytes(path) if is_file else b""
-    except PermissionError as error:
-        raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
-    if is_folder:
-        with open_zarr_slide(path, features, coords) as slide:
-            if not as_set and slide.coords is None:
-                refuse_shapes(path, slide.source)
-            yield slide
-    elif not is_file:
-        raise FileNotFoundError(f"{path}: there is no such file")
-    elif first.startswith(_OF_PYTORCH):
-        with open_tensor_slide(path, features, coords) as slide:
-            yield slide
-    else:
-        with open_hdf5(path) as file:
-            if is_anndata(file):
-                require_anndata(path)
-                yield open_anndata_group(path, file, coords)
-                return
-            slide = open_hdf5_slide(path, file, features, coords)
-            if not as_set and slide.coords is None and slide.source.tokens > 1:
-                refuse_other_coordinates(path, file)
-            yield slide
+    with reading(path, kind=SlideError):
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+            first = _first_bytes(path) if is_file else b""
+        except PermissionError as error:
+            raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
+        if is_folder:
+            with open_zarr_slide(path, features, coords) as slide:
+                if not as_set and slide.coords is None:
+                    refuse_shapes(path, slide.source)
+                yield slide
+        elif not is_file:
+            raise FileNotFoundError(f"{path}: there is no such file")
+        elif first.startswith(_OF_PYTORCH):
+            with open_tensor_slide(path, features, coords) as slide:
+                yield slide
+        else:
+            with open_hdf5(path) as file:
+                if is_anndata(file):
+                    require_anndata(path)
+                    yield open_anndata_group(path, file, coords)
+                    return
+                slide = open_hdf5_slide(path, file, features, coords)
+                if not as_set and slide.coords is None and slide.source.tokens > 1:
+                    refuse_other_coordinates(path, file)
+                yield slide
 
 
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(4)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let errors name the file."""
-    try:
-        yield
-    except SlideError:
-        raise
-    except ValueError as error:
-        raise SlideError(f"{path}: {error}") from error

@@ -54,7 +54,7 @@ def joined(sources: Sequence[SlideSource]) -> SlideSource:
         if source.width != first.width:
             reason = f"must have {first.width} features per patch, got {source.width}"
         if reason is not None:
-            raise SlideError(f"{source.files[0]}: {reason}; {first.files[0]} is in the same bag")
+            raise SlideError(f"{source.files[0]}: {reason}; {first.files[0]} is in the same bag", source.files[0])
     return first._replace(
         files=tuple(path for source in sources for path in source.files),
         tokens=sum(source.tokens for source in sources),

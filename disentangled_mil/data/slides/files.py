@@ -5,6 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from ..._errors import reads_file
 from .source import SlideError
 
 SUFFIXES = (".h5", ".hdf5", ".h5ad", ".pt", ".pth", ".zarr")
@@ -16,6 +17,7 @@ IMAGE_SUFFIXES = (
 _ENDINGS = re.compile(f"({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, *SUFFIXES)))})+$", re.IGNORECASE)
 
 
+@reads_file
 def slide_files(folder: str | Path) -> dict[str, Path]:
     """The files of features in a folder, by the name of the slide, see :func:`slide_name`.
 

@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..._errors import reading
 from ...bags import Grid, lattice_step
 from ._choice import Choice, share_tiles
-from ._opening import as_paths, naming, open_slide
+from ._opening import as_paths, open_slide
 from ._stored import Array, StoredSlide
 from ._values import as_coords, read_places
-from .source import SlideSource
+from .source import SlideError, SlideSource
 
 
 class TilePlaces(NamedTuple):
@@ -103,7 +104,7 @@ def check_places(path: str | Path, *, step: float | None = None) -> None:
     with open_slide(path, None, None, as_set=False) as slide:
         places = read_places(slide)
         if places is not None and slide.source.tokens:
-            with naming(path):
+            with reading(path, kind=SlideError):
                 coords, side, _ = lattice(slide, places, step)
                 Grid.from_coords(coords, step=side)
 

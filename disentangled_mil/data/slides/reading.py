@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 from ..._checks import check_count
+from ..._errors import reading
 from ...bags import Bag
 from ._choice import Choice, share_tiles
-from ._opening import as_paths, naming, open_slide
+from ._opening import as_paths, open_slide
 from ._stored import StoredSlide
 from ._values import read_features, read_places
 from .facts import joined
@@ -133,7 +134,7 @@ def _on_its_grid(slide: StoredSlide, choice: Choice, step: float | None) -> Slid
     rows, wider = choice.of(slide, places)
     if places is None:
         return SlideBag(Bag.from_slide(read_features(slide, rows)), source)
-    with naming(path):
+    with reading(path, kind=SlideError):
         coords, side, source = lattice(slide, places, step)
         side = None if side is None else side * wider
         return SlideBag(Bag.from_slide(read_features(slide, rows), coords[rows], step=side), source)

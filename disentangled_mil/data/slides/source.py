@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from ..._errors import FileError
+
 _FACTOR = 1.25  # Scanners of one nominal magnification differ by less, neighboring magnifications by more.
 
 
-class SlideError(ValueError):
+class SlideError(FileError):
     """A slide's file is refused; the message names the file, the reason and, where there is one, a remedy."""
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_floating, check_shape
+from ..._errors import reads_file
 from ...nn.dmsf import DeformableOptions
 from ._modules import ReleasedStudent, ReleasedTeacher
 
 
+@reads_file
 def load_released(path: str | PathLike[str]) -> ReleasedTeacher | ReleasedStudent:
     """Read a released checkpoint, teacher or student, from a file of ``torch.save``.
 
@@ -27,7 +29,13 @@ def load_released(path: str | PathLike[str]) -> ReleasedTeacher | ReleasedStuden
         TypeError: the file holds something else.
         ValueError: the parameters are neither a released teacher's nor a released student's.
     """
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # unpicklers raise anything
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"path must lead to a file that torch.load(weights_only=True) reads: {reason}") from error
     if not isinstance(stored, Mapping) or not all(isinstance(name, str) for name in stored):
         raise TypeError(f"path must lead to a mapping of parameter names to tensors, got {type(stored).__name__}")
     state_dict = {name.removeprefix("module."): value for name, value in stored.items()}

@@ -19,8 +19,9 @@ COORDS = np.stack([np.arange(10) % 5, np.arange(10) // 5], axis=1) * slides.TILE
 def refused(path: Path, message: str, *, by_metadata: bool = True) -> None:
     """A file is refused when it is read, and already from its metadata if that shows the defect."""
     for read in (read_bag, slide_source) if by_metadata else (read_bag,):
-        with pytest.raises(SlideError, match=rf"{path.name}: {message}"):
+        with pytest.raises(SlideError, match=rf"{path.name}: {message}") as error:
             read(path)
+        assert error.value.file == path
 
 
 @pytest.mark.parametrize("write", [slides.clam, slides.trident, slides.stamp])
