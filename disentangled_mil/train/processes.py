@@ -170,11 +170,16 @@ def loss_of(stage: "Stage") -> Callable[["Batch", int], "StageLoss"]:
     """The loss of a stage, whose gradients are averaged over all processes.
 
     All processes begin with the weights of the first one.
+
+    Args:
+        stage: stage to train.
+
+    Returns:
+        The function from a batch and the number of the epoch to the loss.
     """
     if processes() == 1:
         return stage.loss
-    # All processes compute equal buffers, so they are not sent again.
-    return nn.parallel.DistributedDataParallel(_Loss(stage), broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(_Loss(stage))
 
 
 class _Loss(nn.Module):

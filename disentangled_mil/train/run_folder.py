@@ -5,11 +5,15 @@ with which versions the run was started and resumed, which is not compared. ``*.
 epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished run. The folder
 ``final`` may follow, with students of all patients. A run that stops before its first finished epoch leaves no trace,
 so that the folder is free again.
+
+Several jobs may train different folds of one run in one folder. Then each writes to the folders of its folds only, but
+for ``run.json``, which the first of them makes and none removes.
 """
 
 import json
 import platform
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,11 +33,15 @@ from ..tasks import TaskDefinition
 from .checkpoint import write_json
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
+from .fold_results import RESULT
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
+from .processes import processes
 from .training import NETWORKS
 
 FINAL = "final"
+# Seconds that a job may take to write the note of the run that it has just begun.
+_WRITING = 5.0
 
 
 class RunFolder:
@@ -46,9 +54,10 @@ class RunFolder:
         options: options of the training.
         resume: whether a run is continued.
         decides: all else that decides the numbers of the run, as JSON values.
+        only: names of the folds that this job trains, while others may train other folds; None for a whole run.
 
     Raises:
-        ValueError: the folder holds another run, a run that is not to be resumed, or none to resume.
+        ValueError: the folder holds another run, a run or fold that is not to be resumed, or none to resume.
     """
 
     def __init__(
@@ -60,8 +69,11 @@ class RunFolder:
         *,
         resume: bool,
         decides: Mapping[str, Any],
+        only: Sequence[str] | None = None,
     ) -> None:
         self.path, self.name, self.task, self.options, self.resume = path, name, task, options, resume
+        self.only = only
+        self.start: dict[str, Any] = {}
         defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
         run = {**decides, "task": defined, "training": _saved(options)}
         self.run: dict[str, Any] = json.loads(json.dumps(run))
@@ -75,22 +87,39 @@ class RunFolder:
     def _check(self) -> None:
         """Refuse a folder that may not be used for this run."""
         note = self._note
-        if not self.resume:
-            if note.is_file() or _trained(self.path):
-                raise ValueError(self._occupied)
-        elif not note.is_file():
+        if self.resume and not note.is_file():
             raise ValueError(f"{self.path}: holds no run to resume")
-        else:
-            before = _read_note(note)
-            changed = [key for key in self.run if before.get(key) != self.run[key]]
-            if changed:
-                listed = ", ".join(changed)
-                options = "".join(
-                    f"; {each}" for key in changed for each in _differences(key, before.get(key), self.run[key])
-                )
-                raise ValueError(
-                    f"{self.path}: cannot be resumed with another {listed} than it was started with{options}"
-                )
+        if not self.resume:
+            begun = note.is_file() or _trained(self.path)
+            if (self.path / "metrics.json").is_file() or (begun and self.only is None):
+                raise ValueError(self._occupied)
+            for fold in self.only or ():
+                if _trained(self.path / fold) or (self.path / fold / RESULT).is_file():
+                    raise ValueError(f"{self.path / fold}: already holds a fold; give --resume to continue it")
+        if note.is_file():
+            self._check_note()
+
+    def _check_note(self) -> None:
+        """Check that the folder holds this run; another job of it may be about to write the note."""
+        end = time.monotonic() + _WRITING
+        while self.only is not None and not self._note.stat().st_size and time.monotonic() < end:
+            time.sleep(0.05)
+        self.check_same(_read_note(self._note), self.path)
+
+    def check_same(self, run: Mapping[str, Any], place: Path) -> None:
+        """Check that a run, or a fold of one, is of this run.
+
+        Args:
+            run: what decided its numbers.
+            place: place of the run, for the error.
+
+        Raises:
+            ValueError: cohort, task, folds or options differ.
+        """
+        if changed := [key for key in self.run if run.get(key) != self.run[key]]:
+            listed = ", ".join(changed)
+            options = "".join(f"; {each}" for key in changed for each in _differences(key, run.get(key), self.run[key]))
+            raise ValueError(f"{place}: cannot be resumed with another {listed} than it was started with{options}")
 
     @property
     def _note(self) -> Path:
@@ -104,24 +133,28 @@ class RunFolder:
     def taken(self) -> Iterator[None]:
         """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
 
-        Another process may own a run that is resumed, so nothing of it is removed.
+        Another process may own a run that is resumed, or train other folds of it, so nothing of it is removed.
         """
         path = self.path
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path}: must be a folder, to hold the run, got a file")
         path.mkdir(parents=True, exist_ok=True)
-        if not self.resume:
+        new = not self.resume
+        if new:
             try:
                 self._note.touch(exist_ok=False)
             except FileExistsError as error:  # Another run took the folder after `_check`.
-                raise ValueError(self._occupied) from error
+                if self.only is None:
+                    raise ValueError(self._occupied) from error
+                new = False
+                self._check_note()
         try:
-            if not self.resume:
+            if new:
                 write_json(self._note, self.run)
             yield
         except BaseException as error:
-            if not self.resume and not _trained(path):
+            if new and self.only is None and not _trained(path):
                 self._note.unlink(missing_ok=True)
                 for folder in (*path.glob("fold[0-9]*"), *made):
                     if folder.is_dir() and not any(folder.iterdir()):
@@ -135,15 +168,30 @@ class RunFolder:
     def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
         """Add to run.json what is not compared: this start of the run, and the description of the cohort.
 
+        A job of some folds adds it later, with the results of the folds.
+
         Args:
             threads: number of threads.
             description: description of the cohort as it was read; None for none.
         """
-        note = _read_note(self._note)
-        start: dict[str, Any] = {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}", "command": sys.orig_argv}
-        start |= {"versions": _versions(), "threads": threads}
+        date = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
+        start = {"date": date, "command": sys.orig_argv, "versions": _versions(), "threads": threads}
+        start["processes"] = processes()
         values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
-        write_json(self._note, {**note, **values, "starts": [*note.get("starts", []), start]})
+        self.start = {**values, "starts": [start]}
+        if self.only is None:
+            self.add_start(self.start)
+
+    def add_start(self, start: Mapping[str, Any]) -> None:
+        """Add a start of the run, or of some folds, to run.json, if it is not there.
+
+        Args:
+            start: ``"starts"``, and the ``"description"`` of the cohort if there is one.
+        """
+        note = _read_note(self._note)
+        starts = note.get("starts", [])
+        starts += [each for each in start["starts"] if each not in starts]
+        write_json(self._note, {**note, **start, "starts": starts})
 
     @property
     def final(self) -> Path:
@@ -199,6 +247,8 @@ class RunFolder:
                 for suffix in (".progress.pt", ".csv", ".safetensors", ".json"):
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
+            remove_leftovers(folder / RESULT)
+            (folder / RESULT).unlink(missing_ok=True)
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
