@@ -1,0 +1,186 @@
+"""Two processes train as one, and end together."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from disentangled_mil import Bag
+from disentangled_mil.data.planted import write_cohort
+from disentangled_mil.train import processes, run_cross_validation
+from disentangled_mil.train.experiment import Split, run_split
+from disentangled_mil.train.options import TrainingOptions
+from tests.support.cohorts import small_planted
+from tests.support.processes import run_as_torchrun_does
+from tests.support.training import OPTIONS, small_split
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
+
+# The batch of one sample leaves nothing to the second process. Distillation begins in the second epoch.
+SAME = replace(OPTIONS, epochs=2, batch_size=5, dropout=0.0, gene_dropout=0.0, task_warmup=0.5, share_weight=1.0)
+
+
+def lacking_split() -> Split:
+    """A split in which some samples have no tiles at one magnification."""
+    split = small_split()
+    samples = list(split.train.samples)
+    for row in (1, 6, 20):
+        bags = {**samples[row].bags, "10x": Bag.empty(8, placed=True)}
+        samples[row] = (
+            samples[row]._replace(bags=bags) if hasattr(samples[row], "_replace") else replace(samples[row], bags=bags)
+        )
+    return split._replace(train=replace(split.train, samples=tuple(samples)))
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from disentangled_mil.train import run_split
+from disentangled_mil.train.processes import rank, together
+from tests.train.test_processes import SAME, lacking_split
+
+out = Path(sys.argv[1])
+with together():
+    result = run_split(lacking_split(), "grading", SAME, out, quiet=True)
+    result.predictions.to_csv(out / f"predictions{rank()}.csv", index=False)
+"""
+
+
+def test_two_processes_train_the_models_of_one(tmp_path):
+    ended = run_as_torchrun_does(TRAIN, str(tmp_path / "two"))
+    assert [process.returncode for process in ended] == [0, 0], ended
+    (tmp_path / "one").mkdir()
+    alone = run_split(lacking_split(), "grading", SAME, tmp_path / "one", quiet=True).predictions
+    first, second = (pd.read_csv(tmp_path / "two" / f"predictions{rank}.csv") for rank in range(2))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+    pd.testing.assert_frame_equal(first, alone, check_dtype=False, rtol=0, atol=2e-5)
+    logs = sorted(path.name for path in (tmp_path / "one").glob("*.csv"))
+    assert logs == ["distilled.csv", "genes.csv", "student.csv", "teacher.csv"]
+    for name in logs:
+        one, two = (pd.read_csv(tmp_path / run / name) for run in ("one", "two"))
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5, err_msg=name)
+    for run in ("one", "two"):
+        anchors = load_file(tmp_path / run / "student.safetensors")["branches.20x.aggregate.anchors"]
+        torch.testing.assert_close(
+            anchors, load_file(tmp_path / "one" / "student.safetensors")["branches.20x.aggregate.anchors"]
+        )
+
+
+COMMANDS = """
+import os, sys
+from disentangled_mil.cli import main
+from disentangled_mil.train import processes
+from disentangled_mil.train.stages import StudentStage
+
+cohort, out, *ports = sys.argv[1:]
+processes._GRACE = 0.5
+rank, plain = int(os.environ["RANK"]), StudentStage.loss
+
+
+def run(*arguments):
+    os.environ["MASTER_PORT"] = ports.pop()
+    sys.stderr.write("next\\n")
+    try:
+        code = main(["train", cohort, "--out", out, "--folds", "2", "--epochs", "2", *arguments])
+    except SystemExit as error:
+        code = error.code
+    sys.stderr.write(f"code {code}\\n")
+
+
+def fail_in_one(self, batch, epoch):
+    if epoch and rank == 1:
+        raise ValueError("the second process fails")
+    return plain(self, batch, epoch)
+
+
+run("--task", "gradin")
+StudentStage.loss = fail_in_one
+run("--task", "grading")
+StudentStage.loss = plain
+run("--task", "grading", "--resume")
+"""
+
+
+@pytest.fixture(scope="module")
+def slides_alone(tmp_path_factory) -> Path:
+    """A small cohort in files, without expression."""
+    path = write_cohort(small_planted(13), tmp_path_factory.mktemp("cohort"))
+    path.write_text(path.read_text().split("[expression]")[0])
+    return path
+
+
+def test_the_command_fails_once_resumes_and_writes_once(slides_alone, tmp_path):
+    from tests.support.processes import free_port
+
+    ports = [str(free_port()) for _ in range(3)]
+    first, second = run_as_torchrun_does(COMMANDS, str(slides_alone), str(tmp_path / "two"), *ports)
+    for process in (first, second):
+        assert [line for line in process.stderr.splitlines() if line.startswith("code")] == [
+            "code 2",
+            "code 2",
+            "code 0",
+        ], process.stderr
+    errors = [part.count("error: ") for part in (first.stderr + second.stderr).split("next")]
+    assert sum(errors) == 2
+    assert "error: " + str(slides_alone) in first.stderr + second.stderr
+    assert "error: the second process fails" in second.stderr
+    assert "reading slides" in first.stderr
+    assert "reading slides" not in second.stderr
+    assert first.stdout.count("linear model (slides)") == 1
+    assert second.stdout == ""
+    run_cross_validation(slides_alone, "grading", tmp_path / "one", TrainingOptions(epochs=2), folds=2, quiet=True)
+    assert sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*")) == sorted(
+        path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*")
+    )
+    starts = json.loads((tmp_path / "two" / "run.json").read_text())["starts"]
+    assert [start["processes"] for start in starts] == [2, 2]
+
+
+def test_a_batch_is_shared_and_all_know_its_labels(dataset, monkeypatch):
+    whole = dataset.batch(range(5))
+    for own, rows in enumerate(([0, 3], [1, 4], [2])):
+        part = dataset.batch([0, 3], [1, 4], [2], own=own)
+        assert part.rows.tolist() == [0, 3, 1, 4, 2]
+        assert part.counts == (2, 2, 1)
+        assert torch.equal(part.target, whole.target[part.rows])
+        assert torch.equal(part.bags["10x"].mask.sum(1), whole.bags["10x"].mask.sum(1)[rows])
+        assert torch.equal(part.genes["tumor"], whole.genes["tumor"][rows])
+    idle = dataset.batch([3], [], own=1)
+    assert len(idle.bags["10x"]) == len(idle.genes["tumor"]) == 1
+    monkeypatch.setattr("disentangled_mil.train.datasets.rank", lambda: 1)
+    assert idle.own_tiles("10x").tolist() == [False]
+
+
+def test_the_first_error_of_a_function_is_raised_in_all(monkeypatch):
+    def gather(every, own):
+        every[:] = [("first", None), own]
+
+    def fail():
+        raise ValueError("of the second")
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(processes, "_TOGETHER", type(processes._TOGETHER)("together", default=True))
+    assert processes.of_each(lambda: processes.processes()) == ["first", 1]  # alone inside
+    assert processes.by_first(fail) == "first"
+    with pytest.raises(ValueError, match="of the second"):
+        processes.of_each(fail)
+
+
+def test_several_processes_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(processes, "processes", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    processes.check_device("cpu")
+    with pytest.raises(
+        ValueError, match="device must be cuda, of which every process takes its own, or cpu, got 'cuda:1'"
+    ):
+        processes.check_device("cuda:1")
+    with pytest.raises(ValueError, match="device cuda needs a GPU for each of the 4 processes of a machine, got 2"):
+        processes.check_device("cuda")
