@@ -152,7 +152,7 @@ class CohortDataset:
         Returns:
             The batch, with bags of this process only.
         """
-        parts = [torch.as_tensor(share) for share in shares]
+        parts = [torch.as_tensor(share, dtype=torch.long) for share in shares]
         rows = torch.cat(parts)
         read = parts[own] if len(parts[own]) else rows[:1]
         samples = [self.samples[int(i)] for i in rows]

@@ -6,6 +6,7 @@ The first process alone prints, writes files, and fits what is not trained in st
 """
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 # The first process may fit linear models or draw resamples while the others wait.
 _PATIENCE = timedelta(hours=6)
-# Seconds in which the other processes may end by themselves after one has failed.
+# Seconds that a process waits after another one has failed, until the launcher ends it.
 _GRACE = 5.0
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 
@@ -46,6 +47,8 @@ def together() -> Iterator[None]:
         torch.cuda.set_device(local)
     dist.init_process_group(store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     token = _TOGETHER.set(True)
+    # The launcher ends the others when one has failed. They must be able to tidy up.
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with ExitStack() as stack:
             if rank:
@@ -54,27 +57,22 @@ def together() -> Iterator[None]:
                 stack.enter_context(redirect_stderr(nowhere))
             yield
         dist.barrier()
+        dist.destroy_process_group()
     except BaseException:
-        if not _fails_first(store, world):
-            time.sleep(_GRACE)  # The launcher ends all processes as soon as one has ended, so the first one goes first.
-            sys.exit(2)
-        raise
+        if _fails_first(store):
+            raise
+        # The launcher ends all processes when one has ended, so the one that says why must be the first.
+        time.sleep(_GRACE)
+        sys.exit(2)
     finally:
         _TOGETHER.reset(token)
-        with suppress(Exception):
-            dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, handler)
 
 
-def _fails_first(store: "dist.Store", world: int) -> bool:
-    """Whether no other process has failed before; then the others are given time to end."""
+def _fails_first(store: "dist.Store") -> bool:
+    """Whether no other process has failed before."""
     with suppress(Exception):  # The store may have ended with the process that held it.
-        first = bool(store.add("failed", 1) == 1)
-        # This closes the connections, so that processes which wait for this one fail as well and tidy up.
-        dist.destroy_process_group()
-        end = time.monotonic() + _GRACE
-        while first and store.add("failed", 0) < world and time.monotonic() < end:
-            time.sleep(0.05)
-        return first
+        return bool(store.add("failed", 1) == 1)
     return False
 
 

@@ -62,5 +62,10 @@ def run_as_torchrun_does(code: str, *arguments: str) -> list["subprocess.Complet
         )
         for rank in range(2)
     ]
-    ended = [(process, *process.communicate(timeout=180)) for process in started]
+    try:
+        ended = [(process, *process.communicate(timeout=120)) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     return [subprocess.CompletedProcess(command, process.returncode, *texts) for process, *texts in ended]

@@ -13,17 +13,19 @@ from safetensors.torch import load_file
 
 from disentangled_mil import Bag
 from disentangled_mil.data.planted import write_cohort
-from disentangled_mil.train import processes, run_cross_validation
+from disentangled_mil.train import processes
 from disentangled_mil.train.experiment import Split, run_split
-from disentangled_mil.train.options import TrainingOptions
+from disentangled_mil.train.training import NETWORKS
 from tests.support.cohorts import small_planted
-from tests.support.processes import run_as_torchrun_does
+from tests.support.processes import free_port, run_as_torchrun_does
 from tests.support.training import OPTIONS, small_split
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
 # The batch of one sample leaves nothing to the second process. Distillation begins in the second epoch.
-SAME = replace(OPTIONS, epochs=2, batch_size=5, dropout=0.0, gene_dropout=0.0, task_warmup=0.5, share_weight=1.0)
+SAME = replace(
+    OPTIONS, epochs=2, batch_size=17, dropout=0.0, gene_dropout=0.0, task_warmup=0.5, share_weight=1.0, linear=0.0
+)
 
 
 def lacking_split() -> Split:
@@ -35,7 +37,7 @@ def lacking_split() -> Split:
         samples[row] = (
             samples[row]._replace(bags=bags) if hasattr(samples[row], "_replace") else replace(samples[row], bags=bags)
         )
-    return split._replace(train=replace(split.train, samples=tuple(samples)))
+    return split._replace(train=replace(split.train, samples=tuple(samples), missing="allow"))
 
 
 TRAIN = """
@@ -43,11 +45,12 @@ import sys
 from pathlib import Path
 from disentangled_mil.train import run_split
 from disentangled_mil.train.processes import rank, together
+from disentangled_mil.train.training import NETWORKS
 from tests.train.test_processes import SAME, lacking_split
 
 out = Path(sys.argv[1])
 with together():
-    result = run_split(lacking_split(), "grading", SAME, out, quiet=True)
+    result = run_split(lacking_split(), "grading", SAME, out, models=NETWORKS, quiet=True)
     result.predictions.to_csv(out / f"predictions{rank()}.csv", index=False)
 """
 
@@ -56,7 +59,7 @@ def test_two_processes_train_the_models_of_one(tmp_path):
     ended = run_as_torchrun_does(TRAIN, str(tmp_path / "two"))
     assert [process.returncode for process in ended] == [0, 0], ended
     (tmp_path / "one").mkdir()
-    alone = run_split(lacking_split(), "grading", SAME, tmp_path / "one", quiet=True).predictions
+    alone = run_split(lacking_split(), "grading", SAME, tmp_path / "one", models=NETWORKS, quiet=True).predictions
     first, second = (pd.read_csv(tmp_path / "two" / f"predictions{rank}.csv") for rank in range(2))
     pd.testing.assert_frame_equal(first, second, check_exact=True)
     pd.testing.assert_frame_equal(first, alone, check_dtype=False, rtol=0, atol=2e-5)
@@ -74,34 +77,35 @@ def test_two_processes_train_the_models_of_one(tmp_path):
 
 COMMANDS = """
 import os, sys
+from functools import partial
 from disentangled_mil.cli import main
-from disentangled_mil.train import processes
+from disentangled_mil.train import processes, run_folder
 from disentangled_mil.train.stages import StudentStage
 
 cohort, out, *ports = sys.argv[1:]
-processes._GRACE = 0.5
+processes._GRACE = 0.1
+run_folder.compare = partial(run_folder.compare, resamples=20)
 rank, plain = int(os.environ["RANK"]), StudentStage.loss
 
 
 def run(*arguments):
     os.environ["MASTER_PORT"] = ports.pop()
-    sys.stderr.write("next\\n")
-    try:
-        code = main(["train", cohort, "--out", out, "--folds", "2", "--epochs", "2", *arguments])
-    except SystemExit as error:
-        code = error.code
-    sys.stderr.write(f"code {code}\\n")
+    child = os.fork()
+    if not child:
+        sys.exit(main(["train", cohort, "--out", out, "--folds", "2", "--epochs", "2", *arguments]))
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), os.path.exists(out), file=sys.stderr, flush=True)
 
 
 def fail_in_one(self, batch, epoch):
-    if epoch and rank == 1:
+    if epoch == failing and rank == 1:
         raise ValueError("the second process fails")
     return plain(self, batch, epoch)
 
 
 run("--task", "gradin")
 StudentStage.loss = fail_in_one
-run("--task", "grading")
+for failing in range(2):
+    run("--task", "grading")
 StudentStage.loss = plain
 run("--task", "grading", "--resume")
 """
@@ -115,30 +119,25 @@ def slides_alone(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_command_fails_once_resumes_and_writes_once(slides_alone, tmp_path):
-    from tests.support.processes import free_port
-
-    ports = [str(free_port()) for _ in range(3)]
-    first, second = run_as_torchrun_does(COMMANDS, str(slides_alone), str(tmp_path / "two"), *ports)
-    for process in (first, second):
-        assert [line for line in process.stderr.splitlines() if line.startswith("code")] == [
-            "code 2",
-            "code 2",
-            "code 0",
-        ], process.stderr
-    errors = [part.count("error: ") for part in (first.stderr + second.stderr).split("next")]
-    assert sum(errors) == 2
-    assert "error: " + str(slides_alone) in first.stderr + second.stderr
-    assert "error: the second process fails" in second.stderr
+def test_the_command_fails_in_all_with_one_message_and_resumes(slides_alone, tmp_path):
+    out, ports = tmp_path / "two", [str(free_port()) for _ in range(4)]
+    both = run_as_torchrun_does(COMMANDS, str(slides_alone), str(out), *ports)
+    first, second = both
+    for process in both:
+        ended = [line for line in process.stderr.splitlines() if line.startswith("ended")]
+        # A run without a finished epoch leaves no trace.
+        assert ended == ["ended 2 False", "ended 2 False", "ended 2 True", "ended 0 True"], process.stderr
+    assert (first.stderr + second.stderr).count("error: ") == 3
+    assert f"error: {slides_alone}: task must be one of" in first.stderr + second.stderr
+    assert second.stderr.count("error: the second process fails") == 2
     assert "reading slides" in first.stderr
     assert "reading slides" not in second.stderr
     assert first.stdout.count("linear model (slides)") == 1
     assert second.stdout == ""
-    run_cross_validation(slides_alone, "grading", tmp_path / "one", TrainingOptions(epochs=2), folds=2, quiet=True)
-    assert sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*")) == sorted(
-        path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*")
-    )
-    starts = json.loads((tmp_path / "two" / "run.json").read_text())["starts"]
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    models = {f"fold{fold}/student.{end}" for fold in range(2) for end in ("csv", "json", "safetensors")}
+    assert written == {"run.json", "metrics.json", "predictions.csv", "report.html", *models}
+    starts = json.loads((out / "run.json").read_text())["starts"]
     assert [start["processes"] for start in starts] == [2, 2]
 
 
