@@ -40,8 +40,9 @@ def together() -> Iterator[None]:
 
     The process that fails first raises its error. The others end without a message, with exit status 2.
     """
-    store, rank, world = next(iter(dist.rendezvous("env://")))
-    store = dist.PrefixStore(f"disentangled_mil/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
+    started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"disentangled_mil/{started}", store)  # type: ignore[attr-defined]
     local = int(os.environ.get("LOCAL_RANK", rank))
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
@@ -69,7 +70,7 @@ def together() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _fails_first(store: "dist.Store") -> bool:
+def _fails_first(store: Any) -> bool:
     """Whether no other process has failed before."""
     with suppress(Exception):  # The store may have ended with the process that held it.
         return bool(store.add("failed", 1) == 1)
@@ -125,9 +126,9 @@ def of_each(function: Callable[[], T]) -> list[T]:
         _TOGETHER.reset(token)
     every: list[Any] = [None] * processes()
     dist.all_gather_object(every, own)
-    for _, error in every:
-        if error is not None:
-            raise error
+    for _, first_error in every:
+        if first_error is not None:
+            raise first_error
     return [result for result, _ in every]
 
 
@@ -160,7 +161,7 @@ def join_rows(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     if len(counts) == 1:
         return list(parts)
     own = [part[: counts[rank()]].flatten(1) for part in parts]
-    whole = gather_rows(torch.cat(own, 1), counts, None).split([part.shape[1] for part in own], 1)
+    whole = torch.split(gather_rows(torch.cat(own, 1), counts, None), [part.shape[1] for part in own], 1)
     return [rows.reshape(-1, *part.shape[1:]).to(part.dtype) for rows, part in zip(whole, parts, strict=True)]
 
 

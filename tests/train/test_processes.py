@@ -79,12 +79,13 @@ COMMANDS = """
 import os, sys
 from functools import partial
 from disentangled_mil.cli import main
-from disentangled_mil.train import processes, run_folder
+from disentangled_mil.train import linear, processes, run_folder
 from disentangled_mil.train.stages import StudentStage
 
 cohort, out, *ports = sys.argv[1:]
 processes._GRACE = 0.1
 run_folder.compare = partial(run_folder.compare, resamples=20)
+linear.GRID = (1e-3,)
 rank, plain = int(os.environ["RANK"]), StudentStage.loss
 
 

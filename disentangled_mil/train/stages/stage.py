@@ -72,11 +72,11 @@ def of_all_processes(output: Output, batch: Batch, fields: Sequence[str]) -> Out
     """
     if len(batch.counts) == 1:
         return output
-    own = {name: {field: getattr(branch, field) for field in fields} for name, branch in output.branches.items()}
+    own: Any = {name: {field: getattr(branch, field) for field in fields} for name, branch in output.branches.items()}
     gated, gate, *parts = join_rows([output.gated, output.gate, *_tensors(own)], batch.counts)
     whole = _filled(own, iter(parts))
-    branches = {name: branch._replace(**whole[name]) for name, branch in output.branches.items()}
-    return output._replace(branches=branches, gate=gate, gated=gated)  # type: ignore[arg-type]
+    branches: Any = {name: branch._replace(**whole[name]) for name, branch in output.branches.items()}
+    return output._replace(branches=branches, gate=gate, gated=gated)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
