@@ -100,6 +100,10 @@ def run_cross_validation(
     everyone = cohort.subset(cohort.labels(task).index)
     if refit:
         parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
+    names = ", ".join(f"fold{number}" for number in only or ())
+    ended = f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
+    if only is not None and not left:
+        return ended
     with folder.taken() if rank() == 0 else nullcontext(), planned(parts):
         sizes = cache.check(cohort.samples, quiet=quiet)
         with using_threads(threads, sizes, options.batch_size) as used:
@@ -114,8 +118,7 @@ def run_cross_validation(
                 if rank() == 0:
                     save_result(folders[number], result, {"run": folder.run, **folder.start})
             if only is not None:
-                names = ", ".join(f"fold{number}" for number in only)
-                return f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
+                return ended
             if not finished:
                 by_first(lambda: finish_folds(folder, folders, kinds))
             if refit:

@@ -99,7 +99,7 @@ def check_device(device: str) -> None:
     if processes() == 1 or not device.startswith("cuda"):
         return
     if device != "cuda":
-        raise ValueError(f"device must be cuda, of which every process takes its own, or cpu, got {device!r}")
+        raise ValueError(f"device must be cpu, or cuda, where every process takes a GPU of its own, got {device!r}")
     local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", processes())), torch.cuda.device_count()
     if local > gpus:
         raise ValueError(f"device cuda needs a GPU for each of the {local} processes of a machine, got {gpus}")

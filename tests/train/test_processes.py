@@ -179,7 +179,7 @@ def test_several_processes_have_a_gpu_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     processes.check_device("cpu")
     with pytest.raises(
-        ValueError, match="device must be cuda, of which every process takes its own, or cpu, got 'cuda:1'"
+        ValueError, match="device must be cpu, or cuda, where every process takes a GPU of its own, got 'cuda:1'"
     ):
         processes.check_device("cuda:1")
     with pytest.raises(ValueError, match="device cuda needs a GPU for each of the 4 processes of a machine, got 2"):
