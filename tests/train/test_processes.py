@@ -1,6 +1,7 @@
 """Two processes train as one, and end together."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from disentangled_mil import Bag
+from disentangled_mil.cli import main
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import processes
 from disentangled_mil.train.experiment import Split, run_split
@@ -184,3 +186,21 @@ def test_several_processes_have_a_gpu_each(monkeypatch):
         processes.check_device("cuda:1")
     with pytest.raises(ValueError, match="device cuda needs a GPU for each of the 4 processes of a machine, got 2"):
         processes.check_device("cuda")
+
+
+def test_commands_that_do_not_train_run_in_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "together", nullcontext)
+    assert main(["report", "run"]) == 2
+    assert capsys.readouterr().err == (
+        "error: several processes can run the command train only, so start others without torchrun\n"
+    )
+
+
+def test_a_wrong_call_is_told_by_the_first_process_only(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            main(["train"])
+        assert bool(capsys.readouterr().err) == told
