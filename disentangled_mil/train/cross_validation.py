@@ -94,8 +94,8 @@ def run_cross_validation(
     splits = _splits(cohort, task, folds, options, quiet)
     cache = BagCache()
     folders = [out / f"fold{number}" for number in range(folds)]
-    trained = by_first(lambda: finished or [number for number in range(folds) if (folders[number] / RESULT).is_file()])
-    left = [] if trained is True else [n for n in (range(folds) if only is None else only) if n not in trained]
+    wanted = [] if finished else list(range(folds)) if only is None else only
+    left = by_first(lambda: [number for number in wanted if not (folders[number] / RESULT).is_file()])
     parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
     everyone = cohort.subset(cohort.labels(task).index)
     if refit:
