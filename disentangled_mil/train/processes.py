@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .datasets import Batch
     from .stages import Stage, StageLoss
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 
 # The first process may fit linear models or draw resamples while the others wait.
 _PATIENCE = timedelta(hours=6)
@@ -105,7 +105,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device cuda needs a GPU for each of the {local} processes of a machine, got {gpus}")
 
 
-def of_each(function: Callable[[], T]) -> list[T]:
+def of_each(function: Callable[[], Made]) -> list[Made]:
     """The results of a function in all processes; the first error is raised in all of them.
 
     Args:
@@ -132,7 +132,7 @@ def of_each(function: Callable[[], T]) -> list[T]:
     return [result for result, _ in every]
 
 
-def by_first(function: Callable[[], T]) -> T:
+def by_first(function: Callable[[], Made]) -> Made:
     """The result of a function that only the first process runs; its error is raised in all.
 
     Args:
