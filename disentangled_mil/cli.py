@@ -1,10 +1,12 @@
 """The command line: parse, call, print."""
 
 import argparse
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,9 +25,10 @@ _MOST_THREADS = 1024  # Far larger numbers end the process without a message.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of the input are one line, and exit status 2."""
-    options = _parser().parse_args(arguments)
+    with _printing_once():
+        options = _parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _together(options):
             warnings.showwarning = _show_warning
             return options.run(options) or 0
     except ModuleNotFoundError as error:
@@ -70,8 +73,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--folds", type=int, default=3, help="(default: %(default)s)")
+    train.add_argument(
+        "--folds-only",
+        type=_numbers,
+        metavar="N,...",
+        help="train these folds only, counted from 0; other jobs may train others in the same run folder, and join "
+        "ends the run",
+    )
     train.add_argument("--refit", action="store_true", help="after the folds, train students on all patients")
     train.set_defaults(run=_train)
+
+    join = commands.add_parser("join", help="end a run whose folds were trained by several jobs, train --folds-only")
+    join.add_argument("folder", type=Path, help="run folder of all jobs")
+    join.set_defaults(run=_join)
 
     predict = commands.add_parser("predict", help="predictions of a saved student for new slides, without genes")
     predict.add_argument("model", type=Path, help="run folder, or the checkpoint of a student, such as student.json")
@@ -203,6 +217,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _processes() -> int:
+    """The number of processes that ``torchrun`` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _printing_once() -> Iterator[None]:
+    """Let only the first of several processes print."""
+    with ExitStack() as stack:
+        if _processes() > 1 and os.environ.get("RANK", "0") != "0":
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        yield
+
+
+@contextmanager
+def _together(options: argparse.Namespace) -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, for the command that trains in several."""
+    if _processes() == 1:
+        yield
+        return
+    from .train.processes import together
+
+    with together():
+        if options.run is not _train:
+            raise ValueError("several processes can run the command train only, so start others without torchrun")
+        yield
+
+
 def _device(name: str) -> str:
     """The name of a device on which tensors can be made and read, of float64 too."""
     try:
@@ -211,6 +255,13 @@ def _device(name: str) -> str:
         reason = str(error).partition("\n")[0]
         raise argparse.ArgumentTypeError(f"must be a device of this machine, got {name!r} ({reason})") from error
     return name
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    if not re.fullmatch("[0-9]{1,4}(,[0-9]{1,4})*", text):
+        raise argparse.ArgumentTypeError(f"must be numbers of folds such as 0,2, got {text!r}")
+    return [int(number) for number in text.split(",")]
 
 
 def _threads(text: str) -> int | str:
@@ -239,11 +290,18 @@ def _train(options: argparse.Namespace) -> None:
         options.out,
         _training(options, TRAIN_OPTIONS, options.cohort),
         folds=options.folds,
+        folds_only=options.folds_only,
         threads=options.threads,
         refit=options.refit,
         resume=options.resume,
     )
     print(report)
+
+
+def _join(options: argparse.Namespace) -> None:
+    from .train.join_folds import join_folds
+
+    print(join_folds(options.folder))
 
 
 def _predict(options: argparse.Namespace) -> None:

@@ -220,13 +220,15 @@ def test_options_reach_the_training(description, tmp_path, monkeypatch, capsys):
     given = [f"--{name.replace('_', '-')}={value}" for name, value in changes.items()]
     Path("c.toml").write_text("[training]\nepochs = 5\ndropout = 0.5\nheads = 1\n")
     given += ["--set=heads=4", "--set=epochs=6"]
-    assert main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--resume", *given]) == 0
+    assert (
+        main(["train", "c.toml", "--task=grading", "--out=o", "--folds=4", "--folds-only=0,2", "--resume", *given]) == 0
+    )
     assert main(["demo", "--threads=2"]) == 0
     assert capsys.readouterr().out == "table\ntable\n"
     (train, options), (planted, few) = seen
     assert [str(train[0]), train[1], str(train[2])] == ["c.toml", "grading", "o"]
     assert train[3] == replace(SMALL, **changes, dropout=0.5, heads=4)
-    assert options == {"folds": 4, "resume": True, "threads": "auto", "refit": False}
+    assert options == {"folds": 4, "folds_only": [0, 2], "resume": True, "threads": "auto", "refit": False}
     assert [str(planted[0]), planted[1], planted[2]] == ["runs/demo", "diagnosis", SMALL]
     assert few == {"resume": False, "threads": 2}
 
@@ -317,6 +319,13 @@ def test_a_wrong_call_shows_the_usage(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: python -m disentangled_mil" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("numbers", ["", "a", "0-2", "-1", "0,", "1.5"])
+def test_numbers_of_folds_are_refused_at_once(numbers, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "c.toml", "--task=grading", "--out=o", f"--folds-only={numbers}"])
+    assert f"--folds-only: must be numbers of folds such as 0,2, got {numbers!r}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "1025", "3000000000", "9" * 5000])

@@ -117,7 +117,8 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         versions = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items())
         command = shlex.join(map(str, start.get("command", []))) or "not recorded"
         threads = f", threads: {start['threads']}" if "threads" in start else ""
-        rows += [[began, f"{start.get('date', '')}{threads}"], ["command", command], ["versions", versions]]
+        processes = f", processes: {start['processes']}" if start.get("processes", 1) > 1 else ""
+        rows += [[began, f"{start.get('date', '')}{threads}{processes}"], ["command", command], ["versions", versions]]
     return rows
 
 

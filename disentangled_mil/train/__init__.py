@@ -9,6 +9,7 @@ with naming_extra("train"):
     from .cross_validation import run_cross_validation
     from .demo import run_demo
     from .experiment import Result, Split, run_split
+    from .join_folds import join_folds
     from .options import TrainingOptions
     from .predict import predict_slides
     from .training import MODELS, Trained, train_models
@@ -23,6 +24,7 @@ __all__ = [
     "TrainingOptions",
     "cross_fit",
     "fit_temperature",
+    "join_folds",
     "load_model",
     "predict_slides",
     "run_cross_validation",

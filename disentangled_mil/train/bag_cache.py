@@ -1,16 +1,34 @@
 """Bags in memory: those that fit, and of the others only a few numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
+from typing import NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ..bags import Bag, TokenSet, thin
+from ..bags import Bag, Grid, TokenSet, thin
 from ..data.cohort import Sample
 from ..models import mean_patches
+from .processes import of_each, processes, rank
 
 _ROOM_FOR_PARTS = 1 << 30  # bytes; thinned bags are small
+
+
+class BagFacts(NamedTuple):
+    """A few numbers of the bags of one sample.
+
+    Attributes:
+        tokens: number of tokens over all magnifications.
+        means: mean patch of every magnification [C].
+        rectangles: shape of the rectangle that a bag fills, by magnification; None where it fills none.
+        sets: magnifications whose bag has no coordinates.
+    """
+
+    tokens: int
+    means: Mapping[str, Tensor]
+    rectangles: Mapping[str, tuple[tuple[int, int], ...] | None]
+    sets: tuple[str, ...]
 
 
 class BagCache:
@@ -25,8 +43,7 @@ class BagCache:
         self._read = read
         # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
         self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
-        self._means: dict[int, tuple[Sample, dict[str, Tensor]]] = {}
-        self._tokens: dict[int, tuple[Sample, int]] = {}
+        self._facts: dict[int, tuple[Sample, BagFacts]] = {}
         self._room = limit
 
     def load(self, sample: Sample) -> dict[str, Bag]:
@@ -34,24 +51,19 @@ class BagCache:
         if id(sample) in self._kept:
             return self._kept[id(sample)][1]
         bags = self._read(sample)
-        self._tokens[id(sample)] = sample, sum(bag.patches.shape[1] for bag in bags.values())
+        if id(sample) not in self._facts:
+            self._facts[id(sample)] = sample, _facts(bags)
         size = sum(bag.nbytes for bag in bags.values())
         if size <= self._room:
             self._kept[id(sample)] = sample, bags
             self._room -= size
         return bags
 
-    def tokens(self, sample: Sample) -> int:
-        """The number of tokens over all magnifications, which is kept."""
-        if id(sample) not in self._tokens:
+    def facts(self, sample: Sample) -> BagFacts:
+        """A few numbers of the bags, which are kept."""
+        if id(sample) not in self._facts:
             self.load(sample)
-        return self._tokens[id(sample)][1]
-
-    def mean_patches(self, sample: Sample) -> dict[str, Tensor]:
-        """The mean patch of every magnification [C], which is kept."""
-        if id(sample) not in self._means:
-            self._means[id(sample)] = sample, {name: mean_patches(bag)[0] for name, bag in self.load(sample).items()}
-        return self._means[id(sample)][1]
+        return self._facts[id(sample)][1]
 
     def thinned(self, most: int) -> "BagCache":
         """A cache of the same bags with at most ``most`` tokens each, spread evenly over the tissue.
@@ -69,7 +81,7 @@ class BagCache:
         return BagCache(_ROOM_FOR_PARTS, read)
 
     def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
-        """Read every sample once, so that a faulty file is refused before any training.
+        """Read every sample once, so that a faulty file is refused before any training; each process reads its share.
 
         Args:
             samples: samples to read.
@@ -81,13 +93,18 @@ class BagCache:
         Raises:
             ValueError: a file is refused, or some bags of a magnification have coordinates and others have none.
         """
-        counts: list[int] = []
+        own = samples[rank() :: processes()]
+
+        def read() -> list[BagFacts]:
+            return [self.facts(sample) for sample in tqdm(own, desc="reading slides", unit="sample", disable=quiet)]
+
         first: dict[str, tuple[str, bool]] = {}
-        for sample in tqdm(samples, desc="reading slides", unit="sample", disable=quiet):
-            bags = self.load(sample)
-            counts.append(self.tokens(sample))
-            for name, bag in bags.items():
-                is_set = isinstance(bag.grid, TokenSet)
+        parts = of_each(read)
+        for number, sample in enumerate(samples):
+            facts = parts[number % len(parts)][number // len(parts)]
+            self._facts[id(sample)] = sample, facts
+            for name in facts.means:
+                is_set = name in facts.sets
                 known, known_is_set = first.setdefault(name, (sample.name, is_set))
                 if is_set != known_is_set:
                     without, placed = (sample.name, known) if is_set else (known, sample.name)
@@ -95,4 +112,16 @@ class BagCache:
                         f"{name} bags must all have coordinates or all have none, got {without!r} without and "
                         f"{placed!r} with them"
                     )
-        return counts
+        return [self.facts(sample).tokens for sample in samples]
+
+
+def _facts(bags: Mapping[str, Bag]) -> BagFacts:
+    return BagFacts(
+        tokens=sum(bag.patches.shape[1] for bag in bags.values()),
+        means={name: mean_patches(bag)[0] for name, bag in bags.items()},
+        rectangles={
+            name: bag.grid.shapes if isinstance(bag.grid, Grid) and bag.grid.full else None
+            for name, bag in bags.items()
+        },
+        sets=tuple(name for name, bag in bags.items() if isinstance(bag.grid, TokenSet)),
+    )

@@ -9,11 +9,12 @@ import torch
 from ..data.cohort import Cohort
 from ..data.expression import ExpressionPipeline
 from ..losses import DistillationTargets
-from ..models import GeneNetwork, LinearModel, Student, Teacher
+from ..models import GeneNetwork, Student, Teacher
 from ..tasks import Task
 from .datasets import CohortDataset
 from .linear import BOTH, SLIDES, Penalties, RowsLoss, distilled_loss, fit_linear, task_loss_of, vectors_of
 from .options import TrainingOptions
+from .processes import by_first
 from .stages import GeneStage, StudentStage, TeacherStage
 
 WITHOUT_GENES = ("prototype_1", "prototype_2")
@@ -50,23 +51,18 @@ class StageBuilder:
         options = self.options if seed is None else replace(self.options, seed=seed)
         torch.manual_seed(options.seed)
         model = self._placed(Teacher(**self.arguments("teacher")))
-        _standardize(model, train, options.batch_size)
-        if model.linear is not None:
-            self._fit_linear(model.linear, "teacher", train, task_loss_of(train, self.task))
+        self._fit(model, "teacher", train, task_loss_of(train, self.task))
         return TeacherStage(model, self._task, options)
 
     def student(self, train: CohortDataset, targets: Targets | None = None) -> StudentStage:
         """A student from scratch, or one that is distilled from targets; both start alike."""
         torch.manual_seed(self.options.seed)
         model = self._placed(Student(**self.arguments("student")))
-        _standardize(model, train, self.options.batch_size)
-        if model.linear is not None:
-            loss = task_loss_of(train, self.task)
-            if targets is not None:
-                weight = self.options.prediction_weight or 0.0
-                taught = mean_prediction(targets)
-                loss = distilled_loss(loss, taught, self.task, weight, self.options.temperature)
-            self._fit_linear(model.linear, "student", train, loss)
+        loss = task_loss_of(train, self.task)
+        if targets is not None:
+            weight = self.options.prediction_weight or 0.0
+            loss = distilled_loss(loss, mean_prediction(targets), self.task, weight, self.options.temperature)
+        self._fit(model, "student", train, loss)
         return StudentStage(model, self._task, self.options, targets)
 
     def arguments(self, model: str) -> dict[str, Any]:
@@ -92,13 +88,15 @@ class StageBuilder:
             return {**genes, "gene_dropout": options.gene_dropout, **histology, **common}
         return {"subspaces": list(sizes) or list(WITHOUT_GENES), **histology, **common}
 
-    def _fit_linear(self, linear: LinearModel, model: str, train: CohortDataset, loss: RowsLoss) -> None:
-        """Fit the linear model in a teacher or student; it takes no part in the training by steps."""
-        rows = torch.arange(len(train))
-        vectors = vectors_of(train, BOTH if model == "teacher" else SLIDES)
-        fitted = fit_linear(vectors, rows, loss, self.task.outputs, self.penalties[model])
-        linear.load_state_dict(fitted.state_dict())
-        linear.requires_grad_(False)
+    def _fit(self, model: Teacher | Student, name: str, train: CohortDataset, loss: RowsLoss) -> None:
+        """Fit what takes no part in the training by steps; other processes get it when that begins."""
+        by_first(lambda: _standardize(model, train, self.options.batch_size))
+        if model.linear is not None:
+            rows = torch.arange(len(train))
+            vectors = vectors_of(train, BOTH if name == "teacher" else SLIDES)
+            fitted = by_first(lambda: fit_linear(vectors, rows, loss, self.task.outputs, self.penalties[name]))
+            model.linear.load_state_dict(fitted.state_dict())
+            model.linear.requires_grad_(False)
 
     @property
     def _task(self) -> Task:

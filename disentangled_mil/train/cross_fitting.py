@@ -9,6 +9,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -22,6 +23,7 @@ from .._checks import check_count, check_mask
 from .._errors import FileError, reads_file
 from .._files import replacing
 from ..data.folds import patient_folds
+from .processes import by_first, rank
 
 
 class Part(NamedTuple):
@@ -118,22 +120,22 @@ def cross_fit(
     totals: dict[str, Tensor] = {}
     for repeat in range(repeats):
         splits = patient_folds(
-            map(str, range(len(stratum))), stratum.values(), folds=folds, seed=_seed_of(seed, repeat, 0)
+            map(str, range(len(stratum))), stratum.values(), folds=folds, seed=seed_of(seed, repeat, 0)
         )
         for fold, split in enumerate(splits):
             held = torch.isin(index, torch.tensor([int(number) for number in split.test]))
             rows = torch.nonzero(present & ~held)[:, 0]
-            part = Part(part_name(repeat, fold), rows, _seed_of(seed, repeat, fold + 1))
+            part = Part(part_name(repeat, fold), rows, seed_of(seed, repeat, fold + 1))
             digest = _digest(part, list(map(str, patients)), torch.nonzero(held)[:, 0], key)
             path = store / f"{part.name}.safetensors" if store is not None else None
-            kept = _read(path, digest) if path is not None and resume else None
+            kept = by_first(partial(_read, path, digest)) if path is not None and resume else None
             if not quiet:
                 number = repeat * folds + fold + 1
                 stored = ", stored" if kept is not None else f": {len(rows)} samples"
                 print(f"cross-fitting, part {number} of {repeats * folds}{stored}", file=sys.stderr)
             if kept is None:
                 kept = {name: rows[held] for name, rows in _checked(teach(part), held).items()}
-                if path is not None:
+                if path is not None and rank() == 0:
                     _write(path, kept, digest)
             if totals and totals.keys() != kept.keys():
                 raise ValueError(f"teach must return the same names in every part, got {[*totals]} and {[*kept]}")
@@ -160,6 +162,22 @@ def part_name(repeat: int, fold: int) -> str:
     return f"repeat{repeat}-fold{fold}"
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed for several numbers, less than 2^32; near numbers give unrelated seeds.
+
+    Args:
+        *numbers: numbers, not negative.
+
+    Returns:
+        The seed.
+
+    Example:
+        >>> seed_of(0, 1) != seed_of(1, 0)
+        True
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def _stratum_of_patients(
     patients: Sequence[Hashable], strata: Sequence[Hashable], present: Tensor
 ) -> dict[Hashable, Hashable]:
@@ -169,11 +187,6 @@ def _stratum_of_patients(
         if takes_part and stratum.setdefault(patient, value) != value:
             raise ValueError(f"strata must be one per patient, got {stratum[patient]!r} and {value!r} for {patient!r}")
     return stratum
-
-
-def _seed_of(*numbers: int) -> int:
-    """One seed for several numbers, less than 2^32; near numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _checked(predictions: Predictions, held: Tensor) -> Predictions:

@@ -3,8 +3,10 @@
 import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from .._checks import check_count
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import described_files, read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
@@ -12,8 +14,11 @@ from ..tasks import KINDS, Task
 from .bag_cache import BagCache
 from .cohort_digest import cohort_identity
 from .experiment import Split, run_split
+from .fold_results import RESULT, save_result
+from .join_folds import finish_folds
 from .new_slides import files_of
 from .options import TrainingOptions
+from .processes import by_first, check_device, rank
 from .progress import planned
 from .run_folder import RunFolder
 from .settings import training_options
@@ -30,6 +35,7 @@ def run_cross_validation(
     options: TrainingOptions | None = None,
     *,
     folds: int = 3,
+    folds_only: Sequence[int] | None = None,
     threads: Threads = None,
     refit: bool = False,
     resume: bool = False,
@@ -47,6 +53,8 @@ def run_cross_validation(
         out: run folder.
         options: options of the training; by default ``TRAIN_OPTIONS`` with the section ``[training]``.
         folds: number of folds, stratified by the task's kind, in the order of the clinical table.
+        folds_only: numbers of the folds to train, from 0. Other jobs may train the others in the same folder, at the
+            same time; :func:`~disentangled_mil.train.join_folds` ends the run. By default all, and the run is ended.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
         refit: whether students are trained on all patients at the end, with the same options, in the folder
             ``final``. A finished run may be resumed for it.
@@ -55,7 +63,7 @@ def run_cross_validation(
         kinds: class of every kind of task.
 
     Returns:
-        The table of results and the place of the files, as text.
+        The table of results and the place of the files, as text; for ``folds_only`` the folds that are finished.
 
     Raises:
         FileNotFoundError: a file of the cohort is missing.
@@ -63,47 +71,78 @@ def run_cross_validation(
             is read, or the options do not allow the task.
     """
     options = training_options(description, TRAIN_OPTIONS) if options is None else options
+    check_device(options.device)
+    only = None if folds_only is None else _checked_folds(folds_only, folds, refit)
     cohort = read_cohort(description, kinds=kinds)
     try:
         definition = cohort.definition(task)
     except ValueError as error:
         raise ValueError(f"{description}: {error}") from error
-    folder = RunFolder(
-        out,
-        task,
-        definition,
-        options,
-        resume=resume,
-        decides={"run": "train", "folds": folds, "cohort": cohort_identity(cohort)},
-    )
     folders = [out / f"fold{number}" for number in range(folds)]
-    folder.check_inputs([*described_files(description), *files_of(cohort.samples)], folders)
-    if folder.finished and (not refit or folder.has_final):
-        return folder.report()
+    identity = cohort_identity(cohort)
+
+    def take() -> RunFolder:
+        folder = RunFolder(
+            out,
+            task,
+            definition,
+            options,
+            resume=resume,
+            decides={"run": "train", "folds": folds, "cohort": identity},
+            only=None if only is None else [f"fold{number}" for number in only],
+        )
+        folder.check_inputs([*described_files(description), *files_of(cohort.samples)], folders)
+        return folder
+
+    folder = by_first(take)
+    finished, has_final = by_first(lambda: (folder.finished, folder.has_final))
+    if finished and (not refit or has_final):
+        return by_first(folder.report)
     splits = _splits(cohort, task, folds, options, quiet)
-    cache, results = BagCache(), []
-    numbered = {} if folder.finished else {f"fold {number}/{folds}": split for number, split in enumerate(splits, 1)}
-    parts = {name: plan_stages(split.train, task, options) for name, split in numbered.items()}
+    cache = BagCache()
+    wanted = [] if finished else list(range(folds)) if only is None else only
+    left = by_first(lambda: [number for number in wanted if not (folders[number] / RESULT).is_file()])
+    parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
     everyone = cohort.subset(cohort.labels(task).index)
     if refit:
         parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
-    with folder.taken(), planned(parts):
+    names = ", ".join(f"fold{number}" for number in only or ())
+    ended = f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
+    if only is not None and not left:
+        return ended
+    with folder.taken() if rank() == 0 else nullcontext(), planned(parts):
         sizes = cache.check(cohort.samples, quiet=quiet)
         with using_threads(threads, sizes, options.batch_size) as used:
-            folder.record(threads=used, description=read_description(description))
-            for number, (split, place) in enumerate(zip(splits, folders, strict=True)):
-                if folder.finished:
-                    break
+            if rank() == 0:
+                folder.record(threads=used, description=read_description(description))
+            for number in left:
+                split = splits[number]
                 if not quiet:
                     print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
-                result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
+                result = run_split(split, task, options, folders[number], cache=cache, resume=resume, quiet=quiet)
                 result.predictions.insert(0, "fold", number)
-                results.append(result)
-            if results:
-                folder.finish(folders, results)
+                if rank() == 0:
+                    save_result(folders[number], result, {"run": folder.run, **folder.start})
+            if only is not None:
+                return ended
+            if not finished:
+                by_first(lambda: finish_folds(folder, folders, kinds))
             if refit:
                 _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
-        return folder.report()
+        return by_first(folder.report)
+
+
+def _checked_folds(only: Sequence[int], folds: int, refit: bool) -> list[int]:
+    """The numbers of the folds to train, in order."""
+    if refit:
+        raise ValueError("refit must follow all folds, got folds_only: join them, then train with --refit --resume")
+    for number in only:
+        check_count("folds_only", number, minimum=0)
+        if number >= folds:
+            raise ValueError(f"folds_only must hold numbers from 0 to {folds - 1}, got {number}")
+    if not only or len(set(only)) < len(only):
+        raise ValueError(f"folds_only must hold every number once, and at least one, got {list(only)}")
+    return sorted(only)
 
 
 def _refit(
@@ -121,7 +160,7 @@ def _refit(
         print(f"final: students of all {len(everyone.patients)} patients", file=sys.stderr)
     models = _models_to_refit(everyone, options)
     train_models(everyone, task, options, folder.final, models=models, cache=cache, resume=resume, quiet=quiet)
-    folder.tidy([folder.final])
+    by_first(lambda: folder.tidy([folder.final]))
 
 
 def _models_to_refit(everyone: Cohort, options: TrainingOptions) -> list[str]:

@@ -1,6 +1,6 @@
 """Datasets: the samples of a cohort with genes and targets, drawn in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,23 +9,27 @@ import torch
 from torch import Tensor
 
 from .._read_ahead import read_ahead
-from ..bags import Bag, Grid, TokenSet, collate_samples
+from ..bags import Bag, collate_samples
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..tasks import Target, Task, select_target
 from .bag_cache import BagCache
 from .batch_order import batch_order
+from .processes import of_each, processes, rank
 
 
 class Batch(NamedTuple):
-    """Several samples.
+    """Several samples. Of a batch that processes share, each holds the bags and genes of its own samples only.
 
     Attributes:
-        bags: bags of every magnification.
-        genes: {subspace: [B, G]}; zeros for samples without expression.
+        bags: bags of every magnification, of b samples. A process without samples of its own holds those of another
+            one, which do not count.
+        genes: {subspace: [b, G]}; zeros for samples without expression.
         paired: True where the sample has expression [B].
-        target: target of the task's loss.
+        target: target of the task's loss, of B samples.
         rows: rows of the samples in the dataset [B].
+        tiles: True where the sample has tiles, by magnification [B].
+        counts: number of samples of every process; their sum is B.
     """
 
     bags: dict[str, Bag]
@@ -33,10 +37,13 @@ class Batch(NamedTuple):
     paired: Tensor
     target: Target
     rows: Tensor
+    tiles: dict[str, Tensor]
+    counts: tuple[int, ...]
 
-    def present(self, magnification: str) -> Tensor:
-        """Which samples have tiles at a magnification [B]."""
-        return self.bags[magnification].mask.any(1)
+    def own_tiles(self, magnification: str) -> Tensor:
+        """Which samples of this process have tiles at a magnification [b]."""
+        there = self.bags[magnification].mask.any(1)
+        return there if len(self.counts) == 1 else there & (self.counts[rank()] > 0)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
@@ -46,6 +53,8 @@ class Batch(NamedTuple):
             self.paired.to(device),
             select_target(self.target, slice(None), device),
             self.rows.to(device),
+            {name: there.to(device) for name, there in self.tiles.items()},
+            self.counts,
         )
 
 
@@ -122,13 +131,12 @@ class CohortDataset:
 
     def mean_patches(self) -> dict[str, Tensor]:
         """The mean patch of every sample, by magnification [n, C]."""
-        rows = [self._cache.mean_patches(sample) for sample in self.samples]
+        rows = [self._cache.facts(sample).means for sample in self.samples]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def present(self, magnification: str) -> Tensor:
-        """Which samples have tiles at a magnification [n]; bags in files always have some."""
-        bags = (sample.bags[magnification] for sample in self.samples)
-        return torch.tensor([not isinstance(bag, Bag) or bool(bag.mask.any()) for bag in bags])
+        """Which samples have tiles at a magnification [n]."""
+        return _with_tiles(self.samples, magnification)
 
     def truth(self) -> pd.DataFrame:
         """The labels of every patient: the column ``patient``, then those of the task's kind."""
@@ -139,49 +147,82 @@ class CohortDataset:
     @cached_property
     def uniform(self) -> bool:
         """Whether all bags of all magnifications fill rectangles of one and the same shape."""
-        grids = (bag.grid for sample in self.samples for bag in self._cache.load(sample).values())
-        first = next(grids)
-        return (
-            isinstance(first, Grid)
-            and first.full
-            and all(isinstance(grid, Grid) and grid.full and grid.shapes == first.shapes for grid in grids)
-        )
+        shapes = {shape for sample in self.samples for shape in self._cache.facts(sample).rectangles.values()}
+        return len(shapes) == 1 and None not in shapes
 
     @cached_property
     def sets(self) -> tuple[str, ...]:
         """The magnifications whose bags have no coordinates."""
-        with_sets = {
-            name: None
-            for sample in self.samples
-            for name, bag in self._cache.load(sample).items()
-            if isinstance(bag.grid, TokenSet)
-        }
-        return tuple(with_sets)
+        return tuple(dict.fromkeys(name for sample in self.samples for name in self._cache.facts(sample).sets))
 
-    def batch(self, index: Sequence[int] | Tensor) -> Batch:
-        """The samples of some rows."""
-        index = torch.as_tensor(index)
-        loaded = [self._cache.load(self.samples[int(i)]) for i in index]
-        bags = collate_samples(loaded)
-        genes = {name: values[index] for name, values in self.genes.items()}
-        return Batch(bags, genes, self.paired[index], select_target(self.target, index), index)
+    def batch(self, *shares: Sequence[int] | Tensor, own: int = 0) -> Batch:
+        """The samples of some rows.
+
+        Args:
+            *shares: rows of every process; of a single one by default.
+            own: number of this process.
+
+        Returns:
+            The batch, with bags of this process only.
+        """
+        parts = [torch.as_tensor(share, dtype=torch.long) for share in shares]
+        rows = torch.cat(parts)
+        read = parts[own] if len(parts[own]) else rows[:1]
+        samples = [self.samples[int(i)] for i in rows]
+        return Batch(
+            collate_samples([self._cache.load(self.samples[int(i)]) for i in read]),
+            {name: values[read] for name, values in self.genes.items()},
+            self.paired[rows],
+            select_target(self.target, rows),
+            rows,
+            {name: _with_tiles(samples, name) for name in samples[0].bags},
+            tuple(map(len, parts)),
+        )
 
     def batches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """All samples in batches, which a thread reads ahead.
 
         Args:
-            size: samples per batch.
-            generator: generator of a random order, in which samples of like size share a batch; see
-                ``batch_order``. Without it samples keep their order.
+            size: samples per batch, over all processes.
+            generator: generator of a random order, in which samples of like size share a batch; see ``batch_order``.
+                Processes share these batches. Without it samples keep their order, and every process reads all.
 
         Returns:
             The batches; the last one, or one of a random order, may be smaller.
         """
         if generator is None:
-            rows = list(torch.split(torch.arange(len(self)), size))
-        else:
-            rows = batch_order([self._cache.tokens(sample) for sample in self.samples], size, generator)
-        return read_ahead(self.batch, rows)
+            return read_ahead(self.batch, torch.split(torch.arange(len(self)), size))
+        rows = batch_order([self._cache.facts(sample).tokens for sample in self.samples], size, generator)
+        own, count = rank(), processes()
+        # Samples of a batch may be sorted by size, so that every process takes each n-th one.
+        return read_ahead(lambda batch: self.batch(*(batch[share::count] for share in range(count)), own=own), rows)
+
+    def outputs(
+        self, size: int, device: torch.device | str, compute: Callable[[Batch], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """What a function computes of all samples; each process takes its share of the batches.
+
+        Args:
+            size: samples per batch.
+            device: device of the batches.
+            compute: function that returns tensors with one row for each sample of a batch.
+
+        Returns:
+            The tensors of all samples in their order, on the CPU [n, ...].
+        """
+        rows = torch.split(torch.arange(len(self)), size)
+        own = rows[rank() :: processes()]
+        parts = of_each(
+            lambda: [[each.cpu() for each in compute(batch.to(device))] for batch in read_ahead(self.batch, own)]
+        )
+        ordered = [parts[number % len(parts)][number // len(parts)] for number in range(len(rows))]
+        return [torch.cat(each) for each in zip(*ordered, strict=True)]
+
+
+def _with_tiles(samples: Sequence[Sample], magnification: str) -> Tensor:
+    """Which samples have tiles at a magnification [n]; bags in files always have some."""
+    bags = (sample.bags[magnification] for sample in samples)
+    return torch.tensor([not isinstance(bag, Bag) or bool(bag.mask.any()) for bag in bags])
 
 
 def _genes(

@@ -96,15 +96,17 @@ def run_split(
         resume=resume,
         quiet=quiet,
     )
-    return _evaluate(trained, dict(_test_sets(trained, split.tests)))
+    return _evaluate(trained, dict(_test_sets(trained, split, name)))
 
 
-def _test_sets(trained: Trained, tests: Mapping[str, Cohort]) -> Iterator[tuple[str, CohortDataset]]:
-    """The test sets, and those of the patients with expression where a set has others too."""
-    for test, cohort in tests.items():
+def _test_sets(trained: Trained, split: Split, name: str) -> Iterator[tuple[str, CohortDataset]]:
+    """The test sets, and those of the patients with expression where there are others too."""
+    # Patients of training count as well, so that all folds of a cohort have the same test sets.
+    lacking = not split.train.paired.issuperset(split.train.labels(name).index)
+    for test, cohort in split.tests.items():
         dataset = trained.dataset(cohort)
         yield test, dataset
-        if trained.predict.keys() & set(TAKE_GENES) and dataset.paired.any() and not dataset.paired.all():
+        if trained.predict.keys() & set(TAKE_GENES) and dataset.paired.any() and (lacking or not dataset.paired.all()):
             yield f"{test} with expression", dataset.with_expression()
 
 

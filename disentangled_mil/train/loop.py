@@ -1,6 +1,7 @@
 """The training loop: epochs, schedule, choice of the epoch to keep, progress, interruption."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_progress, save_progress
-from .datasets import CohortDataset
+from .cross_fitting import seed_of
+from .datasets import Batch, CohortDataset
 from .epoch_log import EpochLog
 from .options import TrainingOptions
+from .processes import by_first, loss_of, processes, rank
 from .progress import StageProgress
-from .stages import Stage
+from .stages import Stage, StageLoss
 
 
 def train_stage(
@@ -31,7 +34,7 @@ def train_stage(
     The best epoch has the smallest task loss on the validation samples, among the epochs with the stage's complete
     loss. Without validation samples it is the last epoch. After every epoch the whole state is written to
     ``folder/NAME.progress.pt`` and the log to ``folder/NAME.csv``. So an interrupted run continues with the numbers
-    that it would have had.
+    that it would have had. Several processes share every batch; dropout is theirs alone, and new in every epoch.
 
     Args:
         name: name of the stage, for files and the progress bar.
@@ -55,8 +58,8 @@ def train_stage(
     )
     best: dict[str, Any] = {"loss": math.inf, "epoch": -1, "weights": {}}
     history: list[dict[str, float]] = []
-    if resume and state_path.is_file():
-        saved = load_progress(state_path, options.device)
+    saved = by_first(lambda: load_progress(state_path, "cpu") if resume and state_path.is_file() else None)
+    if saved is not None:
         stage.model.load_state_dict(saved["model"])
         stage.optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
@@ -65,12 +68,15 @@ def train_stage(
             torch.cuda.set_rng_state_all([state.cpu() for state in saved["cuda_rng"]])
         best, history = saved["best"], saved["history"]
 
+    loss = loss_of(stage)
     with (
         StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress,
-        EpochLog(folder / f"{name}.csv", options.log, start=len(history)) as log,
+        EpochLog(folder / f"{name}.csv", options.log if rank() == 0 else "csv", start=len(history)) as log,
     ):
         for epoch in range(len(history), options.epochs):
-            row = _train_epoch(stage, train, options, epoch, schedule, progress)
+            if processes() > 1:
+                torch.manual_seed(seed_of(options.seed, epoch, rank()))
+            row = _train_epoch(stage, loss, train, options, epoch, schedule, progress)
             if validation is not None:
                 row["validation"] = _finite("validation", task_loss(stage, validation, options), epoch)
             history.append(row)
@@ -78,6 +84,8 @@ def train_stage(
             if score < best["loss"] and stage.complete(epoch):
                 weights = {key: value.clone() for key, value in stage.model.state_dict().items()}
                 best = {"loss": score, "epoch": epoch, "weights": weights}
+            if rank():
+                continue
             log.write(history)
             save_progress(
                 state_path,
@@ -99,8 +107,7 @@ def train_stage(
 def predict_logits(stage: Stage, dataset: CohortDataset, options: TrainingOptions) -> Tensor:
     """Predictions of a stage's model for all samples, in their order [n, K]."""
     stage.model.eval()
-    batches = dataset.batches(options.batch_size)
-    return torch.cat([stage.logits(batch.to(options.device)).cpu() for batch in batches])
+    return dataset.outputs(options.batch_size, options.device, lambda batch: [stage.logits(batch)])[0]
 
 
 def task_loss(stage: Any, dataset: CohortDataset, options: TrainingOptions) -> float:
@@ -111,6 +118,7 @@ def task_loss(stage: Any, dataset: CohortDataset, options: TrainingOptions) -> f
 
 def _train_epoch(
     stage: Stage,
+    loss_of_batch: Callable[[Batch, int], StageLoss],
     train: CohortDataset,
     options: TrainingOptions,
     epoch: int,
@@ -125,7 +133,7 @@ def _train_epoch(
     sums: dict[str, float] = {}
     for batch in train.batches(options.batch_size, order):
         batch = batch.to(options.device)
-        loss = stage.loss(batch, epoch)
+        loss = loss_of_batch(batch, epoch)
         value = _finite("training", loss.total.item(), epoch)
         stage.optimizer.zero_grad()
         loss.total.backward()  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from .inner_folds import CrossFit, over_folds
 from .linear import SLIDES, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
 from .options import WITHOUT_EFFECT, TrainingOptions
+from .processes import by_first
 
 FOLDER = "teachers"
 # Options that change no prediction of a teacher's part.
@@ -122,7 +123,7 @@ def distill_out_of_fold(
     options, task = builder.options, builder.task
     check_teacher_folds(train, options)
     store = folder / FOLDER
-    store.mkdir(parents=True, exist_ok=True)
+    by_first(lambda: store.mkdir(parents=True, exist_ok=True))
 
     present = {name: train.present(name) for name in builder.cohort.magnifications}
     small = train.thinned(options.teacher_tokens)
@@ -152,14 +153,14 @@ def distill_out_of_fold(
     paired = torch.nonzero(train.paired)[:, 0]
     logits, temperature = teachers["logits"], 1.0
     if options.calibrate:
-        temperature = fit_temperature(task, logits[paired], select_target(train.target, paired))
+        temperature = by_first(lambda: fit_temperature(task, logits[paired], select_target(train.target, paired)))
     targets = {
         name: DistillationTargets(
             logits / temperature, train.paired & there, shares=teachers[f"{name}.shares"] / temperature
         )
         for name, there in present.items()
     }
-    headroom = _headroom(builder, train, apart, logits)
+    headroom = by_first(lambda: _headroom(builder, train, apart, logits))
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
 
 

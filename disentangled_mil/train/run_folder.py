@@ -5,13 +5,17 @@ with which versions the run was started and resumed, which is not compared. ``*.
 epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished run. The folder
 ``final`` may follow, with students of all patients. A run that stops before its first finished epoch leaves no trace,
 so that the folder is free again.
+
+Several jobs may train different folds of one run in one folder. Then each writes to the folders of its folds only, but
+for ``run.json``, which the first of them makes and none removes.
 """
 
 import json
 import platform
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -31,14 +35,18 @@ from .checkpoint import write_json
 from .cohort_digest import same_values
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
+from .fold_results import RESULT
 from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
+from .processes import processes
 from .training import NETWORKS
 
 FINAL = "final"
 _FILES = ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE)
 _ENDINGS = (".progress.pt", ".csv", ".safetensors", ".json")
+# Seconds that a job may take to write the note of the run that it has just begun.
+_WRITING = 5.0
 
 
 class RunFolder:
@@ -51,10 +59,11 @@ class RunFolder:
         options: options of the training.
         resume: whether a run is continued.
         decides: all else that decides the numbers of the run, as JSON values.
+        only: names of the folds that this job trains, while others may train other folds; None for a whole run.
 
     Raises:
-        ValueError: the folder holds another run, a run that is not to be resumed or that another process trains, or
-            none to resume.
+        ValueError: the folder holds another run, a run or fold that is not to be resumed or that another process
+            trains, or none to resume.
     """
 
     def __init__(
@@ -66,8 +75,11 @@ class RunFolder:
         *,
         resume: bool,
         decides: Mapping[str, Any],
+        only: Sequence[str] | None = None,
     ) -> None:
         self.path, self.name, self.task, self.options, self.resume = path, name, task, options, resume
+        self.only = only
+        self.start: dict[str, Any] = {}
         defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
         run = {**decides, "task": defined, "training": _saved(options)}
         self.run: dict[str, Any] = json.loads(json.dumps(run))
@@ -81,23 +93,41 @@ class RunFolder:
     def _check(self) -> None:
         """Refuse a folder that may not be used for this run."""
         note = self._note
+        if self.resume and not note.is_file():
+            raise ValueError(f"{self.path}: holds no run to resume")
         if not self.resume:
-            if note.is_file() or _trained(self.path):
+            begun = note.is_file() or _trained(self.path)
+            if (self.path / "metrics.json").is_file() or (begun and self.only is None):
                 check_unlocked(self.path)
                 raise ValueError(self._occupied)
-        elif not note.is_file():
-            raise ValueError(f"{self.path}: holds no run to resume")
-        else:
-            before = _read_note(note)
-            changed = [key for key in self.run if not same_values(before.get(key), self.run[key])]
-            if changed:
-                listed = ", ".join(changed)
-                options = "".join(
-                    f"; {each}" for key in changed for each in _differences(key, before.get(key), self.run[key])
-                )
-                raise ValueError(
-                    f"{self.path}: cannot be resumed with another {listed} than it was started with{options}"
-                )
+            for fold in self.only or ():
+                if _trained(self.path / fold) or (self.path / fold / RESULT).is_file():
+                    check_unlocked(self.path / fold)
+                    raise ValueError(f"{self.path / fold}: already holds a fold; give --resume to continue it")
+        if note.is_file():
+            self._check_note()
+
+    def _check_note(self) -> None:
+        """Check that the folder holds this run; another job of it may be about to write the note."""
+        end = time.monotonic() + _WRITING
+        while self.only is not None and not self._note.stat().st_size and time.monotonic() < end:
+            time.sleep(0.05)
+        self.check_same(_read_note(self._note), self.path)
+
+    def check_same(self, run: Mapping[str, Any], place: Path) -> None:
+        """Check that a run, or a fold of one, is of this run.
+
+        Args:
+            run: what decided its numbers.
+            place: place of the run, for the error.
+
+        Raises:
+            ValueError: cohort, task, folds or options differ.
+        """
+        if changed := [key for key in self.run if not same_values(run.get(key), self.run[key])]:
+            listed = ", ".join(changed)
+            options = "".join(f"; {each}" for key in changed for each in _differences(key, run.get(key), self.run[key]))
+            raise ValueError(f"{place}: cannot be resumed with another {listed} than it was started with{options}")
 
     @property
     def _note(self) -> Path:
@@ -111,7 +141,8 @@ class RunFolder:
     def taken(self) -> Iterator[None]:
         """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
 
-        Another process may not take it meanwhile.
+        Another process may not take it meanwhile. Jobs of single folds take the folders of their folds. They share the
+        run folder with each other, so nothing of it is removed, but not with a whole run.
         """
         path = self.path
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -119,26 +150,42 @@ class RunFolder:
             raise NotADirectoryError(f"{path}: must be a folder, to hold the run, got a file")
         path.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(path):
+            with self._locks():
                 yield from self._owned()
         except BaseException:
             _remove_empty(made)
             raise
 
+    @contextmanager
+    def _locks(self) -> Iterator[None]:
+        """Lock the run folder or folders of folds. Each side locks its own before it looks at the other's."""
+        own = [self.path] if self.only is None else [self.path / fold for fold in self.only]
+        others = self.path.glob("fold[0-9]*") if self.only is None else [self.path]
+        with ExitStack() as stack:
+            for folder in own:
+                folder.mkdir(exist_ok=True)
+                stack.enter_context(locked(folder))
+            for folder in others:
+                check_unlocked(folder)
+            yield
+
     def _owned(self) -> Iterator[None]:
         """The same, while no other process is there."""
-        path = self.path
-        if not self.resume:
+        path, new = self.path, not self.resume
+        if new:
             try:
                 self._note.touch(exist_ok=False)
             except FileExistsError as error:  # Another run took the folder after `_check`.
-                raise ValueError(self._occupied) from error
+                if self.only is None:
+                    raise ValueError(self._occupied) from error
+                new = False
+                self._check_note()
         try:
-            if not self.resume:
+            if new:
                 write_json(self._note, self.run)
             yield
         except BaseException as error:
-            if not self.resume and not _trained(path):
+            if new and self.only is None and not _trained(path):
                 self._note.unlink(missing_ok=True)
                 _remove_empty(path.glob("fold[0-9]*"))
             elif isinstance(error, KeyboardInterrupt) and _trained(path):
@@ -150,15 +197,30 @@ class RunFolder:
     def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
         """Add to run.json what is not compared: this start of the run, and the description of the cohort.
 
+        A job of some folds adds it later, with the results of the folds.
+
         Args:
             threads: number of threads.
             description: description of the cohort as it was read; None for none.
         """
-        note = _read_note(self._note)
-        start: dict[str, Any] = {"date": f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}", "command": sys.orig_argv}
-        start |= {"versions": _versions(), "threads": threads}
+        date = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
+        start = {"date": date, "command": sys.orig_argv, "versions": _versions(), "threads": threads}
+        start["processes"] = processes()
         values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
-        write_json(self._note, {**note, **values, "starts": [*note.get("starts", []), start]})
+        self.start = {**values, "starts": [start]}
+        if self.only is None:
+            self.add_start(self.start)
+
+    def add_start(self, start: Mapping[str, Any]) -> None:
+        """Add a start of the run, or of some folds, to run.json, if it is not there.
+
+        Args:
+            start: ``"starts"``, and the ``"description"`` of the cohort if there is one.
+        """
+        note = _read_note(self._note)
+        starts = note.get("starts", [])
+        starts += [each for each in start["starts"] if each not in starts]
+        write_json(self._note, {**note, **start, "starts": starts})
 
     def check_inputs(self, inputs: Iterable[Path], folders: Sequence[Path]) -> None:
         """Refuse to write over a file that is read.
@@ -172,6 +234,7 @@ class RunFolder:
         """
         trainings = (path for folder in (*folders, self.final) for path in self._trainings(folder))
         files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
+        files += [folder / RESULT for folder in folders]
         check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
 
     def _trainings(self, folder: Path) -> list[Path]:
@@ -233,6 +296,8 @@ class RunFolder:
                 for suffix in _ENDINGS:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
+            remove_leftovers(folder / RESULT)
+            (folder / RESULT).unlink(missing_ok=True)
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""

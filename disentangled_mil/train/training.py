@@ -25,6 +25,7 @@ from .linear import BOTH, SLIDES, choose_penalties, fit_linear, task_loss_of, ve
 from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
+from .processes import by_first, rank
 from .progress import PlannedStage
 from .stages import GeneStage, StudentStage, TeacherStage
 
@@ -90,7 +91,7 @@ def train_models(
         ValueError: patients, labels, expression or options do not allow the task, or a model is unknown.
     """
     models = models_for(cohort, options, models)
-    folder.mkdir(parents=True, exist_ok=True)
+    by_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     task = cohort.fit_task(name)
     pipeline = cohort.fit_expression() if cohort.paired else None
     cache = cache or BagCache()
@@ -107,9 +108,9 @@ def train_models(
         check_teacher_folds(everyone, options)
     penalties = {}
     if "linear" in models or measures or (options.linear and (distills or "student" in models)):
-        penalties["student"] = choose_penalties(everyone, task, SLIDES, seed=options.seed)
+        penalties["student"] = by_first(lambda: choose_penalties(everyone, task, SLIDES, seed=options.seed))
     if measures or (options.linear and "teacher" in models):
-        penalties["teacher"] = choose_penalties(paired, task, BOTH, seed=options.seed)
+        penalties["teacher"] = by_first(lambda: choose_penalties(paired, task, BOTH, seed=options.seed))
     builder = StageBuilder(cohort, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
 
@@ -118,6 +119,8 @@ def train_models(
     ) -> None:
         train_stage(model, stage, learn, choose, options, folder, resume=resume, quiet=quiet)
         predict[model] = partial(predict_logits, stage, options=options)
+        if rank():
+            return
         save_model(
             folder / model,
             stage.model,
@@ -129,7 +132,8 @@ def train_models(
 
     if "linear" in models:
         rows, loss = torch.arange(len(everyone)), task_loss_of(everyone, task)
-        linear = fit_linear(vectors_of(everyone, SLIDES), rows, loss, task.outputs, penalties["student"])
+        vectors = vectors_of(everyone, SLIDES)
+        linear = by_first(lambda: fit_linear(vectors, rows, loss, task.outputs, penalties["student"]))
         predict["linear"] = lambda test: linear(vectors_of(test, SLIDES))
     if "genes" in models:
         train("genes", builder.genes(), paired, choose_paired)

@@ -338,7 +338,8 @@ def lacking(batch, row):
     """A batch in which one sample has no tiles at 10x."""
     bags = [select(batch.bags["10x"], i) for i in range(len(batch.rows))]
     bags[row] = Bag.empty(8, placed=True)
-    return batch._replace(bags={**batch.bags, "10x": collate_bags(bags)})
+    tiles = {**batch.tiles, "10x": torch.arange(len(bags)) != row}
+    return batch._replace(bags={**batch.bags, "10x": collate_bags(bags)}, tiles=tiles)
 
 
 def select(bags, i):

@@ -6,6 +6,7 @@ from ...models import GeneNetwork
 from ...tasks import Task
 from ..datasets import Batch
 from ..options import TrainingOptions
+from ..processes import join_rows
 from .stage import Stage, StageLoss, adamw
 
 
@@ -20,7 +21,8 @@ class GeneStage(Stage):
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss."""
-        loss = self.task.loss(self.logits(batch), batch.target)
+        (logits,) = join_rows([self.logits(batch)], batch.counts)
+        loss = self.task.loss(logits, batch.target)
         return StageLoss(loss, {"task": loss}, {}, {})
 
     def logits(self, batch: Batch) -> Tensor:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ...losses import DistillationTargets, SubspaceDistillation, balance_shares
 from ...models import Student, StudentBranchOutput, StudentOutput
+from ...nn import ITA
 from ...ops import match_prototypes
 from ...tasks import Task
 from ..datasets import Batch, CohortDataset
 from ..options import TrainingOptions
-from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares
+from ..processes import processes
+from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares, of_all_processes
 
 
 class StudentStage(Stage):
@@ -44,6 +46,14 @@ class StudentStage(Stage):
             share_weight=options.share_weight,
             matching="slot",
         )
+        self._shared = processes() > 1
+        if self._shared:
+            for layer in self._aggregations.values():
+                layer.self_following = False
+
+    @property
+    def _aggregations(self) -> dict[str, ITA]:
+        return {name: cast(ITA, self.model.get_submodule(f"branches.{name}.aggregate")) for name in self.model.branches}
 
     def complete(self, epoch: int) -> bool:
         """Whether distillation has begun, where there is a teacher; in the last epoch it has."""
@@ -63,13 +73,14 @@ class StudentStage(Stage):
             return
         self.model.eval()
         device = next(self.model.parameters()).device
-        collected: dict[str, list[Tensor]] = {name: [] for name in self.targets}
-        for batch in train.batches(self.options.batch_size):
-            branches = self.model(batch.to(device).bags).branches
-            for name, parts in collected.items():
-                parts.append(branches[name].prototypes if vectors else _shares(branches[name]))
-        for name, targets in self.targets.items():
-            pair = [torch.cat(collected[name]), cast(Tensor, targets.subspaces if vectors else targets.shares)]
+
+        def compute(batch: Batch) -> list[Tensor]:
+            branches = self.model(batch.bags).branches
+            return [branches[name].prototypes if vectors else _shares(branches[name]) for name in self.targets or ()]
+
+        collected = train.outputs(self.options.batch_size, device, compute)
+        for (name, targets), own in zip(self.targets.items(), collected, strict=True):
+            pair = [own.to(device), cast(Tensor, targets.subspaces if vectors else targets.shares)]
             present = targets.present & train.present(name).to(device)
             pair = [rows[present] for rows in pair]
             if not vectors:
@@ -84,13 +95,18 @@ class StudentStage(Stage):
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches, and distillation into each."""
         output: StudentOutput = self.model(batch.bags)
+        output = of_all_processes(output, batch, ("logits", "subspace_logits", "prototypes", "centers"))
+        if self._shared:
+            # Anchors follow the bags of all processes.
+            for name, layer in self._aggregations.items():
+                layer.follow(output.branches[name].prototypes, output.branches[name].centers >= 0)
         task = branch_loss(self.task, output, batch, self.options)
         if self.targets is None or not self.complete(epoch):
             return StageLoss(task, {"task": task}, {}, gate_shares(output))
         prediction = representation = share = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
-            targets = targets._replace(present=targets.present & batch.present(name))
+            targets = targets._replace(present=targets.present & batch.tiles[name])
             loss = self.distillation(branch.logits, branch.prototypes, targets, _shares(branch))
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             share, distilled = share + loss.share, distilled + loss.total

@@ -15,7 +15,7 @@ from ...optim import CGCOptimizer
 from ...tasks import Task, select_target
 from ..datasets import Batch, CohortDataset
 from ..options import TrainingOptions
-from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares
+from .stage import Stage, StageLoss, adamw, branch_loss, gate_shares, of_all_processes
 
 
 class BranchOutputs(NamedTuple):
@@ -78,7 +78,8 @@ class TeacherStage(Stage):
 
     def loss(self, batch: Batch, epoch: int) -> StageLoss:
         """Task loss of the branches and inter-magnification consistency of each two."""
-        output: TeacherOutput = self.model(batch.bags, batch.genes)
+        own: TeacherOutput = self.model(batch.bags, batch.genes)
+        output = of_all_processes(own, batch, ("logits", "subspace_logits"))
         branches = output.branches
         task = branch_loss(self.task, output, batch, self.options)
         parts, total = {"task": task}, task
@@ -86,10 +87,10 @@ class TeacherStage(Stage):
             consistency = torch.stack(
                 [
                     inter_magnification_consistency(
-                        branches[a].attention,
-                        branches[b].attention,
+                        own.branches[a].attention,
+                        own.branches[b].attention,
                         resolution=self.resolution,
-                        present=batch.present(a) & batch.present(b),
+                        present=batch.own_tiles(a) & batch.own_tiles(b),
                     )
                     for a, b in combinations(branches, 2)
                 ]
@@ -99,11 +100,12 @@ class TeacherStage(Stage):
         confidence: dict[str, Tensor] = {}
         with torch.no_grad():
             for magnification, branch in branches.items():
-                rows = batch.present(magnification).nonzero()[:, 0]
+                rows = batch.tiles[magnification].nonzero()[:, 0]
                 if len(rows):
                     shares = {name: logits[rows] for name, logits in branch.subspace_logits.items()}
                     for name, value in self.task.confidence(shares, select_target(batch.target, rows)).items():
-                        confidence[name] = confidence.get(name, 0) + value
+                        # The optimizer adds those of all processes, and each has those of the whole batch.
+                        confidence[name] = confidence.get(name, 0) + value / len(batch.counts)
         return StageLoss(total, parts, confidence, gate_shares(output))
 
     def step(self, loss: StageLoss) -> None:
@@ -128,20 +130,25 @@ class TeacherStage(Stage):
     def outputs(self, dataset: CohortDataset) -> TeacherOutputs:
         """The outputs for every sample, in evaluation mode, on the CPU."""
         self.model.eval()
-        device = next(self.model.parameters()).device
-        gated: list[Tensor] = []
-        branches: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in self.model.magnifications}
-        for batch in dataset.batches(self.options.batch_size):
-            batch = batch.to(device)
+
+        def compute(batch: Batch) -> list[Tensor]:
             output: TeacherOutput = self.model(batch.bags, batch.genes)
-            gated.append(output.logits.cpu())
-            for name, branch in output.branches.items():
-                vectors, shares = (
-                    torch.stack(list(of.values()), 1) for of in (branch.features, branch.subspace_logits)
-                )
-                branches[name].append((branch.logits.cpu(), vectors.cpu(), shares.cpu()))
-        joined = {name: BranchOutputs(*map(torch.cat, zip(*parts, strict=True))) for name, parts in branches.items()}
-        return TeacherOutputs(torch.cat(gated), joined)
+            parts = [output.logits]
+            for branch in output.branches.values():
+                parts.append(branch.logits)
+                parts += (torch.stack(list(of.values()), 1) for of in (branch.features, branch.subspace_logits))
+            return parts
+
+        device = next(self.model.parameters()).device
+        logits, *parts = dataset.outputs(self.options.batch_size, device, compute)
+        size = len(BranchOutputs._fields)
+        return TeacherOutputs(
+            logits,
+            {
+                name: BranchOutputs(*parts[size * number : size * (number + 1)])
+                for number, name in enumerate(self.model.magnifications)
+            },
+        )
 
     def targets(self, dataset: CohortDataset) -> dict[str, DistillationTargets]:
         """The targets of distillation of every sample, by magnification; they are computed once."""

@@ -1,0 +1,194 @@
+"""Several processes that train together, as ``torchrun`` starts them.
+
+All processes run the same program. Each computes its share of a batch, and the outputs are joined before the loss. So
+every process has the loss of the whole batch, and ``DistributedDataParallel`` averages the gradients to those of it.
+The first process alone prints, writes files, and fits what is not trained in steps.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .._processes import gather_rows
+
+if TYPE_CHECKING:
+    from .datasets import Batch
+    from .stages import Stage, StageLoss
+
+Made = TypeVar("Made")
+
+# The first process may fit linear models or draw resamples while the others wait.
+_PATIENCE = timedelta(hours=6)
+# Seconds that a process waits after another one has failed, until the launcher ends it.
+_GRACE = 5.0
+_TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Train in all processes that ``torchrun`` started. An error in one of them ends all.
+
+    The process that fails first raises its error. The others end without a message, with exit status 2.
+    """
+    store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
+    started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"disentangled_mil/{started}", store)  # type: ignore[attr-defined]
+    local = int(os.environ.get("LOCAL_RANK", rank))
+    if local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+    dist.init_process_group(store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    token = _TOGETHER.set(True)
+    # The launcher ends the others when one has failed. They must be able to tidy up.
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with ExitStack() as stack:
+            if rank:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            yield
+        dist.barrier()
+        dist.destroy_process_group()
+    except BaseException:
+        if _fails_first(store):
+            raise
+        # The launcher ends all processes when one has ended, so the one that says why must be the first.
+        time.sleep(_GRACE)
+        sys.exit(2)
+    finally:
+        _TOGETHER.reset(token)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _fails_first(store: Any) -> bool:
+    """Whether no other process has failed before."""
+    with suppress(Exception):  # The store may have ended with the process that held it.
+        return bool(store.add("failed", 1) == 1)
+    return False
+
+
+def processes() -> int:
+    """The number of processes that train together."""
+    return dist.get_world_size() if _TOGETHER.get() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if _TOGETHER.get() else 0
+
+
+def check_device(device: str) -> None:
+    """Check that every process has a device of its own.
+
+    Args:
+        device: device of the training.
+
+    Raises:
+        ValueError: several processes would train on one GPU.
+    """
+    if processes() == 1 or not device.startswith("cuda"):
+        return
+    if device != "cuda":
+        raise ValueError(f"device must be cpu, or cuda, where every process takes a GPU of its own, got {device!r}")
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", processes())), torch.cuda.device_count()
+    if local > gpus:
+        raise ValueError(f"device cuda needs a GPU for each of the {local} processes of a machine, got {gpus}")
+
+
+def of_each(function: Callable[[], Made]) -> list[Made]:
+    """The results of a function in all processes; the first error is raised in all of them.
+
+    Args:
+        function: function that knows nothing of the other processes.
+
+    Returns:
+        The results, in the order of the processes.
+    """
+    if processes() == 1:
+        return [function()]
+    own: tuple[Any, Exception | None]
+    token = _TOGETHER.set(False)
+    try:
+        own = function(), None
+    except Exception as error:
+        own = None, error
+    finally:
+        _TOGETHER.reset(token)
+    every: list[Any] = [None] * processes()
+    dist.all_gather_object(every, own)
+    for _, first_error in every:
+        if first_error is not None:
+            raise first_error
+    return [result for result, _ in every]
+
+
+def by_first(function: Callable[[], Made]) -> Made:
+    """The result of a function that only the first process runs; its error is raised in all.
+
+    Args:
+        function: function that knows nothing of the other processes.
+
+    Returns:
+        The result, in all processes.
+    """
+    if processes() == 1:
+        return function()
+    first = rank() == 0
+    results: list[Any] = of_each(lambda: function() if first else None)
+    return results[0]  # type: ignore[no-any-return]
+
+
+def join_rows(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """The rows of all processes, in their order and with gradients: every part [b, ...] -> [sum of counts, ...].
+
+    Args:
+        parts: rows of this process. Those beyond its count are left out.
+        counts: number of rows of every process.
+
+    Returns:
+        The parts; themselves for a single process.
+    """
+    if len(counts) == 1:
+        return list(parts)
+    own = [part[: counts[rank()]].flatten(1) for part in parts]
+    whole = torch.split(gather_rows(torch.cat(own, 1), counts, None), [part.shape[1] for part in own], 1)
+    return [rows.reshape(-1, *part.shape[1:]).to(part.dtype) for rows, part in zip(whole, parts, strict=True)]
+
+
+def loss_of(stage: "Stage") -> Callable[["Batch", int], "StageLoss"]:
+    """The loss of a stage, whose gradients are averaged over all processes.
+
+    All processes begin with the weights of the first one.
+
+    Args:
+        stage: stage to train.
+
+    Returns:
+        The function from a batch and the number of the epoch to the loss.
+    """
+    if processes() == 1:
+        return stage.loss
+    return nn.parallel.DistributedDataParallel(_Loss(stage))
+
+
+class _Loss(nn.Module):
+    """The loss of a stage as a module, so that ``DistributedDataParallel`` sees the forward pass of the model."""
+
+    def __init__(self, stage: "Stage") -> None:
+        super().__init__()
+        self.model = stage.model
+        self._compute = stage.loss
+
+    def forward(self, batch: "Batch", epoch: int) -> "StageLoss":
+        """Compute the loss of a batch."""
+        return self._compute(batch, epoch)
