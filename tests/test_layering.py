@@ -39,11 +39,12 @@ LAYERS = {
     "data": {"bags", "tasks"},
     "report": {"bags", "metrics", "tasks"},
     "explain": {"bags", "nn", "models"},
+    "deploy": {"ops", "bags", "nn", "models", "train"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "explain", "report"},
     "": {"_command", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
     # The command init describes a folder, and trains nothing.
-    "cli": {"", "train", "data", "report"},
+    "cli": {"", "train", "data", "report", "deploy"},
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}
