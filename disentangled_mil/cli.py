@@ -110,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--anndata", action="store_true", help="also write .h5ad, as LazySlide reads it")
     explain.set_defaults(run=_explain)
 
+    export = commands.add_parser("export", help="a saved student as an ONNX file, which predicts without PyTorch")
+    export.add_argument("model", type=Path, help="run folder with one student, or the checkpoint of a student")
+    export.add_argument("--out", type=Path, required=True, help="ONNX file to write")
+    export.add_argument("--sets", action="store_true", help="for bags without coordinates")
+    export.set_defaults(run=_export)
+
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
     check.add_argument("cohort", type=Path, help="TOML description of the cohort")
     check.add_argument("--task", metavar="NAME", help="the one task to check (default: all of the description)")
@@ -256,6 +262,12 @@ def _explain(options: argparse.Namespace) -> None:
         allow_other_encoder=options.allow_other_encoder,
     )
     print(f"{len(written)} maps -> {options.out}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .deploy import export_onnx
+
+    print(f"student -> {export_onnx(options.model, options.out, coordinates=not options.sets)}")
 
 
 def _check(options: argparse.Namespace) -> int:

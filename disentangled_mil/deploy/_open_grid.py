@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .._torch_private import side_of
 from ..bags import Grid
 
 
@@ -33,9 +34,7 @@ class OpenGrid(Grid, parts=("cells", "mask", "count", "sizes"), constants=("shap
         low = torch.where(real, coords, torch.inf).amin(1, keepdim=True)
         cells = torch.where(real, ((coords - low) / step[:, None, None] + 0.5).floor(), 0).long()
         sizes = cells.amax(1) + 1  # [B, 2]
-        width, height = (sizes[:, axis].amax(0).item() for axis in (0, 1))
-        for side in (width, height):
-            torch._check(side >= 1)
+        width, height = (side_of(sizes[:, axis].amax(0)) for axis in (0, 1))
         flat = torch.where(mask, cells[..., 1] * width + cells[..., 0], width * height)
         count = torch.zeros(coords.shape[0], width * height + 1).scatter_add(1, flat, mask.float())[:, : width * height]
         return cls._of((cells, mask, count, sizes), (((width, height),), False))

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_type
+from .._extras import naming_extra
 from .._files import replacing
 from ..models import Student
 from ..nn import ITA, CellCenters, DeformableCrossAttention
 from ..ops.plain import MOST_PROTOTYPES, PlainOperators
-from ..train.checkpoint import SavedModel
+from ..tasks import KINDS
+from ..train.checkpoint import SavedModel, load_model
+from ..train.saved_students import load_students
 from .student_graph import StudentGraph, StudentResult
 
 _BAGS, _PATCHES = 2, 12  # of the example that is traced
@@ -32,7 +36,7 @@ class _Plain(nn.Module):
         return result
 
 
-def export_onnx(model: Student | SavedModel, path: str | Path, *, coordinates: bool = True) -> Path:
+def export_onnx(model: Student | SavedModel | str | Path, path: str | Path, *, coordinates: bool = True) -> Path:
     """Write a student as one ONNX file, with weights, by the exporter that PyTorch recommends.
 
     Numbers of bags, of patches and of grid cells are free. Distances between patches and attention weights are dense
@@ -42,7 +46,8 @@ def export_onnx(model: Student | SavedModel, path: str | Path, *, coordinates: b
     checkpoint (task, reading of slides, arguments) is JSON in the file's metadata, under ``disentangled_mil``.
 
     Args:
-        model: student, or what :func:`~disentangled_mil.train.load_model` returns for one.
+        model: student, what :func:`~disentangled_mil.train.load_model` returns for one, a checkpoint, or a run folder
+            that holds one student (``train --refit``, or ``demo``).
         path: file to write.
         coordinates: whether bags have coordinates; without, they are sets.
 
@@ -51,14 +56,17 @@ def export_onnx(model: Student | SavedModel, path: str | Path, *, coordinates: b
 
     Raises:
         ModuleNotFoundError: the extra ``onnx`` is not installed.
-        OSError: the file cannot be written.
+        OSError: a file cannot be read or written.
         TypeError: the model is no student.
-        ValueError: a layer cannot be exported; the message names it.
+        ValueError: a layer cannot be exported, and the message names it; or a run folder holds several students.
 
     Example:
         See the page "Predict without PyTorch".
     """
-    saved = model if isinstance(model, SavedModel) else SavedModel(model)  # type: ignore[arg-type]
+    for package in ("onnx", "onnxscript"):
+        with naming_extra("onnx"):
+            import_module(package)
+    saved = _saved(model)
     student = saved.model
     check_type("model", student, Student, "a Student; other models need genes")
     assert isinstance(student, Student)
@@ -85,6 +93,23 @@ def export_onnx(model: Student | SavedModel, path: str | Path, *, coordinates: b
     with replacing(path) as temporary:
         written.save(temporary)
     return path
+
+
+def _saved(model: Student | SavedModel | str | Path) -> SavedModel:
+    if isinstance(model, SavedModel):
+        return model
+    if not isinstance(model, (str, Path)):
+        return SavedModel(model)
+    path = Path(model)
+    if not path.is_dir():
+        return load_model(path)
+    students = load_students(path, "auto", KINDS)
+    if len(students) > 1:
+        raise ValueError(
+            f"{path}: must hold one student to export, got those of {len(students)} folds: name one checkpoint, "
+            "or train with --refit"
+        )
+    return load_model(students[0].path)
 
 
 def _check_layers(student: Student) -> None:

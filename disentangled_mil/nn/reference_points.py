@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_count
+from .._torch_private import larger, smaller
 from ..bags import Grid
 
 # A rectangle that is not thinned has at most this many points for every key of the cap, as tissue may be sparse.
@@ -71,7 +72,7 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
     size = torch.where(large[:, None], _thinned(grid, size, count, max_keys), size)
     kept = (index < size.prod(1, keepdim=True)) & (_over_tissue(grid, size, count) | ~large[:, None])
     # If every bag fills the whole canvas, all are thinned, so max_keys columns suffice.
-    most = max_keys if grid.full else torch.sym_min(count, _SPARSE * max_keys)
+    most = max_keys if grid.full else smaller(count, _SPARSE * max_keys)
     # CUDA sorts no bool in every supported version.
     kept, index = (part[:, :most] for part in kept.to(torch.uint8).sort(dim=1, descending=True, stable=True))
     return points_at(index, kept.bool(), grid, size, grid.sizes / size, kernel_size)
@@ -94,9 +95,9 @@ def coarse_sizes(grid: Grid, downsample: int, least: int) -> tuple[Tensor, int]:
         return side + is_long * (side // downsample - side)
 
     def points_of_side(side: Any) -> Any:
-        own = points(side, torch.sym_min(side // least, 1))
+        own = points(side, smaller(side // least, 1))
         # A bag of a shorter side may have more points, if each of its cells has one.
-        return torch.sym_max(own, torch.sym_min(side, least - 1)) if grid.only_canvas else own
+        return larger(own, smaller(side, least - 1)) if grid.only_canvas else own
 
     size = points(grid.sizes, (grid.sizes >= least).long())
     each = [points_of_side(width) * points_of_side(height) for width, height in grid.shapes]
@@ -158,6 +159,5 @@ def _over_tissue(grid: Grid, size: Tensor, count: int) -> Tensor:
     # Each cell belongs to the block that holds its middle; integers keep this exact.
     block = (2 * grid.cells + 1) * size[:, None] // (2 * grid.sizes[:, None])
     index = torch.where(grid.mask, block[..., 1] * size[:, :1] + block[..., 0], count)
-    return torch.zeros(size.shape[0], count + 1, dtype=torch.bool, device=size.device).scatter(1, index, True)[
-        :, :count
-    ]
+    covered = torch.zeros(size.shape[0], count + 1, dtype=torch.bool, device=size.device)
+    return covered.scatter(1, index, True)[:, :count]

@@ -89,6 +89,9 @@ def costs(prototypes: Tensor, subspaces: Tensor, present: Tensor, metric: str) -
     """The cost of every choice [B, S, K] of :func:`match_prototypes`; the sum is finite and smallest for its result.
 
     A prototype that is missing costs more than all others together. A bag with a value that is not finite costs zero.
+
+    Returns:
+        The costs.
     """
     if metric == "cosine":
         cost = -F.normalize(subspaces, dim=2) @ F.normalize(prototypes, dim=2).mT  # [B, S, K]

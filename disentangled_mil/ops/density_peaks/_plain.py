@@ -56,7 +56,8 @@ def _squared_distances(tokens: Tensor) -> Tensor:
     norms = wide.square().sum(2)  # [B, N]
     product = wide @ wide.mT
     squares = (norms[:, :, None] + norms[:, None] - 2 * product).clamp(min=0)
-    return (squares / tokens.shape[2]).to(tokens.dtype)
+    mean: Tensor = (squares / tokens.shape[2]).to(tokens.dtype)
+    return mean
 
 
 def _spread(tokens: Tensor, real: Tensor) -> Tensor:
