@@ -25,7 +25,20 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 README = REPOSITORY / "README.md"
 WIDEST_LINE = 88  # characters of a code block that fit beside the contents of a page
-PACKAGES = ("ops", "nn", "losses", "optim", "models", "tasks", "metrics", "data", "train", "report", "explain")
+PACKAGES = (
+    "ops",
+    "nn",
+    "losses",
+    "optim",
+    "models",
+    "tasks",
+    "metrics",
+    "data",
+    "train",
+    "report",
+    "explain",
+    "deploy",
+)
 
 
 def blocks(path: Path, language: str) -> list[str]:

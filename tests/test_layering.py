@@ -39,7 +39,7 @@ LAYERS = {
     "data": {"bags", "tasks"},
     "report": {"bags", "metrics", "tasks"},
     "explain": {"bags", "nn", "models"},
-    "deploy": {"ops", "bags", "nn", "models", "tasks", "train"},
+    "deploy": {"", "ops", "bags", "nn", "models", "tasks", "report", "train"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "explain", "report"},
     "": {"_command", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level

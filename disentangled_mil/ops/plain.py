@@ -32,7 +32,7 @@ class PlainOperators(TorchFunctionMode):
         >>> from disentangled_mil.ops.plain import PlainOperators
         >>> with PlainOperators():
         ...     density_peaks(torch.tensor([[[0.0], [1.0], [9.0]]]), 2).assignment
-        tensor([[0, 0, 1]])
+        tensor([[1, 0, 0]])
     """
 
     def __init__(self) -> None:

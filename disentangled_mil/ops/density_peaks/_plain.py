@@ -64,7 +64,8 @@ def _spread(tokens: Tensor, real: Tensor) -> Tensor:
     """The largest range of a channel over the real tokens, in units of distances [B]."""
     low, high = (tokens.masked_fill(~real[..., None], fill) for fill in (inf, -inf))
     widest = (high.amax(1) - low.amin(1)).amax(1)
-    return torch.where(real.any(1), widest, 0) / tokens.shape[2] ** 0.5
+    spread: Tensor = torch.where(real.any(1), widest, 0) / tokens.shape[2] ** 0.5
+    return spread
 
 
 def _descending(values: Tensor) -> Tensor:
