@@ -63,14 +63,14 @@ def export_onnx(model: Student | SavedModel | str | Path, path: str | Path, *, c
     Example:
         See the page "Predict without PyTorch".
     """
-    for package in ("onnx", "onnxscript"):
-        with naming_extra("onnx"):
-            import_module(package)
     saved = _saved(model)
     student = saved.model
     check_type("model", student, Student, "a Student; other models need genes")
     assert isinstance(student, Student)
     _check_layers(student)
+    for package in ("onnx", "onnxscript"):
+        with naming_extra("onnx"):
+            import_module(package)
     was_training, path = student.training, Path(path)
     graph = StudentGraph(student.eval(), coordinates=coordinates)
     examples, dynamic = _example(student, coordinates)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from disentangled_mil import Bag, Classification, Student
 from disentangled_mil.deploy import export_onnx
-from disentangled_mil.models.released import ReleasedPositions
 from disentangled_mil.train import load_model, save_model
 from tests.deploy.test_student_graph import SMALL, counts
 from tests.support.placed import placed_samples
@@ -79,19 +78,3 @@ def test_program_of_the_page_predicts_without_pytorch(tmp_path):
     np.testing.assert_allclose(json.loads(done.stdout), expected.numpy(), atol=1e-4)
     described = onnxruntime.InferenceSession(tmp_path / "student.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(described["disentangled_mil"])["task"] == load_model(tmp_path / "student").task.state()
-
-
-def test_layers_without_a_formula_are_named(tmp_path):
-    many = Student(6, 3, magnifications=["20x"], subspaces=list("abcdef"), **SMALL)
-    with pytest.raises(ValueError, match=r"branches.20x.aggregate \(ITA\) cannot be exported: .* at most 5 .* got 6"):
-        export_onnx(many, tmp_path / "student.onnx")
-    released = Student(
-        6, 3, magnifications=["20x"], positions=ReleasedPositions(), bias="exact", max_keys=None, **SMALL
-    )
-    with pytest.raises(ValueError, match=r"branches.20x.attend \(DeformableCrossAttention\) cannot be exported"):
-        export_onnx(released, tmp_path / "student.onnx")
-
-
-def test_only_students_are_exported(tmp_path):
-    with pytest.raises(TypeError, match="model must be a Student"):
-        export_onnx(torch.nn.Linear(1, 1), tmp_path / "student.onnx")
