@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     add("--folds", type=int, default=10, help="(default: %(default)s)")
     add("--epochs", type=int, help=f"passes of each training (default: {OPTIONS.epochs})")
-    add("--out", type=Path, default=RESULTS / "public_bags.json", help="file of results (default: %(default)s)")
+    add("--out", type=Path, default=RESULTS / "public_bags" / "auc.json", help="file of results (default: %(default)s)")
     return parser
 
 
