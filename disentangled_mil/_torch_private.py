@@ -107,6 +107,35 @@ def register_batched(
     registered._lib.impl(registered._opoverload, legacy, "Batched")  # type: ignore[no-untyped-call]
 
 
+def smaller(a: int, b: int) -> int:
+    """The smaller of two sizes, which may be those of an exporter; the public function has no types."""
+    least: int = torch.sym_min(a, b)  # type: ignore[no-untyped-call]
+    return least
+
+
+def larger(a: int, b: int) -> int:
+    """The larger of two sizes, which may be those of an exporter; the public function has no types."""
+    most: int = torch.sym_max(a, b)  # type: ignore[no-untyped-call]
+    return most
+
+
+def side_of(length: Tensor) -> int:
+    """The side of a canvas from a tensor that holds one, which an exporter may take to be at least 1.
+
+    Without the interface, the exporter refuses what depends on the side.
+
+    Args:
+        length: integer tensor of one number.
+
+    Returns:
+        The side.
+    """
+    side: int = length.item()  # type: ignore[assignment]  # int() would end the exporter's size.
+    if hasattr(torch, "_check"):
+        torch._check(side >= 1)  # type: ignore[no-untyped-call]
+    return side
+
+
 def has_tangent(tensor: Tensor) -> bool:
     """Whether a tensor takes part in forward-mode differentiation; ``unpack_dual`` is public and always there."""
     return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]

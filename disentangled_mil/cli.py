@@ -145,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--device", type=_device, default="cpu", help="(default: %(default)s)")
     extract.set_defaults(run=_extract)
 
+    export = commands.add_parser("export", help="a saved student as an ONNX file, which predicts without PyTorch")
+    export.add_argument("model", type=Path, help="run folder with one student, or the checkpoint of a student")
+    export.add_argument("--out", type=Path, required=True, help="ONNX file to write")
+    export.add_argument("--sets", action="store_true", help="for bags without coordinates")
+    export.set_defaults(run=_export)
+
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
     check.add_argument("cohort", type=Path, help="TOML description of the cohort")
     check.add_argument("--task", metavar="NAME", help="the one task to check (default: all of the description)")
@@ -354,6 +360,12 @@ def _extract(options: argparse.Namespace) -> int:
     failed = f", {many} left out" if done.failed else ""
     print(f"{len(done.written)} files -> {options.out}{kept}{failed}")
     return 1 if done.failed else 0
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .deploy import export_onnx
+
+    print(f"student -> {export_onnx(options.model, options.out, coordinates=not options.sets)}")
 
 
 def _check(options: argparse.Namespace) -> int:

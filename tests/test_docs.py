@@ -27,6 +27,7 @@ README = REPOSITORY / "README.md"
 WIDEST_LINE = 88  # characters of a code block that fit beside the contents of a page
 PACKAGES = (
     "ops", "nn", "losses", "optim", "models", "tasks", "metrics", "data", "extract", "train", "report", "explain",
+    "deploy",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Who may import whom: cli -> train -> explain, report, data, models -> nn, losses, tasks, optim -> ops, bags."""
+"""Who may import whom: cli -> deploy -> train -> explain, report, data, models -> nn, losses, tasks, optim -> the rest."""
 
 import ast
 import sys
@@ -44,11 +44,12 @@ LAYERS = {
     "extract": {"data"},
     # Small pictures of slides lie behind maps.
     "explain": {"bags", "nn", "models", "extract"},
+    "deploy": {"", "ops", "bags", "nn", "models", "tasks", "report", "train"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "explain", "report"},
     "": {"_command", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
     # The commands init and extract describe a folder and encode tiles, and train nothing.
-    "cli": {"", "train", "data", "extract", "report"},
+    "cli": {"", "train", "data", "extract", "report", "deploy"},
     "__main__": {"cli"},
 }
 CORE = {"torch", "einops", "numpy", "scipy"}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from numbers import Real
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
@@ -61,6 +61,9 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         >>> grid.cells[0].tolist(), grid.shapes
         ([[0, 0], [2, 0], [0, 1]], ((3, 2),))
     """
+
+    #: Whether ``shapes`` holds one pair, that of the canvas, as in a program that takes bags of any size.
+    only_canvas: ClassVar[bool] = False
 
     cells: Tensor
     mask: Tensor
@@ -289,6 +292,20 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         total = real.new_zeros(behind + 1, channels).index_add_(0, row.flatten(), real.flatten(0, 2))
         total = total[:behind].view(batch, groups, area, channels)
         return (total / self.count[:, None, :, None].clamp(min=1)).to(tokens.dtype)
+
+    def nearest_tissue(self, cell: Tensor) -> Tensor:
+        """The occupied cell nearest to each of some cells; of equally near ones the leftmost, then the upper one.
+
+        Args:
+            cell: flat indices of cells of the canvas, with any number of rows per bag.
+
+        Shape:
+            ``cell`` [B * G, J] int64.
+
+        Returns:
+            Flat indices [B * G, J].
+        """
+        return self.nearest.repeat_interleave(cell.shape[0] // self.nearest.shape[0], dim=0).gather(1, cell)
 
     def _is_full(self) -> bool:
         if len(set(self.shapes)) > 1 or self.width * self.height != self.mask.shape[1]:

@@ -77,7 +77,7 @@ class TokenSet(TensorCollection, parts=("mask",)):
         Raises:
             ValueError: the set already has another number of bags.
         """
-        if len(self.mask) == batch:
+        if self.mask.shape[0] == batch:
             return self
         if len(self.mask) != 1:
             raise ValueError(f"set must have B = {batch} bags (or one for all), got {len(self.mask)}")

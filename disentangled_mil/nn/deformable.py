@@ -243,8 +243,8 @@ class DeformableCrossAttention(nn.Module):
         scores = AttentionScores(
             self._heads(q),
             self._heads(k),
-            q.new_zeros(len(q), q.shape[2], 2),
-            q.new_zeros(len(q), 1, k.shape[2], 2),
+            q.new_zeros(q.shape[0], q.shape[2], 2),
+            q.new_zeros(q.shape[0], 1, k.shape[2], 2),
             key_logit=logit[:, None],
             query_mask=query_mask,
         )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_count
+from .._torch_private import larger, smaller
 from ..bags import Grid
 
 # A rectangle that is not thinned has at most this many points for every key of the cap, as tissue may be sparse.
@@ -63,14 +64,15 @@ def even_points(grid: Grid, downsample: int, kernel_size: int, max_keys: int | N
     check_count("kernel_size", kernel_size, downsample)
     size, count = coarse_sizes(grid, downsample, least=kernel_size)
     index = torch.arange(count, device=size.device)
-    if max_keys is None or count <= max_keys:
+    # An exporter's sizes are no integers: there is one program for few points and many.
+    if max_keys is None or (isinstance(count, int) and count <= max_keys):
         return points_at(index[None], index < size.prod(1, keepdim=True), grid, size, grid.sizes / size, kernel_size)
     points, tissue = size.prod(1), (grid.count > 0).sum(1)
     large = (points * tissue > max_keys * grid.sizes.prod(1)) | (points > _SPARSE * max_keys)
     size = torch.where(large[:, None], _thinned(grid, size, count, max_keys), size)
     kept = (index < size.prod(1, keepdim=True)) & (_over_tissue(grid, size, count) | ~large[:, None])
     # If every bag fills the whole canvas, all are thinned, so max_keys columns suffice.
-    most = max_keys if grid.full else min(count, _SPARSE * max_keys)
+    most = max_keys if grid.full else smaller(count, _SPARSE * max_keys)
     # CUDA sorts no bool in every supported version.
     kept, index = (part[:, :most] for part in kept.to(torch.uint8).sort(dim=1, descending=True, stable=True))
     return points_at(index, kept.bool(), grid, size, grid.sizes / size, kernel_size)
@@ -92,9 +94,14 @@ def coarse_sizes(grid: Grid, downsample: int, least: int) -> tuple[Tensor, int]:
         # Arithmetic avoids a branch, which would compile a graph for every side.
         return side + is_long * (side // downsample - side)
 
+    def points_of_side(side: Any) -> Any:
+        own = points(side, smaller(side // least, 1))
+        # A bag of a shorter side may have more points, if each of its cells has one.
+        return larger(own, smaller(side, least - 1)) if grid.only_canvas else own
+
     size = points(grid.sizes, (grid.sizes >= least).long())
-    columns, rows = ([points(side, min(side // least, 1)) for side in axis] for axis in zip(*grid.shapes, strict=True))
-    return size, max(c * r for c, r in zip(columns, rows, strict=True))
+    each = [points_of_side(width) * points_of_side(height) for width, height in grid.shapes]
+    return size, max(each) if len(each) > 1 else each[0]
 
 
 def points_at(
@@ -152,4 +159,5 @@ def _over_tissue(grid: Grid, size: Tensor, count: int) -> Tensor:
     # Each cell belongs to the block that holds its middle; integers keep this exact.
     block = (2 * grid.cells + 1) * size[:, None] // (2 * grid.sizes[:, None])
     index = torch.where(grid.mask, block[..., 1] * size[:, :1] + block[..., 0], count)
-    return torch.zeros(len(size), count + 1, dtype=torch.bool, device=size.device).scatter(1, index, True)[:, :count]
+    covered = torch.zeros(size.shape[0], count + 1, dtype=torch.bool, device=size.device)
+    return covered.scatter(1, index, True)[:, :count]

@@ -52,12 +52,13 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
         [2.0, 4.0]
     """
     tokens = torch.where(mask[..., None], tokens, 0)
-    if most is None or tokens.shape[1] <= most:
+    few = isinstance(tokens.shape[1], int) and tokens.shape[1] <= (most or 0)  # An exporter's sizes are no integers.
+    if most is None or few:
         return SetKeys(tokens, None, mask)
     count = mask.sum(1, keepdim=True)
     rank = torch.arange(most, device=tokens.device)[None]
     own = rank < count
     # A larger bag has ``most`` strata of equal size; their middles are its keys.
     rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
-    chosen = content_order(tokens, mask).gather(1, rank)
+    chosen = content_order(tokens, mask).gather(1, torch.where(own, rank, 0))
     return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)

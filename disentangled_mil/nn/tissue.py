@@ -44,7 +44,7 @@ def tissue_corners(grid: Grid, position: Tensor) -> tuple[Corners, Tensor]:
 
     x, y = position.detach().nan_to_num(0).round().unbind(-1)
     cell = y.long() * grid.width + x.long()
-    nearest = grid.nearest.repeat_interleave(groups, dim=0).gather(1, cell)
+    nearest = grid.nearest_tissue(cell)
     alone = torch.zeros_like(weight)
     alone[..., 0] = occupied.gather(1, nearest)
     weight = torch.where(touches[..., None], weight, alone)

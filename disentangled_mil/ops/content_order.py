@@ -42,7 +42,9 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
     check_floating("tokens", tokens)
     check_mask("mask", mask, "B N", sizes)
     direction = torch.arange(1, sizes["C"] + 1, dtype=torch.float64, device=tokens.device).sin()
-    # Tokens are projected in parts, so that no copy of all of them in float64 is held.
-    parts = [part.double() @ direction for part in torch.split(tokens.detach(), _ROWS, dim=1)]
+    # Tokens are projected in parts, so that no copy of all of them in float64 is held. The sizes of an exporter, which
+    # are no integers, have no number of parts.
+    whole = tokens.detach()
+    parts = [p.double() @ direction for p in (torch.split(whole, _ROWS, 1) if isinstance(sizes["N"], int) else [whole])]
     projection = torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0)
     return projection.masked_fill(~mask, torch.inf).argsort(dim=1, stable=True)

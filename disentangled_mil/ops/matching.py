@@ -79,20 +79,29 @@ def match_prototypes(
 
 @operator("match_prototypes")
 def _match_prototypes(prototypes: Tensor, subspaces: Tensor, present: Tensor, metric: str) -> Tensor:
-    a, b = prototypes.cpu().double(), subspaces.cpu().double()  # [B, K, C], [B, S, C]
-    if metric == "cosine":
-        cost = -F.normalize(b, dim=2) @ F.normalize(a, dim=2).mT  # [B, S, K]
-    else:
-        cost = (b[:, :, None] - a[:, None]).square().mean(-1)  # [B, S, K]
-    missing = ~present.cpu()[:, None]  # [B, 1, K]
-    finite = (cost.isfinite() | missing).flatten(1).all(1)  # [B]
-    # A missing prototype costs more than all others together, whatever the choice.
-    size = cost.masked_fill(missing, 0).abs().flatten(1).sum(1)  # [B]
-    cost = torch.where(missing, 1 + 2 * size[:, None, None], cost)
-    cost = torch.where(finite[:, None, None], cost, 0)
+    cost = costs(prototypes.cpu().double(), subspaces.cpu().double(), present.cpu(), metric)  # [B, S, K]
     choices = [torch.from_numpy(linear_sum_assignment(bag.numpy())[1]) for bag in cost]
     found = torch.stack(choices) if choices else torch.empty(subspaces.shape[:2], device="cpu")
     return found.to(prototypes.device, torch.int64)
+
+
+def costs(prototypes: Tensor, subspaces: Tensor, present: Tensor, metric: str) -> Tensor:
+    """The cost of every choice [B, S, K] of :func:`match_prototypes`; the sum is finite and smallest for its result.
+
+    A prototype that is missing costs more than all others together. A bag with a value that is not finite costs zero.
+
+    Returns:
+        The costs.
+    """
+    if metric == "cosine":
+        cost = -F.normalize(subspaces, dim=2) @ F.normalize(prototypes, dim=2).mT  # [B, S, K]
+    else:
+        cost = (subspaces[:, :, None] - prototypes[:, None]).square().mean(-1)  # [B, S, K]
+    missing = ~present[:, None]  # [B, 1, K]
+    finite = (cost.isfinite() | missing).flatten(1).all(1)  # [B]
+    size = cost.masked_fill(missing, 0).abs().flatten(1).sum(1)  # [B]
+    cost = torch.where(missing, 1 + 2 * size[:, None, None], cost)
+    return torch.where(finite[:, None, None], cost, 0)
 
 
 @_match_prototypes.register_fake

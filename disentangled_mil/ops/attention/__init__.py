@@ -12,6 +12,7 @@ CUDA by kernels that hold tiles in registers. :class:`~._carried.CarriedScores` 
 """
 
 from ._overlap import attention_overlap
+from ._plain import plain_attention
 from ._scores import BACKENDS, AttentionOutput, AttentionScores, biased_attention, choose_backend
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "attention_overlap",
     "biased_attention",
     "choose_backend",
+    "plain_attention",
 ]

@@ -27,13 +27,13 @@ from ..._precision import wide_dtype
 from .._triton_runtime import available, load
 from ..content_order import content_order
 from ._distances import Distances
+from ._plain import ROUNDINGS, plain_density_peaks
 from ._reference import DenseDistances, distances
 from ._streaming import StreamedDistances
 
-__all__ = ["DensityPeaks", "density_peaks"]
+__all__ = ["DensityPeaks", "density_peaks", "plain_density_peaks"]
 
 _TILE_PAIRS = 2**20  # Distances to centers that are held at once.
-_ROUNDINGS = 64  # Tokens whose distance is at most this many roundings of the spread of the bag are equally dense.
 BACKENDS = ("auto", "reference", "streaming", "triton")
 _LARGEST_DENSE_BAG = 128  # The dense matrix is faster up to this size, measured on a CPU.
 
@@ -170,7 +170,7 @@ def _cluster(tokens: Tensor, clusters: int, neighbors: int, backend: str) -> tup
 
     nearest = pairs.nearest(min(neighbors, len(tokens))) / unit  # [n, k]
     # Copies that differ by rounding only must be equally dense. Their gaps and scores keep the difference.
-    rounding = _ROUNDINGS * torch.finfo(tokens.dtype).eps * (tokens.amax(0) - tokens.amin(0)).max()
+    rounding = ROUNDINGS * torch.finfo(tokens.dtype).eps * (tokens.amax(0) - tokens.amin(0)).max()
     log_density = -nearest.where(nearest > rounding, 0).square().mean(1)  # [n]
     descending = log_density.argsort(descending=True, stable=True)  # [n]
     rank = torch.empty_like(descending).scatter_(0, descending, torch.arange(len(tokens), device=tokens.device))  # [n]

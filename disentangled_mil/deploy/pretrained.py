@@ -1,0 +1,110 @@
+"""Models as folders that can be shared: a checkpoint and a model card, from a path or from the Hugging Face Hub."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from .._extras import naming_extra
+from .._files import replacing
+from ..models import GeneNetwork, Student, Teacher
+from ..tasks import KINDS, Task
+from ..train.checkpoint import SavedModel, load_model, save_model
+from .model_card import CardTexts, model_card
+
+MODEL, CARD = "model", "README.md"
+FILES = (f"{MODEL}.json", f"{MODEL}.safetensors", CARD)
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: Student | Teacher | GeneNetwork | SavedModel | str | Path,
+    *,
+    run: str | Path | None = None,
+    texts: CardTexts | None = None,
+) -> Path:
+    """Write a model as a folder to share: ``model.safetensors``, ``model.json`` and ``README.md``, the model card.
+
+    The first two are a checkpoint of :func:`~disentangled_mil.train.save_model`. There is no other format.
+
+    Args:
+        folder: folder to write to.
+        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, or its checkpoint.
+        run: folder of the finished run that trained the model; the card takes test sets and metrics from it.
+        texts: texts of the card that no file knows, such as data and intended use.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the run is missing.
+        OSError: a file cannot be written.
+        TypeError: the model is of another class.
+        ValueError: a file is damaged, or the run is of another kind of task than the model.
+
+    Example:
+        >>> import tempfile
+        >>> from disentangled_mil import Student
+        >>> from disentangled_mil.deploy import from_pretrained, save_pretrained
+        >>> student = Student(8, 2, magnifications=["20x"], dim=16, heads=2, groups=2, dim_head=8)
+        >>> folder = save_pretrained(tempfile.mkdtemp(), student)
+        >>> sorted(file.name for file in folder.iterdir())
+        ['README.md', 'model.json', 'model.safetensors']
+        >>> from_pretrained(folder).model.magnifications
+        ('20x',)
+    """
+    saved = load_model(model) if isinstance(model, (str, Path)) else model
+    if not isinstance(saved, SavedModel):
+        saved = SavedModel(saved)
+    name = Path(model).name.partition(".")[0] if isinstance(model, (str, Path)) else None
+    card, folder = model_card(saved, run=run, name=name, texts=texts or CardTexts()), Path(folder)
+    save_model(
+        folder / MODEL,
+        saved.model,
+        task=saved.task,
+        reading=saved.reading,
+        expression=saved.expression,
+        notes=saved.notes,
+    )
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    return folder
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    kinds: Mapping[str, type[Task]] = KINDS,
+) -> SavedModel:
+    """Load a model that :func:`save_pretrained` wrote, from a folder or from the Hugging Face Hub.
+
+    Args:
+        name: folder, or repository of the Hub as ``owner/name``, which needs the extra ``hub``.
+        revision: branch, tag or commit of the repository.
+        local_files_only: whether only files that were downloaded before are used.
+        kinds: class of every kind of task.
+
+    Returns:
+        The model in evaluation mode, and what was saved with it.
+
+    Raises:
+        FileNotFoundError: the folder is missing or holds no model.
+        ModuleNotFoundError: a repository is named and the extra ``hub`` is not installed.
+        ValueError: a file is no checkpoint of this package.
+
+    Example:
+        See :func:`save_pretrained`.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", str(name)):
+            raise FileNotFoundError(f"{name}: no such folder, and no repository of the Hub (owner/name)")
+        with naming_extra("hub"):
+            from huggingface_hub import snapshot_download
+        folder = Path(
+            snapshot_download(
+                str(name), revision=revision, local_files_only=local_files_only, allow_patterns=list(FILES)
+            )
+        )
+    return load_model(folder / MODEL, kinds=kinds)

@@ -1,0 +1,70 @@
+"""A student as a function of plain tensors, which lays tokens out by their coordinates itself."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..bags import Bag, TokenSet
+from ..models import Student
+from ._open_grid import OpenGrid
+
+
+class StudentResult(NamedTuple):
+    """What :class:`StudentGraph` returns.
+
+    Attributes:
+        logits: prediction [B, K].
+        gate: share of each magnification in the gated prediction [B, M].
+    """
+
+    logits: Tensor
+    gate: Tensor
+
+
+class StudentGraph(nn.Module):
+    """A student that takes tensors instead of bags, in the order of :attr:`inputs`.
+
+    Args:
+        student: student.
+        coordinates: whether bags have coordinates; without, they are sets.
+
+    Shape:
+        For every magnification: patches [B, N, features] and mask [B, N]; with coordinates also coords [B, N, 2] and
+        step [B], the side of a grid cell in the unit of the coordinates, both float64.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import Student
+        >>> from disentangled_mil.deploy import StudentGraph
+        >>> student = Student(8, 3, magnifications=["20x"], dim=16, heads=2, groups=2, dim_head=8)
+        >>> graph = StudentGraph(student.eval(), coordinates=False)
+        >>> graph.inputs
+        ('patches_20x', 'mask_20x')
+        >>> graph(torch.randn(2, 9, 8), torch.ones(2, 9, dtype=torch.bool)).logits.shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, student: Student, *, coordinates: bool) -> None:
+        super().__init__()
+        self.student, self.coordinates = student, coordinates
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors."""
+        parts = ("patches", "mask", "coords", "step") if self.coordinates else ("patches", "mask")
+        return tuple(f"{part}_{name}" for name in self.student.magnifications for part in parts)
+
+    def forward(self, *tensors: Tensor) -> StudentResult:
+        """Predict from tensors."""
+        given = dict(zip(self.inputs, tensors, strict=True))
+        bags = {}
+        for name in self.student.magnifications:
+            mask = given[f"mask_{name}"]
+            grid = (
+                OpenGrid.of(given[f"coords_{name}"], mask, given[f"step_{name}"])
+                if self.coordinates
+                else TokenSet(mask)
+            )
+            bags[name] = Bag(given[f"patches_{name}"], grid)
+        out = self.student(bags)
+        return StudentResult(out.logits, out.gate)

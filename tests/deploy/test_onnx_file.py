@@ -1,0 +1,42 @@
+"""What cannot be exported, and what is missing, is named. The files themselves are tested in ``tests/packages``."""
+
+import sys
+
+import pytest
+import torch
+
+from disentangled_mil import Student
+from disentangled_mil.cli import main
+from disentangled_mil.deploy import export_onnx
+from disentangled_mil.models.released import ReleasedPositions
+from disentangled_mil.train import save_model
+from tests.deploy.test_student_graph import SMALL
+
+
+def test_layers_without_a_formula_are_named(tmp_path):
+    many = Student(6, 3, magnifications=["20x"], subspaces=list("abcdef"), **SMALL)
+    with pytest.raises(ValueError, match=r"branches.20x.aggregate \(ITA\) cannot be exported: .* at most 5 .* got 6"):
+        export_onnx(many, tmp_path / "student.onnx")
+    released = Student(
+        6, 3, magnifications=["20x"], positions=ReleasedPositions(), bias="exact", max_keys=None, **SMALL
+    )
+    with pytest.raises(ValueError, match=r"branches.20x.attend \(DeformableCrossAttention\) cannot be exported"):
+        export_onnx(released, tmp_path / "student.onnx")
+
+
+def test_only_students_are_exported(tmp_path):
+    with pytest.raises(TypeError, match="model must be a Student"):
+        export_onnx(torch.nn.Linear(1, 1), tmp_path / "student.onnx")
+
+
+def test_missing_extra_is_named(tmp_path, monkeypatch, capsys):
+    save_model(tmp_path / "student", Student(6, 3, magnifications=["20x"], **SMALL))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(tmp_path / "student.json"), "--out", str(tmp_path / "student.onnx")]) == 2
+    assert "pip install 'disentangled_mil[onnx]'" in capsys.readouterr().err
+
+
+def test_absent_checkpoint_is_named(tmp_path, capsys):
+    assert main(["export", str(tmp_path / "absent.json"), "--out", str(tmp_path / "student.onnx")]) == 2
+    assert "absent.json: no such file" in capsys.readouterr().err

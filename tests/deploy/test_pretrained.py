@@ -1,0 +1,109 @@
+"""Folders to share: one checkpoint, a card that says what is known and what is not, and the way back."""
+
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from disentangled_mil import Bag, Classification, DiscreteSurvival, Student, Teacher
+from disentangled_mil.data import SlideReading, TileFacts
+from disentangled_mil.deploy import CardTexts, from_pretrained, save_pretrained
+from disentangled_mil.train import SavedModel, save_model
+from tests.deploy.test_student_graph import SMALL
+from tests.support.runs import class_folds, write_run
+
+TASK = Classification(["high", "low"])
+READING = SlideReading(tiles={"20x": TileFacts("uni|v1", 6, magnification=20)})
+
+
+@pytest.fixture
+def student():
+    torch.manual_seed(0)
+    return Student(6, 2, magnifications=["20x"], **SMALL).eval()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub whose repositories are folders, and the arguments with which it was called."""
+    calls = []
+    module = types.ModuleType("huggingface_hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+
+    def serve(folder):
+        module.snapshot_download = lambda repository, **options: calls.append((repository, options)) or str(folder)
+        return calls
+
+    return serve
+
+
+def test_what_was_saved_comes_back_from_the_folder(student, tmp_path):
+    folder = save_pretrained(tmp_path / "mine", SavedModel(student, TASK, READING, notes={"fold": 1}))
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "model.json", "model.safetensors"]
+    found = from_pretrained(folder)
+    assert found.task is not None
+    assert found.task.state() == TASK.state()
+    assert (found.reading, found.notes) == (READING, {"fold": 1})
+    slide = {"20x": Bag.from_slide(torch.randn(9, 6))}
+    assert torch.equal(found.model(slide).logits, student(slide).logits)
+
+
+def test_teachers_are_shared_as_well(tmp_path):
+    teacher = Teacher(6, {"tumor": 5}, 2, magnifications=["20x"], selection_heads=2, **SMALL)
+    assert isinstance(from_pretrained(save_pretrained(tmp_path, teacher)).model, Teacher)
+    assert "predicts from slides and gene expression" in (tmp_path / "README.md").read_text()
+
+
+def test_card_says_what_is_not_stated(student, tmp_path):
+    text = (save_pretrained(tmp_path, student) / "README.md").read_text()
+    sections = dict(part.split("\n\n", 1) for part in text.split("\n## ")[1:])
+    assert "Task: not stated." in sections["Model"]
+    assert "Source of the training data: not stated." in sections["Data"]
+    assert "Encoder and magnification of the tiles: not stated." in sections["Data"]
+    for title in ("Metrics", "Limits", "License", "Intended use"):
+        assert sections[title].startswith("Not stated.")
+    assert "Nobody has approved it for diagnosis or treatment." in sections["Intended use"]
+    assert "license:" not in text.split("---")[1]
+
+
+def test_card_takes_metrics_with_intervals_from_the_run(student, tmp_path):
+    run = write_run(tmp_path / "run", TASK, class_folds(["high", "low"]), models=("linear", "student"))
+    save_model(run / "student", student, task=TASK, reading=READING)
+    texts = CardTexts("120 resections", "Ranking of slides", "One hospital", "cc-by-nc-4.0")
+    text = (save_pretrained(tmp_path / "mine", run / "student.json", run=run, texts=texts) / "README.md").read_text()
+    (compared,) = json.loads((run / "metrics.json").read_text())["gains"].values()
+    found = compared["models"]["student"]
+    row = f"| {found['value']:.3f} | {found['low']:.3f} to {found['high']:.3f} |"
+    assert f"| student from scratch (slides) {row}" in text
+    assert "48 patients: high 24, low 24." in text
+    assert "This folder holds the model `student` of the run." in text
+    assert "| 20x | uni\\|v1 | 6 | 20 | not stated |" in text
+    assert all(given in text for given in ("120 resections", "Ranking of slides", "One hospital"))
+    assert 'license: "cc-by-nc-4.0"' in text.split("---")[1]
+
+
+def test_run_of_another_kind_of_task_is_refused(student, tmp_path):
+    run = write_run(tmp_path / "run", TASK, class_folds(["high", "low"]), models=("linear", "student"))
+    other = DiscreteSurvival(torch.tensor([10.0]))
+    with pytest.raises(ValueError, match="must be the run of the model, whose task is of kind 'survival', got 'class"):
+        save_pretrained(tmp_path / "mine", SavedModel(student, other), run=run)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_repository_of_the_hub_is_downloaded_without_other_files(student, tmp_path, hub):
+    calls = hub(save_pretrained(tmp_path, student))
+    assert isinstance(from_pretrained("lab/student", revision="v1", local_files_only=True).model, Student)
+    ((repository, options),) = calls
+    assert (repository, options["revision"], options["local_files_only"]) == ("lab/student", "v1", True)
+    assert options["allow_patterns"] == ["model.json", "model.safetensors", "README.md"]
+
+
+def test_missing_folders_and_extras_are_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"no such folder, and no repository of the Hub \(owner/name\)"):
+        from_pretrained(tmp_path / "absent" / "model")
+    with pytest.raises(FileNotFoundError, match=r"model\.json: no such file"):
+        from_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'disentangled_mil\[hub\]'"):
+        from_pretrained("lab/student")
