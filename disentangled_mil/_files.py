@@ -38,6 +38,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ('whole', 1)
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: must be a file in a folder that is there; make {path.parent} first")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

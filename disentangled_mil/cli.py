@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
             help="read slides whose files name another encoder than those of training",
         )
         command.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
-    for command in (predict, explain, report, init):
+    for command in (predict, explain, report, init, export):
         command.add_argument("--overwrite", action="store_true", help="replace files of --out that are there")
     for command in (demo, train, predict, explain, check):
         command.add_argument("--device", type=_device, help="(default: cpu)")
@@ -365,7 +365,8 @@ def _extract(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     from .deploy import export_onnx
 
-    print(f"student -> {export_onnx(options.model, options.out, coordinates=not options.sets)}")
+    path = export_onnx(options.model, options.out, coordinates=not options.sets, overwrite=options.overwrite)
+    print(f"student -> {path}")
 
 
 def _check(options: argparse.Namespace) -> int:

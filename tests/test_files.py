@@ -89,3 +89,9 @@ def test_an_output_inside_of_an_input_or_of_its_links_is_refused(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
     with pytest.raises(FileExistsError, match="dangling: is there already"):
         check_outputs([tmp_path / "dangling"], [], overwrite=False)
+
+
+def test_a_missing_folder_is_named_before_anything_is_written(tmp_path):
+    message = r"note.txt: must be a file in a folder that is there; make .*absent first$"
+    with pytest.raises(FileNotFoundError, match=message), replacing(tmp_path / "absent" / "note.txt"):
+        raise AssertionError("the block must not begin")

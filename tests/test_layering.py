@@ -1,4 +1,4 @@
-"""Who may import whom: cli -> deploy -> train -> explain, report, data, models -> nn, losses, tasks, optim -> the rest."""
+"""Who may import whom: cli -> deploy -> train -> explain, report, data -> models -> nn, losses, tasks, optim -> ops."""
 
 import ast
 import sys

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import check_type
 from .._extras import naming_extra
-from .._files import replacing
+from .._files import check_outputs, replacing
 from ..models import Student
 from ..nn import ITA, CellCenters, DeformableCrossAttention
 from ..ops.plain import MOST_PROTOTYPES, PlainOperators
@@ -36,7 +36,9 @@ class _Plain(nn.Module):
         return result
 
 
-def export_onnx(model: Student | SavedModel | str | Path, path: str | Path, *, coordinates: bool = True) -> Path:
+def export_onnx(
+    model: Student | SavedModel | str | Path, path: str | Path, *, coordinates: bool = True, overwrite: bool = False
+) -> Path:
     """Write a student as one ONNX file, with weights, by the exporter that PyTorch recommends.
 
     Numbers of bags, of patches and of grid cells are free. Distances between patches and attention weights are dense
@@ -48,21 +50,28 @@ def export_onnx(model: Student | SavedModel | str | Path, path: str | Path, *, c
     Args:
         model: student, what :func:`~disentangled_mil.train.load_model` returns for one, a checkpoint, or a run folder
             that holds one student (``train --refit``, or ``demo``).
-        path: file to write.
+        path: file to write, which ends in ``.onnx``.
         coordinates: whether bags have coordinates; without, they are sets.
+        overwrite: whether a file that is there may be replaced.
 
     Returns:
         The path.
 
     Raises:
+        FileExistsError: the file is there.
         ModuleNotFoundError: the extra ``onnx`` is not installed.
         OSError: a file cannot be read or written.
         TypeError: the model is no student.
-        ValueError: a layer cannot be exported, and the message names it; or a run folder holds several students.
+        ValueError: a layer cannot be exported, and the message names it; a run folder holds several students; or the
+            file has another ending.
 
     Example:
         See the page "Predict without PyTorch".
     """
+    path = Path(path)
+    if path.suffix.lower() != ".onnx":  # Files of models have other endings, so none is overwritten.
+        raise ValueError(f"{path}: an exported student must end in .onnx, got {path.name!r}")
+    check_outputs([path], [], overwrite=overwrite)
     saved = _saved(model)
     student = saved.model
     check_type("model", student, Student, "a Student; other models need genes")
@@ -71,7 +80,7 @@ def export_onnx(model: Student | SavedModel | str | Path, path: str | Path, *, c
     for package in ("onnx", "onnxscript"):
         with naming_extra("onnx"):
             import_module(package)
-    was_training, path = student.training, Path(path)
+    was_training = student.training
     graph = StudentGraph(student.eval(), coordinates=coordinates)
     examples, dynamic = _example(student, coordinates)
     try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .._extras import naming_extra
-from .._files import replacing
+from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
 from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel, load_model, save_model
@@ -21,6 +21,7 @@ def save_pretrained(
     *,
     run: str | Path | None = None,
     texts: CardTexts | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a model as a folder to share: ``model.safetensors``, ``model.json`` and ``README.md``, the model card.
 
@@ -31,11 +32,13 @@ def save_pretrained(
         model: model, what :func:`~disentangled_mil.train.load_model` returns for one, or its checkpoint.
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it.
         texts: texts of the card that no file knows, such as data and intended use.
+        overwrite: whether files that are there may be replaced.
 
     Returns:
         The folder.
 
     Raises:
+        FileExistsError: the folder holds one of the files.
         FileNotFoundError: the checkpoint or the run is missing.
         OSError: a file cannot be written.
         TypeError: the model is of another class.
@@ -52,11 +55,13 @@ def save_pretrained(
         >>> from_pretrained(folder).model.magnifications
         ('20x',)
     """
+    folder = Path(folder)
+    check_outputs([folder / file for file in FILES], [], overwrite=overwrite)
     saved = load_model(model) if isinstance(model, (str, Path)) else model
     if not isinstance(saved, SavedModel):
         saved = SavedModel(saved)
     name = Path(model).name.partition(".")[0] if isinstance(model, (str, Path)) else None
-    card, folder = model_card(saved, run=run, name=name, texts=texts or CardTexts()), Path(folder)
+    card = model_card(saved, run=run, name=name, texts=texts or CardTexts())
     save_model(
         folder / MODEL,
         saved.model,

@@ -24,6 +24,16 @@ def test_layers_without_a_formula_are_named(tmp_path):
         export_onnx(released, tmp_path / "student.onnx")
 
 
+def test_no_other_file_is_written_over(tmp_path):
+    student = Student(6, 2, magnifications=["20x"], **SMALL)
+    path = tmp_path / "student.onnx"
+    path.touch()
+    with pytest.raises(FileExistsError, match=r"student.onnx: is there already"):
+        export_onnx(student, path)
+    with pytest.raises(ValueError, match=r"student.json: an exported student must end in .onnx"):
+        export_onnx(student, path.with_suffix(".json"))
+
+
 def test_only_students_are_exported(tmp_path):
     with pytest.raises(TypeError, match="model must be a Student"):
         export_onnx(torch.nn.Linear(1, 1), tmp_path / "student.onnx")

@@ -49,6 +49,15 @@ def test_what_was_saved_comes_back_from_the_folder(student, tmp_path):
     assert torch.equal(found.model(slide).logits, student(slide).logits)
 
 
+def test_files_that_are_there_are_kept_unless_they_may_be_replaced(student, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"README.md: is there already"):
+        save_pretrained(tmp_path, student)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    save_pretrained(tmp_path, student, overwrite=True)
+    assert isinstance(from_pretrained(tmp_path).model, Student)
+
+
 def test_teachers_are_shared_as_well(tmp_path):
     teacher = Teacher(6, {"tumor": 5}, 2, magnifications=["20x"], selection_heads=2, **SMALL)
     assert isinstance(from_pretrained(save_pretrained(tmp_path, teacher)).model, Teacher)
