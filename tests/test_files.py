@@ -9,9 +9,6 @@ from disentangled_mil._files import check_outputs, remove_leftovers, replacing
 
 
 def test_an_error_names_the_file_instead_of_its_temporary(tmp_path):
-    with pytest.raises(FileNotFoundError) as error, replacing(tmp_path / "absent" / "a.txt") as temporary:
-        temporary.write_text("half")
-    assert str(error.value) == f"[Errno 2] No such file or directory: '{tmp_path}/absent/a.txt'"
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as error, replacing(tmp_path / "folder") as temporary:
         temporary.write_text("whole")
