@@ -87,7 +87,7 @@ def reads_file(function: Reader) -> Reader:
         function: function whose first argument is the file.
 
     Returns:
-        The function with this.
+        The function, whose errors know the file.
     """
     first = next(iter(signature(function).parameters))
 

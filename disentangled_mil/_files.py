@@ -72,7 +72,12 @@ def _synchronize(path: Path) -> None:
 
 
 def check_outputs(
-    outputs: Iterable[str | Path], inputs: Iterable[str | Path], *, overwrite: bool, what: str = "file"
+    outputs: Iterable[str | Path],
+    inputs: Iterable[str | Path],
+    *,
+    overwrite: bool,
+    what: str = "file",
+    remedy: str = "--overwrite",
 ) -> None:
     """Refuse to write over what is read, and, without ``overwrite``, over what is there.
 
@@ -83,6 +88,7 @@ def check_outputs(
         inputs: files that are read. Nothing may be written into a folder among them, such as the ``.zarr`` of a slide.
         overwrite: whether other files may be replaced.
         what: name of an output in errors.
+        remedy: how a caller allows to replace it.
 
     Raises:
         FileExistsError: an output is there.
@@ -104,7 +110,7 @@ def check_outputs(
             if same is not None:
                 raise ValueError(f"{output}: must be another file than {same}, which is read")
         if not overwrite and os.path.lexists(output):
-            raise FileExistsError(f"{output}: is there already; name another {what}, or replace it by --overwrite")
+            raise FileExistsError(f"{output}: is there already; name another {what}, or replace it by {remedy}")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

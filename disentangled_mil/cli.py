@@ -148,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="a saved student as an ONNX file, which predicts without PyTorch")
     export.add_argument("model", type=Path, help="run folder with one student, or the checkpoint of a student")
     export.add_argument("--out", type=Path, required=True, help="ONNX file to write")
-    export.add_argument("--sets", action="store_true", help="for bags without coordinates")
+    export.add_argument(
+        "--sets", action="store_true", help="for bags without coordinates, if the checkpoint does not say so"
+    )
     export.set_defaults(run=_export)
 
     check = commands.add_parser("check", help="what is understood of a cohort, before any training")
@@ -225,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _processes() -> int:
     """The number of processes that ``torchrun`` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 @contextmanager
@@ -350,11 +352,14 @@ def _explain(options: argparse.Namespace) -> None:
 def _extract(options: argparse.Namespace) -> int:
     from .extract import Extractor, extract_slides, load_encoder
 
-    encoder = load_encoder(options.encoder, weights=options.weights, stage=options.stage)
     names = ("min_tissue", "batch_size", "device", "readers")
     given = {name: getattr(options, name) for name in names}
-    extractor = Extractor(encoder, dtype=getattr(torch, options.dtype), **given)
-    done = extract_slides(options.slides, options.magnification, extractor, options.out, mpp=options.mpp)
+    try:
+        encoder = load_encoder(options.encoder, weights=options.weights, stage=options.stage)
+        extractor = Extractor(encoder, dtype=getattr(torch, options.dtype), **given)
+        done = extract_slides(options.slides, options.magnification, extractor, options.out, mpp=options.mpp)
+    except TypeError as error:  # The encoder is of the user.
+        raise ValueError(str(error)) from error
     kept = f", {len(done.kept)} finished before are kept" if done.kept else ""
     many = "1 slide is" if len(done.failed) == 1 else f"{len(done.failed)} slides are"
     failed = f", {many} left out" if done.failed else ""
@@ -365,7 +370,7 @@ def _extract(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     from .deploy import export_onnx
 
-    path = export_onnx(options.model, options.out, coordinates=not options.sets, overwrite=options.overwrite)
+    path = export_onnx(options.model, options.out, sets=options.sets, overwrite=options.overwrite)
     print(f"student -> {path}")
 
 

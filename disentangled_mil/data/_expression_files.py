@@ -10,7 +10,7 @@ import pandas as pd
 
 from .._errors import reads_file
 from .._tables import read_rows
-from ._barcodes import one_aliquot_each, tcga_patient
+from ._barcodes import one_aliquot_each
 from ._expression_tables import Array, first_of
 from ._gene_names import genes_of_date
 from ._matrix_files import Names, read_matrix
@@ -110,12 +110,6 @@ def read_expression_file(path: Path, layout: TableLayout, known: Names) -> Expre
         )
     table = pd.DataFrame(values[kept], index=pd.Index(patients, name="patient_id"), columns=genes)
     return ExpressionFile(table, notes)
-
-
-def cut_to_patients(names: Sequence[str]) -> dict[str, str]:
-    """The patient of every name that is a longer TCGA barcode."""
-    found = {name: tcga_patient(name) for name in names}
-    return {name: patient for name, patient in found.items() if patient is not None and patient != name}
 
 
 def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, genes: int) -> str:

@@ -4,14 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from .._checks import check_choice, check_count
 from ..bags import Bag
-from .slide_reading import TRANSFORMS
+from .slide_reading import TRANSFORMS, transformed
 from .slides import SlideSource, check_places, read_bag, slide_source
-
-_LOG_OFFSET = 1e-6
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,10 @@ class StoredBag:
         ).bag
         if self.transform == "none":
             return bag
-        patches = bag.patches.float()
-        if (patches < 0).any():
+        if (bag.patches < 0).any():
             files = ", ".join(map(str, self.paths))
-            raise ValueError(f"{files}: transform 'log' needs features >= 0, got {patches.min():g}")
-        return Bag(torch.log(patches + _LOG_OFFSET), bag.grid)
+            raise ValueError(f"{files}: transform 'log' needs features >= 0, got {bag.patches.min():g}")
+        return Bag(transformed(bag.patches, self.transform), bag.grid)
 
 
 @dataclass(frozen=True)

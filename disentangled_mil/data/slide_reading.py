@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from .._checks import check_choice, check_count
 from .._errors import reading
 from .._schema import check_state
 from .slides import SlideSource
 
 TRANSFORMS = ("none", "log")
+_LOG_OFFSET = 1e-6
 MISSING = ("error", "allow")
 UNITS = ("slide", "patient")
 
@@ -130,3 +134,16 @@ class SlideReading:
         }
         with reading():
             return cls(**{**values, "tiles": tiles})
+
+
+def transformed(patches: Tensor, transform: str) -> Tensor:
+    """Features as a model takes them.
+
+    Args:
+        patches: stored features, not negative under ``"log"``.
+        transform: one of ``TRANSFORMS``.
+
+    Returns:
+        The features; under ``"log"`` their logarithms in float32.
+    """
+    return torch.log(patches.float() + _LOG_OFFSET) if transform == "log" else patches

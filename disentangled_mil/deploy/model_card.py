@@ -1,7 +1,7 @@
 """The card of a model: what it is, on which data it was trained, how well it predicts, and what is not known."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from .. import __version__
 from ..report.run_files import RunFiles, read_run
 from ..report.run_report import TEST_SETS
 from ..report.tables import NAMES, title_of
+from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel
 
 NOT_STATED = "Not stated."
@@ -37,7 +38,14 @@ class CardTexts:
     license: str | None = None
 
 
-def model_card(saved: SavedModel, *, run: str | Path | None, name: str | None, texts: CardTexts) -> str:
+def model_card(
+    saved: SavedModel,
+    *,
+    run: str | Path | None,
+    name: str | None,
+    texts: CardTexts,
+    kinds: Mapping[str, type[Task]] = KINDS,
+) -> str:
     """The card as Markdown, with the header that the Hugging Face Hub reads.
 
     Args:
@@ -45,6 +53,7 @@ def model_card(saved: SavedModel, *, run: str | Path | None, name: str | None, t
         run: folder of the finished run that trained it.
         name: name of the model in the run, such as ``"distilled"``; None if it is not known.
         texts: texts that no file knows.
+        kinds: class of every kind of task.
 
     Returns:
         The card.
@@ -53,7 +62,7 @@ def model_card(saved: SavedModel, *, run: str | Path | None, name: str | None, t
         FileNotFoundError: the folder holds no finished run.
         ValueError: a file of the run is damaged, or its task is of another kind.
     """
-    files = None if run is None else read_run(run)
+    files = None if run is None else read_run(run, kinds=kinds)
     if files is not None and saved.task is not None and not isinstance(saved.task, files.kind):
         raise ValueError(
             f"{files.path}: must be the run of the model, whose task is of kind {saved.task.kind!r}, "
@@ -106,7 +115,7 @@ def _data(saved: SavedModel, files: RunFiles | None, texts: CardTexts) -> list[s
     head = ["magnification", "encoder", "features", "objective", "micrometers per pixel"]
     paragraphs.append(_table(head, rows) if rows else f"Encoder and magnification of the tiles: {NOT_STATED.lower()}")
     if files is not None:
-        paragraphs.append(f"Digest of the cohort: `{files.run.get('cohort', 'not stated')}`.")
+        paragraphs.append(f"Digest of the cohort: `{files.cohort or 'not stated'}`.")
     return paragraphs
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .._files import check_outputs, replacing
 from ..models import Student
 from ..nn import ITA, CellCenters, DeformableCrossAttention
 from ..ops.plain import MOST_PROTOTYPES, PlainOperators
-from ..tasks import KINDS
+from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel, load_model
 from ..train.saved_students import load_students
 from .student_graph import StudentGraph, StudentResult
@@ -37,22 +38,30 @@ class _Plain(nn.Module):
 
 
 def export_onnx(
-    model: Student | SavedModel | str | Path, path: str | Path, *, coordinates: bool = True, overwrite: bool = False
+    model: Student | SavedModel | str | Path,
+    path: str | Path,
+    *,
+    sets: bool = False,
+    overwrite: bool = False,
+    kinds: Mapping[str, type[Task]] = KINDS,
 ) -> Path:
     """Write a student as one ONNX file, with weights, by the exporter that PyTorch recommends.
 
     Numbers of bags, of patches and of grid cells are free. Distances between patches and attention weights are dense
     matrices in ONNX, so that memory grows with the square of the number of patches.
 
-    The inputs are those of :class:`StudentGraph`, and the outputs are ``logits`` and ``gate``. The description of a
+    The inputs are those of :class:`StudentGraph`, and the outputs are ``logits`` and ``gate``. Patches are features as
+    they are stored, because the file holds the transform of the checkpoint. Tiles that the reading of a checkpoint
+    leaves out (``max_tokens``, ``drop_augmented``) must be left out before; a warning says so. The description of a
     checkpoint (task, reading of slides, arguments) is JSON in the file's metadata, under ``disentangled_mil``.
 
     Args:
         model: student, what :func:`~disentangled_mil.train.load_model` returns for one, a checkpoint, or a run folder
             that holds one student (``train --refit``, or ``demo``).
         path: file to write, which ends in ``.onnx``.
-        coordinates: whether bags have coordinates; without, they are sets.
+        sets: whether bags have no coordinates. A checkpoint says itself which magnifications have none.
         overwrite: whether a file that is there may be replaced.
+        kinds: class of every kind of task.
 
     Returns:
         The path.
@@ -62,8 +71,8 @@ def export_onnx(
         ModuleNotFoundError: the extra ``onnx`` is not installed.
         OSError: a file cannot be read or written.
         TypeError: the model is no student.
-        ValueError: a layer cannot be exported, and the message names it; a run folder holds several students; or the
-            file has another ending.
+        ValueError: a layer cannot be exported, and the message names it; a run folder holds several students; the file
+            has another ending; or ``sets`` contradicts the checkpoint.
 
     Example:
         See the page "Predict without PyTorch".
@@ -72,17 +81,19 @@ def export_onnx(
     if path.suffix.lower() != ".onnx":  # Files of models have other endings, so none is overwritten.
         raise ValueError(f"{path}: an exported student must end in .onnx, got {path.name!r}")
     check_outputs([path], [], overwrite=overwrite)
-    saved = _saved(model)
+    saved = _saved(model, kinds)
     student = saved.model
     check_type("model", student, Student, "a Student; other models need genes")
     assert isinstance(student, Student)
+    without_places = _sets(saved, student, sets)
+    transform = "none" if saved.reading is None else saved.reading.transform
     _check_layers(student)
     for package in ("onnx", "onnxscript"):
         with naming_extra("onnx"):
             import_module(package)
     was_training = student.training
-    graph = StudentGraph(student.eval(), coordinates=coordinates)
-    examples, dynamic = _example(student, coordinates)
+    graph = StudentGraph(student.eval(), sets=without_places, transform=transform)
+    examples, dynamic = _example(student, without_places)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
@@ -97,28 +108,45 @@ def export_onnx(
     finally:
         student.train(was_training)
     assert written is not None
-    written.model.metadata_props["disentangled_mil"] = json.dumps(_description(saved, coordinates))
+    written.model.metadata_props["disentangled_mil"] = json.dumps(_description(saved, without_places))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         written.save(temporary)
     return path
 
 
-def _saved(model: Student | SavedModel | str | Path) -> SavedModel:
+def _saved(model: Student | SavedModel | str | Path, kinds: Mapping[str, type[Task]]) -> SavedModel:
     if isinstance(model, SavedModel):
         return model
     if not isinstance(model, (str, Path)):
         return SavedModel(model)
     path = Path(model)
     if not path.is_dir():
-        return load_model(path)
-    students = load_students(path, "auto", KINDS)
+        return load_model(path, kinds=kinds)
+    students = load_students(path, "auto", kinds)
     if len(students) > 1:
         raise ValueError(
             f"{path}: must hold one student to export, got those of {len(students)} folds: name one checkpoint, "
             "or train with --refit"
         )
-    return load_model(students[0].path)
+    return load_model(students[0].path, kinds=kinds)
+
+
+def _sets(saved: SavedModel, student: Student, wanted: bool) -> tuple[str, ...]:
+    """The magnifications whose bags have no coordinates, and a warning of what else the checkpoint's reading does."""
+    if saved.reading is None:
+        return student.magnifications if wanted else ()
+    reading = saved.reading
+    found = tuple(name for name in student.magnifications if name in reading.sets)
+    if wanted and found != student.magnifications:
+        placed = next(name for name in student.magnifications if name not in found)
+        raise ValueError(f"sets must be left out: the student was trained with the coordinates of {placed}")
+    steps = [f"at most {most} tiles of a slide at {name}" for name, most in reading.max_tokens.items()]
+    steps += ["no augmented tiles"] if reading.drop_augmented else []
+    steps += ["all slides of a patient together"] if reading.unit == "patient" else []
+    if steps:
+        warnings.warn(f"the student was trained on {', '.join(steps)}; give the exported one the same", stacklevel=3)
+    return found
 
 
 def _check_layers(student: Student) -> None:
@@ -136,7 +164,7 @@ def _check_layers(student: Student) -> None:
             )
 
 
-def _example(student: Student, coordinates: bool) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
+def _example(student: Student, sets: Collection[str]) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Tensors that are traced, and which of their sizes are free."""
     bags = torch.export.Dim("bags", min=1)
     tensors: list[Tensor] = []
@@ -146,18 +174,18 @@ def _example(student: Student, coordinates: bool) -> tuple[tuple[Tensor, ...], t
         index = torch.arange(_PATCHES, dtype=torch.float64)
         tensors += [torch.zeros(_BAGS, _PATCHES, student.arguments["features"]), torch.ones(_BAGS, _PATCHES) > 0]
         dynamic += [free, free]
-        if coordinates:
+        if name not in sets:
             tensors += [torch.stack([index % 4, index // 4], dim=-1).repeat(_BAGS, 1, 1), torch.ones(_BAGS).double()]
             dynamic += [free, {0: bags}]
     return tuple(tensors), tuple(dynamic)
 
 
-def _description(saved: SavedModel, coordinates: bool) -> dict[str, Any]:
+def _description(saved: SavedModel, sets: Collection[str]) -> dict[str, Any]:
     """What a reader of the file needs to know, as a checkpoint says it."""
     parts = {"task": saved.task, "reading": saved.reading}
     return {
         "arguments": saved.model.arguments,
-        "coordinates": coordinates,
+        "sets": list(sets),
         **{key: part.state() for key, part in parts.items() if part is not None},
         "notes": dict(saved.notes),
     }

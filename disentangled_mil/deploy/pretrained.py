@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .._checks import check_type
 from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
@@ -22,6 +23,7 @@ def save_pretrained(
     run: str | Path | None = None,
     texts: CardTexts | None = None,
     overwrite: bool = False,
+    kinds: Mapping[str, type[Task]] = KINDS,
 ) -> Path:
     """Write a model as a folder to share: ``model.safetensors``, ``model.json`` and ``README.md``, the model card.
 
@@ -33,6 +35,7 @@ def save_pretrained(
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it.
         texts: texts of the card that no file knows, such as data and intended use.
         overwrite: whether files that are there may be replaced.
+        kinds: class of every kind of task.
 
     Returns:
         The folder.
@@ -56,12 +59,13 @@ def save_pretrained(
         ('20x',)
     """
     folder = Path(folder)
-    check_outputs([folder / file for file in FILES], [], overwrite=overwrite)
-    saved = load_model(model) if isinstance(model, (str, Path)) else model
+    check_outputs([folder / file for file in FILES], [], overwrite=overwrite, remedy="overwrite=True")
+    saved = load_model(model, kinds=kinds) if isinstance(model, (str, Path)) else model
     if not isinstance(saved, SavedModel):
+        check_type("model", saved, (Student, Teacher, GeneNetwork), "a model, a SavedModel or the path of a checkpoint")
         saved = SavedModel(saved)
     name = Path(model).name.partition(".")[0] if isinstance(model, (str, Path)) else None
-    card = model_card(saved, run=run, name=name, texts=texts or CardTexts())
+    card = model_card(saved, run=run, name=name, texts=texts or CardTexts(), kinds=kinds)
     save_model(
         folder / MODEL,
         saved.model,

@@ -1,10 +1,12 @@
 """A student as a function of plain tensors, which lays tokens out by their coordinates itself."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ..bags import Bag, TokenSet
+from ..data.slide_reading import transformed
 from ..models import Student
 from ._open_grid import OpenGrid
 
@@ -26,7 +28,8 @@ class StudentGraph(nn.Module):
 
     Args:
         student: student.
-        coordinates: whether bags have coordinates; without, they are sets.
+        sets: magnifications whose bags have no coordinates.
+        transform: transform of stored features, see :class:`~disentangled_mil.data.SlideReading`.
 
     Shape:
         For every magnification: patches [B, N, features] and mask [B, N]; with coordinates also coords [B, N, 2] and
@@ -37,22 +40,25 @@ class StudentGraph(nn.Module):
         >>> from disentangled_mil import Student
         >>> from disentangled_mil.deploy import StudentGraph
         >>> student = Student(8, 3, magnifications=["20x"], dim=16, heads=2, groups=2, dim_head=8)
-        >>> graph = StudentGraph(student.eval(), coordinates=False)
+        >>> graph = StudentGraph(student.eval(), sets=["20x"])
         >>> graph.inputs
         ('patches_20x', 'mask_20x')
         >>> graph(torch.randn(2, 9, 8), torch.ones(2, 9, dtype=torch.bool)).logits.shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, student: Student, *, coordinates: bool) -> None:
+    def __init__(self, student: Student, *, sets: Collection[str] = (), transform: str = "none") -> None:
         super().__init__()
-        self.student, self.coordinates = student, coordinates
+        self.student, self.sets, self.transform = student, tuple(sets), transform
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors."""
-        parts = ("patches", "mask", "coords", "step") if self.coordinates else ("patches", "mask")
-        return tuple(f"{part}_{name}" for name in self.student.magnifications for part in parts)
+        return tuple(
+            f"{part}_{name}"
+            for name in self.student.magnifications
+            for part in (("patches", "mask") if name in self.sets else ("patches", "mask", "coords", "step"))
+        )
 
     def forward(self, *tensors: Tensor) -> StudentResult:
         """Predict from tensors."""
@@ -61,10 +67,10 @@ class StudentGraph(nn.Module):
         for name in self.student.magnifications:
             mask = given[f"mask_{name}"]
             grid = (
-                OpenGrid.of(given[f"coords_{name}"], mask, given[f"step_{name}"])
-                if self.coordinates
-                else TokenSet(mask)
+                TokenSet(mask)
+                if name in self.sets
+                else OpenGrid.of(given[f"coords_{name}"], mask, given[f"step_{name}"])
             )
-            bags[name] = Bag(given[f"patches_{name}"], grid)
+            bags[name] = Bag(transformed(given[f"patches_{name}"], self.transform), grid)
         out = self.student(bags)
         return StudentResult(out.logits, out.gate)

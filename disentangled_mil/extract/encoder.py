@@ -1,5 +1,6 @@
 """Encoders of tiles: any function of float tiles [B, 3, 224, 224] to features [B, D]."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -107,7 +108,9 @@ def load_encoder(spec: str, *, weights: str | Path | None = None, stage: int | N
             check_count("stage", stage, minimum=0)
         file = None if weights is None else Path(weights)
         model, mean, std = timm_encoder(name, file, stage)
-        words = [spec, *([f"stage {stage}"] if stage is not None else []), *([file.name] if file else [])]
+        words = [spec, *([f"stage {stage}"] if stage is not None else [])]
+        if file is not None:  # Files of other weights may have the same name.
+            words.append(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:8]}")
         encoder = Encoder(model, ", ".join(words), mean, std)
     elif weights is not None or stage is not None:
         raise ValueError(f"weights and stage must come with an encoder timm:NAME, got {spec!r}")

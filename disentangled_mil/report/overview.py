@@ -32,6 +32,7 @@ def run_section(run: RunFiles) -> Section:
     """What was run: task, patients, folds, versions and all else that ``run.json`` says."""
     note = dict(run.run)
     task, training, starts = note.pop("task"), note.pop("training", {}), note.pop("starts", [])
+    note.pop("cohort", None)  # its digest is shown below
     columns = ", ".join(map(str, task.get("columns", {}).values()))
     rows = [["task", f"{task.get('name', '')} ({task['kind']}, column {columns})"]]
     for test, counts in run.metrics["tests"].items():
@@ -45,7 +46,9 @@ def run_section(run: RunFiles) -> Section:
         if isinstance(value, dict):
             folded[f"{key} of the cohort" if key == "description" else key] = value
         else:
-            rows.append(["digest of the cohort" if key == "cohort" else key, str(value)])
+            rows.append([key, str(value)])
+    if run.cohort is not None:
+        rows.append(["digest of the cohort", run.cohort])
     tables = [Table(name, ("name", "value"), list(_flat(values)), folded=True) for name, values in folded.items()]
     return Section("run", "What was run", [Table("", (), rows), *tables])
 

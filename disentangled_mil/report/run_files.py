@@ -41,6 +41,12 @@ class RunFiles(NamedTuple):
         return {str(model): table.reset_index(drop=True) for model, table in rows.groupby("model", sort=False)}
 
     @property
+    def cohort(self) -> str | None:
+        """The digest of the cohort's inputs; None for a simulated cohort."""
+        cohort = self.run.get("cohort")
+        return str(cohort["inputs"]) if isinstance(cohort, dict) and "inputs" in cohort else None
+
+    @property
     def tests(self) -> list[str]:
         """The names of the test sets."""
         return list(dict.fromkeys(self.predictions["test"]))

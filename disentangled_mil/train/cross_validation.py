@@ -95,41 +95,40 @@ def run_cross_validation(
         return folder
 
     folder = by_first(take)
-    finished, has_final = by_first(lambda: (folder.finished, folder.has_final))
-    if finished and (not refit or has_final):
+    if by_first(lambda: folder.finished and (not refit or folder.has_final)):
         return by_first(folder.report)
     splits = _splits(cohort, task, folds, options, quiet)
-    cache = BagCache()
-    wanted = [] if finished else list(range(folds)) if only is None else only
-    left = by_first(lambda: [number for number in wanted if not (folders[number] / RESULT).is_file()])
-    parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
     everyone = cohort.subset(cohort.labels(task).index)
-    if refit:
-        parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
-    names = ", ".join(f"fold{number}" for number in only or ())
-    ended = f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
-    if only is not None and not left:
-        return ended
-    with folder.taken() if rank() == 0 else nullcontext(), planned(parts):
-        sizes = cache.check(cohort.samples, quiet=quiet)
-        with using_threads(threads, sizes, options.batch_size) as used:
-            if rank() == 0:
-                folder.record(threads=used, description=read_description(description))
-            for number in left:
-                split = splits[number]
-                if not quiet:
-                    print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
-                result = run_split(split, task, options, folders[number], cache=cache, resume=resume, quiet=quiet)
-                result.predictions.insert(0, "fold", number)
+    cache = BagCache()
+    with folder.taken() if rank() == 0 else nullcontext():
+        # Only now no other process trains these folds, or ends the run.
+        finished = by_first(lambda: folder.finished)
+        wanted = [] if finished else list(range(folds)) if only is None else only
+        left = by_first(lambda: [number for number in wanted if not (folders[number] / RESULT).is_file()])
+        parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
+        if refit:
+            parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
+        if left or only is None:
+            sizes = cache.check(cohort.samples, quiet=quiet)
+            with planned(parts), using_threads(threads, sizes, options.batch_size) as used:
                 if rank() == 0:
-                    save_result(folders[number], result, {"run": folder.run, **folder.start})
-            if only is not None:
-                return ended
-            if not finished:
-                by_first(lambda: finish_folds(folder, folders, kinds))
-            if refit:
-                _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
-        return by_first(folder.report)
+                    folder.record(threads=used, description=read_description(description))
+                for number in left:
+                    split, place = splits[number], folders[number]
+                    if not quiet:
+                        print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
+                    result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
+                    result.predictions.insert(0, "fold", number)
+                    if rank() == 0:
+                        save_result(place, result, {"run": folder.run, **folder.starts_of(place)})
+                if not finished and only is None:
+                    by_first(lambda: finish_folds(folder, folders, kinds))
+                if refit:
+                    _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
+        if only is None:
+            return by_first(folder.report)
+    names = ", ".join(f"fold{number}" for number in only)
+    return f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
 
 
 def _checked_folds(only: Sequence[int], folds: int, refit: bool) -> list[int]:

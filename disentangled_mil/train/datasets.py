@@ -123,6 +123,7 @@ class CohortDataset:
         """
         part = self.subset(range(len(self)))
         part._cache = self._cache.thinned(most)
+        part._cache.check(part.samples, quiet=True)  # In several processes each one reads its share.
         return part
 
     def with_expression(self) -> "CohortDataset":

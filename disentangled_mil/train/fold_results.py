@@ -17,6 +17,7 @@ from .experiment import Result
 from .out_of_fold import Headroom
 
 RESULT = "result.pt"
+STARTS = "starts.json"  # of the jobs that trained the fold
 
 
 def save_result(folder: Path, result: Result, notes: Mapping[str, Any]) -> None:

@@ -12,13 +12,14 @@ from .options import TrainingOptions
 from .run_folder import RunFolder
 
 
-def join_folds(out: Path) -> str:
+def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
     """End a run whose folds are finished: tables, comparison and report are those of a run in one go.
 
     Neither slides nor expression are read. A run that has ended stays as it is.
 
     Args:
         out: run folder of all jobs.
+        kinds: class of every kind of task.
 
     Returns:
         The table of results and the place of the files, as text.
@@ -35,7 +36,7 @@ def join_folds(out: Path) -> str:
         if note["run"] != "train":
             raise ValueError(f"run must be 'train', got {note['run']!r}")
         defined, folds = note["task"], int(note["folds"])
-        task = TaskDefinition(KINDS[defined["kind"]], defined["columns"], defined["options"])
+        task = TaskDefinition(kinds[defined["kind"]], defined["columns"], defined["options"])
         options = TrainingOptions(**note["training"])
         decides = {key: note[key] for key in ("run", "folds", "cohort")}
     except (LookupError, TypeError, ValueError) as error:
@@ -49,7 +50,7 @@ def join_folds(out: Path) -> str:
                 f"{'is' if len(missing) == 1 else 'are'} not finished; train with --folds-only {','.join(missing)}"
             )
         with folder.taken():
-            finish_folds(folder, folders, KINDS, same_versions=True)
+            finish_folds(folder, folders, kinds, same_versions=True)
     return folder.report()
 
 
@@ -76,18 +77,19 @@ def finish_folds(
         starts.append({key: value for key, value in notes.items() if key != "run"})
         results.append(result)
     if same_versions:
-        _check_versions(folders, [start["starts"][0]["versions"] for start in starts])
+        jobs = [(place, job) for place, start in zip(folders, starts, strict=True) for job in start["starts"]]
+        _check_versions([(place, job["versions"]) for place, job in jobs])
     for start in starts:
         folder.add_start(start)
     folder.finish(folders, results)
 
 
-def _check_versions(folders: Sequence[Path], versions: Sequence[Mapping[str, str]]) -> None:
-    """Check that all folds were trained with the versions of the first."""
-    first = versions[0]
-    for place, own in zip(folders, versions, strict=True):
+def _check_versions(starts: Sequence[tuple[Path, Mapping[str, str]]]) -> None:
+    """Check that all jobs of all folds had the versions of the first."""
+    origin, first = starts[0]
+    for place, own in starts:
         if differing := [f"{name} {own[name]} and {first[name]}" for name in first if own[name] != first[name]]:
             raise ValueError(
-                f"{place}: must be trained with the versions of {folders[0].name}, got {', '.join(differing)}; train "
+                f"{place}: must be trained with the versions of {origin.name}, got {', '.join(differing)}; train "
                 "it again, or end the run with train --resume, which does not compare versions"
             )

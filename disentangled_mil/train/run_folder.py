@@ -11,9 +11,10 @@ for ``run.json``, which the first of them makes and none removes.
 """
 
 import json
+import os
 import platform
 import sys
-import time
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -35,7 +36,7 @@ from .checkpoint import write_json
 from .cohort_digest import same_values
 from .comparison import Evaluation, compare, counted
 from .experiment import Result
-from .fold_results import RESULT
+from .fold_results import RESULT, STARTS
 from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
@@ -45,8 +46,6 @@ from .training import NETWORKS
 FINAL = "final"
 _FILES = ("run.json", "metrics.json", "predictions.csv", "prototypes.png", PAGE)
 _ENDINGS = (".progress.pt", ".csv", ".safetensors", ".json")
-# Seconds that a job may take to write the note of the run that it has just begun.
-_WRITING = 5.0
 
 
 class RunFolder:
@@ -90,29 +89,23 @@ class RunFolder:
         """Whether the folder holds this run to its end."""
         return self.resume and (self.path / "metrics.json").is_file()
 
-    def _check(self) -> None:
-        """Refuse a folder that may not be used for this run."""
+    def _check(self, *, taken: bool = False) -> None:
+        """Refuse a folder that may not be used for this run; a folder that is taken is locked by this process."""
+        look = (lambda folder: None) if taken else check_unlocked
         note = self._note
         if self.resume and not note.is_file():
             raise ValueError(f"{self.path}: holds no run to resume")
         if not self.resume:
             begun = note.is_file() or _trained(self.path)
             if (self.path / "metrics.json").is_file() or (begun and self.only is None):
-                check_unlocked(self.path)
+                look(self.path)
                 raise ValueError(self._occupied)
             for fold in self.only or ():
                 if _trained(self.path / fold) or (self.path / fold / RESULT).is_file():
-                    check_unlocked(self.path / fold)
+                    look(self.path / fold)
                     raise ValueError(f"{self.path / fold}: already holds a fold; give --resume to continue it")
         if note.is_file():
-            self._check_note()
-
-    def _check_note(self) -> None:
-        """Check that the folder holds this run; another job of it may be about to write the note."""
-        end = time.monotonic() + _WRITING
-        while self.only is not None and not self._note.stat().st_size and time.monotonic() < end:
-            time.sleep(0.05)
-        self.check_same(_read_note(self._note), self.path)
+            self.check_same(_read_note(note), self.path)
 
     def check_same(self, run: Mapping[str, Any], place: Path) -> None:
         """Check that a run, or a fold of one, is of this run.
@@ -173,16 +166,10 @@ class RunFolder:
         """The same, while no other process is there."""
         path, new = self.path, not self.resume
         if new:
-            try:
-                self._note.touch(exist_ok=False)
-            except FileExistsError as error:  # Another run took the folder after `_check`.
-                if self.only is None:
-                    raise ValueError(self._occupied) from error
-                new = False
-                self._check_note()
+            new = self._write_note()
+        else:
+            self._check(taken=True)  # Another process may have gone on since.
         try:
-            if new:
-                write_json(self._note, self.run)
             yield
         except BaseException as error:
             if new and self.only is None and not _trained(path):
@@ -193,6 +180,20 @@ class RunFolder:
                     "everything up to the last finished epoch is kept: continue with --resume"
                 ) from error
             raise
+
+    def _write_note(self) -> bool:
+        """Write what identifies the run, whole; whether this process was the first one."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".note") as folder:
+            written = Path(folder) / "run.json"
+            write_json(written, self.run)
+            try:
+                os.link(written, self._note)
+            except FileExistsError:  # Another run took the folder after `_check`.
+                self._check(taken=True)
+                return False
+            except OSError:  # The file system has no hard links.
+                os.replace(written, self._note)
+        return True
 
     def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
         """Add to run.json what is not compared: this start of the run, and the description of the cohort.
@@ -210,6 +211,8 @@ class RunFolder:
         self.start = {**values, "starts": [start]}
         if self.only is None:
             self.add_start(self.start)
+        for fold in self.only or ():
+            _add_start(self.path / fold / STARTS, self.start)
 
     def add_start(self, start: Mapping[str, Any]) -> None:
         """Add a start of the run, or of some folds, to run.json, if it is not there.
@@ -217,10 +220,18 @@ class RunFolder:
         Args:
             start: ``"starts"``, and the ``"description"`` of the cohort if there is one.
         """
-        note = _read_note(self._note)
-        starts = note.get("starts", [])
-        starts += [each for each in start["starts"] if each not in starts]
-        write_json(self._note, {**note, **start, "starts": starts})
+        _add_start(self._note, start)
+
+    def starts_of(self, fold: Path) -> Mapping[str, Any]:
+        """The starts of all jobs that trained a fold, or of this run, as :meth:`add_start` takes them.
+
+        Args:
+            fold: folder of the fold.
+
+        Returns:
+            The starts.
+        """
+        return self.start if self.only is None else _read_note(fold / STARTS)
 
     def check_inputs(self, inputs: Iterable[Path], folders: Sequence[Path]) -> None:
         """Refuse to write over a file that is read.
@@ -297,7 +308,8 @@ class RunFolder:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
             remove_leftovers(folder / RESULT)
-            (folder / RESULT).unlink(missing_ok=True)
+            for name in (RESULT, STARTS):
+                (folder / name).unlink(missing_ok=True)
 
     def report(self) -> str:
         """The table of a finished run and the place of its files, as text."""
@@ -351,6 +363,14 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
                 yield from _differences(key, before.get(key), now[key])
     else:
         yield f"{name} must be {before!r}, got {now!r}"
+
+
+def _add_start(path: Path, start: Mapping[str, Any]) -> None:
+    """Add starts to those of a file."""
+    note = _read_note(path) if path.is_file() else {}
+    starts = note.get("starts", [])
+    starts += [each for each in start["starts"] if each not in starts]
+    write_json(path, {**note, **start, "starts": starts})
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from disentangled_mil import Student
 from disentangled_mil.cli import main
+from disentangled_mil.data import SlideReading
 from disentangled_mil.deploy import export_onnx
 from disentangled_mil.models.released import ReleasedPositions
-from disentangled_mil.train import save_model
+from disentangled_mil.train import SavedModel, save_model
 from tests.deploy.test_student_graph import SMALL
 
 
@@ -32,6 +33,21 @@ def test_no_other_file_is_written_over(tmp_path):
         export_onnx(student, path)
     with pytest.raises(ValueError, match=r"student.json: an exported student must end in .onnx"):
         export_onnx(student, path.with_suffix(".json"))
+
+
+def test_the_reading_of_a_checkpoint_decides_about_sets_and_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # so that nothing is exported
+    student = Student(6, 2, magnifications=["20x"], **SMALL)
+    placed = SavedModel(student, reading=SlideReading(max_tokens={"20x": 9}, drop_augmented=True))
+    with pytest.raises(
+        ValueError, match=r"^sets must be left out: the student was trained with the coordinates of 20x$"
+    ):
+        export_onnx(placed, tmp_path / "a.onnx", sets=True)
+    message = "trained on at most 9 tiles of a slide at 20x, no augmented tiles; give the exported one the same"
+    with pytest.warns(UserWarning, match=message), pytest.raises(ModuleNotFoundError):
+        export_onnx(placed, tmp_path / "a.onnx")
+    with pytest.raises(ModuleNotFoundError):
+        export_onnx(SavedModel(student, reading=SlideReading(sets=("20x",))), tmp_path / "a.onnx", sets=True)
 
 
 def test_only_students_are_exported(tmp_path):

@@ -35,7 +35,7 @@ def exported(request, tmp_path_factory):
     names, coordinates, options = CASES[request.param]
     torch.manual_seed(0)
     student = Student(6, 3, magnifications=names, **SMALL, **options).eval()
-    path = export_onnx(student, tmp_path_factory.mktemp("onnx") / "student.onnx", coordinates=coordinates)
+    path = export_onnx(student, tmp_path_factory.mktemp("onnx") / "student.onnx", sets=not coordinates)
     return student, onnxruntime.InferenceSession(path), coordinates
 
 
