@@ -249,7 +249,7 @@ def _splits(cohort: Cohort, task: str, folds: int, options: TrainingOptions, qui
         )
         for subspace, (found, wanted) in cohort.genes_found().items():
             print(f"{subspace}: {found} of {wanted} genes in the expression table", file=sys.stderr)
-    splits = []
+    splits, lacking = [], not cohort.paired.issuperset(labels.index)
     for patients in task_folds(cohort, task, folds=folds, seed=options.seed):
         train = cohort.subset(patients.train)
         # Labels, genes or options that do not fit are refused before a slide is read.
@@ -257,7 +257,7 @@ def _splits(cohort: Cohort, task: str, folds: int, options: TrainingOptions, qui
         train.fit_task(task)
         if train.paired:
             train.fit_expression()
-        splits.append(Split(train, {"test": cohort.subset(patients.test)}))
+        splits.append(Split(train, {"test": cohort.subset(patients.test)}, lacking))
     if not quiet and not cohort.paired:
         print("no expression: students are trained on slides alone, without a teacher to distill", file=sys.stderr)
     elif not quiet and options.cgc and len(cohort.gene_sets) < 2:

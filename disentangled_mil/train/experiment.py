@@ -23,10 +23,13 @@ class Split(NamedTuple):
     Attributes:
         train: training patients; those without expression serve the students only.
         tests: test patients by name of the test set; those without expression test the models of slides only.
+        lacking: whether another split of the same cohort may test patients without expression. Then all splits have
+            the same test sets.
     """
 
     train: Cohort
     tests: Mapping[str, Cohort]
+    lacking: bool = False
 
 
 class Result(NamedTuple):
@@ -96,17 +99,19 @@ def run_split(
         resume=resume,
         quiet=quiet,
     )
-    return _evaluate(trained, dict(_test_sets(trained, split, name)))
+    return _evaluate(trained, dict(_test_sets(trained, split)))
 
 
-def _test_sets(trained: Trained, split: Split, name: str) -> Iterator[tuple[str, CohortDataset]]:
+def _test_sets(trained: Trained, split: Split) -> Iterator[tuple[str, CohortDataset]]:
     """The test sets, and those of the patients with expression where there are others too."""
-    # Patients of training count as well, so that all folds of a cohort have the same test sets.
-    lacking = not split.train.paired.issuperset(split.train.labels(name).index)
     for test, cohort in split.tests.items():
         dataset = trained.dataset(cohort)
         yield test, dataset
-        if trained.predict.keys() & set(TAKE_GENES) and dataset.paired.any() and (lacking or not dataset.paired.all()):
+        if (
+            trained.predict.keys() & set(TAKE_GENES)
+            and dataset.paired.any()
+            and (split.lacking or not dataset.paired.all())
+        ):
             yield f"{test} with expression", dataset.with_expression()
 
 

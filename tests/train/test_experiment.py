@@ -291,3 +291,10 @@ def test_the_truth_stands_beside_the_predictions(finished, split):
     for name, cohort in split.tests.items():
         rows = predictions[predictions["test"] == name]
         assert rows["label"].tolist() == cohort.clinical["grade"].loc[rows["patient"]].tolist()
+
+
+def test_splits_of_a_cohort_that_lacks_expression_have_the_same_test_sets(split, options, tmp_path):
+    assert not set(split.tests["internal"].patients) - split.tests["internal"].paired
+    result = run_split(split._replace(lacking=True), "grading", options, tmp_path, models=["genes"], quiet=True)
+    assert result.metrics["genes"].keys() == {"internal", "internal with expression"}
+    assert result.metrics["genes"]["internal"] == result.metrics["genes"]["internal with expression"]

@@ -6,6 +6,7 @@ from datetime import date
 import pytest
 
 from disentangled_mil.data.planted import TASKS
+from disentangled_mil.train import run_folder
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.run_folder import RunFolder
 
@@ -53,3 +54,39 @@ def test_what_is_recorded_is_no_reason_to_refuse_the_run(tmp_path):
     assert note["description"] == {"clinical": {"table": "a.csv"}, "day": "2026-01-01"}
     assert note["task"]["columns"] == {"time": "time", "event": "event"}
     assert note["run"] == "x"
+
+
+def test_a_note_that_cannot_be_written_leaves_the_folder_free(tmp_path, monkeypatch):
+    def jobs() -> RunFolder:
+        decides = {"run": "x"}
+        return RunFolder(
+            tmp_path / "run",
+            "grading",
+            TASKS["grading"],
+            TrainingOptions(),
+            resume=False,
+            decides=decides,
+            only=["fold0"],
+        )
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(run_folder, "write_json", full)
+        with pytest.raises(OSError, match="No space left"), jobs().taken():
+            raise AssertionError("the run must not begin")
+    assert not (tmp_path / "run" / "run.json").exists()
+    with jobs().taken():
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["run"] == "x"
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_seen_under_the_lock(tmp_path):
+    def folder() -> RunFolder:
+        return RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
+
+    late = folder()
+    with folder().taken():
+        (tmp_path / "metrics.json").touch()
+    with pytest.raises(ValueError, match=r"already holds a run; give another --out, or --resume"), late.taken():
+        raise AssertionError("the run must not begin")
