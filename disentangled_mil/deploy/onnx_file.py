@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_type
+from .._errors import FileError
 from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import Student
@@ -83,6 +84,8 @@ def export_onnx(
     check_outputs([path], [], overwrite=overwrite)
     saved = _saved(model, kinds)
     student = saved.model
+    if isinstance(model, (str, Path)) and not isinstance(student, Student):
+        raise FileError(f"{model}: must hold a student, got a {type(student).__name__}, which needs genes", model)
     check_type("model", student, Student, "a Student; other models need genes")
     assert isinstance(student, Student)
     without_places = _sets(saved, student, sets)

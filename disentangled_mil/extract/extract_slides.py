@@ -78,6 +78,8 @@ def extract_slides(
         "encoder": extractor.encoder.name, "width": extractor.width(), "dtype": str(extractor.dtype).split(".")[-1],
         "min_tissue": extractor.min_tissue,
     }  # fmt: skip
+    if Path(out).is_file():
+        raise NotADirectoryError(f"{out}: must be a folder, to hold the features, got a file")
     folders = {magnification: Path(out) / f"{magnification:g}x" for magnification in wanted}
     for magnification, folder in folders.items():
         for slide in images:

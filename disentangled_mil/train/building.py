@@ -1,6 +1,6 @@
 """Models of one split, each with its loss and optimizer, ready to be trained."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,21 @@ class StageBuilder:
             loss = distilled_loss(loss, mean_prediction(targets), self.task, weight, self.options.temperature)
         self._fit(model, "student", train, loss)
         return StudentStage(model, self._task, self.options, targets)
+
+    def check(self, models: Collection[str]) -> None:
+        """Build the networks of a split without memory, so that sizes that do not fit are refused before any training.
+
+        Args:
+            models: models to train; those that are no networks are left out.
+
+        Raises:
+            ValueError: an option does not fit.
+        """
+        kinds = {"genes": GeneNetwork, "teacher": Teacher, "student": Student}
+        with torch.device("meta"):
+            for model, kind in kinds.items():
+                if model in models:
+                    kind(**self.arguments(model))
 
     def arguments(self, model: str) -> dict[str, Any]:
         """Constructor arguments of a model, as they are saved: ``"genes"``, ``"teacher"`` or ``"student"``."""

@@ -12,6 +12,7 @@ from ..data.cohort_file import described_files, read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
 from ..tasks import KINDS, Task
 from .bag_cache import BagCache
+from .building import StageBuilder
 from .cohort_digest import cohort_identity
 from .experiment import Split, run_split
 from .fold_results import RESULT, save_result
@@ -253,10 +254,9 @@ def _splits(cohort: Cohort, task: str, folds: int, options: TrainingOptions, qui
     for patients in task_folds(cohort, task, folds=folds, seed=options.seed):
         train = cohort.subset(patients.train)
         # Labels, genes or options that do not fit are refused before a slide is read.
-        models_for(train, options)
-        train.fit_task(task)
-        if train.paired:
-            train.fit_expression()
+        models = models_for(train, options)
+        pipeline = train.fit_expression() if train.paired else None
+        StageBuilder(train, train.fit_task(task), pipeline, options).check(models)
         splits.append(Split(train, {"test": cohort.subset(patients.test)}, lacking))
     if not quiet and not cohort.paired:
         print("no expression: students are trained on slides alone, without a teacher to distill", file=sys.stderr)

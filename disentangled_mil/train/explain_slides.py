@@ -123,6 +123,8 @@ def explain_slides(
         *filter(None, tables),
         *filter(Path.is_file, images.values()),
     ]
+    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in folders.values()):
+        raise ValueError(f"{out}: must be another folder than that of the slides")
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
     model.to(device)

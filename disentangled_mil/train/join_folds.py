@@ -44,12 +44,12 @@ def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
     folder = RunFolder(out, defined["name"], task, options, resume=True, decides=decides)
     if not folder.finished:
         folders = [out / f"fold{number}" for number in range(folds)]
-        if missing := [place.name.removeprefix("fold") for place in folders if not (place / RESULT).is_file()]:
-            raise ValueError(
-                f"{out}: needs all {folds} folds, but {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not finished; train with --folds-only {','.join(missing)}"
-            )
         with folder.taken():
+            if missing := [place.name.removeprefix("fold") for place in folders if not (place / RESULT).is_file()]:
+                raise ValueError(
+                    f"{out}: needs all {folds} folds, but {', '.join(missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} not finished; train with --folds-only {','.join(missing)}"
+                )
             finish_folds(folder, folders, kinds, same_versions=True)
     return folder.report()
 

@@ -20,6 +20,7 @@ from .new_slides import all_checked, files_of, new_samples
 from .predictions import predictions_table
 from .saved_students import SavedStudent, load_students
 from .threads import Threads, using_threads
+from .training import NETWORKS
 
 
 def predict_slides(
@@ -91,6 +92,8 @@ def predict_slides(
     width = student.arguments["features"]
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]
+    # Tables of the run, which nothing could write again.
+    inputs += [model / "predictions.csv", *(each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS)]
     check_outputs([out], [*inputs, *filter(None, [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):

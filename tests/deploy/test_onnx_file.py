@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from disentangled_mil import Student
+from disentangled_mil import FileError, Student, Teacher
 from disentangled_mil.cli import main
 from disentangled_mil.data import SlideReading
 from disentangled_mil.deploy import export_onnx
@@ -53,6 +53,9 @@ def test_the_reading_of_a_checkpoint_decides_about_sets_and_is_told(tmp_path, mo
 def test_only_students_are_exported(tmp_path):
     with pytest.raises(TypeError, match="model must be a Student"):
         export_onnx(torch.nn.Linear(1, 1), tmp_path / "student.onnx")
+    save_model(tmp_path / "teacher", Teacher(6, {"tumor": 5}, 2, magnifications=["20x"], selection_heads=2, **SMALL))
+    with pytest.raises(FileError, match=r"teacher: must hold a student, got a Teacher, which needs genes$"):
+        export_onnx(tmp_path / "teacher", tmp_path / "student.onnx")
 
 
 def test_missing_extra_is_named(tmp_path, monkeypatch, capsys):

@@ -683,11 +683,14 @@ def test_what_one_fold_cannot_fit_is_refused_before_slides_are_read(
         fits.append(cohort)
         if len(fits) == 3:  # after the whole cohort and the first fold
             raise ValueError("the second fold cannot be fitted")
-        return SimpleNamespace(genes={}, statistics={}, options=None)
+        return SimpleNamespace(genes={}, statistics={}, options=None, sizes={"tumor": 2, "tme": 3})
 
-    monkeypatch.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
-    with pytest.raises(ValueError, match="the second fold"):
-        run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+    with monkeypatch.context() as second:
+        second.setattr("disentangled_mil.data.cohort.Cohort.fit_expression", fit)
+        with pytest.raises(ValueError, match="the second fold"):
+            run_cross_validation(description, "grading", tmp_path / "run", quick, folds=2, quiet=True)
+    with pytest.raises(ValueError, match=r"^dim must be a multiple of groups = 3, got "):
+        run_cross_validation(description, "grading", tmp_path / "run", replace(quick, heads=3), folds=2, quiet=True)
     assert not (tmp_path / "run").exists()
 
 

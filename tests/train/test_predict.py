@@ -337,6 +337,15 @@ def test_nothing_that_is_read_is_overwritten(by_slide, slides, tmp_path, monkeyp
     assert read.read_bytes() == before
 
 
+def test_tables_of_a_run_are_not_replaced(by_slide, tmp_path):
+    run = shutil.copytree(by_slide.run, tmp_path / "run")
+    log = run / "student.csv"
+    log.write_text("epoch")
+    with pytest.raises(ValueError, match=r"student\.csv: must be another file than"):
+        predict_slides(run / "student", by_slide.slides, log, patients=by_slide.patients, overwrite=True)
+    assert log.read_text() == "epoch"
+
+
 def test_predictions_that_are_there_are_replaced_on_demand_only(by_slide, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("precious")
