@@ -23,7 +23,7 @@ _LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
-_FEW = 8  # A bag of at most this number of tokens may lie on one place.
+_FEW = 64  # A bag of at most this number of tokens may lie on one place.
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:

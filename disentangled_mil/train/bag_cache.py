@@ -96,7 +96,9 @@ class BagCache:
         own = samples[rank() :: processes()]
 
         def read() -> list[BagFacts]:
-            return [self.facts(sample) for sample in tqdm(own, desc="reading slides", unit="sample", disable=quiet)]
+            # The bar ends its line before an error is printed.
+            with tqdm(own, desc="reading slides", unit="sample", disable=quiet) as bar:
+                return [self.facts(sample) for sample in bar]
 
         first: dict[str, tuple[str, bool]] = {}
         parts = of_each(read)

@@ -56,14 +56,18 @@ def test_targets_follow_the_task_to_its_device():
         (
             {"kind": "classification", "classes": ["a"]},
             ValueError,
-            "'classification', but lacks the key 'class_weight'",
+            "of kind 'classification': must have the key 'class_weight'",
         ),
         ({"kind": "classification", "classes": 3, "class_weight": None}, ValueError, "of kind 'classification': "),
-        ({"kind": "classification", "classes": "ab", "class_weight": None}, ValueError, "got the string 'ab'"),
+        (
+            {"kind": "classification", "classes": "ab", "class_weight": None},
+            ValueError,
+            "classes must be a list, got 'ab'",
+        ),
         ({"kind": "classification", "classes": ["a"], "class_weight": "b"}, ValueError, "of kind 'classification': "),
         ({"kind": "survival", "edges": None, "alpha": 0.0}, ValueError, "of kind 'survival': "),
         ({"kind": "survival", "edges": [2, 1], "alpha": 0.0}, ValueError, r"edges must increase strictly, got \[2"),
-        ({"kind": "survival", "edges": [1.0], "alpha": "0"}, ValueError, "alpha must be a number, got str"),
+        ({"kind": "survival", "edges": [1.0], "alpha": "0"}, ValueError, "alpha must be a finite number, got '0'"),
     ],
 )
 def test_a_state_that_describes_no_task_is_refused(state, error, message):
