@@ -7,7 +7,7 @@ Checks read metadata only (types, shapes, dtypes, plain numbers), so that none w
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -221,3 +221,9 @@ def check_subspaces(names: Iterable[str], name: str = "subspaces") -> tuple[str,
     if not given or len(set(given)) != len(given):
         raise ValueError(f"{name} must hold at least one name, each once, got {given}")
     return given
+
+
+def first_of(names: Sequence[str], count: int = 5) -> str:
+    """The first few names, and how many more there are, for an error."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .._checks import first_of
 from .._errors import reads_file
 from .._tables import read_rows
 from ._barcodes import one_aliquot_each
-from ._expression_tables import Array, first_of
+from ._expression_tables import Array
 from ._gene_names import genes_of_date
 from ._matrix_files import Names, read_matrix
 from .gene_sets import gene_symbol

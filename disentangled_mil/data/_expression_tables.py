@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._checks import as_number
+from .._checks import as_number, first_of
 from .gene_sets import gene_symbol
 
 SOURCE = "source"  # key of a table's ``attrs``: the section that describes it, which starts errors
@@ -60,12 +60,6 @@ def log1p_of(values: Array, names: Sequence[str], table: pd.DataFrame) -> Array:
         )
     logs: Array = np.log1p(values)
     return logs
-
-
-def first_of(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - count
-    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _numbers(table: pd.DataFrame, columns: Sequence[int]) -> Array:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 
-from ._expression_tables import first_of
+from .._checks import first_of
 from ._gene_names import listed, near_names
 from .gene_sets import GeneSets, gene_symbol
 

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .._checks import check_subspaces
+from .._checks import check_subspaces, first_of
 from .._errors import reading
 from ._barcodes import tcga_patient
 from ._expression_files import read_expression_file
-from ._expression_tables import SOURCE, first_of
+from ._expression_tables import SOURCE
 from ._matrix_files import Names
 from ._scale import recognize_scale
 from ._section import Section

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .._checks import check_names
+from .._checks import check_names, first_of
 from .._errors import FileError, reading
 from .._files import json_digest, read_json, replacing
 from .._schema import check_state
 from ._expression_files import read_expression
-from ._expression_tables import Array, columns_of, first_of, gather, log1p_of
+from ._expression_tables import Array, columns_of, gather, log1p_of
 from ._gene_candidates import candidates_of, warn_of_lost_genes
 from ._gene_names import listed, near_names
 from ._gene_statistics import GeneStatistics, fit_statistics, limit

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._checks import first_of
 from ..bags import Bag, collate_samples
 from .slide_reading import SlideReading, TileFacts
 from .slides import read_bag, slide_files, slide_name, slide_source
@@ -74,8 +75,7 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         for magnification, folder in folders.items():
             self._files[magnification] = files = slide_files(folder)
             if lacking := [name for name in self.names if name not in files]:
-                others = len(lacking) - 1
-                raise FileNotFoundError(f"{folder}: must hold every slide, but lacks {lacking[0]} and {others} others")
+                raise FileNotFoundError(f"{folder}: must hold every slide, but lacks {first_of(lacking)}")
 
     @property
     def width(self) -> int:

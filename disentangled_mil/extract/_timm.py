@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import first_of
 from .tiles import TILE
 
 _Colors = tuple[float, float, float]
@@ -25,7 +26,7 @@ def timm_encoder(name: str, weights: Path | None, stage: int | None) -> tuple[nn
         if weights is not None:
             missing = timm.models.load_checkpoint(model, str(weights), strict=False).missing_keys
             if missing:
-                raise ValueError(f"{weights} lacks {missing[0]} and {len(missing) - 1} others")
+                raise ValueError(f"{weights} lacks {first_of(missing)}")
         config = timm.data.resolve_model_data_config(model)
         side = config["input_size"][-1]
         if side != TILE and model.pretrained_cfg.get("fixed_input_size"):

@@ -1,8 +1,9 @@
 """Check the expression of a cohort: who has it, its scale, and the genes of every subspace."""
 
+from .._checks import first_of
 from ..data.cohort import Cohort
 from ..data.expression import ExpressionOptions
-from .check_report import CohortCheck, first_of, lacking
+from .check_report import CohortCheck, lacking
 
 _LEAST_SHARE = 0.1  # of the genes of a subspace; panels and filtered tables have more, other identifiers hardly any
 

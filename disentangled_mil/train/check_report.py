@@ -1,7 +1,9 @@
 """What a check of a cohort found."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+
+from .._checks import first_of
 
 
 @dataclass
@@ -37,8 +39,3 @@ def lacking(what: str, patients: Iterable[str], there: Collection[str]) -> list[
     if not absent:
         return []
     return [f"{what}: {len(absent)} patients ({first_of(absent)})"]
-
-
-def first_of(names: Sequence[str], count: int = 5) -> str:
-    """The first few names, and how many follow."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -15,7 +15,7 @@ from .bag_cache import BagCache
 from .building import StageBuilder
 from .cohort_digest import cohort_identity
 from .experiment import Split, run_split
-from .fold_results import RESULT, save_result
+from .fold_results import RESULT, load_result, save_result
 from .join_folds import finish_folds
 from .new_slides import files_of
 from .options import TrainingOptions
@@ -105,7 +105,7 @@ def run_cross_validation(
         # Only now no other process trains these folds, or ends the run.
         finished = by_first(lambda: folder.finished)
         wanted = [] if finished else list(range(folds)) if only is None else only
-        left = by_first(lambda: [number for number in wanted if not (folders[number] / RESULT).is_file()])
+        left = by_first(lambda: [number for number in wanted if not _is_finished(folders[number], kinds)])
         parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
         if refit:
             parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
@@ -130,6 +130,14 @@ def run_cross_validation(
             return by_first(folder.report)
     names = ", ".join(f"fold{number}" for number in only)
     return f"finished: {names}\nwhen all {folds} folds are: python -m disentangled_mil join {out}"
+
+
+def _is_finished(fold: Path, kinds: Mapping[str, type[Task]]) -> bool:
+    """Whether a fold has a result; a damaged one is refused before another fold is trained."""
+    there = (fold / RESULT).is_file()
+    if there:
+        load_result(fold, kinds)
+    return there
 
 
 def _checked_folds(only: Sequence[int], folds: int, refit: bool) -> list[int]:

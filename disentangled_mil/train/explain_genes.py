@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
+from .._checks import first_of
 from .._tables import write_table
 from ..bags import Bag
 from ..data.expression import ExpressionPipeline, read_expression
@@ -36,7 +37,9 @@ class ExplainedGenes:
         self.sets = None if gene_sets is None else read_gmt(gene_sets)
         expression = read_expression(table)
         if absent := sorted(set(patients) - set(expression.index)):
-            raise ValueError(f"{table}: must hold every patient, but lacks {absent[0]!r} and {len(absent) - 1} others")
+            raise ValueError(
+                f"{table}: must hold every patient, but lacks {first_of(absent)}; --patients names the patients"
+            )
         names = list(dict.fromkeys(patients))
         self.rows = {name: row for row, name in enumerate(names)}
         self.values = self.pipeline.transform(expression.loc[names])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .._checks import check_names
+from .._checks import check_names, first_of
 from .._errors import reads_file
 from .._tables import read_rows
 from ..bags import Bag
@@ -107,10 +107,8 @@ def new_samples(
         folder_names = ", ".join(map(str, folders.values()))
         raise ValueError(f"{folder_names}: must hold slides ({', '.join(SUFFIXES)}), got none")
     for name, files in found.items():
-        if reading.missing == "error" and (missing := set(slides) - set(files)):
-            raise ValueError(
-                f"{folders[name]}: must hold every slide, but lacks {min(missing)}.h5 and {len(missing) - 1} others"
-            )
+        if reading.missing == "error" and (missing := sorted(set(slides) - set(files))):
+            raise ValueError(f"{folders[name]}: must hold every slide, but lacks {first_of(missing)}")
     owner = _owners(patients, slides)
     groups: dict[str, list[str]] = {}
     for slide in slides:

@@ -1,8 +1,6 @@
 """Folds of one run in several jobs."""
 
 import json
-import threading
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -185,27 +183,15 @@ def test_a_job_that_fails_removes_nothing_of_the_others(train, untrained, tmp_pa
     assert (tmp_path / "run" / "run.json").stat().st_size
 
 
-def test_a_job_waits_for_the_note_that_another_one_is_writing(train, untrained, tmp_path):
-    train([0])
-    note = tmp_path / "run" / "run.json"
-    text = note.read_text()
-    note.write_text("")
-
-    def write():
-        time.sleep(0.2)
-        note.write_text(text)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    train([1])
-    writer.join()
-
-
-def test_a_damaged_result_is_named(train, untrained, tmp_path):
+def test_a_damaged_result_is_named_before_another_fold_is_trained(train, untrained, tmp_path, monkeypatch):
     train([0, 1, 2])
     (tmp_path / "run" / "fold1" / "result.pt").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"fold1/result.pt: cannot be resumed from"):
         join_folds(tmp_path / "run")
+    (tmp_path / "run" / "fold2" / "result.pt").unlink()
+    monkeypatch.setattr(cross_validation, "run_split", lambda *args, **kwargs: pytest.fail("trained a fold"))
+    with pytest.raises(ValueError, match=r"fold1/result.pt: cannot be resumed from"):
+        train(resume=True)
     replace_text(tmp_path / "run" / "run.json", '"run": "train"', '"run": "demo"')
     with pytest.raises(ValueError, match=r"run.json: must describe a run of train .*, got 'demo'"):
         join_folds(tmp_path / "run")
