@@ -44,7 +44,7 @@ LAYERS = {
     "extract": {"data"},
     # Small pictures of slides lie behind maps.
     "explain": {"bags", "nn", "models", "extract"},
-    "deploy": {"", "ops", "bags", "nn", "models", "tasks", "report", "train"},
+    "deploy": {"", "ops", "bags", "nn", "models", "tasks", "data", "report", "train"},
     # Training notes the version that is written at the top level.
     "train": {"", "ops", "bags", "nn", "losses", "metrics", "tasks", "optim", "models", "data", "explain", "report"},
     "": {"_command", "ops", "bags", "nn", "losses", "tasks", "optim", "models"},  # the top level
