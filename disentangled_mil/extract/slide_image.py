@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._checks import as_number
-from .._errors import FileError
+from .._errors import FileError, reading
 from .._extras import naming_extra
 from .tiles import tile_side
 from .tissue import tissue_mask
@@ -177,9 +177,8 @@ class SlideImage:
     def _naming(self) -> Iterator[None]:
         """Name the file in errors."""
         try:
-            yield
-        except ValueError as error:
-            raise FileError(f"{self.path}: {error}", self.path) from error
+            with reading(self.path):
+                yield
         except self._failure as error:
             raise FileError(f"{self.path}: must be a slide that OpenSlide reads: {error}", self.path) from error
 

@@ -6,8 +6,8 @@ epoch. ``metrics.json`` appears when all splits are finished: a folder that has 
 ``final`` may follow, with students of all patients. A run that stops before its first finished epoch leaves no trace,
 so that the folder is free again.
 
-Several jobs may train different folds of one run in one folder. Then each writes to the folders of its folds only, but
-for ``run.json``, which the first of them makes and none removes.
+Several jobs may train different folds of one run in one folder. Each writes to the folders of its folds only. The first
+job also makes ``run.json``, and none removes it.
 """
 
 import json
@@ -90,19 +90,20 @@ class RunFolder:
         return self.resume and (self.path / "metrics.json").is_file()
 
     def _check(self, *, taken: bool = False) -> None:
-        """Refuse a folder that may not be used for this run; a folder that is taken is locked by this process."""
-        look = (lambda folder: None) if taken else check_unlocked
+        """Refuse a folder that may not be used for this run; if it is taken, this process holds its lock."""
         note = self._note
         if self.resume and not note.is_file():
             raise ValueError(f"{self.path}: holds no run to resume")
         if not self.resume:
             begun = note.is_file() or _trained(self.path)
             if (self.path / "metrics.json").is_file() or (begun and self.only is None):
-                look(self.path)
+                if not taken:
+                    check_unlocked(self.path)
                 raise ValueError(self._occupied)
             for fold in self.only or ():
                 if _trained(self.path / fold) or (self.path / fold / RESULT).is_file():
-                    look(self.path / fold)
+                    if not taken:
+                        check_unlocked(self.path / fold)
                     raise ValueError(f"{self.path / fold}: already holds a fold; give --resume to continue it")
         if note.is_file():
             self.check_same(_read_note(note), self.path)
@@ -198,7 +199,7 @@ class RunFolder:
     def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
         """Add to run.json what is not compared: this start of the run, and the description of the cohort.
 
-        A job of some folds adds it later, with the results of the folds.
+        A job of some folds adds it to the folders of its folds, and the end of the run collects it.
 
         Args:
             threads: number of threads.
