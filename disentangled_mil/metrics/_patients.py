@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,15 @@ def mean_of_patients(rows: npt.NDArray[np.float64], member: npt.NDArray[np.int64
     """Mean row of every patient [n, K] -> [patients, K], rounded once: equal scores stay equal, in any order."""
     if len(rows) == member.max() + 1:
         return rows  # one slide each, and patients are counted in order of appearance
-    columns = (rows[member == patient].T for patient in range(member.max() + 1))
-    return np.array([[statistics.mean(map(float, column)) for column in patient] for patient in columns])
+    ends = np.bincount(member).cumsum()[:-1]
+    parts = np.split(rows[np.argsort(member, kind="stable")], ends)
+    return np.array([[_mean(tuple(column)) for column in part.T.tolist()] for part in parts])
+
+
+# An exact mean takes long, and a bootstrap asks for those of the same patients a thousand times.
+@lru_cache(maxsize=1 << 16)
+def _mean(values: tuple[float, ...]) -> float:
+    return statistics.mean(values)
 
 
 def agreed(
