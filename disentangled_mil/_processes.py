@@ -1,6 +1,8 @@
-"""What a batch that several processes share has in common."""
+"""What several processes have in common: a batch that they share, and one of them that prints."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -13,6 +15,16 @@ if TYPE_CHECKING or dist.is_available():
     Group: TypeAlias = ProcessGroup
 else:
     Group: TypeAlias = Any  # torch was built without processes.
+
+
+@contextmanager
+def silent(other: bool) -> Iterator[None]:
+    """Print nothing inside the block, in a process that is another one than the first."""
+    if not other:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def several(group: Group | None) -> bool:

@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from . import __version__
+from ._processes import silent
 
 if TYPE_CHECKING:
     from .train.options import TrainingOptions
@@ -25,7 +26,7 @@ _MOST_THREADS = 1024  # Far larger numbers end the process without a message.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors of the input are one line, and exit status 2."""
-    with _printing_once():
+    with silent(_processes() > 1 and os.environ.get("RANK", "0") != "0"):
         options = _parser().parse_args(arguments)
     try:
         with warnings.catch_warnings(), _together(options):
@@ -228,17 +229,6 @@ def _parser() -> argparse.ArgumentParser:
 def _processes() -> int:
     """The number of processes that ``torchrun`` started."""
     return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-@contextmanager
-def _printing_once() -> Iterator[None]:
-    """Let only the first of several processes print."""
-    with ExitStack() as stack:
-        if _processes() > 1 and os.environ.get("RANK", "0") != "0":
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield
 
 
 @contextmanager

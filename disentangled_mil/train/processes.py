@@ -1,16 +1,17 @@
 """Several processes that train together, as ``torchrun`` starts them.
 
 All processes run the same program. Each computes its share of a batch, and the outputs are joined before the loss. So
-every process has the loss of the whole batch, and ``DistributedDataParallel`` averages the gradients to those of it.
-The first process alone prints, writes files, and fits what is not trained in steps.
+every process has the loss of the whole batch, and the gradients that ``DistributedDataParallel`` averages are those of
+this loss. The first process alone prints, writes files, and fits linear models and statistics.
 """
 
 import os
+import pickle
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._processes import gather_rows
+from .._processes import gather_rows, silent
 
 if TYPE_CHECKING:
     from .datasets import Batch
@@ -29,16 +30,17 @@ Made = TypeVar("Made")
 
 # The first process may fit linear models or draw resamples while the others wait.
 _PATIENCE = timedelta(hours=6)
-# Seconds that a process waits after another one has failed, until the launcher ends it.
+# Seconds that a process waits to be ended by the launcher, after another process has failed.
 _GRACE = 5.0
 _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Train in all processes that ``torchrun`` started. An error in one of them ends all.
+    """Join the processes that ``torchrun`` started. An error in one of them ends all.
 
-    The process that fails first raises its error. The others end without a message, with exit status 2.
+    The process that fails first raises its error, and may print again. The launcher ends the others, which print
+    nothing.
     """
     store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
     started = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -51,18 +53,14 @@ def together() -> Iterator[None]:
     # The launcher ends the others when one has failed. They must be able to tidy up.
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        with ExitStack() as stack:
-            if rank:
-                nowhere = stack.enter_context(open(os.devnull, "w"))
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
+        with silent(bool(rank)):
             yield
         dist.barrier()
         dist.destroy_process_group()
     except BaseException:
         if _fails_first(store):
             raise
-        # The launcher ends all processes when one has ended, so the one that says why must be the first.
+        # The launcher ends all processes when one has ended. So the others wait until the error was printed.
         time.sleep(_GRACE)
         sys.exit(2)
     finally:
@@ -88,7 +86,7 @@ def rank() -> int:
 
 
 def check_device(device: str) -> None:
-    """Check that every process has a device of its own.
+    """Check that no two processes train on one GPU.
 
     Args:
         device: device of the training.
@@ -106,10 +104,12 @@ def check_device(device: str) -> None:
 
 
 def of_each(function: Callable[[], Made]) -> list[Made]:
-    """The results of a function in all processes; the first error is raised in all of them.
+    """The results of a function in all processes; if some fail, all raise the error of the first of these.
+
+    Inside the function a process is alone, so that nothing in it waits for the others. Results and errors are pickled.
 
     Args:
-        function: function that knows nothing of the other processes.
+        function: function to run.
 
     Returns:
         The results, in the order of the processes.
@@ -121,7 +121,7 @@ def of_each(function: Callable[[], Made]) -> list[Made]:
     try:
         own = function(), None
     except Exception as error:
-        own = None, error
+        own = None, _picklable(error)
     finally:
         _TOGETHER.reset(token)
     every: list[Any] = [None] * processes()
@@ -132,18 +132,27 @@ def of_each(function: Callable[[], Made]) -> list[Made]:
     return [result for result, _ in every]
 
 
+def _picklable(error: Exception) -> Exception:
+    """The error, or one of the same text where it could not be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def by_first(function: Callable[[], Made]) -> Made:
     """The result of a function that only the first process runs; its error is raised in all.
 
     Args:
-        function: function that knows nothing of the other processes.
+        function: function to run, see :func:`of_each`.
 
     Returns:
         The result, in all processes.
     """
     if processes() == 1:
         return function()
-    first = rank() == 0
+    first = rank() == 0  # Inside of `of_each` it would be 0 in all processes.
     results: list[Any] = of_each(lambda: function() if first else None)
     return results[0]  # type: ignore[no-any-return]
 
@@ -152,11 +161,11 @@ def join_rows(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """The rows of all processes, in their order and with gradients: every part [b, ...] -> [sum of counts, ...].
 
     Args:
-        parts: rows of this process. Those beyond its count are left out.
+        parts: rows of this process, with at least two dimensions. Several processes leave out rows beyond their count.
         counts: number of rows of every process.
 
     Returns:
-        The parts; themselves for a single process.
+        The parts of all processes.
     """
     if len(counts) == 1:
         return list(parts)
@@ -166,7 +175,7 @@ def join_rows(parts: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
 
 
 def loss_of(stage: "Stage") -> Callable[["Batch", int], "StageLoss"]:
-    """The loss of a stage, whose gradients are averaged over all processes.
+    """The function that computes the loss of a stage; its gradients are averaged over all processes.
 
     All processes begin with the weights of the first one.
 
@@ -182,7 +191,7 @@ def loss_of(stage: "Stage") -> Callable[["Batch", int], "StageLoss"]:
 
 
 class _Loss(nn.Module):
-    """The loss of a stage as a module, so that ``DistributedDataParallel`` sees the forward pass of the model."""
+    """The loss of a stage as a module that holds the parameters, as ``DistributedDataParallel`` needs it."""
 
     def __init__(self, stage: "Stage") -> None:
         super().__init__()

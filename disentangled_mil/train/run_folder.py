@@ -1,10 +1,10 @@
 """The folder of one run: one run takes it, the same run may resume it, and its results end there.
 
-``run.json`` describes the run; it appears first, and a run with other numbers is refused. It also says when, how and
-with which versions the run was started and resumed, which is not compared. ``*.progress.pt`` holds the state after an
-epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished run. The folder
-``final`` may follow, with students of all patients. A run that stops before its first finished epoch leaves no trace,
-so that the folder is free again.
+``run.json`` describes the run; it appears first, and a run with other data or options is refused. It also says when,
+how and with which versions the run was started and resumed, which is no reason to refuse it. ``*.progress.pt`` holds
+the state after an epoch. ``metrics.json`` appears when all splits are finished: a folder that has it holds a finished
+run. The folder ``final`` may follow, with students of all patients. A run that stops before its first finished epoch
+leaves no trace, so that the folder is free again.
 
 Several jobs may train different folds of one run in one folder. Each writes to the folders of its folds only. The first
 job also makes ``run.json``, and none removes it.
@@ -133,10 +133,10 @@ class RunFolder:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Take the folder for this run, or go on with it; it is free again if no epoch is finished.
+        """Take the folder for this run, new or resumed. A new run that ends before its first epoch leaves it free.
 
-        Another process may not take it meanwhile. Jobs of single folds take the folders of their folds. They share the
-        run folder with each other, so nothing of it is removed, but not with a whole run.
+        No other process may take it meanwhile. Jobs of single folds take the folders of their folds instead. They share
+        the run folder with each other, so they remove nothing. While they work, no whole run may take it.
         """
         path = self.path
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -152,7 +152,10 @@ class RunFolder:
 
     @contextmanager
     def _locks(self) -> Iterator[None]:
-        """Lock the run folder or folders of folds. Each side locks its own before it looks at the other's."""
+        """Lock the run folder for a whole run, or the folders of some folds for a job.
+
+        A run and a job lock their own folders before they look at each other's. So they cannot miss each other.
+        """
         own = [self.path] if self.only is None else [self.path / fold for fold in self.only]
         others = self.path.glob("fold[0-9]*") if self.only is None else [self.path]
         with ExitStack() as stack:
@@ -164,7 +167,7 @@ class RunFolder:
             yield
 
     def _owned(self) -> Iterator[None]:
-        """The same, while no other process is there."""
+        """Write what identifies the run, or check it; tidy up if the block fails."""
         path, new = self.path, not self.resume
         if new:
             new = self._write_note()
@@ -183,7 +186,7 @@ class RunFolder:
             raise
 
     def _write_note(self) -> bool:
-        """Write what identifies the run, whole; whether this process was the first one."""
+        """Write run.json, whole, unless another process was quicker; whether this one wrote it."""
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".note") as folder:
             written = Path(folder) / "run.json"
             write_json(written, self.run)
@@ -224,7 +227,7 @@ class RunFolder:
         _add_start(self._note, start)
 
     def starts_of(self, fold: Path) -> Mapping[str, Any]:
-        """The starts of all jobs that trained a fold, or of this run, as :meth:`add_start` takes them.
+        """The starts of all jobs that trained a fold, or this start of a whole run, as :meth:`add_start` takes them.
 
         Args:
             fold: folder of the fold.
@@ -246,7 +249,7 @@ class RunFolder:
         """
         trainings = (path for folder in (*folders, self.final) for path in self._trainings(folder))
         files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
-        files += [folder / RESULT for folder in folders]
+        files += [folder / name for folder in folders for name in (RESULT, STARTS)]
         check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
 
     def _trainings(self, folder: Path) -> list[Path]:
@@ -291,7 +294,7 @@ class RunFolder:
         self.tidy(folders)
         try:
             write_report(self.path, kinds={self.task.kind.kind: self.task.kind})
-        except ValueError as error:  # The run is finished, and its files are whole.
+        except (ValueError, OSError) as error:  # The run is finished, and its files are whole.
             print(f"warning: no report was written: {error}", file=sys.stderr)
         for name in _FILES:
             remove_leftovers(self.path / name)
@@ -308,8 +311,8 @@ class RunFolder:
                 for suffix in _ENDINGS:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))
                 path.with_name(f"{path.name}.progress.pt").unlink(missing_ok=True)
-            remove_leftovers(folder / RESULT)
             for name in (RESULT, STARTS):
+                remove_leftovers(folder / name)
                 (folder / name).unlink(missing_ok=True)
 
     def report(self) -> str:
@@ -350,7 +353,7 @@ def _headroom(result: Result) -> dict[str, Any] | None:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """The description of a run in run.json."""
+    """The description of a run, or the starts of a fold."""
     return read_json(path, "describe the run to resume")
 
 

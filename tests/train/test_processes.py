@@ -204,3 +204,14 @@ def test_a_wrong_call_is_told_by_the_first_process_only(monkeypatch, capsys):
         with pytest.raises(SystemExit, match="2"):
             main(["train"])
         assert bool(capsys.readouterr().err) == told
+
+
+class _TwoParts(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_text():
+    assert str(processes._picklable(_TwoParts("disk", "full"))) == "_TwoParts: disk full"
+    known = ValueError("folds must be at least 2")
+    assert processes._picklable(known) is known
