@@ -20,9 +20,11 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-# Measuring coverage makes compilers and Triton's interpreter up to twice as slow. Hardly a line (pytrees, refusals
-# while compiling) is run by the former alone, and of kernels one test runs nearly all.
-UNMEASURED = {"test_compile.py", "test_docs.py", "test_triton.py"}
+# Measuring coverage makes compilers and Triton's interpreter up to twice as slow, and trainings 1.4 times. Hardly a
+# line (pytrees, refusals while compiling) is run by the former alone, and of kernels one test runs nearly all. Tests
+# of benchmarks train what other tests train too.
+BENCHMARKS = {"test_benchmarks.py", "test_experiments.py", "test_public_bags.py"}
+UNMEASURED = {"test_compile.py", "test_docs.py", "test_triton.py", *BENCHMARKS}
 MEASURED = "test_results_and_gradients_are_those_of_the_reference"
 
 

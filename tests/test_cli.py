@@ -26,6 +26,7 @@ from disentangled_mil.train.demo import DEMO_OPTIONS
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.stages import StudentStage
 from tests.support.cohorts import small_planted
+from tests.support.training import few_choices
 
 # Where the package can be imported from, installed or not.
 HOME = Path(disentangled_mil.__file__).parents[1]
@@ -56,6 +57,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(cross_validation, "TRAIN_OPTIONS", SMALL)
     monkeypatch.setattr(demo, "DEMO_OPTIONS", SMALL)
     monkeypatch.setattr(demo, "DEMO_GRID", (5, 4))
+    with few_choices():
+        yield
 
 
 @pytest.fixture(scope="session")

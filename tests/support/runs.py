@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +11,13 @@ import torch
 
 from disentangled_mil.tasks import Classification, DiscreteSurvival, Labels, Task
 from disentangled_mil.train import run_folder
-from disentangled_mil.train.comparison import Evaluation, compare
+from disentangled_mil.train.comparison import Evaluation
 from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.options import TrainingOptions
 from disentangled_mil.train.out_of_fold import Headroom
 from disentangled_mil.train.predictions import predictions_table
+
+from .training import few_choices
 
 ALL = ("linear", "genes", "teacher", "student", "distilled")
 LOG = "epoch,learning_rate,loss,task,consistency,conflicts,cosine_tumor_tme,projected_tme,gate_10x\n"
@@ -80,7 +81,7 @@ def write_run(
     folder = run_folder.RunFolder(
         path, "outcome", definition, TrainingOptions(), resume=False, decides={"run": "train"}
     )
-    with folder.taken(), pytest.MonkeyPatch.context() as patch:
+    with folder.taken(), few_choices(), pytest.MonkeyPatch.context() as patch:
         for place in places:
             place.mkdir(exist_ok=True)
             for model in set(models) - {"linear"}:
@@ -88,7 +89,6 @@ def write_run(
                 (place / f"{model}.json").write_text(json.dumps({"task": task.state()}))
         patch.setattr("sys.orig_argv", list(command))
         folder.record(threads=1)
-        patch.setattr(run_folder, "compare", partial(compare, resamples=20))
         folder.finish(places, results)
     return path
 

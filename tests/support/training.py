@@ -1,7 +1,14 @@
 """Small trainings for tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
+import pytest
+
+from disentangled_mil.train import linear, out_of_fold, run_folder
+from disentangled_mil.train.comparison import compare, headline_draws
 from disentangled_mil.train.experiment import Split
 from disentangled_mil.train.options import TrainingOptions
 
@@ -28,6 +35,20 @@ OPTIONS = TrainingOptions(
     teacher_folds=2,
     seed=5,
 )
+
+
+@contextmanager
+def few_choices() -> Iterator[None]:
+    """Few resamples, and two penalties on two folds instead of five on five.
+
+    The full numbers take two thirds of the time of a small run. Penalties are still chosen.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "compare", partial(compare, resamples=20))
+        patch.setattr(out_of_fold, "headline_draws", partial(headline_draws, resamples=20))
+        patch.setattr(linear, "GRID", (3e-4, 3e-3))
+        patch.setattr(linear, "FOLDS", 2)
+        yield
 
 
 def small_split() -> Split:

@@ -1,5 +1,6 @@
-"""One finished training, shared by the tests of training."""
+"""One finished training, shared by the tests of training, and what makes runs short."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.experiment import Result, Split, run_split
 from disentangled_mil.train.options import TrainingOptions
 from tests.support.cohorts import small_planted
-from tests.support.training import OPTIONS, small_split
+from tests.support.training import OPTIONS, few_choices, small_split
 
 
 class Finished(NamedTuple):
@@ -19,6 +20,13 @@ class Finished(NamedTuple):
 
     folder: Path
     result: Result
+
+
+@pytest.fixture(autouse=True)
+def brief() -> Iterator[None]:
+    """Few resamples and few penalties; fixtures of a longer scope ask for them by themselves."""
+    with few_choices():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +47,8 @@ def split() -> Split:
 @pytest.fixture(scope="session")
 def finished(split, options, tmp_path_factory) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
-    return Finished(folder, run_split(split, "grading", options, folder, quiet=True))
+    with few_choices():
+        return Finished(folder, run_split(split, "grading", options, folder, quiet=True))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from disentangled_mil.cli import main
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.tasks import KINDS, Classification, DiscreteSurvival
-from disentangled_mil.train import cross_validation, join_folds, linear, run_cross_validation, run_folder
+from disentangled_mil.train import cross_validation, join_folds, run_cross_validation, run_folder
 from disentangled_mil.train.comparison import Evaluation, compare
 from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.fold_results import load_result, save_result
@@ -30,13 +29,6 @@ def cohort(tmp_path_factory) -> Path:
     path = write_cohort(small_planted(20), tmp_path_factory.mktemp("cohort"))
     path.write_text(path.read_text().split("[expression]")[0])
     return path
-
-
-@pytest.fixture(autouse=True)
-def brief(monkeypatch):
-    """Few resamples and few penalties."""
-    monkeypatch.setattr(run_folder, "compare", partial(compare, resamples=20))
-    monkeypatch.setattr(linear, "GRID", (1e-3,))
 
 
 @pytest.fixture

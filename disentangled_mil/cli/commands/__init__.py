@@ -1,0 +1,1 @@
+"""One file for each command: its help, its options, and the call."""

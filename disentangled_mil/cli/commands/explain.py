@@ -1,0 +1,49 @@
+"""Draw what a model sees in slides, and weigh genes."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..shared_options import add_machine, add_new_slides, add_overwrite
+from ..values import by_magnification
+
+HELP = "maps of slides for QuPath, and genes, behind the predictions of a model"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("checkpoint", type=Path, help="student.json, distilled.json or teacher.json of a run folder")
+    parser.add_argument(
+        "slides",
+        nargs="+",
+        metavar="MAGNIFICATION=PATH",
+        help="folder of slides, or file of one slide; once per magnification of the model",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--images", type=Path, help="folder of slide images, which are drawn behind the maps")
+    parser.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from image or features)")
+    parser.add_argument("--expression", type=Path, help="table of expression, which a teacher needs")
+    parser.add_argument("--gene-sets", type=Path, help="GMT file of the sets over which genes are summed")
+    parser.add_argument("--anndata", action="store_true", help="also write .h5ad, as LazySlide reads it")
+    add_new_slides(parser)
+    add_overwrite(parser)
+    add_machine(parser)
+
+
+def run(options: Namespace) -> None:
+    """Run the command."""
+    from ...train.explain_slides import Extras, explain_slides
+
+    names = ("images", "mpp", "expression", "gene_sets", "anndata")
+    written = explain_slides(
+        options.checkpoint,
+        by_magnification("slides", "PATH", Path, options.slides),
+        options.out,
+        Extras(**{name: getattr(options, name) for name in names}),
+        patients=options.patients,
+        steps=by_magnification("--step", "SIDE", float, options.step),
+        device=options.device or "cpu",
+        threads=options.threads,
+        allow_other_encoder=options.allow_other_encoder,
+        overwrite=options.overwrite,
+    )
+    print(f"{len(written)} maps -> {options.out}")
