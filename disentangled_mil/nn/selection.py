@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .._checks import check_count, check_floating, check_mask, check_shape
 from ..ops.pooling import masked_mean
@@ -78,10 +79,29 @@ class GeneSelection(nn.Module):
         check_mask("mask", mask, "B N", sizes)
         dtype = self.pool.weight.dtype
         tokens = torch.where(mask[..., None], tokens, 0).to(dtype)
-        normed = self.norm_genes(genes.to(dtype))
-        selected, weights = self.attention(self.norm_tokens(tokens), normed, normed)
-        feature = torch.tanh(self.pool(masked_mean(tokens + selected, mask)))
-        return SelectionOutput(feature, weights * mask[..., None])
+        logits, value = self._logits_and_value(self.norm_tokens(tokens), self.norm_genes(genes.to(dtype)))
+        weights = logits.softmax(-1)  # [B, N, H, T]
+        mean_weights = torch.unflatten(masked_mean(weights.flatten(2), mask), 1, weights.shape[2:])  # [B, H, T]
+        selected = self.attention.out_proj(torch.einsum("bht,bthd->bhd", mean_weights, value).flatten(1))
+        selected = torch.where(mask.any(1, keepdim=True), selected, 0)
+        feature = torch.tanh(self.pool(masked_mean(tokens, mask) + selected))
+        return SelectionOutput(feature, weights.mean(2) * mask[..., None])
+
+    def _logits_and_value(self, tokens: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of tokens [B, N, C] over genes [B, T, C], and values of the genes: [B, N, H, T], [B, T, H, D]."""
+        heads = self.attention.num_heads
+        to_query, to_key, to_value = self.attention.in_proj_weight.chunk(3)
+        query_bias, key_bias, value_bias = self.attention.in_proj_bias.chunk(3)
+        key, value = (
+            torch.unflatten(linear(genes, weight, bias), 2, (heads, -1))
+            for weight, bias in ((to_key, key_bias), (to_value, value_bias))
+        )  # [B, T, H, D]
+        key = key * key.shape[3] ** -0.5
+        per_head = torch.unflatten(to_query, 0, (heads, -1))  # [H, D, C]
+        folded = torch.einsum("bthd,hdc->bcht", key, per_head)
+        constant = torch.einsum("bthd,hd->bht", key, torch.unflatten(query_bias, 0, (heads, -1)))
+        logits = tokens @ folded.flatten(2) + constant.flatten(1)[:, None]
+        return torch.unflatten(logits, 2, constant.shape[1:]), value
 
     def extra_repr(self) -> str:
         """The options of the constructor."""
