@@ -79,29 +79,33 @@ class GeneSelection(nn.Module):
         check_mask("mask", mask, "B N", sizes)
         dtype = self.pool.weight.dtype
         tokens = torch.where(mask[..., None], tokens, 0).to(dtype)
-        logits, value = self._logits_and_value(self.norm_tokens(tokens), self.norm_genes(genes.to(dtype)))
-        weights = logits.softmax(-1)  # [B, N, H, T]
+        key, value = self._keys_and_values(self.norm_genes(genes.to(dtype)))  # [B, T, H, D]
+        weights = self._logits(self.norm_tokens(tokens), key).softmax(-1)  # [B, N, H, T]
+        # The mean over tokens is taken of the weights, because all that follows them is linear.
         mean_weights = torch.unflatten(masked_mean(weights.flatten(2), mask), 1, weights.shape[2:])  # [B, H, T]
         selected = self.attention.out_proj(torch.einsum("bht,bthd->bhd", mean_weights, value).flatten(1))
         selected = torch.where(mask.any(1, keepdim=True), selected, 0)
         feature = torch.tanh(self.pool(masked_mean(tokens, mask) + selected))
         return SelectionOutput(feature, weights.mean(2) * mask[..., None])
 
-    def _logits_and_value(self, tokens: Tensor, genes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of tokens [B, N, C] over genes [B, T, C], and values of the genes: [B, N, H, T], [B, T, H, D]."""
-        heads = self.attention.num_heads
-        to_query, to_key, to_value = self.attention.in_proj_weight.chunk(3)
-        query_bias, key_bias, value_bias = self.attention.in_proj_bias.chunk(3)
-        key, value = (
-            torch.unflatten(linear(genes, weight, bias), 2, (heads, -1))
-            for weight, bias in ((to_key, key_bias), (to_value, value_bias))
-        )  # [B, T, H, D]
-        key = key * key.shape[3] ** -0.5
-        per_head = torch.unflatten(to_query, 0, (heads, -1))  # [H, D, C]
-        folded = torch.einsum("bthd,hdc->bcht", key, per_head)
-        constant = torch.einsum("bthd,hd->bht", key, torch.unflatten(query_bias, 0, (heads, -1)))
-        logits = tokens @ folded.flatten(2) + constant.flatten(1)[:, None]
-        return torch.unflatten(logits, 2, constant.shape[1:]), value
+    def _keys_and_values(self, genes: Tensor) -> tuple[Tensor, Tensor]:
+        """Project genes [B, T, C] to keys and values [B, T, H, D]."""
+        width = self.pool.in_features
+        weight, bias = self.attention.in_proj_weight[width:], self.attention.in_proj_bias[width:]
+        key, value = torch.unflatten(linear(genes, weight, bias), 2, (2, self.attention.num_heads, -1)).unbind(2)
+        return key, value
+
+    def _logits(self, tokens: Tensor, key: Tensor) -> Tensor:
+        """The logits of tokens [B, N, C] and keys [B, T, H, D] -> [B, N, H, T]."""
+        # q . k = x . (W k) + b . k, so that the projection of queries costs N C H T instead of N C^2.
+        width, key = self.pool.in_features, key * key.shape[3] ** -0.5
+        weight, bias = (
+            torch.unflatten(part[:width], 0, key.shape[2:])
+            for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
+        )  # [H, D, C], [H, D]
+        slope = torch.einsum("hdc,bthd->bcht", weight, key)
+        constant = torch.einsum("hd,bthd->bht", bias, key)
+        return torch.unflatten(tokens @ slope.flatten(2), 2, slope.shape[2:]) + constant[:, None]
 
     def extra_repr(self) -> str:
         """The options of the constructor."""
