@@ -50,7 +50,7 @@ def teacher(
     genes = {"tumor": 59, "tme": 361}
     model = Teacher(1024, genes, 4, dropout=rate, gene_dropout=rate, bias=bias, backend=backend).to(device)
     task = Classification(["a", "b", "c", "d"])
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)  # as in the training
     cgc = CGCOptimizer(adamw, model.subspace_parameters())
     bags = {
         name: Bag(torch.randn(slides, size, 1024), Grid.square([size] * slides)).to(device)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from .._checks import check_count, check_floating, check_mask, check_shape
 from ..ops.pooling import masked_mean
@@ -78,10 +79,33 @@ class GeneSelection(nn.Module):
         check_mask("mask", mask, "B N", sizes)
         dtype = self.pool.weight.dtype
         tokens = torch.where(mask[..., None], tokens, 0).to(dtype)
-        normed = self.norm_genes(genes.to(dtype))
-        selected, weights = self.attention(self.norm_tokens(tokens), normed, normed)
-        feature = torch.tanh(self.pool(masked_mean(tokens + selected, mask)))
-        return SelectionOutput(feature, weights * mask[..., None])
+        key, value = self._keys_and_values(self.norm_genes(genes.to(dtype)))  # [B, T, H, D]
+        weights = self._logits(self.norm_tokens(tokens), key).softmax(-1)  # [B, N, H, T]
+        # The mean over tokens is taken of the weights, because all that follows them is linear.
+        mean_weights = torch.unflatten(masked_mean(weights.flatten(2), mask), 1, weights.shape[2:])  # [B, H, T]
+        selected = self.attention.out_proj(torch.einsum("bht,bthd->bhd", mean_weights, value).flatten(1))
+        selected = torch.where(mask.any(1, keepdim=True), selected, 0)
+        feature = torch.tanh(self.pool(masked_mean(tokens, mask) + selected))
+        return SelectionOutput(feature, weights.mean(2) * mask[..., None])
+
+    def _keys_and_values(self, genes: Tensor) -> tuple[Tensor, Tensor]:
+        """Project genes [B, T, C] to keys and values [B, T, H, D]."""
+        width = self.pool.in_features
+        weight, bias = self.attention.in_proj_weight[width:], self.attention.in_proj_bias[width:]
+        key, value = torch.unflatten(linear(genes, weight, bias), 2, (2, self.attention.num_heads, -1)).unbind(2)
+        return key, value
+
+    def _logits(self, tokens: Tensor, key: Tensor) -> Tensor:
+        """The logits of tokens [B, N, C] and keys [B, T, H, D] -> [B, N, H, T]."""
+        # q . k = x . (W k) + b . k, so that the projection of queries costs N C H T instead of N C^2.
+        width, key = self.pool.in_features, key * key.shape[3] ** -0.5
+        weight, bias = (
+            torch.unflatten(part[:width], 0, key.shape[2:])
+            for part in (self.attention.in_proj_weight, self.attention.in_proj_bias)
+        )  # [H, D, C], [H, D]
+        slope = torch.einsum("hdc,bthd->bcht", weight, key)
+        constant = torch.einsum("hd,bthd->bht", bias, key)
+        return torch.unflatten(tokens @ slope.flatten(2), 2, slope.shape[2:]) + constant[:, None]
 
     def extra_repr(self) -> str:
         """The options of the constructor."""

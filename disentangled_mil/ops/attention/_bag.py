@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..._precision import wide_dtype
-from ..._torch_private import softmax_backward
 from .._tile_size import on_device
 from ..position_bias import BiasTile, BiasWanted, TiledBias
 from ._carried import CarriedScores
@@ -138,17 +137,15 @@ class BagGradient:
         self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
         self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
 
-    def add(self, tile: slice, weights: Tensor, biases: BiasTile | None, gradient: Tensor) -> None:
+    def add(self, tile: slice, into_scores: Tensor, biases: BiasTile | None) -> None:
         """Add the gradients that a tile passes back.
 
         Args:
             tile: queries of the tile.
-            weights: weights of the tile [H, t, J].
+            into_scores: gradient of the scores [H, t, J].
             biases: biases of the tile; None if they have to be computed, or if there are none.
-            gradient: gradient of the weights [H, t, J].
         """
         scores = self.scores
-        into_scores = softmax_backward(gradient, weights)
         scores.write(into_scores @ scores.scaled_key, self.into.query[scores.bag], tile)
         self.key.baddbmm_(into_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         if self.want_logit:

@@ -161,7 +161,8 @@ def biased_attention(
         key_logit: term added to every score of a key; -inf takes the key out.
         query_mask: mask of the queries (True = real). Padding may hold anything, also NaN, and costs nothing.
         scale: factor of Q K^T; D ** -0.5 by default.
-        dropout: probability of dropping an attention weight.
+        dropout: probability of dropping an attention weight. The streamed implementation rounds it to a multiple of
+            2^-16.
         keep_weights: whether to return the weights too. They take 4 B H N J bytes, and save losses on the weights
             from computing them again.
         backend: ``"reference"`` holds all N x J matrices. ``"streaming"`` holds one tile of them at a time.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
+from ..._torch_private import softmax_backward
 from ._bag import BagGradient, BagScores, put, take
 from ._carried import Attended, AttentionArguments, CarriedScores
 from ._dropout import Dropout, thinned
@@ -71,6 +72,7 @@ def _backward(
         for tile in scores.tiles():
             biases = None if given.keep else scores.biases(tile)
             weights = scores.weights(tile, biases) if kept is None else scores.read(kept, tile, keys=True)
+            stays = None
             if into_out is None:
                 into_weights = torch.zeros_like(weights)
             else:
@@ -82,8 +84,10 @@ def _backward(
                 into_weights += take(into_mass, 1, scores.columns)[:, None]
             if into_kept is not None and given.keep:
                 into_weights += scores.read(into_kept, tile, keys=True)
-            gradient.add(tile, weights, biases, into_weights)
-            del weights, biases, into_weights  # before the next tile's are made
+            into_scores = softmax_backward(into_weights, weights)
+            del weights, into_weights, stays  # before the bias makes tiles of its own
+            gradient.add(tile, into_scores, biases)
+            del into_scores, biases  # before the next tile's are made
         gradient.finish()
         into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
     return into._replace(scores=into.scores.with_bias(bias, wanted.scores))

@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from torch import Tensor
 from torch.nn import functional as F
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
 from disentangled_mil.ops.attention import BACKENDS, AttentionOutput
+from disentangled_mil.ops.attention._dropout import Dropout
 from tests.support.allocations import allocations
 from tests.support.attention import draw, leaves, slopes, tiles
 from tests.support.operators import calls
@@ -500,6 +502,27 @@ def test_a_share_of_the_weights_is_dropped_and_the_others_grow() -> None:
     dropped = attended.out == 0
     assert dropped.double().mean() == pytest.approx(0.25, abs=0.02)
     torch.testing.assert_close(attended.out[~dropped], weights[~dropped] / 0.75)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_neighbors_are_dropped_independently_of_each_other(probability: float) -> None:
+    weights = torch.ones(3, 4001, 9)  # no multiple of four, which is the number of weights of a 64-bit draw
+    drop = Dropout(probability, torch.tensor(0), 0, weights.device)
+    stays = torch.cat([drop.draw(weights).flatten() for _ in range(2)]).long()
+    for places in ([0, 1, 2, 3], [0, 4, 8, 12], [0, 1, 9, 10]):
+        pattern = sum(stays[place : len(stays) - 12 + place] << bit for bit, place in enumerate(places))
+        count = torch.bincount(pattern[:: places[-1] + 1], minlength=16)
+        kept = torch.tensor([bin(number).count("1") for number in range(16)], dtype=torch.float64)
+        share = (1 - probability) ** kept * probability ** (4 - kept)
+        assert chisquare(count, share / share.sum() * count.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("probability", [0.1, 1 / 3, 1e-6, 1 - 1e-6])
+def test_the_scale_fits_the_probability_to_which_16_bits_round(probability: float) -> None:
+    drop = Dropout(probability, torch.tensor(0), 0, torch.device("cpu"))
+    share = round(probability * 65536) / 65536
+    assert drop.scale * (1 - share) == pytest.approx(float(share < 1))
+    assert drop.draw(torch.ones(1 << 20)).mean() == pytest.approx(1 - share, abs=0.002)
 
 
 def test_any_other_function_is_taken_by_the_reference_alone() -> None:
