@@ -13,6 +13,7 @@ from ..bags import Bag
 from ..data.cohort import Sample, StoredBag
 from ..data.slide_reading import SlideReading, TileFacts
 from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
+from .slide_facts import tell_partly_read
 
 
 def all_checked(
@@ -29,6 +30,7 @@ def all_checked(
         raise ValueError(f"{errors[0]} (and {len(errors) - 1} more of {len(samples)} are refused)") from errors[0]
     if errors:
         raise errors[0]
+    tell_partly_read(checked)
     return checked
 
 
