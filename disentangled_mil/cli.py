@@ -110,14 +110,21 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser(
         "explain", help="maps of slides for QuPath, and genes, behind the predictions of a model"
     )
-    explain.add_argument("checkpoint", type=Path, help="student.json, distilled.json or teacher.json of a run folder")
+    explain.add_argument(
+        "model",
+        type=Path,
+        help="run folder with one student (train --refit), or a checkpoint of a run folder: student.json, "
+        "distilled.json or teacher.json",
+    )
     explain.add_argument(
         "slides",
         nargs="+",
         metavar="MAGNIFICATION=PATH",
         help="folder of slides, or file of one slide; once per magnification of the model",
     )
-    explain.add_argument("--out", type=Path, required=True, help="folder to write to")
+    explain.add_argument(
+        "--out", type=Path, help="folder to write to (default: maps in the run folder, where report looks)"
+    )
     explain.add_argument("--images", type=Path, help="folder of slide images, which are drawn behind the maps")
     explain.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from image or features)")
     explain.add_argument("--expression", type=Path, help="table of expression, which a teacher needs")
@@ -164,6 +171,11 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one HTML page about a finished run; train and demo write it as well")
     report.add_argument("folder", type=Path, help="run folder")
     report.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
+    report.add_argument(
+        "--maps",
+        type=Path,
+        help="folder of maps, the --out of explain (default: maps in the run folder and in those of its folds)",
+    )
     report.set_defaults(run=_report)
 
     init = commands.add_parser("init", help="write a description of the cohort in a folder, to be completed")
@@ -321,13 +333,17 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
+    from .report import MAPS
     from .train.explain_slides import Extras, explain_slides
 
     names = ("images", "mpp", "expression", "gene_sets", "anndata")
+    if options.out is None and not options.model.is_dir():
+        raise ValueError("--out must name a folder, unless the model is a run folder")
+    out = options.out or options.model / MAPS
     written = explain_slides(
-        options.checkpoint,
+        options.model,
         _by_magnification("slides", "PATH", Path, options.slides),
-        options.out,
+        out,
         Extras(**{name: getattr(options, name) for name in names}),
         patients=options.patients,
         steps=_by_magnification("--step", "SIDE", float, options.step),
@@ -336,7 +352,11 @@ def _explain(options: argparse.Namespace) -> None:
         allow_other_encoder=options.allow_other_encoder,
         overwrite=options.overwrite,
     )
-    print(f"{len(written)} maps -> {options.out}")
+    print(f"{len(written)} maps -> {out}")
+    run = next((place for place in (options.model, *options.model.parents[:2]) if (place / "run.json").is_file()), None)
+    if run is not None:
+        elsewhere = "" if out == run / MAPS else f" --maps {out}"
+        print(f"to see them in the report of the run: python -m disentangled_mil report {run}{elsewhere}")
 
 
 def _extract(options: argparse.Namespace) -> int:
@@ -377,7 +397,7 @@ def _check(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> None:
     from .report import write_report
 
-    print(f"report -> {write_report(options.folder, options.out, overwrite=options.overwrite)}")
+    print(f"report -> {write_report(options.folder, options.out, maps=options.maps, overwrite=options.overwrite)}")
 
 
 def _init(options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._colors import CLASSES, NO_CLASS, NUMBERS
 from .._files import replacing
-from .colors import CLASSES, NO_CLASS, NUMBERS
 from .thumbnail import Thumbnail
 from .tile_map import TileMap
 

@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import auc, roc_curve
 
+from .._colors import BLUE
 from ..metrics import bootstrap_patients, percentile_interval
-from .blocks import BLUE, STROKES, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
+from .blocks import STROKES, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
 from .run_files import RunFiles
 from .tables import NAMES
 

@@ -16,7 +16,8 @@ from lifelines.statistics import logrank_test
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .blocks import BLUE, VERMILION, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
+from .._colors import BLUE, VERMILION
+from .blocks import Figures, Picture, Section, Table, Text, drawing, interval, number, vector
 from .run_files import RunFiles
 from .tables import NAMES
 

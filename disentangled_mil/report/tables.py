@@ -16,6 +16,7 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
+NOT_NAMED = "was not distilled, so no teacher named its prototypes, and their names may be exchanged"
 SHORT = {
     "linear": "linear model",
     "genes": "SNN",

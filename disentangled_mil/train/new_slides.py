@@ -96,8 +96,14 @@ def new_samples(
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: slides are missing at a magnification, or slides and patients do not fit.
+        ValueError: slides are missing at a magnification, slides and patients do not fit, or a model of patients got no
+            table of patients.
     """
+    if patients is None and reading.unit == "patient":
+        raise ValueError(
+            "the model learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
+            "slide and patient"
+        )
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")

@@ -262,6 +262,19 @@ def test_maps_of_the_run_and_its_splits_are_within_the_page(tmp_path):
     assert "The first 24 of 32 are shown." in page.text["maps"]
 
 
+def test_maps_of_another_folder_are_within_the_page_and_never_replaced(tmp_path, capsys):
+    run, maps = classification_run(tmp_path / "run", models=["student"]), tmp_path / "others"
+    assert main(["report", str(run), "--maps", str(maps)]) == 2
+    assert f"{maps}: must hold pictures of maps (.png)" in capsys.readouterr().err
+    maps.mkdir()
+    Figure(figsize=(1, 1)).savefig(maps / "slide.png")
+    assert main(["report", str(run), "--maps", str(maps)]) == 0
+    assert [alt for alt, _ in Page(run / "report.html").images["maps"]] == ["picture slide.png"]
+    (tmp_path / "page.html").hardlink_to(maps / "slide.png")
+    with pytest.raises(ValueError, match=r"page\.html: must be another file than .*slide\.png, which is read"):
+        write_report(run, tmp_path / "page.html", maps=maps, overwrite=True)
+
+
 def test_a_class_called_na_is_a_class(tmp_path):
     page = Page(classification_run(tmp_path / "run", ["NA", "01"], models=["student"]) / "report.html")
     assert {"NA", "01"} <= {row[0] for row in page.rows["errors"]}

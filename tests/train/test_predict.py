@@ -435,7 +435,7 @@ def test_a_student_that_lacks_what_prediction_needs_is_refused_with_the_remedy(b
 
 
 def test_a_student_of_all_slides_of_a_patient_asks_for_the_patients(by_patient, tmp_path):
-    with pytest.raises(ValueError, match=r"student: learned from all slides of a patient .* needs --patients, a CSV"):
+    with pytest.raises(ValueError, match=r"^the model learned from all slides of a patient .* needs --patients, a CSV"):
         predict_slides(by_patient.run / "student", by_patient.slides, tmp_path / "out.csv")
 
 
