@@ -74,7 +74,7 @@ class StoredBag:
         return reads_part(self.paths, self.max_tokens, drop_augmented=self.drop_augmented)
 
     def load(self) -> Bag:
-        """Read the bag, without a warning where :meth:`is_partly_read`, because a cohort has many of them.
+        """Read the bag, without a warning where ``is_partly_read()``, because a cohort has many of them.
 
         Returns:
             A bag with B = 1.

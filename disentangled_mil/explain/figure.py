@@ -112,6 +112,10 @@ def _tissue(axes: "Axes", tiles: TileMap, thumbnail: Thumbnail | None) -> None:
     else:
         rows, columns = thumbnail.pixels.shape[:2]
         extent = (0, columns * thumbnail.scale, rows * thumbnail.scale, 0)
+        # A tile around the map shows the tissue that it leaves out.
+        side = float(tiles.size.max())
+        left, top = min(left, max(0.0, left - side)), min(top, max(0.0, top - side))
+        right, bottom = max(right, min(extent[1], right + side)), max(bottom, min(extent[2], bottom + side))
         axes.imshow(thumbnail.pixels, extent=extent, interpolation="antialiased")
     edge = 0.02 * max(right - left, bottom - top)
     _scale_bar(axes, tiles, left, bottom + 2 * edge, max(right - left, bottom - top))

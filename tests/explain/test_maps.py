@@ -113,6 +113,9 @@ def test_anndata_is_read_back_as_a_slide(fine, tmp_path):
     assert bag.grid.cells[0].tolist() == [[0, 0], [1, 0], [3, 0]]
     assert (source.tile, source.mpp, source.unit) == (448, 0.5, LEVEL0)
     content = anndata.read_h5ad(tmp_path / "slide.h5ad")
+    names = content.uns["spatialdata_attrs"]
+    assert set(content.obs[names["region_key"]]) == {names["region"]} == {"tiles"}
+    assert content.obs[names["instance_key"]].is_unique
     assert content.obs["class"].tolist() == ["tumor", "tme", "tme"]
     assert content.obsm["spatial"].tolist() == fine.coords.tolist()
 
