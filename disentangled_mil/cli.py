@@ -333,7 +333,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from .report import MAPS
+    from .report.pictures import MAPS
     from .train.explain_slides import Extras, explain_slides
 
     names = ("images", "mpp", "expression", "gene_sets", "anndata")

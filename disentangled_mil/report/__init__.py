@@ -5,7 +5,6 @@ from .._extras import naming_extra
 with naming_extra("train"):
     from .maps import prototype_map
     from .page import write_report
-    from .pictures import MAPS
     from .tables import results_table
 
-__all__ = ["MAPS", "prototype_map", "results_table", "write_report"]
+__all__ = ["prototype_map", "results_table", "write_report"]

@@ -48,7 +48,7 @@ class Choice(NamedTuple):
         return self.most is not None and slide.source.tokens > 0 and len(self._kept(slide)) > self.most
 
     def _kept(self, slide: StoredSlide) -> NDArray[np.int64]:
-        """The tiles of which some are chosen."""
+        """The tiles among which the choice is made."""
         kept = np.arange(slide.source.tokens)
         if self.drop_augmented and slide.augmented is not None:
             kept = kept[~slide.augmented()]
