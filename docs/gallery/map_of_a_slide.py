@@ -32,7 +32,8 @@ def draw(path: Path) -> None:
         corners = bag.grid.cells[0] * TILE[name]
         size = torch.full((len(corners),), TILE[name])
         columns = student_view(branches[name], student.subspaces)
-        maps[name] = TileMap(corners, size, columns, student.subspaces, unit="level-0 pixels", unit_um=0.25)
+        classes = student.subspaces
+        maps[name] = TileMap(corners, size, columns, classes, unit="level-0 pixels", unit_um=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     tiles = combine_maps(maps)
     draw_map(path, tiles, ["attention"], title="A simulated slide at 10x and 20x")

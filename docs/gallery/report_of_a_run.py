@@ -12,7 +12,8 @@ def draw(path: Path) -> None:
     """Train for a moment, so that the page has all of its parts; its numbers mean nothing."""
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        run_demo(run, "survival", replace(DEMO_OPTIONS, epochs=1, distill="never"), patients=20, threads=1, quiet=True)
+        options = replace(DEMO_OPTIONS, epochs=1, distill="never")
+        run_demo(run, "survival", options, patients=20, threads=1, quiet=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_report(run, path, overwrite=True)
 
