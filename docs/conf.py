@@ -62,9 +62,10 @@ def setup(app: Sphinx) -> None:
 
 
 def _draw_gallery(app: Sphinx) -> None:
-    """Run the gallery scripts whose picture is missing or older than the script."""
+    """Run the gallery scripts whose picture or page is missing or older than the script."""
     for script in sorted((Path(app.srcdir) / "gallery").glob("*.py")):
-        picture = script.parent / "_generated" / f"{script.stem}.png"
+        suffix = ".html" if script.stem.startswith("report") else ".png"
+        picture = script.parent / "_generated" / f"{script.stem}{suffix}"
         if not picture.is_file() or picture.stat().st_mtime < script.stat().st_mtime:
             runpy.run_path(str(script))["draw"](picture)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from .._checks import check_choice, check_count
 from ..bags import Bag
 from .slide_reading import TRANSFORMS, transformed
-from .slides import SlideSource, check_places, read_bag, slide_source
+from .slides import SlideSource, check_places, read_bag, reads_part, slide_source
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,12 @@ class StoredBag:
         if len(self.paths) == 1 and not self.as_set:
             check_places(self.paths[0], step=self.step)
 
+    def is_partly_read(self) -> bool:
+        """Whether tiles are left out, because there are more than ``max_tokens``; features are not read."""
+        return reads_part(self.paths, self.max_tokens, drop_augmented=self.drop_augmented)
+
     def load(self) -> Bag:
-        """Read the bag.
+        """Read the bag, without a warning where ``is_partly_read()``, because a cohort has many of them.
 
         Returns:
             A bag with B = 1.
@@ -86,6 +90,7 @@ class StoredBag:
             as_set=self.as_set,
             drop_augmented=self.drop_augmented,
             max_tokens=self.max_tokens,
+            quiet=True,
         ).bag
         if self.transform == "none":
             return bag

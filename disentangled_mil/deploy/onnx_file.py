@@ -19,7 +19,7 @@ from ..nn import ITA, CellCenters, DeformableCrossAttention
 from ..ops.plain import MOST_PROTOTYPES, PlainOperators
 from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel, load_model
-from ..train.saved_students import load_students
+from ..train.saved_students import one_checkpoint
 from .student_graph import StudentGraph, StudentResult
 
 _BAGS, _PATCHES = 2, 12  # of the example that is traced
@@ -123,16 +123,7 @@ def _saved(model: Student | SavedModel | str | Path, kinds: Mapping[str, type[Ta
         return model
     if not isinstance(model, (str, Path)):
         return SavedModel(model)
-    path = Path(model)
-    if not path.is_dir():
-        return load_model(path, kinds=kinds)
-    students = load_students(path, "auto", kinds)
-    if len(students) > 1:
-        raise ValueError(
-            f"{path}: must hold one student to export, got those of {len(students)} folds: name one checkpoint, "
-            "or train with --refit"
-        )
-    return load_model(students[0].path, kinds=kinds)
+    return load_model(one_checkpoint(Path(model)), kinds=kinds)
 
 
 def _sets(saved: SavedModel, student: Student, wanted: bool) -> tuple[str, ...]:

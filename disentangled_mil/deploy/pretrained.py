@@ -10,6 +10,7 @@ from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
 from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel, load_model, save_model
+from ..train.saved_students import one_checkpoint
 from .model_card import CardTexts, model_card
 
 MODEL, CARD = "model", "README.md"
@@ -31,8 +32,10 @@ def save_pretrained(
 
     Args:
         folder: folder to write to.
-        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, or its checkpoint.
-        run: folder of the finished run that trained the model; the card takes test sets and metrics from it.
+        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, its checkpoint, or a run folder
+            that holds one student (``train --refit``, or ``demo``).
+        run: folder of the finished run that trained the model; the card takes test sets and metrics from it. By
+            default ``model`` itself, if it is a run folder.
         texts: texts of the card that no file knows, such as data and intended use.
         overwrite: whether files that are there may be replaced.
         kinds: class of every kind of task.
@@ -45,7 +48,8 @@ def save_pretrained(
         FileNotFoundError: the checkpoint or the run is missing.
         OSError: a file cannot be written.
         TypeError: the model is of another class.
-        ValueError: a file is damaged, or the run is of another kind of task than the model.
+        ValueError: a file is damaged, a run folder holds the students of several folds, or the run is of another kind
+            of task than the model.
 
     Example:
         >>> import tempfile
@@ -60,11 +64,16 @@ def save_pretrained(
     """
     folder = Path(folder)
     check_outputs([folder / file for file in FILES], [], overwrite=overwrite, remedy="overwrite=True")
-    saved = load_model(model, kinds=kinds) if isinstance(model, (str, Path)) else model
+    name = None
+    if isinstance(model, (str, Path)):
+        checkpoint = one_checkpoint(Path(model))
+        name = checkpoint.name.partition(".")[0]
+        run = model if run is None and Path(model).is_dir() else run
+        model = load_model(checkpoint, kinds=kinds)
+    saved = model
     if not isinstance(saved, SavedModel):
         check_type("model", saved, (Student, Teacher, GeneNetwork), "a model, a SavedModel or the path of a checkpoint")
         saved = SavedModel(saved)
-    name = Path(model).name.partition(".")[0] if isinstance(model, (str, Path)) else None
     card = model_card(saved, run=run, name=name, texts=texts or CardTexts(), kinds=kinds)
     save_model(
         folder / MODEL,

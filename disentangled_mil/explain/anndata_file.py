@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from .._checks import check_shape
@@ -11,13 +12,17 @@ from .._extras import naming_extra
 from .._files import replacing
 from .tile_map import TileMap
 
+_SHAPES = "tiles"
+_TABLE = {"region": _SHAPES, "region_key": "library_id", "instance_key": "tile_id"}
+
 
 def write_anndata(
     path: str | Path, tiles: TileMap, features: Tensor, *, mpp: float | None = None, step: float | None = None
 ) -> None:
     """Write the map of one magnification beside its features. Needs the extra ``anndata``.
 
-    ``obs`` has the columns of the map, ``tile_id`` and ``class``; ``uns["tile_spec"]`` has the size of the tiles.
+    ``obs`` has the columns of the map, ``tile_id`` and ``class``; ``uns["tile_spec"]`` has the size of the tiles. The
+    file is a table of SpatialData for shapes called ``tiles``, the name that LazySlide gives them.
     :func:`~disentangled_mil.data.slides.read_bag` reads the file too.
 
     Args:
@@ -58,12 +63,13 @@ def write_anndata(
     spec |= {} if mpp is None else {"mpp": mpp}
     obs = tiles.table()
     obs.insert(0, "tile_id", np.arange(len(obs)))
+    obs.insert(1, "library_id", pd.Categorical([_SHAPES] * len(obs)))
     obs.index = obs.index.astype(str)
     content = AnnData(
         features.detach().cpu().numpy(),
         obs=obs,
         obsm={"spatial": tiles.coords.cpu().numpy()},
-        uns={"tile_spec": spec, "classes": list(tiles.classes)},
+        uns={"tile_spec": spec, "classes": list(tiles.classes), "spatialdata_attrs": dict(_TABLE)},
     )
     with replacing(path) as temporary:
         content.write_h5ad(temporary)

@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._colors import CLASSES, NO_CLASS, NUMBERS
 from .._files import replacing
-from .colors import CLASSES, NO_CLASS, NUMBERS
 from .thumbnail import Thumbnail
 from .tile_map import TileMap
 
@@ -77,7 +77,8 @@ def draw_map(
     panels = (thumbnail is not None) + bool(tiles.classes) + len(columns)
     if not panels:
         raise ValueError("columns must name at least one column of a map without classes, got none")
-    width, height = ((tiles.coords.double() + tiles.size[:, None]).amax(0) - tiles.coords.double().amin(0)).tolist()
+    left, top, right, bottom = _extent(tiles, thumbnail)
+    width, height = right - left, bottom - top
     longer = max(width, height)
     size = _PANEL * max(width / longer, 0.6), _PANEL * max(height / longer, 0.3) + _BELOW
     rows, across = (panels, 1) if width > 1.5 * height else (1, panels)  # Wide slides lie one below the other.
@@ -103,10 +104,25 @@ def draw_map(
         figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
 
 
-def _tissue(axes: "Axes", tiles: TileMap, thumbnail: Thumbnail | None) -> None:
-    """The tissue behind the tiles, and the scale bar below it."""
+def _extent(tiles: TileMap, thumbnail: Thumbnail | None) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what is drawn: the tiles, and a tile of tissue around them within the slide."""
     left, top = tiles.coords.double().amin(0).tolist()
     right, bottom = (tiles.coords.double() + tiles.size[:, None]).amax(0).tolist()
+    if thumbnail is None:
+        return left, top, right, bottom
+    side = float(tiles.size.max())
+    rows, columns = (thumbnail.scale * pixels for pixels in thumbnail.pixels.shape[:2])
+    return (
+        min(left, max(0.0, left - side)),
+        min(top, max(0.0, top - side)),
+        max(right, min(columns, right + side)),
+        max(bottom, min(rows, bottom + side)),
+    )
+
+
+def _tissue(axes: "Axes", tiles: TileMap, thumbnail: Thumbnail | None) -> None:
+    """The tissue behind the tiles, and the scale bar below it."""
+    left, top, right, bottom = _extent(tiles, thumbnail)
     if thumbnail is None:
         axes.add_collection(PolyCollection(_squares(tiles), facecolors="#dddddd", edgecolors="none", antialiased=False))
     else:
@@ -117,7 +133,7 @@ def _tissue(axes: "Axes", tiles: TileMap, thumbnail: Thumbnail | None) -> None:
     _scale_bar(axes, tiles, left, bottom + 2 * edge, max(right - left, bottom - top))
     axes.set_xlim(left - edge, right + edge)
     axes.set_ylim(bottom + 6 * edge, top - edge)  # y grows downward, as on the slide
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="N")  # so that panels with and without a scale of colors are level
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -173,7 +189,7 @@ def _numbers(figure: Figure, axes: "Axes", tiles: TileMap, name: str, scale: str
     axes.add_collection(squares)
     axes.set_title(words, fontsize=10)
     bar = figure.colorbar(
-        squares, ax=axes, location="bottom", shrink=0.8, aspect=30, extend="max" if cut else "neither"
+        squares, ax=axes, location="bottom", shrink=0.8, aspect=30, panchor=False, extend="max" if cut else "neither"
     )
     most = f"; largest {float(known.max()):.3g}" if cut else ""
     bar.set_label(text + most, fontsize=8)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._colors import CLASSES, rgb
 from .._files import replacing
-from .colors import CLASSES, rgb
 from .tile_map import TileMap
 from .views import HEAD
 

@@ -84,7 +84,6 @@ def extract_slides(
     for magnification, folder in folders.items():
         for slide in images:
             _is_finished(folder / f"{slide}.h5", {**options, "target_magnification": magnification})
-        folder.mkdir(parents=True, exist_ok=True)
     result = Extraction([], [], {})
     for number, (slide, source) in enumerate(images.items(), start=1):
         try:
@@ -94,6 +93,7 @@ def extract_slides(
                     if _is_finished(path, facts):
                         result.kept.append(path)
                         continue
+                    path.parent.mkdir(parents=True, exist_ok=True)
                     title = f"slide {number}/{len(images)}, {magnification:g}x: {slide}"
                     _write(path, image, magnification, extractor, facts, None if quiet else title)
                     result.written.append(path)

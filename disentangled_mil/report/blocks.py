@@ -12,15 +12,16 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Color-blind safe (Okabe and Ito), and told apart by their strokes in gray.
+from .._colors import BLACK, BLUE, GREEN, PURPLE, VERMILION
+
+# Color-blind safe, and told apart by their strokes in gray.
 STROKES: dict[str, dict[str, Any]] = {
-    "linear": {"color": "#000000", "linestyle": ":"},
-    "genes": {"color": "#009e73", "linestyle": (0, (6, 2))},
-    "teacher": {"color": "#cc79a7", "linestyle": "-."},
-    "student": {"color": "#d55e00", "linestyle": "--"},
-    "distilled": {"color": "#0072b2", "linestyle": "-"},
+    "linear": {"color": BLACK, "linestyle": ":"},
+    "genes": {"color": GREEN, "linestyle": (0, (6, 2))},
+    "teacher": {"color": PURPLE, "linestyle": "-."},
+    "student": {"color": VERMILION, "linestyle": "--"},
+    "distilled": {"color": BLUE, "linestyle": "-"},
 }
-BLUE, VERMILION = "#0072b2", "#d55e00"
 _STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "svg.fonttype": "none",  # small files, and letters of every script

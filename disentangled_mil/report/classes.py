@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.metrics import auc, roc_curve
 
+from .._colors import BLUE
 from ..metrics import bootstrap_patients, percentile_interval
-from .blocks import BLUE, STROKES, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
+from .blocks import STROKES, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
 from .run_files import RunFiles
 from .tables import NAMES
 
@@ -98,8 +99,8 @@ def _reliability(table: pd.DataFrame, name: str) -> Picture:
     with drawing() as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
         low, high = _wilson(shares, sizes)
-        axes.vlines(means, low, high, color=BLUE, linewidth=1)
-        axes.scatter(means, shares, s=12 + 200 * sizes / len(table), color=BLUE, zorder=2)
+        axes.vlines(means, low, high, color=BLUE, linewidth=1, clip_on=False)
+        axes.scatter(means, shares, s=12 + 200 * sizes / len(table), color=BLUE, zorder=2, clip_on=False)
         axes.set(xlabel="probability of the predicted class", ylabel="share of right predictions")
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         return vector(figure, f"{name}: ECE {error:.3f}", f"reliability diagram of {name}; ECE {error:.3f}")

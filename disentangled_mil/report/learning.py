@@ -12,12 +12,13 @@ from .tables import NAMES
 
 
 class _Topic(NamedTuple):
-    """Columns of the logs that are drawn together; ``missing`` says why there may be none."""
+    """Columns of the logs that are drawn together; ``missing`` says why a teacher, if it is of one, has none."""
 
     title: str
     beginnings: tuple[str, ...]
     text: str
     missing: str = ""
+    of_teacher: bool = False
 
 
 _TOPICS = (
@@ -39,6 +40,7 @@ _TOPICS = (
         "The distance between the attention of two magnifications on the same tissue. It falls where both look at the "
         "same places.",
         "it needs two magnifications with coordinates.",
+        of_teacher=True,
     ),
     _Topic(
         "Conflicts of the subspaces",
@@ -46,12 +48,14 @@ _TOPICS = (
         "Confidence-guided coordination (CGC): the share of rows of the head in which the gradients of two subspaces "
         "conflict, and the rows in which the gradient of the less confident one was projected.",
         "CGC was off, or there is one subspace.",
+        of_teacher=True,
     ),
     _Topic(
         "Cosine of the gradients",
         ("cosine",),
         "The mean cosine of the gradients of two subspaces before CGC. Below 0 they conflict.",
         "the log has no such column.",
+        of_teacher=True,
     ),
     _Topic("Gate", ("gate",), "The weight of each magnification in the prediction.", "the log has no such column."),
 )
@@ -78,7 +82,8 @@ def learning_section(run: RunFiles) -> Section:
         if pictures:
             blocks.append(Figures(f"{topic.title}. {topic.text}", pictures))
         else:
-            blocks.append(Text(f"{topic.title}: not shown, because {topic.missing}", note=True))
+            reason = "no teacher was trained." if topic.of_teacher and not logs["teacher"] else topic.missing
+            blocks.append(Text(f"{topic.title}: not shown, because {reason}", note=True))
     return Section("training", "How the training went", blocks)
 
 

@@ -10,14 +10,12 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from .._checks import check_shape
+from .._colors import CLASSES, rgb
 from .._files import replacing
 from ..bags import Grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Color-blind safe (Okabe and Ito): vermilion, blue, green, orange, purple, sky.
-_COLORS = ("#d55e00", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
 
 
 def prototype_map(
@@ -42,14 +40,14 @@ def prototype_map(
     sizes = check_shape("grid.mask", grid.mask, "1 N")
     check_shape("truth", truth, "N", sizes)
     check_shape("assignment", assignment, "N", sizes)
-    if len(subspaces) > len(_COLORS):
-        raise ValueError(f"subspaces must be at most {len(_COLORS)}, got {len(subspaces)}")
+    if len(subspaces) > len(CLASSES):
+        raise ValueError(f"subspaces must be at most {len(CLASSES)}, got {len(subspaces)}")
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     agreement = float((truth == assignment)[grid.mask[0].cpu()].float().mean())
     _draw(panels[0], grid, truth, "true regions")
     _draw(panels[1], grid, assignment, f"student's prototypes ({agreement:.0%} of patches agree)")
-    handles = [Patch(color=color, label=name) for color, name in zip(_COLORS, subspaces, strict=False)]
+    handles = [Patch(color=color, label=name) for color, name in zip(CLASSES, subspaces, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(subspaces), frameon=False)
     figure.suptitle(title)
     with replacing(path) as temporary:
@@ -59,7 +57,7 @@ def prototype_map(
 def _draw(axes: "Axes", grid: Grid, labels: Tensor, title: str) -> None:
     """One panel: a colored cell per patch on white."""
     picture = np.ones((grid.height, grid.width, 3))
-    palette = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in _COLORS])
+    palette = np.array([rgb(color) for color in CLASSES]) / 255
     real = grid.mask[0].cpu() & (labels.cpu() >= 0)
     x, y = grid.cells[0].cpu()[real].numpy().T
     picture[y, x] = palette[labels.cpu()[real].numpy()]

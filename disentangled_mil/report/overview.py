@@ -104,7 +104,7 @@ def gain_section(run: RunFiles) -> Section:
             "Headroom is what the teacher knows beyond a linear model on the slides. It is measured on training "
             "patients that the teacher had not seen. Without it, there is nothing to distill."
         )
-        blocks += [Text(text), _table("Headroom", "fold", headroom)]
+        blocks += [Text(text), _table("Headroom", "fold" if len(headroom) > 1 else "", headroom)]
     if "distilled" not in set(run.predictions["model"]):
         blocks.append(Text("No student was distilled in this run.", note=True))
     return Section("gains", "What distillation gained", blocks)

@@ -16,7 +16,8 @@ from lifelines.statistics import logrank_test
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .blocks import BLUE, VERMILION, Figures, Picture, Section, Table, Text, drawing, interval, number, vector
+from .._colors import BLUE, VERMILION
+from .blocks import Figures, Picture, Section, Table, Text, drawing, interval, number, vector
 from .run_files import RunFiles
 from .tables import NAMES
 
@@ -34,8 +35,9 @@ _GROUPS = (
 _CALIBRATION = (
     f"Patients are put into {_SIZES} groups of equal size by their predicted probability to pass the horizon without "
     "the event. A dot compares the mean prediction of a group with the Kaplan-Meier estimate at the horizon, and its "
-    "line is the 95 % interval of the estimate. Dots on the diagonal are calibrated. Below it, the model predicts "
-    "too few events. The horizon is an edge of the intervals, which are fitted on the training patients of each fold."
+    "line is the 95 % interval of the estimate. A group without an event before the horizon has no interval. Dots on "
+    "the diagonal are calibrated. Below it, the model predicts too few events. The horizon is an edge of the "
+    "intervals, which are fitted on the training patients of each fold."
 )
 _ERRORS = (
     "Two patients of a fold are a pair if one is known to have the event first. Their order is wrong if the other one "
@@ -189,7 +191,7 @@ def _calibration_of(table: pd.DataFrame, horizons: Sequence[float], intervals: i
             at = np.searchsorted(curve.times, 1.0, side="right") - 1
             mean = float(predicted[rows].mean())
             axes.vlines(mean, curve.low[at], curve.high[at], color=BLUE, linewidth=1)
-            axes.plot(mean, curve.values[at], "o", color=BLUE)
+            axes.plot(mean, curve.values[at], "o", color=BLUE, clip_on=False)
         axes.set(xlabel="predicted share without the event", ylabel="observed share without the event")
         axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
         return vector(figure, name, f"predicted against observed survival of {name} at the horizon")

@@ -16,6 +16,8 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
+_NO_SHARE = "none, as that gain may be 0"
+NOT_NAMED = "was not distilled, so no teacher named its prototypes, and their names may be exchanged"
 SHORT = {
     "linear": "linear model",
     "genes": "SNN",
@@ -120,7 +122,8 @@ def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Tas
         task: task, or the class of its kind, which names the metric.
 
     Returns:
-        A table of text, such as ``+0.022 [+0.005, +0.040]``, and the share of the headroom that distillation takes.
+        A table of text, such as ``+0.022 [+0.005, +0.040]``, and the share of the teacher's gain that distillation
+        takes, where the interval of that gain is above 0.
     """
     columns: dict[str, dict[str, str]] = {}
     for test, found in compared.items():
@@ -128,7 +131,7 @@ def gains_table(compared: Mapping[str, Mapping[str, Any]], task: Task | type[Tas
         for entry in found["gains"]:
             column[f"{SHORT[entry['first']]} minus {SHORT[entry['second']]}"] = _interval(entry)
         if found["headroom_taken"] is not None:
-            column["share of the teacher's gain"] = f"{found['headroom_taken']:.0%}"
+            column["share of the teacher's gain"] = f"{found['headroom_taken']:.0%}" if _is_gain(found) else _NO_SHARE
     return pd.DataFrame(columns).fillna("")
 
 
@@ -180,6 +183,13 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
     if not headroom["low"] > 0:
         return f"{line}; distillation is declined: the interval is not above 0"
     return f"{line}; distillation is declined: a linear model on slides does not gain from the predictions of a teacher"
+
+
+def _is_gain(found: Mapping[str, Any]) -> bool:
+    """Whether the teacher is better than the student; a share of a gain that may be 0 means nothing."""
+    pairs = {(entry["first"], entry["second"]): entry["low"] for entry in found["gains"]}
+    low = pairs.get(("teacher", "student"))
+    return low is not None and low > 0
 
 
 def _interval(entry: Mapping[str, float | None]) -> str:

@@ -11,6 +11,7 @@ from ..bags import Bag, Grid, TokenSet, thin
 from ..data.cohort import Sample
 from ..models import mean_patches
 from .processes import of_each, processes, rank
+from .slide_facts import tell_partly_read
 
 _ROOM_FOR_PARTS = 1 << 30  # bytes; thinned bags are small
 
@@ -102,6 +103,8 @@ class BagCache:
 
         first: dict[str, tuple[str, bool]] = {}
         parts = of_each(read)
+        if rank() == 0:
+            tell_partly_read(samples)
         for number, sample in enumerate(samples):
             facts = parts[number % len(parts)][number // len(parts)]
             self._facts[id(sample)] = sample, facts

@@ -24,6 +24,7 @@ class ExplainedGenes:
         table: table of expression.
         gene_sets: GMT file of the sets over which attributions are summed.
         patients: patients who must be in the table.
+        slides_are_patients: whether every slide counts as a patient, because no table names the patients.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -31,15 +32,24 @@ class ExplainedGenes:
     """
 
     def __init__(
-        self, pipeline: ExpressionPipeline, table: Path, gene_sets: Path | None, patients: Sequence[str]
+        self,
+        pipeline: ExpressionPipeline,
+        table: Path,
+        gene_sets: Path | None,
+        patients: Sequence[str],
+        *,
+        slides_are_patients: bool,
     ) -> None:
         self.pipeline = pipeline
         self.sets = None if gene_sets is None else read_gmt(gene_sets)
         expression = read_expression(table)
         if absent := sorted(set(patients) - set(expression.index)):
-            raise ValueError(
-                f"{table}: must hold every patient, but lacks {first_of(absent)}; --patients names the patients"
-            )
+            if slides_are_patients:
+                raise ValueError(
+                    f"{table}: must hold the patient of every slide, but no patient is called as the slide "
+                    f"{first_of(absent)}; give --patients, a CSV with the columns slide and patient"
+                )
+            raise ValueError(f"{table}: must hold every patient, but lacks {first_of(absent)}")
         names = list(dict.fromkeys(patients))
         self.rows = {name: row for row, name in enumerate(names)}
         self.values = self.pipeline.transform(expression.loc[names])

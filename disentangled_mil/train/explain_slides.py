@@ -27,10 +27,13 @@ from ..explain import (
 )
 from ..explain.thumbnail import Thumbnail, read_thumbnail
 from ..models import Student, Teacher
+from ..report.tables import NOT_NAMED
 from ..tasks import KINDS, Task
+from .building import WITHOUT_GENES
 from .checkpoint import checkpoint_files, load_model
 from .explain_genes import ExplainedGenes
 from .new_slides import all_checked, files_of, new_samples
+from .saved_students import one_checkpoint
 from .threads import Threads, using_threads
 
 _LEVEL0 = "level-0 pixels"
@@ -56,7 +59,7 @@ class Extras:
 
 
 def explain_slides(
-    checkpoint: Path,
+    model: Path,
     folders: Mapping[str, Path],
     out: Path,
     extras: Extras | None = None,
@@ -76,7 +79,8 @@ def explain_slides(
     ``genes.csv`` and ``gene_sets.csv`` tell which genes move the prediction for each patient.
 
     Args:
-        checkpoint: checkpoint of a student or teacher.
+        model: checkpoint of a student or teacher, or a run folder that holds one student (``train --refit``, or
+            ``demo``).
         folders: folder of slides, or file of one slide, for every magnification of the model.
         out: folder to write to; it is made.
         extras: images, expression and further outputs.
@@ -96,25 +100,30 @@ def explain_slides(
         FileExistsError: a file to be written is there, and ``overwrite`` is False.
         FileNotFoundError: a file or folder is missing.
         ModuleNotFoundError: an extra is not installed.
-        ValueError: the checkpoint is no student or teacher, a slide cannot be read or has no coordinates, a
-            teacher lacks expression, or a file to be written is one that is read.
+        ValueError: the checkpoint is no student or teacher, a run folder holds the students of several folds, a slide
+            cannot be read or has no coordinates, a teacher lacks expression or patients, or a file to be written is one
+            that is read.
     """
     extras, steps = extras or Extras(), steps or {}
     if extras.mpp is not None and not 0 < extras.mpp < float("inf"):
         raise ValueError(f"mpp must be positive and finite, got {extras.mpp}")
-    model, task, reading, expression, _ = load_model(checkpoint, kinds=kinds)
-    if not isinstance(model, (Student, Teacher)):
-        raise ValueError(f"{checkpoint}: must hold a student or a teacher, got a {type(model).__name__}")
+    checkpoint = one_checkpoint(model)
+    network, task, reading, expression, notes = load_model(checkpoint, kinds=kinds)
+    if not isinstance(network, (Student, Teacher)):
+        raise ValueError(f"{checkpoint}: must hold a student or a teacher, got a {type(network).__name__}")
     if task is None or reading is None:
         lacking = "task" if task is None else "reading"
         raise ValueError(
             f"{checkpoint}: must have the key {lacking!r}; save the model by save_model(..., {lacking}=...)"
         )
-    width = model.arguments["features"]
-    samples = new_samples(model.magnifications, folders, patients, steps, reading, width)
+    width = network.arguments["features"]
+    samples = new_samples(network.magnifications, folders, patients, steps, reading, width)
     samples = all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
     places = [_places(sample, steps) for sample in samples]
-    genes = _genes(checkpoint, model, expression, extras, [sample.patient for sample in samples])
+    genes = _genes(checkpoint, network, expression, extras, [sample.patient for sample in samples], patients)
+    unnamed = _is_unnamed(network, notes)
+    if unnamed:
+        warnings.warn(f"{checkpoint}: {NOT_NAMED}", stacklevel=2)
     images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
     tables = [extras.expression, extras.gene_sets, patients]
     inputs = [
@@ -127,19 +136,19 @@ def explain_slides(
         raise ValueError(f"{out}: must be another folder than that of the slides")
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
-    model.to(device)
+    network.to(device)
     written = []
     progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
     for sample, placed in zip(progress, places, strict=True):
         bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
         with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
-            views = _views(model, bags, None if genes is None else genes.of(sample.patient))
-            if isinstance(model, Teacher) and genes is not None:
-                genes.explain(model, bags, sample.patient, sample.name, task)
+            views = _views(network, bags, None if genes is None else genes.of(sample.patient))
+            if isinstance(network, Teacher) and genes is not None:
+                genes.explain(network, bags, sample.patient, sample.name, task)
         for slide, parts in placed.items():
             image = read_thumbnail(images[slide]) if slide in images else None
-            maps = {part.magnification: _map(part, views[part.magnification], model, image, extras) for part in parts}
-            _write(out, slide, maps, image)
+            maps = {part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts}
+            _write(out, slide, maps, image, f"{slide}: the student {NOT_NAMED}" if unnamed else slide)
             if extras.anndata:
                 for part in parts:
                     features = bags[part.magnification].patches[0, part.rows]
@@ -211,6 +220,7 @@ def _genes(
     pipeline: ExpressionPipeline | None,
     extras: Extras,
     patients: Sequence[str],
+    owners: Path | None,
 ) -> ExplainedGenes | None:
     """The expression of a teacher; None for a student."""
     if isinstance(model, Student):
@@ -223,7 +233,7 @@ def _genes(
         )
     if extras.expression is None:
         raise ValueError(f"{checkpoint}: a teacher needs the expression of its patients; give it by --expression")
-    return ExplainedGenes(pipeline, extras.expression, extras.gene_sets, patients)
+    return ExplainedGenes(pipeline, extras.expression, extras.gene_sets, patients, slides_are_patients=owners is None)
 
 
 @torch.no_grad()
@@ -260,12 +270,17 @@ def _map(
     return TileMap(coords, torch.full((len(coords),), side), columns, classes, unit=unit, unit_um=unit_um)
 
 
-def _write(out: Path, slide: str, maps: Mapping[str, TileMap], image: Thumbnail | None) -> None:
+def _is_unnamed(model: Student | Teacher, notes: Mapping[str, object]) -> bool:
+    """Whether a student has the names of subspaces of genes, but no teacher told its prototypes apart."""
+    return isinstance(model, Student) and notes.get("name") == "student" and tuple(model.subspaces) != WITHOUT_GENES
+
+
+def _write(out: Path, slide: str, maps: Mapping[str, TileMap], image: Thumbnail | None, title: str) -> None:
     """The files of one slide."""
     tiles = combine_maps(maps)
     drawn = [name for name in tiles.columns if name.startswith("attention") and _is_drawn(name, maps)]
     write_table(out / f"{slide}.csv", tiles.table(), float_format="%.6g")
-    draw_map(out / f"{slide}.png", tiles, drawn, title=slide, thumbnail=image if tiles.unit == _LEVEL0 else None)
+    draw_map(out / f"{slide}.png", tiles, drawn, title=title, thumbnail=image if tiles.unit == _LEVEL0 else None)
     if tiles.unit == _LEVEL0:
         write_geojson(out / f"{slide}.geojson", tiles)
     else:

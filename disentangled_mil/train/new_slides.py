@@ -13,6 +13,7 @@ from ..bags import Bag
 from ..data.cohort import Sample, StoredBag
 from ..data.slide_reading import SlideReading, TileFacts
 from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
+from .slide_facts import tell_partly_read
 
 
 def all_checked(
@@ -29,6 +30,7 @@ def all_checked(
         raise ValueError(f"{errors[0]} (and {len(errors) - 1} more of {len(samples)} are refused)") from errors[0]
     if errors:
         raise errors[0]
+    tell_partly_read(checked)
     return checked
 
 
@@ -94,8 +96,14 @@ def new_samples(
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: slides are missing at a magnification, or slides and patients do not fit.
+        ValueError: slides are missing at a magnification, slides and patients do not fit, or a model of patients got no
+            table of patients.
     """
+    if patients is None and reading.unit == "patient":
+        raise ValueError(
+            "the model learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
+            "slide and patient"
+        )
     check_names("slides", folders, magnifications)
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")

@@ -79,16 +79,11 @@ def predict_slides(
             magnification, or has no coordinates where those of training had.
     """
     saved = load_students(model, students, kinds)
-    path, student, _, reading = saved[0]
+    student, reading = saved[0].model, saved[0].reading
     if out.is_dir():
         raise IsADirectoryError(f"{out}: must be a file to write, got a folder")
     if out.suffix.lower() != ".csv":  # Models and features have other endings, so none is replaced.
         raise ValueError(f"{out}: predictions must end in .csv, got {out.name!r}")
-    if patients is None and reading.unit == "patient":
-        raise ValueError(
-            f"{path}: learned from all slides of a patient in one bag, so it needs --patients, a CSV with the columns "
-            "slide and patient"
-        )
     width = student.arguments["features"]
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]

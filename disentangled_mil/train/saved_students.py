@@ -61,6 +61,28 @@ def load_students(path: Path, which: str, kinds: Mapping[str, type[Task]]) -> li
     return students
 
 
+def one_checkpoint(path: Path) -> Path:
+    """The checkpoint of a model: a path that is no folder, or that of the one student of a run folder.
+
+    Args:
+        path: checkpoint, or a run folder: the student in ``final`` of ``train --refit``, or that of ``demo``.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: the folder holds no student.
+        ValueError: the folder holds the students of several folds, or the run is not finished.
+    """
+    found = _checkpoints(path, "auto")
+    if len(found) > 1:
+        raise ValueError(
+            f"{path}: must hold one student, got those of {len(found)} folds; name a checkpoint such as {found[0]}, "
+            "or train with --refit"
+        )
+    return found[0]
+
+
 def _checkpoints(path: Path, which: str) -> list[Path]:
     """The checkpoints of a path."""
     if not path.is_dir():

@@ -1,10 +1,11 @@
 """What the files of a cohort say about their slides, without reading the features."""
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..bags import Bag, TokenSet
-from ..data.cohort import StoredBag
+from ..data.cohort import Sample, StoredBag
 
 
 class SlideFacts(NamedTuple):
@@ -45,6 +46,23 @@ def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
     source = bag.source()
     tokens = source.tokens if bag.max_tokens is None else min(source.tokens, bag.max_tokens)
     return SlideFacts(len(source.files), tokens, source.width, source.placed, source.summary)
+
+
+def tell_partly_read(samples: Sequence[Sample]) -> None:
+    """Say once of how many bags tiles are left out.
+
+    Args:
+        samples: samples of a cohort, or new ones.
+    """
+    stored = [bag for sample in samples for bag in sample.bags.values() if isinstance(bag, StoredBag)]
+    parts = [bag for bag in stored if bag.is_partly_read()]
+    if parts:
+        most = " or ".join(f"{count:,}" for count in sorted({bag.max_tokens for bag in parts if bag.max_tokens}))
+        warnings.warn(
+            f"{len(parts)} of {len(stored)} bags of slides are read in part, because they hold more tiles than "
+            f"max_tokens, {most}; the tiles are spread evenly over the tissue",
+            stacklevel=3,
+        )
 
 
 def span(numbers: Sequence[int]) -> str:

@@ -127,7 +127,7 @@ def train_models(
             task=task,
             reading=cohort.reading(),
             expression=pipeline if model in TAKE_GENES else None,
-            notes={"task_name": name, "training": asdict(options)},
+            notes={"task_name": name, "name": model, "training": asdict(options)},
         )
 
     if "linear" in models:

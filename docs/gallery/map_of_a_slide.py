@@ -1,4 +1,4 @@
-"""Draw ``_generated/map_of_a_slide.png``: prototypes and attention of a student on a planted slide."""
+"""Draw ``_generated/map_of_a_slide.png``, and its GeoJSON: prototypes and attention of a student on a planted slide."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from disentangled_mil.data.planted import planted_cohort
-from disentangled_mil.explain import TileMap, combine_maps, draw_map, student_view
+from disentangled_mil.explain import TileMap, combine_maps, draw_map, student_view, write_geojson
 from disentangled_mil.train import Split, load_model, run_split
 from disentangled_mil.train.demo import DEMO_OPTIONS
 
@@ -32,9 +32,12 @@ def draw(path: Path) -> None:
         corners = bag.grid.cells[0] * TILE[name]
         size = torch.full((len(corners),), TILE[name])
         columns = student_view(branches[name], student.subspaces)
-        maps[name] = TileMap(corners, size, columns, student.subspaces, unit="level-0 pixels", unit_um=0.25)
+        classes = student.subspaces
+        maps[name] = TileMap(corners, size, columns, classes, unit="level-0 pixels", unit_um=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_map(path, combine_maps(maps), ["attention"], title="A simulated slide at 10x and 20x")
+    tiles = combine_maps(maps)
+    draw_map(path, tiles, ["attention"], title="A simulated slide at 10x and 20x")
+    write_geojson(path.with_suffix(".geojson"), tiles)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,20 @@ def test_card_takes_metrics_with_intervals_from_the_run(student, tmp_path):
     assert 'license: "cc-by-nc-4.0"' in text.split("---")[1]
 
 
+def test_a_run_folder_gives_its_one_student_and_its_metrics(student, tmp_path):
+    run = write_run(tmp_path / "run", TASK, class_folds(["high", "low"]), models=("linear", "student"))
+    for folder in ("fold0", "fold1"):
+        save_model(run / folder / "student", student, task=TASK, reading=READING)
+    with pytest.raises(
+        ValueError, match=r"run: must hold one student, got those of 2 folds; name a checkpoint such as"
+    ):
+        save_pretrained(tmp_path / "mine", run)
+    save_model(run / "final" / "student", student, task=TASK, reading=READING)
+    text = (save_pretrained(tmp_path / "mine", run) / "README.md").read_text()
+    assert "This folder holds the model `student` of the run." in text
+    assert text == (save_pretrained(tmp_path / "b", run / "final" / "student.json", run=run) / "README.md").read_text()
+
+
 def test_run_of_another_kind_of_task_is_refused(student, tmp_path):
     run = write_run(tmp_path / "run", TASK, class_folds(["high", "low"]), models=("linear", "student"))
     other = DiscreteSurvival(torch.tensor([10.0]))

@@ -2,6 +2,7 @@ import json
 import warnings
 
 import geojson
+import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -15,6 +16,8 @@ from disentangled_mil.explain import (
     write_anndata,
     write_geojson,
 )
+from disentangled_mil.explain.figure import _extent
+from disentangled_mil.explain.thumbnail import Thumbnail
 
 LEVEL0 = "level-0 pixels"
 
@@ -113,6 +116,9 @@ def test_anndata_is_read_back_as_a_slide(fine, tmp_path):
     assert bag.grid.cells[0].tolist() == [[0, 0], [1, 0], [3, 0]]
     assert (source.tile, source.mpp, source.unit) == (448, 0.5, LEVEL0)
     content = anndata.read_h5ad(tmp_path / "slide.h5ad")
+    names = content.uns["spatialdata_attrs"]
+    assert set(content.obs[names["region_key"]]) == {names["region"]} == {"tiles"}
+    assert content.obs[names["instance_key"]].is_unique
     assert content.obs["class"].tolist() == ["tumor", "tme", "tme"]
     assert content.obsm["spatial"].tolist() == fine.coords.tolist()
 
@@ -142,6 +148,12 @@ def test_a_picture_shows_more_than_one_color_for_maps_that_differ(fine, tmp_path
 def test_a_map_of_one_color_is_said_so(tmp_path, values, message):
     with pytest.warns(UserWarning, match=message):
         draw_map(tmp_path / "a.png", tile_map([[0, 0], [448, 0]], 448, attention=values), ["attention"], title="slide")
+
+
+def test_a_picture_shows_a_tile_of_tissue_around_the_map_but_nothing_beyond_the_slide(fine):
+    image = Thumbnail(np.zeros((100, 190, 3), dtype=np.uint8), scale=10.0, mpp=None)  # 1900 x 1000 level-0 pixels
+    assert _extent(fine, image) == (0, 0, 1900, 896)
+    assert _extent(fine, None) == (0, 0, 1792, 448)
 
 
 def test_an_unknown_column_and_nothing_to_draw_are_refused(tmp_path):

@@ -134,6 +134,7 @@ def test_a_scan_that_lacks_one_magnification_has_no_file_of_the_other(slides, tm
         with pytest.warns(UserWarning, match=r"a\.tif: magnification must be at most 25"):
             done = extract_slides([slides / "a.tif"], magnifications, MEAN_COLOR, tmp_path / "out", quiet=True)
         assert not done.written
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_slide_without_tissue_has_a_file_without_tiles(tmp_path):

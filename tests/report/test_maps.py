@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from disentangled_mil import Grid
-from disentangled_mil.report.maps import _COLORS, prototype_map
+from disentangled_mil._colors import CLASSES, rgb
+from disentangled_mil.report.maps import prototype_map
 
 NAMES = ("tumor", "tme")
 
@@ -43,7 +44,7 @@ def drawn(monkeypatch):
 
 
 def color(number: int) -> list[float]:
-    return [int(_COLORS[number][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [value / 255 for value in rgb(CLASSES[number])]
 
 
 def test_patches_are_drawn_where_they_lie_in_the_colors_of_the_legend(grid, drawn, tmp_path):

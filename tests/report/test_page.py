@@ -212,6 +212,24 @@ def test_missing_columns_of_the_logs_are_said(tmp_path):
         assert re.search(f"{topic}[a-z ]*: not shown, because", page.text["training"])
 
 
+def test_topics_of_teachers_are_missing_because_there_is_none(tmp_path):
+    page = Page(classification_run(tmp_path / "run", models=["student"]) / "report.html")
+    for path in (tmp_path / "run").glob("fold*/student.csv"):
+        path.write_text("epoch,learning_rate,loss,task\n1,0.1,0.5,0.5\n")
+    page = Page(write_report(tmp_path / "run"))
+    assert page.text["training"].count("not shown, because no teacher was trained.") == 3
+
+
+def test_a_page_fits_a_phone_a_dark_screen_and_paper(classes):
+    """What was seen in Chromium at 390 pixels and on paper; a test without a browser can only find the rules."""
+    style = (classes / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
+    for rule in ("prefers-color-scheme: dark", "max-width: 40rem", "@page", "details::details-content", "overflow-x"):
+        assert rule in style
+    # Colors outside of the two palettes would not follow the dark screen.
+    rest = style.split("body {", 1)[1]
+    assert set(re.findall(r"#[0-9a-f]{3,6}\b", rest)) == {"#e69f00"}
+
+
 def test_every_test_set_is_shown_of_a_run_with_one_split(tmp_path):
     run = write_run(
         tmp_path / "run",
@@ -260,6 +278,19 @@ def test_maps_of_the_run_and_its_splits_are_within_the_page(tmp_path):
     page = Page(write_report(run))
     assert len(page.images["maps"]) == 25
     assert "The first 24 of 32 are shown." in page.text["maps"]
+
+
+def test_maps_of_another_folder_are_within_the_page_and_never_replaced(tmp_path, capsys):
+    run, maps = classification_run(tmp_path / "run", models=["student"]), tmp_path / "others"
+    assert main(["report", str(run), "--maps", str(maps)]) == 2
+    assert f"{maps}: must hold pictures of maps (.png)" in capsys.readouterr().err
+    maps.mkdir()
+    Figure(figsize=(1, 1)).savefig(maps / "slide.png")
+    assert main(["report", str(run), "--maps", str(maps)]) == 0
+    assert [alt for alt, _ in Page(run / "report.html").images["maps"]] == ["picture slide.png"]
+    (tmp_path / "page.html").hardlink_to(maps / "slide.png")
+    with pytest.raises(ValueError, match=r"page\.html: must be another file than .*slide\.png, which is read"):
+        write_report(run, tmp_path / "page.html", maps=maps, overwrite=True)
 
 
 def test_a_class_called_na_is_a_class(tmp_path):

@@ -88,14 +88,18 @@ def test_a_model_that_some_splits_lack_says_so_and_keeps_its_own_mean():
 
 def test_gains_are_shown_with_their_intervals():
     gain = {"first": "distilled", "second": "student", "splits": 3, "difference": 0.022, "low": -0.001, "high": None}
+    teacher = {**gain, "first": "teacher", "low": 0.001}
     compared = {
-        "internal": {"metric": "auc", "patients": 9, "gains": [gain], "headroom_taken": 0.1},
+        "internal": {"metric": "auc", "patients": 9, "gains": [gain, teacher], "headroom_taken": 0.1},
         "external": {"metric": "auc", "patients": 9, "gains": [gain], "headroom_taken": None},
     }
     table = gains_table(compared, Classification)
     assert table.columns.tolist() == ["internal AUC", "external AUC"]
     assert table.loc["distilled student minus student"].tolist() == ["+0.022 [-0.001, +nan]"] * 2
     assert table.loc["share of the teacher's gain"].tolist() == ["10%", ""]
+    teacher["low"] = -0.001
+    table = gains_table(compared, Classification)
+    assert table.loc["share of the teacher's gain"].tolist() == ["none, as that gain may be 0", ""]
     assert gains_table({}, Classification).empty
 
 

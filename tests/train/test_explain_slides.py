@@ -17,17 +17,19 @@ from disentangled_mil.data.expression import ExpressionPipeline
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.explain import student_view
 from disentangled_mil.tasks import Classification
+from disentangled_mil.train.building import WITHOUT_GENES
 from disentangled_mil.train.checkpoint import load_model, save_model
 from disentangled_mil.train.explain_slides import Extras, explain_slides
 
 SIZES = {"10x": 896, "20x": 448}
+TASK = Classification(["low", "high"])
 MODEL = {"features": 8, "outputs": 2, "dim": 16, "heads": 2, "groups": 2, "dim_head": 4}
 
 
-def save(folder, model, **reading) -> Path:
+def save(folder, model, *, name="model", **reading) -> Path:
     """A checkpoint whose training read slides in this way."""
-    path = folder / "model"
-    save_model(path, model, task=Classification(["low", "high"]), reading=SlideReading(**reading))
+    path = folder / name
+    save_model(path, model, task=TASK, reading=SlideReading(**reading))
     return path.with_suffix(".json")
 
 
@@ -65,6 +67,50 @@ def test_every_slide_has_a_table_a_picture_and_a_geojson(student, slides, tmp_pa
 def test_one_slide_can_be_named_by_its_files(student, slides, tmp_path):
     files = {name: folder / "B.h5" for name, folder in slides.items()}
     assert explain_slides(student, files, tmp_path / "maps") == ["B"]
+
+
+def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path, capsys):
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    for folder in ("fold0", "fold1"):
+        save(run / folder, Student(**MODEL), name="student")
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    assert main(["explain", str(run), *places]) == 2
+    message = f"error: {run}: must hold one student, got those of 2 folds; name a checkpoint such as {run}/fold0/stud"
+    assert message in capsys.readouterr().err
+    save(run / "final", Student(**MODEL), name="student")
+    (run / "run.json").write_text("{}")
+    assert main(["explain", str(run), *places]) == 0
+    told = "to see them in the report of the run: python -m disentangled_mil report"
+    assert capsys.readouterr().out == f"2 maps -> {run / 'maps'}\n{told} {run}\n"
+    elsewhere, checkpoint = str(tmp_path / "m"), str(run / "fold0" / "student.json")
+    assert main(["explain", checkpoint, *places, "--out", elsewhere]) == 0
+    assert capsys.readouterr().out.endswith(f"{told} {run} --maps {elsewhere}\n")
+    assert main(["explain", checkpoint, *places]) == 2
+    assert "--out must name a folder, unless the model is a run folder" in capsys.readouterr().err
+
+
+def test_names_of_prototypes_that_no_teacher_gave_are_told(slides, tmp_path):
+    path = tmp_path / "student"
+    save_model(path, Student(**MODEL), reading=SlideReading(), task=TASK, notes={"name": "student"})
+    with pytest.warns(UserWarning, match=r"student\.json: was not distilled, so no teacher named its prototypes"):
+        explain_slides(path.with_suffix(".json"), slides, tmp_path / "maps")
+    for notes, subspaces in (({"name": "distilled"}, ("tumor", "tme")), ({"name": "student"}, WITHOUT_GENES)):
+        model = Student(**MODEL, subspaces=subspaces)
+        save_model(path, model, reading=SlideReading(), task=TASK, notes=notes)
+        explain_slides(path.with_suffix(".json"), slides, tmp_path / "maps", overwrite=True)
+
+
+def test_tiles_that_are_left_out_are_told_once(slides, tmp_path):
+    student = save(tmp_path, Student(**MODEL), max_tokens={"10x": 2, "20x": 3})
+    with pytest.warns(UserWarning, match=r"^2 of 4 bags of slides are read in part, .* max_tokens, 2 or 3;"):
+        explain_slides(student, slides, tmp_path / "maps")
+
+
+def test_a_student_of_patients_asks_for_them(slides, tmp_path):
+    student = save(tmp_path, Student(**MODEL), unit="patient", sets=("10x", "20x"))
+    with pytest.raises(ValueError, match="the model learned from all slides of a patient in one bag, so it needs"):
+        explain_slides(student, slides, tmp_path / "maps")
 
 
 def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
@@ -142,14 +188,18 @@ def test_a_teacher_tells_genes_of_every_patient(slides, tmp_path):
     )
     pipeline = ExpressionPipeline.fit(table, genes)
     model = Teacher(**MODEL, genes=pipeline.sizes)
-    task, path = Classification(["low", "high"]), tmp_path / "teacher"
-    save_model(path, model, task=task, reading=SlideReading(), expression=pipeline)
+    path = tmp_path / "teacher"
+    save_model(path, model, task=TASK, reading=SlideReading(), expression=pipeline)
     table.to_csv(tmp_path / "expression.csv", index_label="patient")
     (tmp_path / "sets.gmt").write_text("P53\tsource\tTP53\n")
     with pytest.raises(ValueError, match="a teacher needs the expression of its patients; give it by --expression"):
         explain_slides(tmp_path / "teacher.json", slides, tmp_path / "maps")
     extras = Extras(expression=tmp_path / "expression.csv", gene_sets=tmp_path / "sets.gmt")
     explain_slides(tmp_path / "teacher.json", slides, tmp_path / "maps", extras)
+    table.drop(index="B").to_csv(tmp_path / "fewer.csv", index_label="patient")
+    message = r"fewer\.csv: must hold the patient of every slide, but no patient is called as the slide B; give --pat"
+    with pytest.raises(ValueError, match=message):
+        explain_slides(tmp_path / "teacher.json", slides, tmp_path / "m", Extras(expression=tmp_path / "fewer.csv"))
     found = pd.read_csv(tmp_path / "maps" / "genes.csv")
     assert set(found["patient"]) == {"A", "B"}
     assert found["attribution"].abs().sum() > 0

@@ -11,14 +11,21 @@ HELP = "maps of slides for QuPath, and genes, behind the predictions of a model"
 
 def add_options(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("checkpoint", type=Path, help="student.json, distilled.json or teacher.json of a run folder")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="run folder with one student (train --refit), or a checkpoint of a run folder: student.json, "
+        "distilled.json or teacher.json",
+    )
     parser.add_argument(
         "slides",
         nargs="+",
         metavar="MAGNIFICATION=PATH",
         help="folder of slides, or file of one slide; once per magnification of the model",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (default: maps in the run folder, where report looks)"
+    )
     parser.add_argument("--images", type=Path, help="folder of slide images, which are drawn behind the maps")
     parser.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from image or features)")
     parser.add_argument("--expression", type=Path, help="table of expression, which a teacher needs")
@@ -31,13 +38,17 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(options: Namespace) -> None:
     """Run the command."""
+    from ...report.pictures import MAPS
     from ...train.explain_slides import Extras, explain_slides
 
     names = ("images", "mpp", "expression", "gene_sets", "anndata")
+    if options.out is None and not options.model.is_dir():
+        raise ValueError("--out must name a folder, unless the model is a run folder")
+    out = options.out or options.model / MAPS
     written = explain_slides(
-        options.checkpoint,
+        options.model,
         by_magnification("slides", "PATH", Path, options.slides),
-        options.out,
+        out,
         Extras(**{name: getattr(options, name) for name in names}),
         patients=options.patients,
         steps=by_magnification("--step", "SIDE", float, options.step),
@@ -46,4 +57,10 @@ def run(options: Namespace) -> None:
         allow_other_encoder=options.allow_other_encoder,
         overwrite=options.overwrite,
     )
-    print(f"{len(written)} maps -> {options.out}")
+    print(f"{len(written)} maps -> {out}")
+    folder = next(
+        (place for place in (options.model, *options.model.parents[:2]) if (place / "run.json").is_file()), None
+    )
+    if folder is not None:
+        elsewhere = "" if out == folder / MAPS else f" --maps {out}"
+        print(f"to see them in the report of the run: python -m disentangled_mil report {folder}{elsewhere}")

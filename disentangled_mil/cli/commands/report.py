@@ -12,6 +12,11 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folder", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the run folder)")
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        help="folder of maps, the --out of explain (default: maps in the run folder and in those of its folds)",
+    )
     add_overwrite(parser)
 
 
@@ -19,4 +24,4 @@ def run(options: Namespace) -> None:
     """Run the command."""
     from ...report import write_report
 
-    print(f"report -> {write_report(options.folder, options.out, overwrite=options.overwrite)}")
+    print(f"report -> {write_report(options.folder, options.out, maps=options.maps, overwrite=options.overwrite)}")

@@ -1,5 +1,6 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
+from ._choice import reads_part
 from .facts import slide_source
 from .files import IMAGE_SUFFIXES, SUFFIXES, slide_files, slide_name
 from .places import TilePlaces, check_places, tile_places
@@ -17,6 +18,7 @@ __all__ = [
     "check_places",
     "difference",
     "read_bag",
+    "reads_part",
     "slide_files",
     "slide_name",
     "slide_source",

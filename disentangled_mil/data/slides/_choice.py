@@ -1,6 +1,5 @@
 """Which tiles of a slide are read where a bag has a largest number of them."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...bags import spread_rows, widening
+from ._opening import open_slide
 from ._stored import Array, StoredSlide
 from ._values import as_coords
 from .facts import slide_source
@@ -36,6 +36,19 @@ class Choice(NamedTuple):
 
     def of(self, slide: StoredSlide, places: Array | None) -> Chosen:
         """The chosen tiles of a slide, with their coordinates or None."""
+        kept = self._kept(slide)
+        if self.most is None or len(kept) <= self.most:
+            return Chosen(kept)
+        coords = None if places is None else as_coords(places[kept])
+        chosen = spread_rows(len(kept), self.most, coords, self.seed).numpy()
+        return Chosen(kept[chosen], widening(len(kept), len(chosen)))
+
+    def is_partly(self, slide: StoredSlide) -> bool:
+        """Whether the slide has more tiles than the largest number; coordinates are not read."""
+        return self.most is not None and slide.source.tokens > 0 and len(self._kept(slide)) > self.most
+
+    def _kept(self, slide: StoredSlide) -> NDArray[np.int64]:
+        """The tiles among which the choice is made."""
         kept = np.arange(slide.source.tokens)
         if self.drop_augmented and slide.augmented is not None:
             kept = kept[~slide.augmented()]
@@ -43,15 +56,7 @@ class Choice(NamedTuple):
                 raise SlideError(
                     f"{slide.source.files[0]}: a slide must hold at least one patch, got only augmented ones"
                 )
-        if self.most is None or len(kept) <= self.most:
-            return Chosen(kept)
-        # Python shows equal warnings once, so that a cohort does not fill the screen.
-        warnings.warn(
-            "slides with more tiles than max_tokens are read in part, spread evenly over the tissue", stacklevel=4
-        )
-        coords = None if places is None else as_coords(places[kept])
-        chosen = spread_rows(len(kept), self.most, coords, self.seed).numpy()
-        return Chosen(kept[chosen], widening(len(kept), len(chosen)))
+        return kept
 
 
 def share_tiles(files: Sequence[Path], most: int | None, features: str | None, coords: str | None) -> list[int | None]:
@@ -64,3 +69,48 @@ def share_tiles(files: Sequence[Path], most: int | None, features: str | None, c
         return [None] * len(tokens)
     ends = np.cumsum([0, *tokens]) * most // total
     return [int(share) for share in np.diff(ends)]
+
+
+def reads_part(
+    files: Sequence[Path],
+    most: int | None,
+    *,
+    drop_augmented: bool = False,
+    features: str | None = None,
+    coords: str | None = None,
+) -> bool:
+    """Whether :func:`read_bag` leaves tiles out, because there are more than the largest number.
+
+    Features and coordinates are not read.
+
+    Args:
+        files: files of one bag, at least one.
+        most: largest number of tiles, ``max_tokens`` of :func:`read_bag`.
+        drop_augmented: whether augmented tiles are left out before.
+        features: name of the features, see :func:`read_bag`.
+        coords: name of the coordinates, see :func:`read_bag`.
+
+    Returns:
+        Whether tiles are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is no slide.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from pathlib import Path
+        >>> from disentangled_mil.data.slides import reads_part, write_bag
+        >>> path = Path(tempfile.mkdtemp()) / "slide.h5"
+        >>> write_bag(path, torch.ones(5, 8))
+        >>> reads_part([path], 4), reads_part([path], 5)
+        (True, False)
+    """
+    if most is None:
+        return False
+    for path, share in zip(files, share_tiles(files, most, features, coords), strict=True):
+        with open_slide(path, features, coords, as_set=True) as slide:
+            if Choice(drop_augmented, share, 0).is_partly(slide):
+                return True
+    return False

@@ -1,5 +1,6 @@
 """Patch features of slides as bags, whatever program wrote them."""
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from ..._checks import check_count
 from ..._errors import reading
 from ...bags import Bag
-from ._choice import Choice, share_tiles
+from ._choice import Choice, reads_part, share_tiles
 from ._opening import as_paths, open_slide
 from ._stored import StoredSlide
 from ._values import read_features, read_places
@@ -38,6 +39,7 @@ def read_bag(
     drop_augmented: bool = False,
     max_tokens: int | None = None,
     seed: int = 0,
+    quiet: bool = False,
 ) -> SlideBag:
     """Read one slide, or all slides of a patient, as a batch of one bag. Features stay in the type of the file.
 
@@ -79,6 +81,7 @@ def read_bag(
         drop_augmented: whether augmented tiles are left out.
         max_tokens: largest number of tiles to keep.
         seed: seed of the choice of these tiles.
+        quiet: whether no warning says that tiles are left out.
 
     Shape:
         in the file: features [N, C], [1, N, C] or [C]; coords [N, 2] or [1, N, 2]; augmented [N].
@@ -107,6 +110,10 @@ def read_bag(
     files = as_paths(paths)
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
+    if not quiet and reads_part(files, max_tokens, drop_augmented=drop_augmented, features=features, coords=coords):
+        warnings.warn(
+            "slides with more tiles than max_tokens are read in part, spread evenly over the tissue", stacklevel=2
+        )
     if len(files) == 1 and not as_set:
         with open_slide(files[0], features, coords, as_set=False) as slide:
             return _on_its_grid(slide, Choice(drop_augmented, max_tokens, seed), step)

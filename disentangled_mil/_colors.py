@@ -1,8 +1,12 @@
 """Colors of classes and numbers that survive color blindness and printing in gray."""
 
-# Okabe and Ito, in an order in which neighbors differ in lightness.
-CLASSES = ("#e69f00", "#0072b2", "#cc79a7", "#009e73", "#56b4e9", "#d55e00")
-NO_CLASS = "#999999"
+# Okabe and Ito.
+BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW = (
+    "#000000", "#0072b2", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442",
+)  # fmt: skip
+# The first three differ by 18 or more in lightness (CIE L*), so they are told apart in gray.
+CLASSES = (ORANGE, BLUE, YELLOW, PURPLE, GREEN, SKY)
+NO_CLASS = "#4d4d4d"
 NUMBERS = "viridis"
 
 
@@ -16,7 +20,7 @@ def rgb(color: str) -> list[int]:
         Three numbers from 0 to 255.
 
     Example:
-        >>> from disentangled_mil.explain.colors import rgb
+        >>> from disentangled_mil._colors import rgb
         >>> rgb("#e69f00")
         [230, 159, 0]
     """
