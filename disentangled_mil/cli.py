@@ -210,6 +210,11 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="read slides whose files name another encoder than those of training",
         )
+        command.add_argument(
+            "--allow-other-tiles",
+            action="store_true",
+            help="read slides whose tiles are not as wide as in training, relative to those of another magnification",
+        )
         command.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
     for command in (predict, explain, report, init, export):
         command.add_argument("--overwrite", action="store_true", help="replace files of --out that are there")
@@ -315,6 +320,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
+        allow_other_tiles=options.allow_other_tiles,
         overwrite=options.overwrite,
     )
     print(f"{len(table)} predictions -> {options.out}")
@@ -334,6 +340,7 @@ def _explain(options: argparse.Namespace) -> None:
         device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
+        allow_other_tiles=options.allow_other_tiles,
         overwrite=options.overwrite,
     )
     print(f"{len(written)} maps -> {options.out}")
