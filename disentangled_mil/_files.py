@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
@@ -14,7 +15,7 @@ from ._errors import FileError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     """Write a file through a temporary one beside it, which takes its place if the block ends without an error.
 
     The content is on the disk before the file takes its place, and the new name is on the disk at the end. So a loss of
@@ -22,11 +23,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: file to write; its old content stays until the new content is complete.
+        exclusive: whether a file that is there, or that another process writes first, is an error and stays.
 
     Yields:
         The temporary path to write to.
 
     Raises:
+        FileExistsError: under ``exclusive``, the file is there.
         OSError: the file cannot be written; the message names it.
 
     Example:
@@ -40,11 +43,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: must be a file in a folder that is there; make {path.parent} first")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of several computers may share a folder.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         yield temporary
         _synchronize(temporary)
-        os.replace(temporary, path)
+        (_link if exclusive else os.replace)(temporary, path)
         _synchronize(path.parent)
     except OSError as error:
         # The error of a full disk names no file, and that of a read-only folder the temporary one.
@@ -53,6 +57,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name unless it is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # The file system has no hard links.
+        os.replace(temporary, path)
 
 
 def _synchronize(path: Path) -> None:

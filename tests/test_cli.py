@@ -160,6 +160,7 @@ def test_sides_of_cells_reach_the_prediction(monkeypatch, capsys):
     start = ["predict", "student.json", "--slides=20x=a", "--out=p.csv"]
     assert main([*start, "--step=10x=512", "--step=20x=224.5"]) == 0
     options = {"students": "auto", "patients": None, "device": "cpu", "threads": "auto", "allow_other_encoder": False}
+    options["allow_other_tiles"] = False
     options["overwrite"] = False
     assert seen == [{"steps": {"10x": 512.0, "20x": 224.5}, **options}]
     capsys.readouterr()

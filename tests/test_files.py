@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
@@ -49,7 +50,28 @@ def test_content_and_name_are_on_the_disk_when_a_file_is_replaced(tmp_path, monk
     monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
-    assert steps == [f".a.txt.{os.getpid()}.tmp", "replace", tmp_path.name]
+    assert steps == [f".a.txt.{socket.gethostname()}.{os.getpid()}.tmp", "replace", tmp_path.name]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_an_exclusive_file_replaces_none_and_its_killed_writer_leaves_what_is_cleared(tmp_path, monkeypatch, links):
+    def refuse(*paths):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "run.json"
+    with replacing(path, exclusive=True) as temporary:
+        temporary.write_text("first")
+        assert temporary.parent == tmp_path  # and no folder, which nothing would clear
+    if links:
+        with pytest.raises(FileExistsError, match=r"run\.json"), replacing(path, exclusive=True) as temporary:
+            temporary.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    temporary.touch()
+    remove_leftovers(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_system_that_synchronizes_no_folders_is_allowed(tmp_path, monkeypatch):

@@ -55,6 +55,11 @@ def add_new_slides(parser: ArgumentParser) -> None:
         action="store_true",
         help="read slides whose files name another encoder than those of training",
     )
+    parser.add_argument(
+        "--allow-other-tiles",
+        action="store_true",
+        help="read slides whose tiles are not as wide as in training, relative to those of another magnification",
+    )
     parser.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
 
 

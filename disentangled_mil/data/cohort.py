@@ -14,6 +14,7 @@ from ._samples import Sample, StoredBag
 from .expression import ExpressionOptions, ExpressionPipeline
 from .gene_sets import by_subspace, gene_symbol
 from .slide_reading import MISSING, UNITS, SlideReading, TileFacts
+from .tile_ratios import usual_ratios
 
 __all__ = ["Cohort", "Sample", "StoredBag", "columns_of_labels"]
 
@@ -141,6 +142,7 @@ class Cohort:
             name: sources[name].placed if name in sources else not isinstance(cast(Bag, bag).grid, TokenSet)
             for name, bag in first.items()
         }
+        ratios = usual_ratios(sample.bags for sample in self.samples)
         return SlideReading(
             self.unit,
             options.transform,
@@ -148,7 +150,7 @@ class Cohort:
             self.missing,
             tuple(name for name in first if not placed[name]),
             {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
-            {name: TileFacts.of(source) for name, source in sources.items()},
+            {name: TileFacts.of(source, ratios.get(name)) for name, source in sources.items()},
         )
 
     def subset(self, patients: Iterable[str]) -> "Cohort":

@@ -11,8 +11,10 @@ from torch.utils.data import Dataset
 
 from .._checks import first_of
 from ..bags import Bag, collate_samples
+from ._samples import StoredBag
 from .slide_reading import SlideReading, TileFacts
 from .slides import read_bag, slide_files, slide_name, slide_source
+from .tile_ratios import usual_ratios
 
 
 class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
@@ -85,11 +87,13 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
     @property
     def reading(self) -> SlideReading:
         """How the slides are read, as the first one shows it; it goes into a checkpoint."""
-        sources = {name: slide_source(files[self.names[0]]) for name, files in self._files.items()}
+        paths = {name: files[self.names[0]] for name, files in self._files.items()}
+        sources = {name: slide_source(path) for name, path in paths.items()}
+        ratios = usual_ratios([{name: StoredBag((path,)) for name, path in paths.items()}])
         return SlideReading(
             sets=tuple(name for name, source in sources.items() if not source.placed),
             max_tokens={} if self.max_tokens is None else dict.fromkeys(sources, self.max_tokens),
-            tiles={name: TileFacts.of(source) for name, source in sources.items()},
+            tiles={name: TileFacts.of(source, ratios.get(name)) for name, source in sources.items()},
         )
 
     def __len__(self) -> int:

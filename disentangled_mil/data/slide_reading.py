@@ -27,6 +27,7 @@ _STATE = {
     "tiles": dict[str, dict[str, Any]],
 }
 _TILES = {"encoder": str | None, "width": int | None, "magnification": float | None, "mpp": float | None}
+_SINCE = {"relative_side": float | None}  # Models that were saved before have no such key.
 
 
 class TileFacts(NamedTuple):
@@ -37,17 +38,20 @@ class TileFacts(NamedTuple):
         width: numbers per tile.
         magnification: objective magnification of the tiles.
         mpp: micrometers per pixel of the tiles.
+        relative_side: side of the tiles over that of the smallest tiles of the same slide, where there are several
+            magnifications.
     """
 
     encoder: str | None = None
     width: int | None = None
     magnification: float | None = None
     mpp: float | None = None
+    relative_side: float | None = None
 
     @classmethod
-    def of(cls, source: SlideSource) -> "TileFacts":
-        """What the files of a slide say."""
-        return cls(source.encoder, source.width, source.magnification, source.mpp)
+    def of(cls, source: SlideSource, relative_side: float | None = None) -> "TileFacts":
+        """What the files of a slide say, and what its other magnifications add."""
+        return cls(source.encoder, source.width, source.magnification, source.mpp, relative_side)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class SlideReading:
         """
         values = check_state(state, _STATE)
         tiles = {
-            name: TileFacts(**check_state(facts, _TILES, key=f"tiles.{name}"))
+            name: TileFacts(**check_state(facts, _TILES, _SINCE, key=f"tiles.{name}"))
             for name, facts in values["tiles"].items()
         }
         with reading():

@@ -112,7 +112,7 @@ def _data(saved: SavedModel, files: RunFiles | None, texts: CardTexts) -> list[s
     rows = [
         [name, *("not stated" if value is None else str(value) for value in facts)] for name, facts in tiles.items()
     ]
-    head = ["magnification", "encoder", "features", "objective", "micrometers per pixel"]
+    head = ["magnification", "encoder", "features", "objective", "micrometers per pixel", "relative side of tiles"]
     paragraphs.append(_table(head, rows) if rows else f"Encoder and magnification of the tiles: {NOT_STATED.lower()}")
     if files is not None:
         paragraphs.append(f"Digest of the cohort: `{files.cohort or 'not stated'}`.")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..data.cohort import Cohort, StoredBag, columns_of_labels
 from ..data.cohort_file import read_cohort
+from ..data.tile_ratios import sides_of_slides, smaller_tiles
 from ..tasks import KINDS, Task
 from .check_expression import check_expression
 from .check_report import CohortCheck, lacking
@@ -113,14 +114,19 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
                 f"{name}: {slides - placed} of {slides} samples have no coordinates: extract them again, or leave them "
                 "out of the clinical table"
             )
-    _check_order(facts, check)
-    _check_places(cohort, check)
+    ordered = _ordered(cohort.magnifications)
+    _check_order(facts, ordered, check)
+    _check_places(cohort, ordered, check)
     return facts
 
 
-def _check_places(cohort: Cohort, check: CohortCheck) -> None:
-    """Read the coordinates of every slide that keeps them; features are read in training."""
+def _check_places(cohort: Cohort, ordered: Sequence[str], check: CohortCheck) -> None:
+    """Read the coordinates of every slide that keeps them; features are read in training.
+
+    Warn where tiles of a lower magnification are smaller than those of a higher one.
+    """
     faults = []
+    smaller: Counter[tuple[str, str]] = Counter()
     for sample in cohort.samples:
         for bag in sample.bags.values():
             if isinstance(bag, StoredBag):
@@ -128,15 +134,26 @@ def _check_places(cohort: Cohort, check: CohortCheck) -> None:
                     bag.check_places()
                 except ValueError as error:
                     faults.append(str(error))
+        if not faults:
+            smaller.update({pair for sides in sides_of_slides(sample.bags) for pair in smaller_tiles(sides, ordered)})
+    for (low, high), count in smaller.items():
+        check.warnings.append(
+            f"{count} of {len(cohort.samples)} samples have smaller tiles at {low} than at {high}: are the folders "
+            "swapped?"
+        )
     check.errors += faults[:_SHOWN]
     if len(faults) > _SHOWN:
         check.errors.append(f"coordinates of {len(faults) - _SHOWN} more slides are refused")
 
 
-def _check_order(facts: Mapping[str, Sequence[SlideFacts]], check: CohortCheck) -> None:
+def _ordered(magnifications: Sequence[str]) -> list[str]:
+    """The magnifications whose names are such as 20x, from low to high."""
+    numbers = {name: float(found[1]) for name in magnifications if (found := re.fullmatch(r"(\d+(?:\.\d+)?)x", name))}
+    return sorted(numbers, key=lambda name: numbers[name])
+
+
+def _check_order(facts: Mapping[str, Sequence[SlideFacts]], ordered: Sequence[str], check: CohortCheck) -> None:
     """Warn where a lower magnification has more patches than a higher one."""
-    numbers = {name: float(found[1]) for name in facts if (found := re.fullmatch(r"(\d+(?:\.\d+)?)x", name))}
-    ordered = sorted(numbers, key=lambda name: numbers[name])
     for low, high in pairwise(ordered):
         more = sum(a.tokens > b.tokens for a, b in zip(facts[low], facts[high], strict=True))
         if 2 * more > len(facts[low]):

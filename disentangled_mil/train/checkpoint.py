@@ -185,9 +185,9 @@ def _check_task(task: Task | None, model: Model) -> None:
             raise ValueError(f"task must have the {name} of the model, {model.arguments[name]!r}, got {wanted!r}")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all; NaN becomes null."""
-    with replacing(path) as temporary:
+def write_json(path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
+    """Write a JSON file, whole or not at all; NaN becomes null. Under ``exclusive``, a file that is there stays."""
+    with replacing(path, exclusive=exclusive) as temporary:
         temporary.write_text(_json(content))
 
 

@@ -69,6 +69,7 @@ def explain_slides(
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    allow_other_tiles: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
@@ -89,6 +90,8 @@ def explain_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting.
         allow_other_encoder: whether slides of another encoder than that of training are read all the same.
+        allow_other_tiles: whether slides are read all the same whose tiles at one magnification are not as wide as in
+            training, relative to those at another magnification.
         overwrite: whether files in ``out`` are replaced if they are there; never those that are read.
         quiet: whether no progress is shown.
         kinds: class of every kind of task.
@@ -118,7 +121,14 @@ def explain_slides(
         )
     width = network.arguments["features"]
     samples = new_samples(network.magnifications, folders, patients, steps, reading, width)
-    samples = all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
+    samples = all_checked(
+        samples,
+        width,
+        reading,
+        allow_other_encoder=allow_other_encoder,
+        allow_other_tiles=allow_other_tiles,
+        quiet=quiet,
+    )
     places = [_places(sample, steps) for sample in samples]
     genes = _genes(checkpoint, network, expression, extras, [sample.patient for sample in samples], patients)
     unnamed = _is_unnamed(network, notes)

@@ -13,17 +13,26 @@ from ..bags import Bag
 from ..data.cohort import Sample, StoredBag
 from ..data.slide_reading import SlideReading, TileFacts
 from ..data.slides import SUFFIXES, SlideSource, difference, slide_files, slide_name
+from ..data.tile_ratios import other_ratio
 from .slide_facts import tell_partly_read
 
 
 def all_checked(
-    samples: Sequence[Sample], width: int, reading: SlideReading, *, allow_other_encoder: bool, quiet: bool
+    samples: Sequence[Sample],
+    width: int,
+    reading: SlideReading,
+    *,
+    allow_other_encoder: bool,
+    allow_other_tiles: bool,
+    quiet: bool,
 ) -> list[Sample]:
     """Compare all files with training before the first prediction; the first error counts the others."""
     checked, errors = [], []
+    sides = {name: facts.relative_side for name, facts in reading.tiles.items()}
+    ratios = {} if allow_other_tiles else {name: side for name, side in sides.items() if side is not None}
     for sample in tqdm(samples, desc="checking slides", unit="sample", disable=quiet):
         try:
-            checked.append(_checked(sample, width, reading, allow_other_encoder=allow_other_encoder))
+            checked.append(_checked(sample, width, reading, ratios, allow_other_encoder=allow_other_encoder))
         except (ValueError, OSError) as error:
             errors.append(error)
     if len(errors) > 1:
@@ -34,7 +43,9 @@ def all_checked(
     return checked
 
 
-def _checked(sample: Sample, width: int, reading: SlideReading, *, allow_other_encoder: bool) -> Sample:
+def _checked(
+    sample: Sample, width: int, reading: SlideReading, ratios: Mapping[str, float], *, allow_other_encoder: bool
+) -> Sample:
     """Compare a sample's metadata with training; files without tiles become empty bags, where these are allowed."""
     bags, empty = dict(sample.bags), []
     for name, bag in sample.bags.items():
@@ -48,6 +59,8 @@ def _checked(sample: Sample, width: int, reading: SlideReading, *, allow_other_e
                 empty.append(source.files[0])
     if empty and (reading.missing == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
         raise ValueError(f"{empty[0]}: must hold at least one patch, got none; take the slide out of the folder")
+    if reason := other_ratio(bags, ratios):
+        raise ValueError(f"{reason}; --allow-other-tiles predicts all the same")
     return replace(sample, bags=bags)
 
 

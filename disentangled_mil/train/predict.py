@@ -34,6 +34,7 @@ def predict_slides(
     device: str = "cpu",
     threads: Threads = None,
     allow_other_encoder: bool = False,
+    allow_other_tiles: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
@@ -63,6 +64,8 @@ def predict_slides(
             :mod:`.threads`.
         allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
             same.
+        allow_other_tiles: whether slides are read all the same whose tiles at one magnification are not as wide as in
+            training, relative to those at another magnification.
         overwrite: whether ``out`` is replaced if it is there; never if it is read.
         quiet: whether no progress is shown.
         kinds: class of every kind of task.
@@ -96,7 +99,14 @@ def predict_slides(
     if not quiet:
         names = ", ".join(str(each.path) for each in saved)
         print(f"mean of {len(saved)} students: {names}" if len(saved) > 1 else f"student: {names}", file=sys.stderr)
-    samples = all_checked(samples, width, reading, allow_other_encoder=allow_other_encoder, quiet=quiet)
+    samples = all_checked(
+        samples,
+        width,
+        reading,
+        allow_other_encoder=allow_other_encoder,
+        allow_other_tiles=allow_other_tiles,
+        quiet=quiet,
+    )
     logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
     # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
     whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]

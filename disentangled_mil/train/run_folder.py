@@ -11,10 +11,8 @@ job also makes ``run.json``, and none removes it.
 """
 
 import json
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -121,7 +119,8 @@ class RunFolder:
         if changed := [key for key in self.run if not same_values(run.get(key), self.run[key])]:
             listed = ", ".join(changed)
             options = "".join(f"; {each}" for key in changed for each in _differences(key, run.get(key), self.run[key]))
-            raise ValueError(f"{place}: cannot be resumed with another {listed} than it was started with{options}")
+            remedy = "" if self.resume else "; give another --out"
+            raise ValueError(f"{place}: belongs to a run with another {listed} than this one{options}{remedy}")
 
     @property
     def _note(self) -> Path:
@@ -187,16 +186,13 @@ class RunFolder:
 
     def _write_note(self) -> bool:
         """Write run.json, whole, unless another process was quicker; whether this one wrote it."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".note") as folder:
-            written = Path(folder) / "run.json"
-            write_json(written, self.run)
-            try:
-                os.link(written, self._note)
-            except FileExistsError:  # Another run took the folder after `_check`.
-                self._check(taken=True)
-                return False
-            except OSError:  # The file system has no hard links.
-                os.replace(written, self._note)
+        if self.only is None:  # Only then does no other process write it.
+            remove_leftovers(self._note)
+        try:
+            write_json(self._note, self.run, exclusive=True)
+        except FileExistsError:  # Another run took the folder after `_check`.
+            self._check(taken=True)
+            return False
         return True
 
     def record(self, *, threads: int, description: Mapping[str, Any] | None = None) -> None:
@@ -354,7 +350,7 @@ def _headroom(result: Result) -> dict[str, Any] | None:
 
 def _read_note(path: Path) -> dict[str, Any]:
     """The description of a run, or the starts of a fold."""
-    return read_json(path, "describe the run to resume")
+    return read_json(path, "hold the starts of a fold" if path.name == STARTS else "describe the run")
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
@@ -362,9 +358,12 @@ def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
     if name == "cohort":
         return
     if isinstance(before, dict) and isinstance(now, dict):
-        for key in now:
-            if not same_values(before.get(key), now[key]):
-                yield from _differences(key, before.get(key), now[key])
+        for key in {**now, **before}:
+            if key not in now or key not in before:
+                had, has = (repr(values[key]) if key in values else "none" for values in (before, now))
+                yield f"{key} must be {had}, got {has}"
+            elif not same_values(before[key], now[key]):
+                yield from _differences(key, before[key], now[key])
     else:
         yield f"{name} must be {before!r}, got {now!r}"
 

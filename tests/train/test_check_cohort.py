@@ -79,9 +79,9 @@ def test_swapped_folders_of_magnifications_are_suspected(description, tmp_path):
     text = description.read_text().replace("slides/10x", "slides/x").replace("slides/20x", "slides/10x")
     path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
     path.write_text(text.replace("slides/x", "slides/20x"))
-    assert any(
-        "more patches at 10x than at 20x: are the folders swapped?" in w for w in check_cohort(path, OPTIONS).warnings
-    )
+    warnings = check_cohort(path, OPTIONS).warnings
+    for what in ("more patches", "smaller tiles"):
+        assert any(f"{what} at 10x than at 20x: are the folders swapped?" in warning for warning in warnings)
 
 
 def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_path, capsys):

@@ -17,6 +17,7 @@ from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.train.experiment import Split, run_split
+from disentangled_mil.train.explain_slides import explain_slides
 from disentangled_mil.train.predict import predict_slides
 from tests.support.checkpoints import change_description
 from tests.support.training import few_choices
@@ -102,7 +103,8 @@ def test_checkpoint_notes_how_bags_are_read(by_patient):
         "sets": ["10x", "20x"],
     }
     source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
-    assert description["reading"] == {**reading, "max_tokens": {}, "tiles": {"10x": source, "20x": source}}
+    tiles = {"10x": {**source, "relative_side": 2.0}, "20x": {**source, "relative_side": 1.0}}
+    assert description["reading"] == {**reading, "max_tokens": {}, "tiles": tiles}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,34 @@ def test_swapped_folders_of_magnifications_are_refused(with_sources, slides, tmp
     swapped = {"10x": slides["20x"], "20x": slides["10x"]}
     with pytest.raises(ValueError, match=r"must have tiles at 10x, got 20x as in training at 10x"):
         predict_slides(with_sources, swapped, tmp_path / "out.csv", allow_other_encoder=True)
+
+
+@pytest.mark.parametrize("unit", ["by_slide", "by_patient"])
+def test_swapped_folders_without_metadata_are_refused_by_the_ratio_of_tiles(request, unit, tmp_path, monkeypatch):
+    trained, out = request.getfixturevalue(unit), tmp_path / "out.csv"
+    swapped = {"10x": trained.slides["20x"], "20x": trained.slides["10x"]}
+    table = predict_slides(trained.run / "student", swapped, out, patients=trained.patients, allow_other_tiles=True)
+    assert len(table) == len(trained.result.predictions["patient"].unique())
+    monkeypatch.setattr("disentangled_mil.data.cohort.Sample.load", lambda self: pytest.fail("read a slide"))
+    message = (
+        r"20x/.*: tiles must be 2 times as wide as those of .*10x/.*, as in training at 10x and 20x, got 0.5 times: "
+        r"are folders swapped; --allow-other-tiles"
+    )
+    with pytest.raises(ValueError, match=message):
+        predict_slides(trained.run / "student", swapped, out, patients=trained.patients, overwrite=True)
+    if unit == "by_slide":
+        with pytest.raises(ValueError, match=message):
+            explain_slides(trained.run / "student.json", swapped, tmp_path / "maps")
+
+
+def test_a_model_that_was_saved_before_compares_no_tiles(by_slide, tmp_path):
+    def forget(content):
+        for facts in content["reading"]["tiles"].values():
+            del facts["relative_side"]
+
+    model = changed_checkpoint(by_slide.run, tmp_path, forget)
+    swapped = {"10x": by_slide.slides["20x"], "20x": by_slide.slides["10x"]}
+    assert len(predict_slides(model, swapped, tmp_path / "out.csv"))
 
 
 def test_the_cap_of_training_holds_in_prediction(by_slide, slides, tmp_path):

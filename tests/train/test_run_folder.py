@@ -69,7 +69,7 @@ def test_a_note_that_cannot_be_written_leaves_the_folder_free(tmp_path, monkeypa
             only=["fold0"],
         )
 
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
@@ -90,3 +90,31 @@ def test_a_run_that_another_process_ended_meanwhile_is_seen_under_the_lock(tmp_p
         (tmp_path / "metrics.json").touch()
     with pytest.raises(ValueError, match=r"already holds a run; give another --out, or --resume"), late.taken():
         raise AssertionError("the run must not begin")
+
+
+def test_a_run_clears_what_one_left_that_was_killed_while_it_took_the_folder(tmp_path):
+    (tmp_path / ".run.json.cluster-7.12.tmp").write_text("{")
+    folder = RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
+    with folder.taken():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_options_that_only_one_of_two_runs_has_are_told(tmp_path):
+    folder = RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
+    old = {**folder.run, "training": {**folder.run["training"], "momentum": 0.9}}
+    del old["training"]["seed"]
+    message = "another training than this one; seed must be none, got 0; momentum must be 0.9, got none; give another"
+    with pytest.raises(ValueError, match=message):
+        folder.check_same(old, tmp_path)
+
+
+def test_damaged_starts_of_a_fold_are_named_as_such(tmp_path):
+    decides = {"run": "x"}
+    job = RunFolder(
+        tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides=decides, only=["fold0"]
+    )
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold0" / "starts.json").write_text("{")
+    with pytest.raises(ValueError, match=r"fold0/starts.json: must hold the starts of a fold"):
+        job.record(threads=1)

@@ -55,6 +55,7 @@ def run(options: Namespace) -> None:
         device=options.device or "cpu",
         threads=options.threads,
         allow_other_encoder=options.allow_other_encoder,
+        allow_other_tiles=options.allow_other_tiles,
         overwrite=options.overwrite,
     )
     print(f"{len(written)} maps -> {out}")

@@ -46,8 +46,10 @@ def open_anndata_group(
         _check_parts(path, group)
     values = _features(path, group)
     count, width = check_features(path, values)
-    notes = _read(group["uns"]) if "uns" in group else {}
-    spec = notes.get("tile_spec") or (next(iter(_read(specs["uns"]).values()), None) if specs is not None else None)
+    notes = _read(path, group["uns"]) if "uns" in group else {}
+    spec = notes.get("tile_spec") or (
+        next(iter(_read(path, specs["uns"]).values()), None) if specs is not None else None
+    )
     spec = spec if isinstance(spec, Mapping) else {}
     shape = [number(side) for side in np.ravel(notes.get("slide_properties", {}).get("shape", ()))]
     scale = number(spec.get("base_downsample"))
@@ -63,7 +65,7 @@ def open_anndata_group(
     placed = in_obsm or in_obs
 
     def places() -> Array:
-        found = _read(group["obsm"])[key] if in_obsm else _read(group["obs"])[["x", "y"]]
+        found = _read(path, group["obsm"])[key] if in_obsm else _read(path, group["obs"])[["x", "y"]]
         found = np.asarray(found)
         check_coords(path, found, count)
         return found
@@ -152,11 +154,16 @@ def refuse_shapes(path: Path, source: SlideSource) -> None:
         )
 
 
-def _read(element: Any) -> Any:
+def _read(path: Path, element: Any) -> Any:
     """An element of AnnData, decoded by its library."""
     from anndata.io import read_elem
 
-    return read_elem(element)
+    try:
+        return read_elem(element)
+    except Exception as error:  # The library has errors of its own, which share no class.
+        raise SlideError(
+            f"{path}: {element.name} must be an element of AnnData: {error}; write the table again", path
+        ) from error
 
 
 def require_anndata(path: Path) -> None:

@@ -33,6 +33,14 @@ def test_a_truncated_file_is_refused(tmp_path, write, share):
     refused(path, "must be a complete HDF5 file: .*; write the file again")
 
 
+@pytest.mark.parametrize("part", ["uns/tile_spec/mpp", "obsm/spatial"])
+def test_a_part_that_the_library_of_anndata_does_not_know_is_named(tmp_path, part):
+    path = slides.h5ad(tmp_path, "table", FEATURES, COORDS)
+    with h5py.File(path, "r+") as file:
+        file[part].attrs["encoding-type"] = "nueeric-scalar"
+    refused(path, rf"/{part.split('/')[0]} must be an element of AnnData: ", by_metadata=part.startswith("uns"))
+
+
 def test_rows_that_were_declared_and_never_written_are_not_read_as_zeros(tmp_path):
     with h5py.File(tmp_path / "slide.h5", "w") as file:
         data = file.create_dataset("features", (10, 4), "float32", chunks=(2, 4))

@@ -1,0 +1,101 @@
+"""Sides of tiles, compared between the magnifications of one slide.
+
+Files without metadata do not tell their magnification, but their coordinates show the side of a tile. Its ratio between
+two magnifications is that of all slides, whatever their resolution. A side itself depends on the resolution of the
+slide, so it is never compared.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, pairwise
+from statistics import median
+
+from ..bags import Bag
+from ._samples import StoredBag
+from .slides import slide_name
+from .slides.tile_size import TileSide, tile_side
+
+_SLIDES = 15  # whose median is the usual ratio
+_FACTOR = 1.5  # Neighboring magnifications differ by 2. Tiles that overlap differ by less from their stride.
+
+
+def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, TileSide]]:
+    """The sides of tiles of every slide in a sample.
+
+    Coordinates are read where a bag keeps them and nothing else tells the side. Slides have one name at all
+    magnifications.
+
+    Args:
+        bags: bag of every magnification.
+
+    Yields:
+        Sides by magnification in one unit, for every slide of which at least two are known.
+    """
+    slides: dict[str, dict[str, TileSide]] = {}
+    stored = {name: bag for name, bag in bags.items() if isinstance(bag, StoredBag)}
+    for name, bag in stored.items() if len(stored) > 1 else ():
+        for path in bag.paths:
+            side = tile_side(path, metadata_alone=bag.as_set or bag.step is not None or len(bag.paths) > 1)
+            if side is not None:
+                slides.setdefault(slide_name(path.name), {})[name] = side
+    for sides in slides.values():
+        if len(sides) > 1 and len({side.unit for side in sides.values()}) == 1:
+            yield sides
+
+
+def usual_ratios(samples: Iterable[Mapping[str, Bag | StoredBag]]) -> dict[str, float]:
+    """The sides of tiles relative to the smallest of the same slide: the median of the first slides.
+
+    Args:
+        samples: bags of samples by magnification.
+
+    Returns:
+        Ratio by magnification, of those that are known.
+    """
+    found = [sides for bags in islice(samples, _SLIDES) for sides in sides_of_slides(bags)]
+    names = max((tuple(sides) for sides in found), key=len, default=())
+    alike = [sides for sides in found if tuple(sides) == names]
+    return {
+        name: median(each[name].side / min(side.side for side in each.values()) for each in alike) for name in names
+    }
+
+
+def other_ratio(bags: Mapping[str, Bag | StoredBag], known: Mapping[str, float]) -> str | None:
+    """The first two magnifications of a slide whose tiles are not as wide, relative to each other, as is known.
+
+    Args:
+        bags: bag of every magnification.
+        known: ratios of :func:`usual_ratios`.
+
+    Returns:
+        A requirement and what came, or None.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is refused.
+    """
+    if len(known) < 2:
+        return None
+    for sides in sides_of_slides(bags):
+        for first, second in pairwise(name for name in sides if name in known):
+            ratio, usual = sides[first].side / sides[second].side, known[first] / known[second]
+            if not usual / _FACTOR < ratio < usual * _FACTOR:
+                return (
+                    f"{sides[first].path}: tiles must be {usual:.3g} times as wide as those of {sides[second].path}, "
+                    f"as in training at {first} and {second}, got {ratio:.3g} times: are folders swapped"
+                )
+    return None
+
+
+def smaller_tiles(sides: Mapping[str, TileSide], ordered: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The neighboring magnifications of which the lower one has clearly smaller tiles.
+
+    Args:
+        sides: sides of the tiles of a slide.
+        ordered: magnifications from low to high.
+
+    Yields:
+        The lower and the higher magnification.
+    """
+    for low, high in pairwise(name for name in ordered if name in sides):
+        if sides[low].side * _FACTOR < sides[high].side:
+            yield low, high
