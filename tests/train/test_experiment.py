@@ -53,6 +53,7 @@ def test_a_finished_split_has_its_files_and_nothing_half_written(finished):
 def test_checkpoints_load_and_say_how_they_came_about(finished, options, split):
     for name in NETWORKS:
         saved = load_model(finished.folder / name)
+        assert saved.notes["name"] == name
         assert not saved.model.training
         assert saved.notes["task_name"] == "grading"
         assert saved.task.state() == split.train.fit_task("grading").state()
