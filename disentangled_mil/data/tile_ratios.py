@@ -28,7 +28,7 @@ def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, T
         bags: bag of every magnification.
 
     Yields:
-        Sides by magnification in one unit, for every slide of which at least two are known.
+        Sides by magnification in one unit, for every slide with at least two known ones.
     """
     slides: dict[str, dict[str, TileSide]] = {}
     stored = {name: bag for name, bag in bags.items() if isinstance(bag, StoredBag)}
@@ -87,7 +87,7 @@ def other_ratio(bags: Mapping[str, Bag | StoredBag], known: Mapping[str, float])
 
 
 def smaller_tiles(sides: Mapping[str, TileSide], ordered: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The neighboring magnifications of which the lower one has clearly smaller tiles.
+    """The neighboring magnifications whose lower one has clearly smaller tiles.
 
     Args:
         sides: sides of the tiles of a slide.

@@ -125,7 +125,8 @@ def spatialdata(folder: Path, name: str, features: Array, coords: Array) -> Path
     import zarr
 
     path = folder / f"{name}.zarr"
-    root = zarr.open_group(str(path), mode="w", zarr_format=2)
+    options = {} if zarr.__version__.startswith("2.") else {"zarr_format": 2}
+    root = zarr.open_group(str(path), mode="w", **options)
     table = anndata_table(features, None)
     table.obs["x"], table.obs["y"] = coords[:, 0], coords[:, 1]
     specs = anndata.AnnData(uns={"tiles": TILE_SPEC})
