@@ -588,7 +588,7 @@ def test_what_was_trained_is_not_trained_over(description, quick, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_a_damaged_note_of_the_run_is_named(description, quick, tmp_path, content):
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/run\.json: must describe the run to resume"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/run\.json: must describe the run"):
         run_cross_validation(description, "grading", tmp_path, quick, folds=2, resume=True, quiet=True)
 
 

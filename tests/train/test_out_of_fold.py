@@ -261,7 +261,7 @@ def test_an_interruption_within_a_part_changes_no_number(split, finished_apart, 
         from disentangled_mil.train import out_of_fold, training
         from disentangled_mil.train.experiment import run_split
         from disentangled_mil.train.stages import TeacherStage
-        from tests.support.training import small_split
+        from tests.support.training import few_choices, small_split
         from tests.train.test_out_of_fold import OUT_OF_FOLD
 
         plain, train = TeacherStage.loss, out_of_fold.train_stage
@@ -275,7 +275,8 @@ def test_an_interruption_within_a_part_changes_no_number(split, finished_apart, 
             train(name, *args, **kwargs)
 
         out_of_fold.train_stage = train_stage
-        run_split(small_split(), "grading", OUT_OF_FOLD, Path({str(tmp_path)!r}), quiet=True)
+        with few_choices():
+            run_split(small_split(), "grading", OUT_OF_FOLD, Path({str(tmp_path)!r}), quiet=True)
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
