@@ -284,14 +284,16 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         if self.full:
             return tokens
         groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
-        real = widened(tokens)
+        cells = self._flat_cells()
+        # Tokens are divided, not cells: a slide with holes has far more cells than tokens.
+        share = self.count.clamp(min=1).reciprocal().gather(1, cells.clamp(max=area - 1))  # [B, N]
+        real = widened(tokens) * share[:, None, :, None]
         first = area * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
         behind = batch * groups * area  # Padding goes to one more row.
-        row = torch.where(self.mask[:, None], first + self._flat_cells()[:, None], behind)
+        row = torch.where(self.mask[:, None], first + cells[:, None], behind)
         # Adding whole rows is faster than a scatter of channels, for more than about ten channels.
-        total = real.new_zeros(behind + 1, channels).index_add_(0, row.flatten(), real.flatten(0, 2))
-        total = total[:behind].view(batch, groups, area, channels)
-        return (total / self.count[:, None, :, None].clamp(min=1)).to(tokens.dtype)
+        means = real.new_zeros(behind + 1, channels).index_add_(0, row.flatten(), real.flatten(0, 2))
+        return means[:behind].view(batch, groups, area, channels).to(tokens.dtype)
 
     def nearest_tissue(self, cell: Tensor) -> Tensor:
         """The occupied cell nearest to each of some cells; of equally near ones the leftmost, then the upper one.
