@@ -314,11 +314,11 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
             "diagnosis",
             2,
             {},
-            "task .*; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
+            "task; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
         ),
         ("grading", 3, {}, "folds; folds must be 2, got 3$"),
         ("grading", 2, {"learning_rate": 0.5}, "training; learning_rate must be 0.01, got 0.5$"),
-        ("survival", 3, {"dim": 4}, "folds, task, training .*; dim must be 8, got 4$"),
+        ("survival", 3, {"dim": 4}, "folds, task, training; .*; dim must be 8, got 4$"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
