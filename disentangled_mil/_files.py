@@ -23,7 +23,8 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
 
     Args:
         path: file to write; its old content stays until the new content is complete.
-        exclusive: whether a file that is there, or that another process writes first, is an error and stays.
+        exclusive: whether a file that is there, or that another process writes first, is an error and stays. On a file
+            system without hard links, a file that another process writes at the same moment may be replaced.
 
     Yields:
         The temporary path to write to.
@@ -65,7 +66,9 @@ def _link(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # The file system has no hard links.
+    except OSError as error:  # The file system has no hard links.
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
         os.replace(temporary, path)
 
 

@@ -1,13 +1,12 @@
-"""Damaged files for all readers: only errors of the package may come out, and they name the file.
+"""Damaged slides, tables, gene sets and descriptions: only errors of the package may come out, and they name the file.
 
     python -m tests.fuzz --seconds 600
 
-Every kind of finding is printed once, and its input is kept in the folder --out. The status is 1 if there is one. Files
-are read in a process of their own, because no signal ends a library in C that never returns.
+Every kind of finding is printed once, and its input is kept in the folder --out. The status is 1 if there is a finding.
+Files are read in a process of their own, because no signal ends a library in C that never returns.
 """
 
 import argparse
-import importlib
 import json
 import multiprocessing
 import random
@@ -22,6 +21,27 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from disentangled_mil import FileError, Student
+from disentangled_mil.data import (
+    ExpressionOptions,
+    ExpressionPipeline,
+    SlideReading,
+    TileFacts,
+    read_bag,
+    read_cohort,
+    read_expression,
+    read_gmt,
+)
+from disentangled_mil.data.planted import planted_cohort, write_cohort
+from disentangled_mil.tasks import Classification
+from disentangled_mil.train.checkpoint import load_model, save_model
+from tests.support import slides as writers
+from tests.support.checkpoints import change_description
 
 _LONGEST = 60  # seconds for one input
 _PIECES = [
@@ -47,28 +67,7 @@ class Target(NamedTuple):
 
 
 def targets(folder: Path) -> list[Target]:
-    """All readers, each with its own folder of whole files. It imports the package, so that this can be traced."""
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from disentangled_mil import Student
-    from disentangled_mil.data import (
-        ExpressionOptions,
-        ExpressionPipeline,
-        SlideReading,
-        TileFacts,
-        read_bag,
-        read_cohort,
-        read_expression,
-        read_gmt,
-    )
-    from disentangled_mil.data.planted import planted_cohort, write_cohort
-    from disentangled_mil.tasks import Classification
-    from disentangled_mil.train.checkpoint import load_model, save_model
-
-    writers = importlib.import_module("tests.support.slides")
-    change_description = importlib.import_module("tests.support.checkpoints").change_description
+    """The readers, each with whole files that it reads."""
     features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     coords = 448 * np.array([[x, y] for x in range(3) for y in range(2)])
     found = []
@@ -122,8 +121,6 @@ def targets(folder: Path) -> list[Target]:
 
 def fault(target: Target, content: bytes) -> str | None:
     """What is wrong with how a reader takes a content; None where it reads it, or refuses it and names the file."""
-    from disentangled_mil import FileError
-
     target.path.write_bytes(content)
     try:
         with warnings.catch_warnings():
@@ -216,10 +213,10 @@ def run(seconds: float, seed: int, findings: Findings, folder: Path) -> None:
     known, end = targets(folder), time.monotonic() + seconds
     context = multiprocessing.get_context("fork")
     while time.monotonic() < end:
-        pipe, its = context.Pipe()
-        worker = context.Process(target=work, args=(known, seed, its), daemon=True)
+        pipe, end_of_worker = context.Pipe()
+        worker = context.Process(target=work, args=(known, seed, end_of_worker), daemon=True)
         worker.start()
-        its.close()
+        end_of_worker.close()
         while time.monotonic() < end:
             number, content = pipe.recv()
             alive = pipe.poll(_LONGEST)

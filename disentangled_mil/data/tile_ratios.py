@@ -81,7 +81,7 @@ def other_ratio(bags: Mapping[str, Bag | StoredBag], known: Mapping[str, float])
             if not usual / _FACTOR < ratio < usual * _FACTOR:
                 return (
                     f"{sides[first].path}: tiles must be {usual:.3g} times as wide as those of {sides[second].path}, "
-                    f"as in training at {first} and {second}, got {ratio:.3g} times: are folders swapped"
+                    f"as in training at {first} and {second}, got {ratio:.3g} times: are the folders swapped?"
                 )
     return None
 

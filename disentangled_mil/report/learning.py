@@ -12,7 +12,10 @@ from .tables import NAMES
 
 
 class _Topic(NamedTuple):
-    """Columns of the logs that are drawn together; ``missing`` says why a teacher, if it is of one, has none."""
+    """Columns of the logs that are drawn together.
+
+    ``missing`` is the reason why logs have none of them. With ``of_teacher``, only teachers log them.
+    """
 
     title: str
     beginnings: tuple[str, ...]

@@ -158,7 +158,7 @@ def explain_slides(
         for slide, parts in placed.items():
             image = read_thumbnail(images[slide]) if slide in images else None
             maps = {part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts}
-            _write(out, slide, maps, image, f"{slide}: the student {NOT_NAMED}" if unnamed else slide)
+            _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
             if extras.anndata:
                 for part in parts:
                     features = bags[part.magnification].patches[0, part.rows]
@@ -213,6 +213,8 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
                     "that stores them, such as TRIDENT, CLAM or STAMP",
                     path,
                 )
+            if not len(places.coords):
+                continue  # The share of a small slide in max_tokens is no tile.
             side = places.tile or steps.get(name)
             if side is None:
                 raise SlideError(

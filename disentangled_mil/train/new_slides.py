@@ -60,7 +60,7 @@ def _checked(
     if empty and (reading.missing == "error" or all(isinstance(bag, Bag) for bag in bags.values())):
         raise ValueError(f"{empty[0]}: must hold at least one patch, got none; take the slide out of the folder")
     if reason := other_ratio(bags, ratios):
-        raise ValueError(f"{reason}; --allow-other-tiles predicts all the same")
+        raise ValueError(f"{reason} --allow-other-tiles reads them all the same")
     return replace(sample, bags=bags)
 
 

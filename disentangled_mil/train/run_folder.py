@@ -120,7 +120,7 @@ class RunFolder:
             listed = ", ".join(changed)
             options = "".join(f"; {each}" for key in changed for each in _differences(key, run.get(key), self.run[key]))
             remedy = "" if self.resume else "; give another --out"
-            raise ValueError(f"{place}: belongs to a run with another {listed} than this one{options}{remedy}")
+            raise ValueError(f"{place}: belongs to another run, which differs in {listed}{options}{remedy}")
 
     @property
     def _note(self) -> Path:

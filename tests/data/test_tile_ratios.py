@@ -39,7 +39,7 @@ def test_the_resolution_of_a_slide_does_not_matter_and_swapped_magnifications_do
     other = {"low": int(first * factor * scale), "high": int(first * scale)}
     assert other_ratio(slide(folder / "other", other), known) is None
     swapped = slide(folder / "swapped", {"low": other["high"], "high": other["low"]})
-    assert f"got {1 / factor:.3g} times: are folders swapped" in (other_ratio(swapped, known) or "")
+    assert f"got {1 / factor:.3g} times: are the folders swapped?" in (other_ratio(swapped, known) or "")
 
 
 def test_the_usual_ratio_is_the_median_of_slides_that_have_all_magnifications(tmp_path):

@@ -314,17 +314,17 @@ def test_an_occupied_folder_is_refused(finished_run, description, quick, untrain
             "diagnosis",
             2,
             {},
-            "task .*; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
+            "task; name must be 'grading', got 'diagnosis'; column must be 'grade', got 'diagnosis'$",
         ),
-        ("grading", 3, {}, "folds than this one; folds must be 2, got 3$"),
-        ("grading", 2, {"learning_rate": 0.5}, "training than .*; learning_rate must be 0.01, got 0.5$"),
-        ("survival", 3, {"dim": 4}, "folds, task, training .*; dim must be 8, got 4$"),
+        ("grading", 3, {}, "folds; folds must be 2, got 3$"),
+        ("grading", 2, {"learning_rate": 0.5}, "training; learning_rate must be 0.01, got 0.5$"),
+        ("survival", 3, {"dim": 4}, "folds, task, training; .*; dim must be 8, got 4$"),
     ],
 )
 def test_resuming_with_other_options_is_refused(
     finished_run, description, quick, untrained, label, folds, changes, named
 ):
-    with pytest.raises(ValueError, match=f"belongs to a run with another {named}"):
+    with pytest.raises(ValueError, match=f"belongs to another run, which differs in {named}"):
         run_cross_validation(
             description, label, finished_run[0], replace(quick, **changes), folds=folds, resume=True, quiet=True
         )
@@ -344,7 +344,7 @@ def test_resuming_with_other_options_is_refused(
 )
 def test_resuming_with_another_cohort_is_refused(finished_run, description, quick, untrained, tmp_path, name, old, new):
     other = copy_with_change(description, tmp_path, name, old, new)
-    with pytest.raises(ValueError, match=r"belongs to a run with another cohort than this one$"):
+    with pytest.raises(ValueError, match=r"belongs to another run, which differs in cohort$"):
         run_cross_validation(other, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
@@ -352,7 +352,7 @@ def test_resuming_is_refused_where_expression_would_be_fitted_otherwise_now(
     finished_run, description, quick, untrained, monkeypatch
 ):
     monkeypatch.setattr("disentangled_mil.data._gene_statistics._MAD_TO_STD", 100.0)
-    with pytest.raises(ValueError, match=r"belongs to a run with another cohort than this one$"):
+    with pytest.raises(ValueError, match=r"belongs to another run, which differs in cohort$"):
         run_cross_validation(description, "grading", finished_run[0], quick, folds=2, resume=True, quiet=True)
 
 
@@ -566,7 +566,7 @@ def test_a_run_that_trains_for_another_process_keeps_its_folder(description, qui
     def intrude(*args, **kwargs):
         with pytest.raises(ValueError, match=f"run: is in use by process {os.getpid()} on"):
             run_cross_validation(description, "grading", out, quick, folds=2, resume=True, quiet=True)
-        with pytest.raises(ValueError, match="belongs to a run with another folds than this one"):
+        with pytest.raises(ValueError, match="belongs to another run, which differs in folds"):
             run_cross_validation(description, "grading", out, quick, folds=3, resume=True, quiet=True)
         assert (out / "run.json").stat().st_size
         monkeypatch.setattr(cross_validation.BagCache, "check", check)

@@ -12,7 +12,7 @@ import torch
 
 from disentangled_mil import Bag, Student, Teacher
 from disentangled_mil.cli import main
-from disentangled_mil.data import SlideReading
+from disentangled_mil.data import SlideReading, TileFacts
 from disentangled_mil.data.expression import ExpressionPipeline
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.explain import student_view
@@ -90,15 +90,33 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert "--out must name a folder, unless the model is a run folder" in capsys.readouterr().err
 
 
-def test_names_of_prototypes_that_no_teacher_gave_are_told(slides, tmp_path):
-    path = tmp_path / "student"
+def test_other_tiles_than_in_training_are_read_where_the_command_allows_it(slides, tmp_path, capsys):
+    tiles = {"10x": TileFacts(relative_side=1.0), "20x": TileFacts(relative_side=2.0)}
+    student = save(tmp_path, Student(**MODEL), tiles=tiles)
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    arguments = ["explain", str(student), *places, "--out", str(tmp_path / "maps")]
+    assert main(arguments) == 2
+    assert (
+        "got 2 times: are the folders swapped? --allow-other-tiles reads them all the same" in capsys.readouterr().err
+    )
+    assert main([*arguments, "--allow-other-tiles"]) == 0
+
+
+def test_names_of_prototypes_that_no_teacher_gave_are_told(slides, tmp_path, monkeypatch):
+    path, titles = tmp_path / "student", []
+    monkeypatch.setattr(
+        "disentangled_mil.train.explain_slides.draw_map", lambda *args, title, **options: titles.append(title)
+    )
     save_model(path, Student(**MODEL), reading=SlideReading(), task=TASK, notes={"name": "student"})
     with pytest.warns(UserWarning, match=r"student\.json: was not distilled, so no teacher named its prototypes"):
         explain_slides(path.with_suffix(".json"), slides, tmp_path / "maps")
+    assert titles[1].startswith("B (this student was not distilled, so no teacher named its prototypes")
+    titles.clear()
     for notes, subspaces in (({"name": "distilled"}, ("tumor", "tme")), ({"name": "student"}, WITHOUT_GENES)):
         model = Student(**MODEL, subspaces=subspaces)
         save_model(path, model, reading=SlideReading(), task=TASK, notes=notes)
         explain_slides(path.with_suffix(".json"), slides, tmp_path / "maps", overwrite=True)
+    assert titles == ["A", "B"] * 2
 
 
 def test_tiles_that_are_left_out_are_told_once(slides, tmp_path):
@@ -132,6 +150,18 @@ def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
     with torch.no_grad():
         view = student_view(load_model(student).model(bags).branches["20x"], ("tumor", "tme"))
     np.testing.assert_allclose(pd.concat(tables)["attention_20x"], view["attention"], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.* bags of slides are read in part")
+def test_a_slide_of_a_patient_whose_share_is_no_tile_has_no_map(slides, tmp_path):
+    student = save(tmp_path, Student(**MODEL), unit="patient", sets=("10x", "20x"), max_tokens={"10x": 3, "20x": 8})
+    for folder in slides.values():
+        write_bag(folder / "0.h5", torch.randn(1, 8), torch.zeros(1, 2), step=448)
+    patients = tmp_path / "patients.csv"
+    patients.write_text("slide,patient\n0,P\nA,P\n")
+    for folder in slides.values():
+        (folder / "B.h5").unlink()
+    assert explain_slides(student, slides, tmp_path / "maps", patients=patients) == ["A"]
 
 
 def test_slides_without_coordinates_are_refused_with_the_remedy(tmp_path, slides):

@@ -133,18 +133,16 @@ def test_parts_of_other_runs_are_refused(train, untrained, tmp_path):
     train([0, 1])
     train([2], out=tmp_path / "other", options=replace(OPTIONS, epochs=2))
     (tmp_path / "other" / "fold2").rename(tmp_path / "run" / "fold2")
-    with pytest.raises(ValueError, match=r"fold2/result.pt: .* another training than .*; epochs must be 2, got 1"):
+    with pytest.raises(ValueError, match=r"fold2/result.pt: .* differs in training; epochs must be 2, got 1"):
         join_folds(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"run: belongs to a run with another training .*; seed must be 0, got 1"):
+    with pytest.raises(ValueError, match=r"run: belongs .* differs in training; seed must be 0, got 1"):
         train([0], options=replace(OPTIONS, seed=1), resume=True)
 
 
 def test_parts_of_another_cohort_are_refused(train, untrained, cohort, tmp_path):
     train([0])
     other = copy_with_change(cohort, tmp_path, "clinical.csv", ",G2", ",G3")
-    with pytest.raises(
-        ValueError, match=r"run: belongs to a run with another cohort than this one; give another --out$"
-    ):
+    with pytest.raises(ValueError, match=r"run: belongs to another run, which differs in cohort; give another --out$"):
         train([1], cohort=other)
 
 

@@ -104,7 +104,7 @@ def test_options_that_only_one_of_two_runs_has_are_told(tmp_path):
     folder = RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
     old = {**folder.run, "training": {**folder.run["training"], "momentum": 0.9}}
     del old["training"]["seed"]
-    message = "another training than this one; seed must be none, got 0; momentum must be 0.9, got none; give another"
+    message = "which differs in training; seed must be none, got 0; momentum must be 0.9, got none; give another"
     with pytest.raises(ValueError, match=message):
         folder.check_same(old, tmp_path)
 

@@ -39,6 +39,8 @@ class Choice(NamedTuple):
         kept = self._kept(slide)
         if self.most is None or len(kept) <= self.most:
             return Chosen(kept)
+        if self.most == 0:  # of a small slide beside large ones
+            return Chosen(kept[:0])
         coords = None if places is None else as_coords(places[kept])
         chosen = spread_rows(len(kept), self.most, coords, self.seed).numpy()
         return Chosen(kept[chosen], widening(len(kept), len(chosen)))

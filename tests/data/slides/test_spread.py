@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from disentangled_mil.data.slides import read_bag
+from disentangled_mil.data.slides import read_bag, reads_part
 from tests.support import slides
 
 MESSAGE = "slides with more tiles than max_tokens are read in part, spread evenly over the tissue"
@@ -72,3 +74,24 @@ def test_augmented_tiles_are_left_out_before_the_cap(tmp_path):
         bag, _ = read_bag(path, drop_augmented=True, max_tokens=20)
     assert bag.patches.shape == (1, 20, 1)
     assert bag.patches.max() < 50
+
+
+def test_a_slide_whose_share_is_no_tile_is_left_out(tmp_path):
+    paths = [
+        slides.write_hdf5(tmp_path / f"{count}.h5", features=np.full((count, 1), count, "float32")) for count in (1, 99)
+    ]
+    assert read_bag(*paths, max_tokens=20, quiet=True).bag.patches.unique().tolist() == [99]
+
+
+@settings(max_examples=20)
+@given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=3), most=st.integers(1, 20), drop=st.booleans())
+def test_tiles_are_left_out_exactly_where_it_is_said_so(tmp_path_factory, counts, most, drop):
+    folder = tmp_path_factory.mktemp("slides")
+    paths = [
+        slides.write_hdf5(folder / f"{row}.h5", feats=np.ones((2 * count, 1)), augmented=np.arange(2 * count) % 2 == 1)
+        for row, count in enumerate(counts)
+    ]
+    whole = read_bag(*paths, drop_augmented=drop).bag.patches.shape[1]
+    part = read_bag(*paths, drop_augmented=drop, max_tokens=most, quiet=True).bag.patches.shape[1]
+    assert reads_part(paths, most, drop_augmented=drop) == (part < whole)
+    assert not reads_part(paths, None, drop_augmented=drop)
