@@ -286,8 +286,8 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         groups, channels, area = sizes["G"], sizes["C"], self.width * self.height
         cells = self._flat_cells()
         # Tokens are divided, not cells: a slide with holes has far more cells than tokens.
-        share = self.count.clamp(min=1).reciprocal().gather(1, cells.clamp(max=area - 1))  # [B, N]
-        real = widened(tokens) * share[:, None, :, None]
+        together = self.count.clamp(min=1).gather(1, cells.clamp(max=area - 1))  # tokens in the same cell [B, N]
+        real = widened(tokens) / together[:, None, :, None]
         first = area * torch.arange(batch * groups, device=real.device).view(batch, groups, 1)
         behind = batch * groups * area  # Padding goes to one more row.
         row = torch.where(self.mask[:, None], first + cells[:, None], behind)
