@@ -147,6 +147,16 @@ def test_a_bag_of_a_patient_has_a_map_per_slide(slides, tmp_path):
     np.testing.assert_allclose(pd.concat(tables)["attention_20x"], view["attention"], atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:B. attention is 1 on all tiles")
+def test_a_slide_whose_tiles_are_all_left_out_has_no_map(slides, tmp_path):
+    most = {"10x": 1, "20x": 1}
+    student = save(tmp_path, Student(**MODEL), unit="patient", sets=("10x", "20x"), max_tokens=most)
+    patients = tmp_path / "patients.csv"
+    patients.write_text("slide,patient\nA,P\nB,P\n")
+    with pytest.warns(UserWarning, match="2 of 2 bags of slides are read in part"):
+        assert explain_slides(student, slides, tmp_path / "maps", patients=patients) == ["B"]
+
+
 def test_slides_without_coordinates_are_refused_with_the_remedy(tmp_path, slides):
     student = save(tmp_path, Student(**MODEL), sets=("10x", "20x"))
     with h5py.File(slides["20x"] / "B.h5", "r+") as file:
