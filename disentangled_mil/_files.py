@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from ._errors import FileError
 
@@ -44,8 +45,9 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: must be a file in a folder that is there; make {path.parent} first")
-    # Processes of several computers may share a folder.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    # Processes of several computers may share a folder. A digest leaves room for long names of files.
+    host = crc32(socket.gethostname().encode())
+    temporary = path.with_name(f".{path.name}.{host:08x}.{os.getpid()}.tmp")
     try:
         yield temporary
         _synchronize(temporary)

@@ -50,7 +50,17 @@ def test_content_and_name_are_on_the_disk_when_a_file_is_replaced(tmp_path, monk
     monkeypatch.setattr(os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
     with replacing(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
-    assert steps == [f".a.txt.{socket.gethostname()}.{os.getpid()}.tmp", "replace", tmp_path.name]
+    assert steps == [temporary.name, "replace", tmp_path.name]
+
+
+def test_computers_differ_in_the_temporary_name_and_a_long_name_leaves_room_for_it(tmp_path, monkeypatch):
+    path, names = tmp_path / f"{'slide' * 44}.png", set()
+    for host in ("a" * 63, "a" * 62 + "b"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        with replacing(path) as temporary:
+            temporary.write_text("whole")
+            names.add(temporary.name)
+    assert len(names) == 2
 
 
 @pytest.mark.parametrize("links", [True, False])

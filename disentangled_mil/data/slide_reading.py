@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count
+from .._checks import check_choice, check_count, check_interval
 from .._errors import reading
 from .._schema import check_state
 from .slides import SlideSource
@@ -68,7 +68,7 @@ class SlideReading:
         tiles: encoder, width and magnification of the training tiles, by magnification.
 
     Raises:
-        TypeError: a count is no integer, or facts of tiles are no :class:`TileFacts`.
+        TypeError: a count is no integer, facts of tiles are no :class:`TileFacts`, or a relative side is no number.
         ValueError: an option is out of range.
 
     Example:
@@ -99,6 +99,8 @@ class SlideReading:
         for name, facts in self.tiles.items():
             if not isinstance(facts, TileFacts):
                 raise TypeError(f"tiles[{name!r}] must be TileFacts, got {type(facts).__name__}")
+            if facts.relative_side is not None:
+                check_interval(f"tiles[{name!r}].relative_side", facts.relative_side, 1, float("inf"))
 
     def check_magnifications(self, magnifications: tuple[str, ...]) -> None:
         """Check that everything is of the magnifications of a model.

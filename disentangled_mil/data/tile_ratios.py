@@ -15,7 +15,7 @@ from .slides import slide_name
 from .slides.tile_size import TileSide, tile_side
 
 _SLIDES = 15  # whose median is the usual ratio
-_FACTOR = 1.5  # Neighboring magnifications differ by 2. Tiles that overlap differ by less from their stride.
+_FACTOR = 1.5  # Neighboring magnifications differ by 2.
 
 
 def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, TileSide]]:
@@ -38,6 +38,10 @@ def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, T
             if side is not None:
                 slides.setdefault(slide_name(path.name), {})[name] = side
     for sides in slides.values():
+        if len({side.is_stride for side in sides.values()}) > 1:
+            # Where tiles overlap, a side in the metadata is wider than a stride, so strides are compared.
+            strides = {name: tile_side(side.path, stride_alone=True) for name, side in sides.items()}
+            sides = {name: side for name, side in strides.items() if side is not None}
         if len(sides) > 1 and len({side.unit for side in sides.values()}) == 1:
             yield sides
 

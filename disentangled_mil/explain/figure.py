@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -31,6 +32,7 @@ _MANY = 100  # Of fewer tiles, none is cut off.
 _EVEN = 1e-3  # Numbers that differ by less, relative to the largest, are called even.
 
 
+@rc_context({"text.parse_math": False})  # Names may hold a dollar sign.
 def draw_map(
     path: str | Path,
     tiles: TileMap,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from .blocks import Figures, Picture, Section, Text, embedded
 from .run_files import RunFiles
@@ -26,8 +27,8 @@ def map_files(run: RunFiles, folder: Path | None) -> dict[Path, list[Path]]:
     """
     if folder is None:
         places = [place / MAPS for place in dict.fromkeys([run.path, *run.folders])]
-        return {run.path: [path for place in places for path in sorted(place.rglob("*.png"))]}
-    found = {folder: sorted(folder.rglob("*.png"))}
+        return {run.path: [path for place in places for path in _pictures(place)]}
+    found = {folder: _pictures(folder)}
     if not found[folder]:
         raise FileNotFoundError(f"{folder}: must hold pictures of maps (.png), as the command explain writes them")
     return found
@@ -50,13 +51,19 @@ def map_section(run: RunFiles, maps: Mapping[Path, Sequence[Path]]) -> Section:
         caption = f"Maps of slides, in the order of their files. The legend of a map says what its colors mean.{some}"
         blocks.append(Figures(caption, [_picture(path, place) for path, place in every[:_MOST]]))
     else:
+        folder = quote(str(run.path))
         text = (
-            f"There are no maps of slides. The command explain {run.path} MAGNIFICATION=FOLDER ... draws them to "
-            f"{run.path / MAPS}, and report {run.path} then shows them here. Maps in another folder are shown by "
+            f"There are no maps of slides. The command explain {folder} MAGNIFICATION=FOLDER ... draws them to "
+            f"{run.path / MAPS}, and report {folder} then shows them here. Maps in another folder are shown by "
             "report --maps FOLDER."
         )
         blocks.append(Text(text, note=True))
     return Section("maps", "Maps of slides", blocks)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The files of pictures in a folder and in those below it; a folder or broken link may have the same ending."""
+    return sorted(path for path in folder.rglob("*.png") if path.is_file())
 
 
 def _picture(path: Path, place: Path) -> Picture:

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .._errors import FileError
-from .._files import read_json
+from .._files import read_json, remove_leftovers
 from .checkpoint import write_json
 
 _LOCK = ".lock"
@@ -41,6 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise ValueError(f"{folder}: is in use by {_holder(note)}; wait for its end, or end it") from error
     try:
+        remove_leftovers(note)  # of a process that was killed
         write_json(note, {"process": os.getpid(), "host": socket.gethostname()})
         yield
     finally:

@@ -9,7 +9,7 @@ from disentangled_mil.data.cohort import StoredBag
 from disentangled_mil.data.slides import write_bag
 from disentangled_mil.data.slides.tile_size import tile_side
 from disentangled_mil.data.tile_ratios import other_ratio, usual_ratios
-from tests.support.slides import clam, first_stamp, write_hdf5
+from tests.support.slides import clam, first_stamp, trident, write_hdf5
 
 
 def lattice(side, columns=8, rows=8):
@@ -68,3 +68,14 @@ def test_sides_are_those_of_metadata_and_pixels_of_tiles_are_no_unit(tmp_path):
     assert tile_side(tmp_path / "c.h5", metadata_alone=True).side == 448
     stamp = {"10x": StoredBag((tmp_path / "b.h5",)), "20x": StoredBag((tmp_path / "b.h5",))}
     assert other_ratio(stamp, {"10x": 2, "20x": 1}) is None
+
+
+def test_overlapping_tiles_with_and_without_metadata_are_compared_by_their_strides(tmp_path):
+    (tmp_path / "20x").mkdir()
+    coords = lattice(224)
+    told = StoredBag((trident(tmp_path / "20x", "slide", torch.ones(len(coords), 3).numpy(), coords.numpy()),))
+    untold = slide(tmp_path, {"10x": 448})["10x"]  # the stride of tiles of 896
+    assert tile_side(told.paths[0]).side == 448
+    assert usual_ratios([{"10x": untold, "20x": told}]) == {"10x": 2, "20x": 1}
+    assert other_ratio({"10x": untold, "20x": told}, {"10x": 2, "20x": 1}) is None
+    assert "got 0.5 times" in (other_ratio({"10x": told, "20x": untold}, {"10x": 2, "20x": 1}) or "")

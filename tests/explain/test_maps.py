@@ -176,3 +176,8 @@ def test_agreement_with_a_truth_of_one_value_has_no_auroc():
     found = region_agreement(torch.zeros(3), torch.zeros(3, dtype=torch.bool))
     assert found["dice"] == 1
     assert found["auroc"] != found["auroc"]
+
+
+def test_a_name_with_dollar_signs_is_no_formula(tmp_path, fine):
+    draw_map(tmp_path / "map.png", fine, ["attention"], title="$x_{$")
+    assert (tmp_path / "map.png").is_file()

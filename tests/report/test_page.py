@@ -286,6 +286,8 @@ def test_maps_of_another_folder_are_within_the_page_and_never_replaced(tmp_path,
     assert f"{maps}: must hold pictures of maps (.png)" in capsys.readouterr().err
     maps.mkdir()
     Figure(figsize=(1, 1)).savefig(maps / "slide.png")
+    (maps / "folder.png").mkdir()
+    (maps / "link.png").symlink_to("nowhere")
     assert main(["report", str(run), "--maps", str(maps)]) == 0
     assert [alt for alt, _ in Page(run / "report.html").images["maps"]] == ["picture slide.png"]
     (tmp_path / "page.html").hardlink_to(maps / "slide.png")

@@ -1,6 +1,7 @@
 """Maps of slides in folders: untrained models are enough, because the maps are those of any model."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,18 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert capsys.readouterr().out.endswith(f"{told} {run} --maps {elsewhere}\n")
     assert main(["explain", checkpoint, *places]) == 2
     assert "--out must name a folder, unless the model is a run folder" in capsys.readouterr().err
+    assert main(["explain", str(tmp_path / "typo"), *places]) == 2
+    assert f"error: {tmp_path / 'typo'}.json: no such file" in capsys.readouterr().err
+
+
+def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):
+    run, maps = tmp_path / "my run", tmp_path / "the maps"
+    checkpoint = save(run, Student(**MODEL), name="student")
+    (run / "run.json").write_text("{}")
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    assert main(["explain", str(checkpoint), *places, "--out", str(maps)]) == 0
+    command = capsys.readouterr().out.partition("report of the run: ")[2]
+    assert shlex.split(command)[3:] == ["report", str(run), "--maps", str(maps)]
 
 
 def test_other_tiles_than_in_training_are_read_where_the_command_allows_it(slides, tmp_path, capsys):

@@ -71,3 +71,10 @@ def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), run(tmp_path / "new" / "run").taken():
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_half_of_a_note_that_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "..lock.json.cluster-7.12.tmp").write_text("{")
+    with locked(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".lock.json"]
+    assert not list(tmp_path.iterdir())

@@ -188,6 +188,17 @@ def test_a_model_that_was_saved_before_compares_no_tiles(by_slide, tmp_path):
     assert len(predict_slides(model, swapped, tmp_path / "out.csv"))
 
 
+@pytest.mark.parametrize("side", [0, -2.0])
+def test_a_relative_side_that_no_tile_has_is_refused(by_slide, tmp_path, side):
+    def damage(content):
+        content["reading"]["tiles"]["20x"]["relative_side"] = side
+
+    model = changed_checkpoint(by_slide.run, tmp_path, damage)
+    message = rf"student\.json: reading\.?.*tiles\['20x'\]\.relative_side must lie in \[1, inf\], got {side}"
+    with pytest.raises(ValueError, match=message):
+        predict_slides(model, by_slide.slides, tmp_path / "out.csv")
+
+
 def test_the_cap_of_training_holds_in_prediction(by_slide, slides, tmp_path):
     path = changed_checkpoint(by_slide.run, tmp_path, lambda content: content["reading"].update(max_tokens={"20x": 3}))
     with pytest.warns(UserWarning, match=r"^\d+ of \d+ bags of slides are read in part") as told:

@@ -1,5 +1,6 @@
 """Draw what a model sees in slides, and weigh genes."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def add_options(parser: ArgumentParser) -> None:
 def run(options: Namespace) -> None:
     """Run the command."""
     from ...report.pictures import MAPS
+    from ...train.checkpoint import checkpoint_files
     from ...train.explain_slides import Extras, explain_slides
 
     names = ("images", "mpp", "expression", "gene_sets", "anndata")
-    if options.out is None and not options.model.is_dir():
+    if options.out is None and not options.model.is_dir() and checkpoint_files(options.model)[0].is_file():
         raise ValueError("--out must name a folder, unless the model is a run folder")
     out = options.out or options.model / MAPS
     written = explain_slides(
@@ -63,5 +65,6 @@ def run(options: Namespace) -> None:
         (place for place in (options.model, *options.model.parents[:2]) if (place / "run.json").is_file()), None
     )
     if folder is not None:
-        elsewhere = "" if out == folder / MAPS else f" --maps {out}"
-        print(f"to see them in the report of the run: python -m disentangled_mil report {folder}{elsewhere}")
+        elsewhere = [] if out == folder / MAPS else ["--maps", str(out)]
+        command = shlex.join(["python", "-m", "disentangled_mil", "report", str(folder), *elsewhere])
+        print(f"to see them in the report of the run: {command}")

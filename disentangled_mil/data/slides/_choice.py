@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._checks import check_count
 from ...bags import spread_rows, widening
-from ._opening import open_slide
+from ._opening import as_paths, open_slide
 from ._stored import Array, StoredSlide
 from ._values import as_coords
 from .facts import slide_source
@@ -74,7 +75,7 @@ def share_tiles(files: Sequence[Path], most: int | None, features: str | None, c
 
 
 def reads_part(
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     most: int | None,
     *,
     drop_augmented: bool = False,
@@ -97,7 +98,8 @@ def reads_part(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is no slide.
+        TypeError: ``files`` is a single path, or ``most`` no integer.
+        ValueError: a file is no slide, there is none, or ``most`` is below 1.
 
     Example:
         >>> import tempfile
@@ -109,9 +111,13 @@ def reads_part(
         >>> reads_part([path], 4), reads_part([path], 5)
         (True, False)
     """
+    if isinstance(files, (str, Path)):
+        raise TypeError(f"files must be a sequence of paths, got the path {str(files)!r}")
+    paths = as_paths(files)
     if most is None:
         return False
-    for path, share in zip(files, share_tiles(files, most, features, coords), strict=True):
+    check_count("most", most)
+    for path, share in zip(paths, share_tiles(paths, most, features, coords), strict=True):
         with open_slide(path, features, coords, as_set=True) as slide:
             if Choice(drop_augmented, share, 0).is_partly(slide):
                 return True

@@ -19,20 +19,23 @@ class TileSide(NamedTuple):
         path: file of the slide.
         side: side of a tile, in the unit of the coordinates.
         unit: unit of the coordinates, as in :class:`~.source.SlideSource`.
+        is_stride: whether it is the stride of the coordinates, which is less than the side where tiles overlap.
     """
 
     path: Path
     side: float
     unit: str | None
+    is_stride: bool
 
 
-def tile_side(path: str | Path, *, metadata_alone: bool = False) -> TileSide | None:
+def tile_side(path: str | Path, *, metadata_alone: bool = False, stride_alone: bool = False) -> TileSide | None:
     """The side of the tiles of a slide.
 
     Args:
         path: file of the slide.
         metadata_alone: whether coordinates are not read. Else their stride is the side of tiles without metadata, if
             there are at least 32.
+        stride_alone: whether the side in the metadata does not count.
 
     Returns:
         The side; None where it is not known, and where the unit is a pixel of the tile, in which all sides are equal.
@@ -54,11 +57,13 @@ def tile_side(path: str | Path, *, metadata_alone: bool = False) -> TileSide | N
     """
     path = Path(path)
     with open_slide(path, None, None, as_set=metadata_alone) as slide:
-        source, side = slide.source, slide.source.tile
+        source = slide.source
+        side = None if stride_alone else source.tile
+        is_stride = side is None
         if source.unit == "tile pixels":
             return None
-        if side is None and source.tokens >= _LEAST_TILES and not metadata_alone:
+        if is_stride and source.tokens >= _LEAST_TILES and not metadata_alone:
             places = read_places(slide)
             with reading(path, kind=SlideError):
                 side = None if places is None else lattice_step(as_coords(places))
-    return None if side is None else TileSide(path, side, source.unit)
+    return None if side is None else TileSide(path, side, source.unit, is_stride)
