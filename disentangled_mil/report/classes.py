@@ -52,7 +52,8 @@ def _roc(run: RunFiles, test: str) -> list[Text | Figures]:
         return [Text(f"{run.about(test)}All patients have one class, so there is no ROC curve.", note=True)]
     # The curves of two classes are mirror images.
     shown = classes[1:] if len(classes) == 2 else classes[:_MOST_CLASSES]
-    pictures = [_roc_of_class(tables, name, int(counts[name])) for name in shown]
+    named = {model: run.name_of(model, test) for model in tables}
+    pictures = [_roc_of_class(tables, named, name, int(counts[name])) for name in shown]
     caption = f"{run.about(test)}{counts.sum()} patients."
     if len(classes) == 2:
         caption += f" The curve of {classes[0]} is the mirror image."
@@ -61,7 +62,7 @@ def _roc(run: RunFiles, test: str) -> list[Text | Figures]:
     return [Figures(caption, pictures)]
 
 
-def _roc_of_class(tables: Mapping[str, pd.DataFrame], name: str, count: int) -> Picture:
+def _roc_of_class(tables: Mapping[str, pd.DataFrame], named: Mapping[str, str], name: str, count: int) -> Picture:
     found = []
     with drawing(height=4.6) as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
@@ -71,7 +72,7 @@ def _roc_of_class(tables: Mapping[str, pd.DataFrame], name: str, count: int) -> 
                 continue
             false, true, _ = roc_curve(own, table[_PREFIX + name].astype(float))
             area = auc(false, true)
-            axes.plot(false, true, label=f"{NAMES.get(model, model)}: {area:.3f}", **STROKES.get(model, {}))
+            axes.plot(false, true, label=f"{named[model]}: {area:.3f}", **STROKES.get(model, {}))
             found.append(f"{model} {area:.3f}")
         axes.set(xlabel="other patients taken for the class", ylabel="patients of the class found", aspect="equal")
         figure.legend(loc="outside lower left", handlelength=3)
@@ -82,7 +83,7 @@ def _roc_of_class(tables: Mapping[str, pd.DataFrame], name: str, count: int) -> 
 def _calibration(run: RunFiles, test: str) -> Figures:
     """One reliability diagram per model."""
     tables = run.tables(test)
-    pictures = [_reliability(table, NAMES.get(model, model)) for model, table in tables.items()]
+    pictures = [_reliability(table, run.name_of(model, test)) for model, table in tables.items()]
     return Figures(f"{run.about(test)}{max(map(len, tables.values()))} patients.", pictures)
 
 

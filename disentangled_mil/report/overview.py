@@ -63,9 +63,10 @@ def quality_section(run: RunFiles) -> Section:
     columns, pictures, folded = {}, [], []
     for test, found in run.metrics["gains"].items():
         title, chance, models = title_of(found["metric"], run.kind), _chance(run, test), found["models"]
-        values = {NAMES.get(model, model): interval(*_ends(one)) for model, one in models.items()}
+        named = {model: run.name_of(model, test) for model in models}
+        values = {named[model]: interval(*_ends(one)) for model, one in models.items()}
         columns[f"{run.about(test)}{title} of {found['patients']} patients"] = {"chance": number(chance), **values}
-        pictures.append(_intervals(models, f"{run.about(test)}{title}", title, chance))
+        pictures.append(_intervals(models, named, f"{run.about(test)}{title}", title, chance))
         folded += _details(run, test)
     caption = (
         "A dot is the value of a model, and its line is the 95 % interval over patients. The dashed line is chance: "
@@ -78,6 +79,12 @@ def quality_section(run: RunFiles) -> Section:
         Figures(caption, pictures),
         *folded,
     ]
+    if any(run.is_partial(test) for test in run.tests):
+        text = (
+            "A model with fewer patients was not trained in every fold. Its value is that of other patients than the "
+            "values beside it. The gains below compare models on the same patients."
+        )
+        blocks.append(Text(text, note=True))
     if any(cell == "–" or "nan" in cell for table in folded for row in table.rows for cell in row):
         blocks.append(Text(f"Some metrics have no value. {run.kind.undefined}.", note=True))
     return Section("quality", "How good the models are", blocks)
@@ -131,7 +138,8 @@ def _details(run: RunFiles, test: str) -> list[Table]:
     every = results_table(splits, run.kind, test, every=True, chance=counts["all"]["chance"])
     several = len(splits) > 1
     spread = ", mean ± standard deviation of the folds" if several else ""
-    tables = [_table(f"{run.about(test)}All measures{spread}", "model", every, folded=True)]
+    of_classes = ". Sensitivity, specificity and F1 are means over the classes" if "sensitivity" in every else ""
+    tables = [_table(f"{run.about(test)}All measures{spread}{of_classes}", "model", every, folded=True)]
     if several:
         title = title_of(next(iter(run.kind.headline)), run.kind)
         folds = folds_table(splits, run.kind, test, counts["splits"])
@@ -145,7 +153,9 @@ def _chance(run: RunFiles, test: str) -> float | None:
     return chance.get(next(iter(run.kind.headline)))
 
 
-def _intervals(models: Mapping[str, Any], title: str, metric: str, chance: float | None) -> Picture:
+def _intervals(
+    models: Mapping[str, Any], named: Mapping[str, str], title: str, metric: str, chance: float | None
+) -> Picture:
     """One line per model: its value and its interval."""
     with drawing(height=0.9 + 0.36 * len(models)) as (figure, axes):
         for row, (model, one) in enumerate(models.items()):
@@ -155,7 +165,7 @@ def _intervals(models: Mapping[str, Any], title: str, metric: str, chance: float
             axes.plot([value], [row], "o", color=color, markersize=6)
         if chance is not None:
             axes.axvline(chance, color="#555555", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(models)), [NAMES.get(model, model) for model in models])
+        axes.set_yticks(range(len(models)), [named[model].replace(", ", "\n") for model in models])
         axes.set_ylim(len(models) - 0.5, -0.5)
         axes.set_xlabel(metric)
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -51,11 +51,14 @@ def map_section(run: RunFiles, maps: Mapping[Path, Sequence[Path]]) -> Section:
         caption = f"Maps of slides, in the order of their files. The legend of a map says what its colors mean.{some}"
         blocks.append(Figures(caption, [_picture(path, place) for path, place in every[:_MOST]]))
     else:
-        folder = quote(str(run.path))
+        folder, place = quote(str(run.path)), quote(str(run.path / MAPS))
+        # A run of several folds has no student that stands for all of them, unless one was trained on all patients.
+        one = (run.path / "final").is_dir() or run.folders == [run.path]
+        model = folder if one else f"{quote(str(run.folders[0] / 'student.json'))} --out {place}"
         text = (
-            f"There are no maps of slides. The command explain {folder} MAGNIFICATION=FOLDER ... draws them to "
-            f"{run.path / MAPS}, and report {folder} then shows them here. Maps in another folder are shown by "
-            "report --maps FOLDER."
+            f"There are no maps of slides. For features with coordinates, the command explain {model} "
+            f"MAGNIFICATION=FOLDER ... draws them to {place}, and report {folder} then shows them here. Maps in "
+            "another folder are shown by report --maps FOLDER."
         )
         blocks.append(Text(text, note=True))
     return Section("maps", "Maps of slides", blocks)

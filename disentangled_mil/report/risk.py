@@ -80,7 +80,7 @@ def _groups(run: RunFiles, test: str) -> Figures:
     """Kaplan-Meier curves of two risk groups, a panel per model."""
     unit = run.run["task"].get("columns", {}).get("time", "time")
     pictures = [
-        _group_curves(_observations(table), NAMES.get(model, model), unit) for model, table in run.tables(test).items()
+        _group_curves(_observations(table), run.name_of(model, test), unit) for model, table in run.tables(test).items()
     ]
     return Figures(f"{run.about(test)}{max(map(len, run.tables(test).values()))} patients.", pictures)
 
@@ -161,7 +161,7 @@ def _calibration(run: RunFiles, test: str) -> Text | Figures:
     middle = (len(edges[0]) - 1) // 2
     horizons = [of_fold[middle] for of_fold in edges]
     pictures = [
-        _calibration_of(table, horizons, middle + 1, NAMES.get(model, model)) for model, table in tables.items()
+        _calibration_of(table, horizons, middle + 1, run.name_of(model, test)) for model, table in tables.items()
     ]
     unit = run.run["task"].get("columns", {}).get("time", "time")
     listed = ", ".join(f"{horizon:g}" for horizon in horizons)

@@ -10,6 +10,7 @@ from .._errors import FileError, reading
 from .._files import read_json
 from .._tables import unguarded
 from ..tasks import KINDS, Task
+from .tables import NAMES
 
 # Models in the order in which one would be used for a new slide.
 _PREFERENCE = ("distilled", "student", "linear", "teacher", "genes")
@@ -54,6 +55,17 @@ class RunFiles(NamedTuple):
     def about(self, test: str) -> str:
         """The beginning of a text about a test set; nothing where there is one test set only."""
         return f"Test set {test}: " if len(self.tests) > 1 else ""
+
+    def name_of(self, model: str, test: str) -> str:
+        """The name of a model; with its number of patients where it predicts for fewer of them than others."""
+        tables = self.tables(test)
+        name, most = NAMES.get(model, model), max(map(len, tables.values()))
+        own = len(tables[model]) if model in tables else most
+        return name if own == most else f"{name}, {own} of {most} patients"
+
+    def is_partial(self, test: str) -> bool:
+        """Whether a model predicts for fewer patients of a test set than another one."""
+        return len(set(map(len, self.tables(test).values()))) > 1
 
     def chosen(self, test: str) -> str:
         """The model that one would use for new slides, among those that predict for most patients of a test set."""

@@ -222,8 +222,6 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
                 )
             rows = slice(start, start + len(places.coords))
             start = rows.stop
-            if rows.start == rows.stop:
-                continue  # None of its tiles is among max_tokens.
             found.setdefault(slide_name(path.name), []).append(_Part(name, rows, places, side))
     return found
 

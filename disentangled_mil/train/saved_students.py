@@ -88,6 +88,9 @@ def _checkpoints(path: Path, which: str) -> list[Path]:
     if not path.is_dir():
         if which != "auto":
             raise ValueError(f"{path}: must be a run folder to choose its students {which!r}, got one checkpoint")
+        scratch = path.with_name("student.json")
+        if path.stem == "distilled" and not path.with_suffix(".json").exists() and scratch.exists():
+            raise FileNotFoundError(f"{path}: no such file, as distillation was declined there; take {scratch}")
         return [path]
     folds = [folder for folder in path.glob("fold*") if re.fullmatch(r"fold\d+", folder.name)]
     if which == "final" or (which == "auto" and (path / FINAL).is_dir()):
@@ -100,7 +103,10 @@ def _checkpoints(path: Path, which: str) -> list[Path]:
 def _checkpoint(folder: Path) -> Path:
     """The student of one training, which must be finished."""
     if any(folder.glob("*.progress.pt")):
-        raise ValueError(f"{folder}: must hold a finished training; finish it by the command train with --resume")
+        raise ValueError(
+            f"{folder}: must hold a finished training; end it by train with --resume, or by join if folds "
+            "were trained apart"
+        )
     for name in ("distilled", "student"):
         if (folder / f"{name}.json").is_file():
             return folder / f"{name}.json"

@@ -202,6 +202,24 @@ def test_what_is_missing_is_said(tmp_path):
     assert "There are no maps of slides" in page.text["maps"]
 
 
+@pytest.mark.parametrize("make", [classification_run, survival_run])
+def test_a_student_that_some_folds_do_not_have_is_named_with_its_patients(tmp_path, make):
+    page = Page(write_report(make(tmp_path / "run", declined=[0])))
+    name = "distilled student (slides), 24 of 48 patients"
+    for section in ("quality", "calibration"):
+        assert name in page.text[section], section
+    assert "not trained in every fold" in page.text["quality"]
+    assert "teacher (slides + genes), " not in page.text["quality"]
+
+
+def test_the_command_for_maps_names_one_student(tmp_path):
+    run = classification_run(tmp_path / "run", models=["student"])
+    told = Page(write_report(run)).text["maps"]
+    assert f"explain {run / 'fold0' / 'student.json'} --out {run / 'maps'} MAGNIFICATION=FOLDER" in told
+    (run / "final").mkdir()
+    assert f"explain {run} MAGNIFICATION=FOLDER" in Page(write_report(run)).text["maps"]
+
+
 def test_missing_columns_of_the_logs_are_said(tmp_path):
     run = classification_run(tmp_path / "run", models=["student"])
     for path in run.glob("fold*/student.csv"):

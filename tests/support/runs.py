@@ -1,7 +1,7 @@
 """Folders of finished runs without any training: their models predict noise and some signal."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +50,7 @@ def write_run(
     *,
     tests: Sequence[str] = ("test",),
     models: Sequence[str] = ALL,
+    declined: Collection[int] = (),
     command: Sequence[str] = ("python", "-m", "disentangled_mil"),
 ) -> Path:
     """Write a run folder as a training does; logs and checkpoints hold what a report reads.
@@ -60,19 +61,19 @@ def write_run(
         folds: patients of every fold; a single one stands in the folder itself, as in the demo.
         tests: names of test sets, which all have these patients.
         models: models; without a distilled student, it was declined.
+        declined: numbers of folds in which distillation was declined.
         command: command in ``run.json``.
     """
     generator = torch.Generator().manual_seed(3)
     single = len(folds) == 1
     places = [path] if single else [path / f"fold{number}" for number in range(len(folds))]
     results = []
-    for number, fold in enumerate(folds):
-        evaluations = {test: _evaluation(task, fold, models, generator) for test in tests}
-        tables = [_table(test, model, one) for test, one in evaluations.items() for model in models]
-        metrics = {model: {test: _metrics(one, model) for test, one in evaluations.items()} for model in models}
-        headroom = Headroom(
-            next(iter(task.headline)), 48, 0.8, 0.7, 0.1, 0.02, 0.2, 3.0 if "distilled" in models else 0
-        )
+    trained = [[model for model in models if model != "distilled" or n not in declined] for n in range(len(folds))]
+    for number, (fold, own) in enumerate(zip(folds, trained, strict=True)):
+        evaluations = {test: _evaluation(task, fold, own, generator) for test in tests}
+        tables = [_table(test, model, one) for test, one in evaluations.items() for model in own]
+        metrics = {model: {test: _metrics(one, model) for test, one in evaluations.items()} for model in own}
+        headroom = Headroom(next(iter(task.headline)), 48, 0.8, 0.7, 0.1, 0.02, 0.2, 3.0 if "distilled" in own else 0)
         predictions = pd.concat(tables, ignore_index=True)
         if not single:
             predictions.insert(0, "fold", number)
@@ -82,9 +83,9 @@ def write_run(
         path, "outcome", definition, TrainingOptions(), resume=False, decides={"run": "train"}
     )
     with folder.taken(), few_choices(), pytest.MonkeyPatch.context() as patch:
-        for place in places:
+        for place, own in zip(places, trained, strict=True):
             place.mkdir(exist_ok=True)
-            for model in set(models) - {"linear"}:
+            for model in set(own) - {"linear"}:
                 (place / f"{model}.csv").write_text(LOG)
                 (place / f"{model}.json").write_text(json.dumps({"task": task.state()}))
         patch.setattr("sys.orig_argv", list(command))

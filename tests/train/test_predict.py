@@ -565,3 +565,11 @@ def test_hazards_of_other_intervals_are_not_averaged_and_risks_are(by_patient, t
     table = predict_slides(run, by_patient.slides, tmp_path / "p.csv", patients=by_patient.patients)
     assert "hazard_0" in alike
     pd.testing.assert_frame_equal(table, alike[["patient", "risk"]])
+
+
+def test_a_declined_student_is_named_with_the_one_to_take(tmp_path, capsys):
+    (tmp_path / "student.json").touch()
+    places = ["--slides", f"10x={tmp_path}", "--out", str(tmp_path / "out.csv")]
+    assert main(["predict", str(tmp_path / "distilled.json"), *places]) == 2
+    said = capsys.readouterr().err
+    assert f"distillation was declined there; take {tmp_path / 'student.json'}" in said
