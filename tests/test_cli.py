@@ -187,7 +187,7 @@ def test_a_run_is_interrupted_and_continued(description, tmp_path, capsys, monke
     assert printed.err.endswith(f"\n{kept}")
     assert "Traceback" not in printed.err
     assert "already holds a run" in refusal([*arguments, "--out", tmp_path / "a"], capsys)
-    assert "another training" in refusal([*arguments, "--out", tmp_path / "a", "--resume", "--seed", 1], capsys)
+    assert "differs in training" in refusal([*arguments, "--out", tmp_path / "a", "--resume", "--seed", 1], capsys)
     assert main([*arguments, "--out", str(tmp_path / "a"), "--resume"]) == 0
     first = capsys.readouterr().out
     assert main([*arguments, "--out", str(tmp_path / "a"), "--resume"]) == 0

@@ -551,7 +551,7 @@ def test_the_student_of_all_patients_goes_before_the_folds_unless_these_are_chos
     pd.testing.assert_frame_equal(folds, student)
     pd.testing.assert_frame_equal(final, distilled)
     (run / "final" / "distilled.progress.pt").touch()
-    with pytest.raises(ValueError, match=r"final: must hold a finished training; finish it by .* --resume"):
+    with pytest.raises(ValueError, match=r"final: must hold a finished training; end it by .* --resume"):
         predict_slides(run, by_slide.slides, tmp_path / "o.csv")
     with pytest.raises(ValueError, match=r"student\.json: must be a run folder to choose its students 'folds'"):
         predict_slides(run / "fold0" / "student.json", by_slide.slides, tmp_path / "o.csv", students="folds")
