@@ -1,8 +1,7 @@
-"""Sides of tiles, compared between the magnifications of one slide.
+"""Widths of tiles of one slide, compared between its magnifications, to notice swapped folders.
 
-Files without metadata do not tell their magnification, but their coordinates show the side of a tile. Its ratio between
-two magnifications is that of all slides, whatever their resolution. A side itself depends on the resolution of the
-slide, so it is never compared.
+Widths come from metadata, else from coordinates. Slides are compared by the ratios of their widths only, because their
+pixels differ in size.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,15 +13,15 @@ from ._samples import StoredBag
 from .slides import slide_name
 from .slides.tile_size import TileSide, tile_side
 
-_SLIDES = 15  # whose median is the usual ratio
-_FACTOR = 1.5  # Neighboring magnifications differ by 2.
+_SAMPLES = 15  # whose slides give the usual ratio, as their median
+_FACTOR = 1.5  # between 1 and the 2 by which neighboring magnifications differ
 
 
 def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, TileSide]]:
     """The sides of tiles of every slide in a sample.
 
-    Coordinates are read where a bag keeps them and nothing else tells the side. Slides have one name at all
-    magnifications.
+    Coordinates are read only of bags of a single slide that keep them and have no step. Files of one slide have
+    the same name at all magnifications.
 
     Args:
         bags: bag of every magnification.
@@ -32,15 +31,21 @@ def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, T
     """
     slides: dict[str, dict[str, TileSide]] = {}
     stored = {name: bag for name, bag in bags.items() if isinstance(bag, StoredBag)}
-    for name, bag in stored.items() if len(stored) > 1 else ():
+    if len(stored) < 2:
+        return
+    alone = {name: bag.as_set or bag.step is not None or len(bag.paths) > 1 for name, bag in stored.items()}
+    for name, bag in stored.items():
         for path in bag.paths:
-            side = tile_side(path, metadata_alone=bag.as_set or bag.step is not None or len(bag.paths) > 1)
+            side = tile_side(path, metadata_alone=alone[name])
             if side is not None:
                 slides.setdefault(slide_name(path.name), {})[name] = side
     for sides in slides.values():
         if len({side.is_stride for side in sides.values()}) > 1:
             # Where tiles overlap, a side in the metadata is wider than a stride, so strides are compared.
-            strides = {name: tile_side(side.path, stride_alone=True) for name, side in sides.items()}
+            strides = {
+                name: tile_side(side.path, metadata_alone=alone[name], stride_alone=True)
+                for name, side in sides.items()
+            }
             sides = {name: side for name, side in strides.items() if side is not None}
         if len(sides) > 1 and len({side.unit for side in sides.values()}) == 1:
             yield sides
@@ -55,7 +60,7 @@ def usual_ratios(samples: Iterable[Mapping[str, Bag | StoredBag]]) -> dict[str, 
     Returns:
         Ratio by magnification, of those that are known.
     """
-    found = [sides for bags in islice(samples, _SLIDES) for sides in sides_of_slides(bags)]
+    found = [sides for bags in islice(samples, _SAMPLES) for sides in sides_of_slides(bags)]
     names = max((tuple(sides) for sides in found), key=len, default=())
     alike = [sides for sides in found if tuple(sides) == names]
     return {
@@ -64,7 +69,7 @@ def usual_ratios(samples: Iterable[Mapping[str, Bag | StoredBag]]) -> dict[str, 
 
 
 def other_ratio(bags: Mapping[str, Bag | StoredBag], known: Mapping[str, float]) -> str | None:
-    """The first two magnifications of a slide whose tiles are not as wide, relative to each other, as is known.
+    """The error about the first two magnifications whose ratio of widths differs from the known one, or None.
 
     Args:
         bags: bag of every magnification.

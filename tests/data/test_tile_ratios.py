@@ -79,3 +79,15 @@ def test_overlapping_tiles_with_and_without_metadata_are_compared_by_their_strid
     assert usual_ratios([{"10x": untold, "20x": told}]) == {"10x": 2, "20x": 1}
     assert other_ratio({"10x": untold, "20x": told}, {"10x": 2, "20x": 1}) is None
     assert "got 0.5 times" in (other_ratio({"10x": told, "20x": untold}, {"10x": 2, "20x": 1}) or "")
+
+
+@pytest.mark.parametrize("options", [{"as_set": True}, {"step": 448.0}])
+def test_coordinates_that_a_bag_does_not_use_are_not_read_beside_a_stride(tmp_path, options):
+    """One magnification has metadata and coordinates off any lattice, the other coordinates alone."""
+    bags = slide(tmp_path, {"high": 224})
+    path = tmp_path / "low" / "slide.h5"
+    path.parent.mkdir()
+    write_bag(path, torch.ones(64, 3), 1000 * torch.rand(64, 2, generator=torch.Generator().manual_seed(0)), step=448)
+    bags["low"] = StoredBag((path,), **options)
+    assert tile_side(path, metadata_alone=True) is not None
+    assert usual_ratios([bags]) == {}

@@ -9,7 +9,7 @@ from ._opening import open_slide
 from ._values import as_coords, read_places
 from .source import SlideError
 
-_LEAST_TILES = 32  # The distance between fewer tiles may be a hole in the tissue.
+_LEAST_TILES = 32  # Among fewer tiles, the most frequent distance may be a hole in the tissue.
 
 
 class TileSide(NamedTuple):
