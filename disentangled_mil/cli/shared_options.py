@@ -1,9 +1,10 @@
 """Options that several commands have."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
-from .values import device, threads
+from .values import by_magnification, device, threads
 
 
 def add_training(parser: ArgumentParser, *, epochs: int) -> None:
@@ -61,6 +62,19 @@ def add_new_slides(parser: ArgumentParser) -> None:
         help="read slides whose tiles are not as wide as in training, relative to those of another magnification",
     )
     parser.add_argument("--patients", type=Path, help="CSV with the columns slide and patient")
+
+
+def reading_of(options: Namespace) -> dict[str, Any]:
+    """What a function that reads new slides is told by ``add_new_slides``, ``add_overwrite`` and ``add_machine``."""
+    return {
+        "patients": options.patients,
+        "steps": by_magnification("--step", "SIDE", float, options.step),
+        "device": options.device or "cpu",
+        "threads": options.threads,
+        "allow_other_encoder": options.allow_other_encoder,
+        "allow_other_tiles": options.allow_other_tiles,
+        "overwrite": options.overwrite,
+    }
 
 
 def add_overwrite(parser: ArgumentParser) -> None:

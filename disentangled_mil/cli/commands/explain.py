@@ -4,7 +4,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..shared_options import add_machine, add_new_slides, add_overwrite
+from ..shared_options import add_machine, add_new_slides, add_overwrite, reading_of
 from ..values import by_magnification
 
 HELP = "maps of slides for QuPath, and genes, behind the predictions of a model"
@@ -52,13 +52,7 @@ def run(options: Namespace) -> None:
         by_magnification("slides", "PATH", Path, options.slides),
         out,
         Extras(**{name: getattr(options, name) for name in names}),
-        patients=options.patients,
-        steps=by_magnification("--step", "SIDE", float, options.step),
-        device=options.device or "cpu",
-        threads=options.threads,
-        allow_other_encoder=options.allow_other_encoder,
-        allow_other_tiles=options.allow_other_tiles,
-        overwrite=options.overwrite,
+        **reading_of(options),
     )
     print(f"{len(written)} maps -> {out}")
     folder = next(

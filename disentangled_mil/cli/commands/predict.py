@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ..shared_options import add_machine, add_new_slides, add_overwrite
+from ..shared_options import add_machine, add_new_slides, add_overwrite, reading_of
 from ..values import by_magnification
 
 HELP = "predictions of a saved student for new slides, without genes"
@@ -41,12 +41,6 @@ def run(options: Namespace) -> None:
         by_magnification("--slides", "FOLDER", Path, options.slides),
         options.out,
         students=options.students,
-        patients=options.patients,
-        steps=by_magnification("--step", "SIDE", float, options.step),
-        device=options.device or "cpu",
-        threads=options.threads,
-        allow_other_encoder=options.allow_other_encoder,
-        allow_other_tiles=options.allow_other_tiles,
-        overwrite=options.overwrite,
+        **reading_of(options),
     )
     print(f"{len(table)} predictions -> {options.out}")
