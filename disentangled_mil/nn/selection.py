@@ -82,8 +82,8 @@ class GeneSelection(nn.Module):
         key, value = self._keys_and_values(self.norm_genes(genes.to(dtype)))  # [B, T, H, D]
         weights = self._logits(self.norm_tokens(tokens), key).softmax(-1)  # [B, N, H, T]
         # Values and output projection are linear, so the weights can be averaged over tokens first. With the logits
-        # below, forward and backward take 0.4 of the time of nn.MultiheadAttention (one CPU thread, 2,500 tokens, C = 256,
-        # T = 4).
+        # below, forward and backward take 0.4 of the time of nn.MultiheadAttention (one CPU thread, 2,500 tokens,
+        # C = 256, T = 4).
         mean_weights = torch.unflatten(masked_mean(weights.flatten(2), mask), 1, weights.shape[2:])  # [B, H, T]
         selected = self.attention.out_proj(torch.einsum("bht,bthd->bhd", mean_weights, value).flatten(1))
         selected = torch.where(mask.any(1, keepdim=True), selected, 0)
