@@ -3,7 +3,7 @@
 from torch.serialization import add_safe_globals
 
 from .gene_network import GeneNetwork, GeneNetworkOutput
-from .linear_model import LinearModel, mean_patches
+from .linear_model import LinearModel, PatchStatistics, patch_statistics
 from .student import Student, StudentBranchOutput, StudentOutput
 from .teacher import Teacher, TeacherBranchOutput, TeacherOutput
 
@@ -11,13 +11,14 @@ __all__ = [
     "GeneNetwork",
     "GeneNetworkOutput",
     "LinearModel",
+    "PatchStatistics",
     "Student",
     "StudentBranchOutput",
     "StudentOutput",
     "Teacher",
     "TeacherBranchOutput",
     "TeacherOutput",
-    "mean_patches",
+    "patch_statistics",
 ]
 
 # Outputs can be loaded by ``torch.load(weights_only=True)``, its default, which runs no code of the file.

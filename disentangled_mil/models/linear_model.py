@@ -1,11 +1,13 @@
-"""The linear floor: logits that are linear in the mean patch of a bag, and in genes where there are any.
+"""The linear floor: logits that are linear in statistics of a bag's patches, and in genes where there are any.
+
+The statistics are the mean of every feature and its standard deviation, which tells how much the tissue varies.
 
 With a few hundred patients, this model is often as good as any network on the same features. The mean of both
 predictions is close to the better of the two, whichever that is.
 """
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ class LinearModel(nn.Module):
     gradient descent may fit them as well. A value of a vector that is NaN is missing and counts as its center.
 
     Args:
-        sizes: width of every named vector, e.g. ``{"patches_20x": 1024, "genes_tumor": 59}``.
+        sizes: width of every named vector, e.g. ``{"mean_20x": 1024, "genes_tumor": 59}``.
         outputs: number of logits K.
 
     Shape:
@@ -41,8 +43,8 @@ class LinearModel(nn.Module):
     Example:
         >>> import torch
         >>> from disentangled_mil import LinearModel
-        >>> model = LinearModel({"patches_20x": 8}, 4)
-        >>> model({"patches_20x": torch.randn(2, 8)}).shape
+        >>> model = LinearModel({"mean_20x": 8}, 4)
+        >>> model({"mean_20x": torch.randn(2, 8)}).shape
         torch.Size([2, 4])
     """
 
@@ -75,36 +77,59 @@ class LinearModel(nn.Module):
         return f"{self.sizes}, {self.outputs}"
 
 
-def mean_patches(bag: Bag) -> Tensor:
-    """The mean patch of every bag.
+class PatchStatistics(NamedTuple):
+    """The result of :func:`patch_statistics`.
+
+    Attributes:
+        mean: mean patch [B, C]; NaN for an empty bag.
+        deviation: standard deviation of every feature over the patches [B, C]; NaN for a bag of fewer than two patches.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+
+def patch_statistics(bag: Bag) -> PatchStatistics:
+    """Mean and standard deviation of the patches of every bag.
+
+    The variance is divided by the number of patches less one, so it does not depend on how many patches a slide has.
 
     Args:
         bag: B bags.
 
     Returns:
-        [B, C] in at least float32; NaN for an empty bag.
+        Both, in at least float32.
+
+    Source:
+        Not in the paper; statistics pooling of Snyder et al., Interspeech 2017.
 
     Example:
         >>> import torch
         >>> from disentangled_mil import Bag
-        >>> from disentangled_mil.models import mean_patches
-        >>> mean_patches(Bag(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])))
-        tensor([[2., 3.]])
+        >>> from disentangled_mil.models import patch_statistics
+        >>> patch_statistics(Bag(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])))
+        PatchStatistics(mean=tensor([[2., 3.]]), deviation=tensor([[1.4142, 1.4142]]))
     """
     dtype = torch.promote_types(bag.patches.dtype, torch.float32)
     real = bag.mask[..., None]
-    return torch.where(real, bag.patches, 0).sum(1, dtype=dtype) / real.sum(1)
+    count = real.sum(1)
+    mean = torch.where(real, bag.patches, 0).sum(1, dtype=dtype) / count
+    apart = torch.where(real, bag.patches - mean[:, None], 0)
+    deviation = torch.linalg.vector_norm(apart, dim=1) / (count - 1).clamp(min=1).to(dtype).sqrt()
+    return PatchStatistics(mean, torch.where(count > 1, deviation, torch.nan))
 
 
-def named_vectors(patches: Mapping[str, T], genes: Mapping[str, T] | None = None) -> dict[str, T]:
+def named_vectors(patches: Mapping[str, tuple[T, T]], genes: Mapping[str, T] | None = None) -> dict[str, T]:
     """The vectors of the linear model in a student, or with genes in a teacher.
 
     Args:
-        patches: mean patches, or their width, by magnification.
+        patches: statistics of the patches, or the widths of both, by magnification.
         genes: expression, or the number of genes, by subspace.
 
     Returns:
-        ``patches_NAME`` for every magnification, and ``genes_NAME`` for every subspace.
+        ``mean_NAME`` and ``deviation_NAME`` for every magnification, and ``genes_NAME`` for every subspace.
     """
-    named = {f"patches_{name}": value for name, value in patches.items()}
+    named = {}
+    for name, (mean, deviation) in patches.items():
+        named |= {f"mean_{name}": mean, f"deviation_{name}": deviation}
     return named | {f"genes_{name}": value for name, value in (genes or {}).items()}

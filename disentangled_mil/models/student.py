@@ -17,7 +17,7 @@ from ..nn.ita import ITA
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
 from ._inputs import check_bags
-from .linear_model import LinearModel, mean_patches, named_vectors
+from .linear_model import LinearModel, named_vectors, patch_statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -111,8 +111,8 @@ class Student(nn.Module):
             of numbers.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         dropout: dropout probability of patch tokens and attention weights.
-        linear: share of a :class:`~disentangled_mil.LinearModel` on the mean patches of all magnifications in the
-            logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
+        linear: share of a :class:`~disentangled_mil.LinearModel` on the mean patch and the standard deviation of
+            all magnifications in the logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
 
     Shape:
@@ -185,7 +185,7 @@ class Student(nn.Module):
             }
         )
         self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
-        widths = named_vectors(dict.fromkeys(self.magnifications, features))
+        widths = named_vectors(dict.fromkeys(self.magnifications, (features, features)))
         check_interval("linear", linear, 0, 1)
         self.linear_share = linear
         self.linear = LinearModel(widths, outputs) if linear else None
@@ -206,8 +206,8 @@ class Student(nn.Module):
         gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
         logits = gated.logits
         if self.linear is not None:
-            means = {name: mean_patches(bags[name]) for name in self.magnifications}
-            logits = torch.lerp(logits, self.linear(named_vectors(means)).to(logits), self.linear_share)
+            patches = {name: patch_statistics(bags[name]) for name in self.magnifications}
+            logits = torch.lerp(logits, self.linear(named_vectors(patches)).to(logits), self.linear_share)
         return StudentOutput(logits, branches, gated.weights, gated.logits)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from ..nn.head import SubspaceHead
 from ..nn.patch_encoder import PatchEncoder
 from ..nn.set_attention import SetAttention
 from ._inputs import check_bags
-from .linear_model import LinearModel, mean_patches, named_vectors
+from .linear_model import LinearModel, named_vectors, patch_statistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,7 +93,8 @@ class Teacher(nn.Module):
         selection_heads: heads of the selection layer; they divide ``dim``.
         dropout: dropout probability of patch tokens and attention weights.
         gene_dropout: dropout probability of the gene layers.
-        linear: share of a :class:`~disentangled_mil.LinearModel` on genes and mean patches in the logits, from 0 to 1;
+        linear: share of a :class:`~disentangled_mil.LinearModel` on genes and on mean and standard deviation of the
+            patches in the logits, from 0 to 1;
             the rest are the gated logits. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
             ``keep_weights`` is True by default, for the consistency loss.
@@ -182,7 +183,7 @@ class Teacher(nn.Module):
             patches = PatchEncoder(features, dim, dropout=dropout)
             self.branches[name] = TeacherBranch(patches, fuse, SubspaceHead(dim, outputs, self.subspaces))
         self.gate = MagnificationGate(self.magnifications, rule=gate, link=link)
-        widths = named_vectors(dict.fromkeys(self.magnifications, features), genes)
+        widths = named_vectors(dict.fromkeys(self.magnifications, (features, features)), genes)
         check_interval("linear", linear, 0, 1)
         self.linear_share = linear
         self.linear = LinearModel(widths, outputs) if linear else None
@@ -208,8 +209,8 @@ class Teacher(nn.Module):
         gated = self.gate({name: branch.logits for name, branch in branches.items()}, present)
         logits = gated.logits
         if self.linear is not None:
-            means = {name: mean_patches(bags[name]) for name in self.magnifications}
-            logits = torch.lerp(logits, self.linear(named_vectors(means, genes)).to(logits), self.linear_share)
+            patches = {name: patch_statistics(bags[name]) for name in self.magnifications}
+            logits = torch.lerp(logits, self.linear(named_vectors(patches, genes)).to(logits), self.linear_share)
         return TeacherOutput(logits, branches, gated.weights, gated.logits)
 
     def subspace_parameters(self) -> dict[str, list[nn.Parameter]]:

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
 from typing import NamedTuple
 
-from torch import Tensor
 from tqdm import tqdm
 
 from ..bags import Bag, Grid, TokenSet, thin
 from ..data.cohort import Sample
-from ..models import mean_patches
+from ..models import PatchStatistics, patch_statistics
 from .processes import of_each, processes, rank
 from .slide_facts import tell_partly_read
 
@@ -21,13 +20,13 @@ class BagFacts(NamedTuple):
 
     Attributes:
         tokens: number of tokens over all magnifications.
-        means: mean patch of every magnification [C].
+        statistics: mean and standard deviation of the patches of every magnification, [C] each.
         rectangles: shape of the rectangle that a bag fills, by magnification; None where it fills none.
         sets: magnifications whose bag has no coordinates.
     """
 
     tokens: int
-    means: Mapping[str, Tensor]
+    statistics: Mapping[str, PatchStatistics]
     rectangles: Mapping[str, tuple[tuple[int, int], ...] | None]
     sets: tuple[str, ...]
 
@@ -108,7 +107,7 @@ class BagCache:
         for number, sample in enumerate(samples):
             facts = parts[number % len(parts)][number // len(parts)]
             self._facts[id(sample)] = sample, facts
-            for name in facts.means:
+            for name in facts.statistics:
                 is_set = name in facts.sets
                 known, known_is_set = first.setdefault(name, (sample.name, is_set))
                 if is_set != known_is_set:
@@ -123,7 +122,9 @@ class BagCache:
 def _facts(bags: Mapping[str, Bag]) -> BagFacts:
     return BagFacts(
         tokens=sum(bag.patches.shape[1] for bag in bags.values()),
-        means={name: mean_patches(bag)[0] for name, bag in bags.items()},
+        statistics={
+            name: PatchStatistics(*(values[0] for values in patch_statistics(bag))) for name, bag in bags.items()
+        },
         rectangles={
             name: bag.grid.shapes if isinstance(bag.grid, Grid) and bag.grid.full else None
             for name, bag in bags.items()

@@ -12,6 +12,7 @@ from .._read_ahead import read_ahead
 from ..bags import Bag, collate_samples
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
+from ..models import PatchStatistics
 from ..tasks import Target, Task, select_target
 from .bag_cache import BagCache
 from .batch_order import batch_order
@@ -130,10 +131,12 @@ class CohortDataset:
         """The dataset of the samples with expression."""
         return self.subset(torch.nonzero(self.paired)[:, 0])
 
-    def mean_patches(self) -> dict[str, Tensor]:
-        """The mean patch of every sample, by magnification [n, C]."""
-        rows = [self._cache.facts(sample).means for sample in self.samples]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    def patch_statistics(self) -> dict[str, PatchStatistics]:
+        """Mean and standard deviation of the patches of every sample, by magnification, [n, C] each."""
+        rows = [self._cache.facts(sample).statistics for sample in self.samples]
+        return {
+            name: PatchStatistics(*map(torch.stack, zip(*(row[name] for row in rows), strict=True))) for name in rows[0]
+        }
 
     def present(self, magnification: str) -> Tensor:
         """Which samples have tiles at a magnification [n]."""

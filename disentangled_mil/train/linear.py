@@ -1,7 +1,8 @@
 """The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
 
-The vectors of :class:`~disentangled_mil.LinearModel` are standardized, divided by the root of their widths, and have
-one penalty for patches and one for genes. The penalized loss is convex, so the fit does not depend on a seed.
+The vectors of :class:`~disentangled_mil.LinearModel` are standardized and divided by the root of their widths. Mean
+patches, standard deviations and genes have one penalty each. The penalized loss is convex, so the fit does not depend
+on a seed.
 """
 
 import math
@@ -24,14 +25,15 @@ RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 # Penalties of the vectors whose names begin so; infinity leaves them out.
 Penalties: TypeAlias = Mapping[str, float]
 
-# Kinds of vectors: mean patches, genes, and both in the order in which their penalties are chosen.
-SLIDES, GENES, BOTH = ("patches",), ("genes",), ("genes", "patches")
+# Kinds of vectors, in the order in which their penalties are chosen: mean and standard deviation of the patches, genes.
+SLIDES, GENES = ("mean", "deviation"), ("genes",)
+BOTH = (*GENES, *SLIDES)
 FOLDS = 5
 GRID = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor]:
-    """The vectors of all samples: mean patches, expression, or both.
+    """The vectors of all samples: statistics of their patches, expression, or both.
 
     Args:
         dataset: samples.
@@ -40,7 +42,7 @@ def vectors_of(dataset: CohortDataset, kinds: Sequence[str]) -> dict[str, Tensor
     Returns:
         {name: [n, P]}.
     """
-    patches = dataset.mean_patches() if "patches" in kinds else {}
+    patches = dataset.patch_statistics() if "mean" in kinds else {}
     return named_vectors(patches, dataset.genes if "genes" in kinds else {})
 
 
@@ -134,7 +136,8 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
     Args:
         dataset: training samples.
         task: task whose loss counts.
-        kinds: kinds of vectors that the model sees; the penalty of the first is chosen without the second.
+        kinds: kinds of vectors that the model sees; each penalty is chosen without the later
+            kinds, and all but the first kind may be left out.
         seed: seed of the folds.
 
     Returns:
@@ -156,7 +159,7 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
 
     chosen = dict.fromkeys(kinds, math.inf)
     for kind in kinds:
-        # Without any vector the model would predict nothing but the classes' shares, so only the second kind may go.
+        # Without any vector the model would predict nothing but the classes' shares, so the first kind stays.
         grid = GRID if kind == kinds[0] else (*GRID, math.inf)
         chosen = min(({**chosen, kind: penalty} for penalty in grid), key=unseen)
     return chosen

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from disentangled_mil import Bag, LinearModel, Student, Teacher, TokenSet
-from disentangled_mil.models import mean_patches
+from disentangled_mil.models import patch_statistics
+from disentangled_mil.models.linear_model import named_vectors
 
 SMALL = {"dim": 8, "heads": 2, "groups": 2, "dim_head": 4}
 GENES = {"tumor": 5, "tme": 7}
@@ -39,18 +40,35 @@ def test_a_missing_value_counts_as_its_center(model, generator):
     torch.testing.assert_close(model({"a": missing, "b": b}), model({"a": filled, "b": b}))
 
 
-def test_mean_of_real_patches_ignores_padding_and_an_empty_bag_has_none(bag):
+def test_statistics_of_real_patches_ignore_padding(bag):
     bag.patches[1, 2:] = torch.nan
-    means = mean_patches(bag)
-    torch.testing.assert_close(means[0], bag.patches[0].mean(0))
-    torch.testing.assert_close(means[1], bag.patches[1, :2].mean(0))
-    assert means[2].isnan().all()
+    mean, deviation = patch_statistics(bag)
+    for row, count in enumerate((6, 2)):
+        torch.testing.assert_close(mean[row], bag.patches[row, :count].mean(0))
+        torch.testing.assert_close(deviation[row], bag.patches[row, :count].std(0))
 
 
-def test_mean_of_half_precision_patches_is_taken_in_float32():
-    means = mean_patches(Bag(torch.full((1, 1000, 1), 1000.0, dtype=torch.float16)))
-    assert means.dtype == torch.float32
-    assert means.item() == 1000.0
+def test_an_empty_bag_has_no_statistics_and_one_patch_has_no_deviation():
+    mean, deviation = patch_statistics(Bag(torch.ones(2, 1, 3), TokenSet(torch.tensor([[False], [True]]))))
+    assert mean.isnan().all(1).tolist() == [True, False]
+    assert deviation.isnan().all()
+
+
+def test_statistics_of_half_precision_patches_are_taken_in_float32():
+    mean, deviation = patch_statistics(
+        Bag(torch.tensor([1000.0, 1008.0], dtype=torch.float16).repeat(500)[None, :, None])
+    )
+    assert mean.dtype == deviation.dtype == torch.float32
+    assert mean.item() == 1004.0
+    assert deviation.item() == pytest.approx(4.002, abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_gradients_of_statistics_are_finite_where_patches_are_alike(count):
+    patches = torch.ones(1, count, 2, requires_grad=True)
+    mean, deviation = patch_statistics(Bag(patches))
+    (mean.sum() + deviation.nan_to_num().sum()).backward()
+    assert patches.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -59,14 +77,14 @@ def test_student_mixes_its_gated_logits_with_the_linear_model(share, bag):
     torch.nn.init.normal_(student.linear.bias)
     bags = {"10x": bag, "20x": bag}
     output = student(bags)
-    linear = student.linear({f"patches_{name}": mean_patches(bag) for name in bags})
+    linear = student.linear(named_vectors({name: patch_statistics(bag) for name in bags}))
     torch.testing.assert_close(output.logits, share * linear + (1 - share) * output.gated)
 
 
 def test_teacher_mixes_its_gated_logits_with_a_linear_model_that_sees_genes(bag, generator):
     genes = {name: torch.randn(3, size, generator=generator) for name, size in GENES.items()}
     teacher = Teacher(4, GENES, 3, magnifications=["20x"], selection_heads=2, linear=0.5, **SMALL).eval()
-    assert teacher.linear.sizes == {"patches_20x": 4, "genes_tumor": 5, "genes_tme": 7}
+    assert teacher.linear.sizes == {"mean_20x": 4, "deviation_20x": 4, "genes_tumor": 5, "genes_tme": 7}
     torch.nn.init.normal_(teacher.linear.weights["genes_tme"])
     output = teacher({"20x": bag}, genes)
     difference = 2 * output.logits - output.gated

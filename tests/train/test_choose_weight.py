@@ -16,7 +16,7 @@ from disentangled_mil.train.datasets import CohortDataset
 from disentangled_mil.train.options import TrainingOptions
 
 # Teachers this weakly penalized learn the labels of their patients by heart, from patches as well.
-PENALTIES = {"student": {"patches": 1e-3}, "teacher": {"patches": 1e-4, "genes": 1e-2}}
+PENALTIES = {"student": {"mean": 1e-3, "deviation": 1e-3}, "teacher": {"mean": 1e-4, "deviation": 1e-4, "genes": 1e-2}}
 
 
 def simulated(seed: int, *, genes: float, slides: float, patients: int = 80) -> tuple[StageBuilder, CohortDataset]:

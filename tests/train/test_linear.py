@@ -42,10 +42,11 @@ def loss_of(task, target):
     return lambda logits, rows: task.loss(logits, target[rows])
 
 
-def test_vectors_are_the_mean_patches_of_all_magnifications_and_genes(dataset):
+def test_vectors_are_the_statistics_of_patches_at_all_magnifications_and_genes(dataset):
     found = vectors_of(dataset, BOTH)
     bags = dataset.samples[3].load()
-    torch.testing.assert_close(found["patches_10x"][3], bags["10x"].patches[0].float().mean(0))
+    torch.testing.assert_close(found["mean_10x"][3], bags["10x"].patches[0].float().mean(0))
+    torch.testing.assert_close(found["deviation_20x"][3], bags["20x"].patches[0].float().std(0))
     assert {name for name in found if name.startswith("genes_")} == {f"genes_{name}" for name in dataset.genes}
     assert not any(name.startswith("genes_") for name in vectors_of(dataset, SLIDES))
 
@@ -53,60 +54,60 @@ def test_vectors_are_the_mean_patches_of_all_magnifications_and_genes(dataset):
 def test_classes_are_fitted_as_by_ridge_logistic_regression(features):
     target = (features[:, 0] - 3 + torch.randn(80, generator=torch.Generator().manual_seed(1)) > 0).long()
     loss = loss_of(Classification(["a", "b"]), target)
-    model = fit_linear({"patches": features}, EVERYONE, loss, 2, {"patches": 0.05})
+    model = fit_linear({"mean": features}, EVERYONE, loss, 2, {"mean": 0.05})
     # Two logits with half the weight each have half the penalty of one.
     other = LogisticRegression(C=1 / (80 * 0.05), tol=1e-10, max_iter=1000).fit(standardized(features), target)
-    difference = model({"patches": features}).diff(dim=1)[:, 0]
+    difference = model({"mean": features}).diff(dim=1)[:, 0]
     np.testing.assert_allclose(difference, other.decision_function(standardized(features)), atol=1e-3)
 
 
 def test_numbers_are_fitted_as_by_ridge_regression_with_a_penalty_for_each_vector(features):
     target = features @ torch.tensor([1.0, -0.5, 0.1, 0.0, 0.0, 0.0])
-    vectors = {"patches_20x": features[:, :2], "genes_tumor": features[:, 2:]}
-    penalties = {"patches": 0.05, "genes": 0.2}
+    vectors = {"mean_20x": features[:, :2], "genes_tumor": features[:, 2:]}
+    penalties = {"mean": 0.05, "genes": 0.2}
     model = fit_linear(vectors, EVERYONE, loss_of(Quantity(0.0, 1.0), target), 1, penalties)
-    inputs = np.hstack([standardized(vectors["patches_20x"]), standardized(vectors["genes_tumor"]) / 2])
+    inputs = np.hstack([standardized(vectors["mean_20x"]), standardized(vectors["genes_tumor"]) / 2])
     other = Ridge(alpha=80 * 0.05).fit(inputs, target)
     np.testing.assert_allclose(model(vectors)[:, 0], other.predict(inputs), atol=1e-3)
 
 
 def test_an_infinite_penalty_leaves_vectors_out(features):
-    vectors = {"patches_20x": features, "genes_tumor": features.flip(0)}
+    vectors = {"mean_20x": features, "genes_tumor": features.flip(0)}
     target = (features[:, 0] > 3).long()
     loss = loss_of(Classification(["a", "b"]), target)
-    both = fit_linear(vectors, EVERYONE, loss, 2, {"patches": 0.01, "genes": math.inf})
-    alone = fit_linear({"patches_20x": features}, EVERYONE, loss, 2, {"patches": 0.01})
-    torch.testing.assert_close(both(vectors), alone({"patches_20x": features}))
+    both = fit_linear(vectors, EVERYONE, loss, 2, {"mean": 0.01, "genes": math.inf})
+    alone = fit_linear({"mean_20x": features}, EVERYONE, loss, 2, {"mean": 0.01})
+    torch.testing.assert_close(both(vectors), alone({"mean_20x": features}))
 
 
 def test_only_the_given_samples_are_fitted(features):
     target = (features[:, 0] > 3).long()
     loss, rows = loss_of(Classification(["a", "b"]), target), EVERYONE[::2]
-    model = fit_linear({"patches": features}, rows, loss, 2, {"patches": 0.01})
+    model = fit_linear({"mean": features}, rows, loss, 2, {"mean": 0.01})
     changed = features.clone()
     changed[1::2] = 1e6
-    again = fit_linear({"patches": changed}, rows, loss, 2, {"patches": 0.01})
+    again = fit_linear({"mean": changed}, rows, loss, 2, {"mean": 0.01})
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_features_without_any_variance_give_one_prediction():
     loss = loss_of(Classification(["a", "b"]), torch.tensor([0, 0, 0, 0, 1, 1]))
-    model = fit_linear({"patches": torch.ones(6, 3)}, torch.arange(6), loss, 2, {"patches": 0.05})
-    torch.testing.assert_close(model({"patches": torch.zeros(1, 3)}).softmax(1), torch.tensor([[2 / 3, 1 / 3]]))
+    model = fit_linear({"mean": torch.ones(6, 3)}, torch.arange(6), loss, 2, {"mean": 0.05})
+    torch.testing.assert_close(model({"mean": torch.zeros(1, 3)}).softmax(1), torch.tensor([[2 / 3, 1 / 3]]))
 
 
 def test_a_missing_bag_is_predicted_from_the_rest(features):
     loss = loss_of(Classification(["a", "b"]), (features[:, 0] > 3).long())
     missing = features.clone()
     missing[5] = torch.nan
-    model = fit_linear({"patches": missing}, EVERYONE, loss, 2, {"patches": 0.05})
-    assert model({"patches": missing}).isfinite().all()
+    model = fit_linear({"mean": missing}, EVERYONE, loss, 2, {"mean": 0.05})
+    assert model({"mean": missing}).isfinite().all()
 
 
 def test_penalties_are_chosen_by_patients_that_the_model_has_not_seen(dataset):
     task = Classification(["a", "b", "c"])
     chosen = choose_penalties(dataset, task, BOTH, seed=0)
-    assert set(chosen) == {"patches", "genes"}
+    assert set(chosen) == {"mean", "deviation", "genes"}
     assert choose_penalties(dataset, task, BOTH, seed=0) == chosen
 
 

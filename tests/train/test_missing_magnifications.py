@@ -96,7 +96,10 @@ def lacking(split) -> CohortDataset:
 
 @pytest.fixture
 def builder(split):
-    penalties = {"student": {"patches": 0.01}, "teacher": {"patches": 0.01, "genes": 0.01}}
+    penalties = {
+        "student": {"mean": 0.01, "deviation": 0.01},
+        "teacher": {"mean": 0.01, "deviation": 0.01, "genes": 0.01},
+    }
     task, pipeline = split.train.fit_task("grading"), split.train.fit_expression()
     return StageBuilder(split.train, task, pipeline, replace(EVERYTHING, prediction_weight=1.0), penalties)
 
@@ -133,9 +136,9 @@ def test_prototypes_are_matched_on_the_samples_that_have_the_magnification(lacki
     assert lengths == [(len(lacking) - 1,) * 2] * 2
 
 
-def test_mean_patches_are_missing_where_the_magnification_is(lacking, builder):
-    means = lacking.mean_patches()
-    assert means["10x"].isnan().all(1).nonzero().tolist() == [[0]]
+def test_patch_statistics_are_missing_where_the_magnification_is(lacking, builder):
+    for values in lacking.patch_statistics()["10x"]:
+        assert values.isnan().all(1).nonzero().tolist() == [[0]]
     assert lacking.present("10x").tolist() == [False] + [True] * (len(lacking) - 1)
     student = builder.student(lacking)
     student.model.eval()

@@ -35,7 +35,10 @@ def finished_apart(split, tmp_path_factory):
 
 @pytest.fixture
 def builder(split):
-    penalties = {"student": {"patches": 0.01}, "teacher": {"patches": 0.01, "genes": 0.01}}
+    penalties = {
+        "student": {"mean": 0.01, "deviation": 0.01},
+        "teacher": {"mean": 0.01, "deviation": 0.01, "genes": 0.01},
+    }
     task, pipeline = split.train.fit_task("grading"), split.train.fit_expression()
     return StageBuilder(split.train, task, pipeline, OUT_OF_FOLD, penalties)
 
