@@ -92,7 +92,7 @@ def planted_cohort(
     tme_genes: int = 120,
     other_genes: int = 120,
     rna_noise: float = 0.6,
-    histology_noise: float = 0.5,
+    histology_noise: float = 0.8,
     label_noise: float = 0.45,
     censoring: float = 0.4,
     world_seed: int = 0,

@@ -129,7 +129,7 @@ def named_vectors(patches: Mapping[str, tuple[T, T]], genes: Mapping[str, T] | N
     Returns:
         ``mean_NAME`` and ``deviation_NAME`` for every magnification, and ``genes_NAME`` for every subspace.
     """
-    named = {}
+    named: dict[str, T] = {}
     for name, (mean, deviation) in patches.items():
         named |= {f"mean_{name}": mean, f"deviation_{name}": deviation}
     return named | {f"genes_{name}": value for name, value in (genes or {}).items()}

@@ -133,11 +133,14 @@ def fit_linear(
 def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *, seed: int) -> dict[str, float]:
     """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
 
+    Standard deviations have the penalty of the mean patches, or are left out. A penalty of their own followed the noise
+    of a few hundred patients.
+
     Args:
         dataset: training samples.
         task: task whose loss counts.
-        kinds: kinds of vectors that the model sees; each penalty is chosen without the later
-            kinds, and all but the first kind may be left out.
+        kinds: kinds of vectors that the model sees; each penalty is chosen without the later kinds, and all but the
+            first kind may be left out.
         seed: seed of the folds.
 
     Returns:
@@ -160,7 +163,9 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
     chosen = dict.fromkeys(kinds, math.inf)
     for kind in kinds:
         # Without any vector the model would predict nothing but the classes' shares, so the first kind stays.
-        grid = GRID if kind == kinds[0] else (*GRID, math.inf)
+        grid = [chosen["mean"]] if kind == "deviation" else list(GRID)
+        if kind != kinds[0]:
+            grid.append(math.inf)
         chosen = min(({**chosen, kind: penalty} for penalty in grid), key=unseen)
     return chosen
 

@@ -17,6 +17,7 @@ from disentangled_mil.train.linear import (
     task_loss_of,
     vectors_of,
 )
+from tests.support.simulated import simulated
 from tests.train.test_a_new_kind import Quantity
 
 EVERYONE = torch.arange(80)
@@ -109,6 +110,13 @@ def test_penalties_are_chosen_by_patients_that_the_model_has_not_seen(dataset):
     chosen = choose_penalties(dataset, task, BOTH, seed=0)
     assert set(chosen) == {"mean", "deviation", "genes"}
     assert choose_penalties(dataset, task, BOTH, seed=0) == chosen
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_standard_deviations_are_left_out_unless_they_tell_the_label(spread):
+    builder, samples = simulated(0, genes=0.0, slides=0.5, spread=spread)
+    chosen = choose_penalties(samples, builder.task, SLIDES, seed=0)
+    assert chosen["deviation"] == (chosen["mean"] if spread else math.inf)
 
 
 def test_mixed_loss_is_the_mean_of_both_and_skips_patients_without_a_teacher(dataset):
