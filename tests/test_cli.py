@@ -114,14 +114,15 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     assert done.returncode == 0, done.stderr
     for row in ROWS:
         assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
-    assert re.search("fold 2 of 2: trains on 14 patients .*, tests 14 patients", done.stderr)
+    assert re.search(r"fold1 \(2 of 2\): trains on 14 patients .*, tests 14 patients", done.stderr)
     assert re.search(
-        "fold 2/2, stage 7/9: teacher out of fold 5 of 5, epoch 1/1, .*, run: [0-9]+ seconds? left", done.stderr
+        r"fold1 \(2/2\), stage 7/9: teacher out of fold, repeat0-fold4, epoch 1/1, .*, run: [0-9]+ seconds? left",
+        done.stderr,
     )
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
     for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
-    assert len(re.findall(rf"^fold \d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(rf"^fold\d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
     assert {path.name for path in out.iterdir()} == {
         "run.json",
         "metrics.json",

@@ -93,7 +93,7 @@ def folds_table(
     test: str,
     counts: Sequence[Mapping[str, Any]],
 ) -> pd.DataFrame:
-    """One row per fold: its test patients, and the first headline metric of every model.
+    """One row per fold, named as its folder: its test patients, and the first headline metric of every model.
 
     Args:
         splits: metrics of every fold, {model: {test set: {metric: value}}}.
@@ -107,10 +107,10 @@ def folds_table(
     metric = next(iter(task.headline))
     models = dict.fromkeys(model for split in splits for model, tests in split.items() if test in tests)
     rows = {}
-    for number, (split, count) in enumerate(zip(splits, counts, strict=True), start=1):
+    for number, (split, count) in enumerate(zip(splits, counts, strict=True)):
         values = {model: split.get(model, {}).get(test, {}).get(metric, np.nan) for model in models}
         shown = {SHORT[model]: _mean_and_spread([value]) if model in split else "" for model, value in values.items()}
-        rows[f"fold {number}"] = {"patients": str(count["patients"]), "labels": count["labels"], **shown}
+        rows[f"fold{number}"] = {"patients": str(count["patients"]), "labels": count["labels"], **shown}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -146,10 +146,10 @@ def headroom_table(headroom: Sequence[Mapping[str, Any] | None], task: Task | ty
         A table of text.
     """
     rows = {}
-    for number, one in enumerate(headroom, start=1):
+    for number, one in enumerate(headroom):
         if one is not None:
             title = title_of(one["metric"], task)
-            rows[f"fold {number}" if len(headroom) > 1 else ""] = {
+            rows[f"fold{number}" if len(headroom) > 1 else ""] = {
                 "training patients": str(one["patients"]),
                 f"teacher {title}": _mean_and_spread([one["teacher"]]),
                 f"linear model {title}": _mean_and_spread([one["linear"]]),

@@ -132,7 +132,7 @@ def cross_fit(
             if not quiet:
                 number = repeat * folds + fold + 1
                 stored = ", stored" if kept is not None else f": {len(rows)} samples"
-                print(f"cross-fitting, part {number} of {repeats * folds}{stored}", file=sys.stderr)
+                print(f"cross-fitting, {part.name} ({number} of {repeats * folds}){stored}", file=sys.stderr)
             if kept is None:
                 kept = {name: rows[held] for name, rows in _checked(teach(part), held).items()}
                 if path is not None and rank() == 0:

@@ -106,7 +106,9 @@ def run_cross_validation(
         finished = by_first(lambda: folder.finished)
         wanted = [] if finished else list(range(folds)) if only is None else only
         left = by_first(lambda: [number for number in wanted if not _is_finished(folders[number], kinds)])
-        parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
+        parts = {
+            f"fold{number} ({number + 1}/{folds})": plan_stages(splits[number].train, task, options) for number in left
+        }
         if refit:
             parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
         if left or only is None:
@@ -117,7 +119,7 @@ def run_cross_validation(
                 for number in left:
                     split, place = splits[number], folders[number]
                     if not quiet:
-                        print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
+                        print(f"fold{number} ({number + 1} of {folds}): {_counted(split, task)}", file=sys.stderr)
                     result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
                     result.predictions.insert(0, "fold", number)
                     if rank() == 0:

@@ -45,10 +45,11 @@ def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
     if not folder.finished:
         folders = [out / f"fold{number}" for number in range(folds)]
         with folder.taken():
-            if missing := [place.name.removeprefix("fold") for place in folders if not (place / RESULT).is_file()]:
+            if missing := [number for number, place in enumerate(folders) if not (place / RESULT).is_file()]:
                 raise ValueError(
-                    f"{out}: needs all {folds} folds, but {', '.join(missing)} "
-                    f"{'is' if len(missing) == 1 else 'are'} not finished; train with --folds-only {','.join(missing)}"
+                    f"{out}: needs all {folds} folds, but {', '.join(f'fold{number}' for number in missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} not finished; "
+                    f"train with --folds-only {','.join(map(str, missing))}"
                 )
             finish_folds(folder, folders, kinds, same_versions=True)
     return folder.report()

@@ -39,8 +39,8 @@ class RunPlan:
 
     Example:
         >>> stages = [PlannedStage(name, name, 10) for name in ("teacher", "student")]
-        >>> RunPlan({"fold 1/2": stages}).enter("student")
-        'fold 1/2, stage 2/2: student'
+        >>> RunPlan({"fold0 (1/2)": stages}).enter("student")
+        'fold0 (1/2), stage 2/2: student'
     """
 
     def __init__(self, parts: Mapping[str, Sequence[PlannedStage]]) -> None:

@@ -217,8 +217,7 @@ def plan_stages(
     if distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold"):
         parts = [part_name(r, f) for r in range(options.teacher_repeats) for f in range(options.teacher_folds)]
         work = paired * (options.teacher_folds - 1) // options.teacher_folds
-        for number, part in enumerate(parts, start=1):
-            stages.append(PlannedStage(part, f"teacher out of fold {number} of {len(parts)}", work))
+        stages += [PlannedStage(part, f"teacher out of fold, {part}", work) for part in parts]
     if "student" in models:
         stages.append(PlannedStage("student", "student", everyone))
     if distills:

@@ -66,8 +66,8 @@ def test_folds_show_their_patients_and_the_first_metric_of_their_models():
     counts = [{"patients": 9, "labels": "high 4, low 5"}, {"patients": 8, "labels": "high 4, low 4"}]
     table = folds_table([{"genes": FOLDS[0]["genes"]}, FOLDS[1]], Classification, "test", counts)
     assert table.columns.tolist() == ["patients", "labels", "SNN", "distilled student"]
-    assert table.loc["fold 1"].tolist() == ["9", "high 4, low 5", "0.500", ""]
-    assert table.loc["fold 2"].tolist() == ["8", "high 4, low 4", "0.700", "0.850"]
+    assert table.loc["fold0"].tolist() == ["9", "high 4, low 5", "0.500", ""]
+    assert table.loc["fold1"].tolist() == ["8", "high 4, low 4", "0.700", "0.850"]
 
 
 def test_a_metric_that_is_not_defined_is_shown_as_such():
@@ -116,8 +116,8 @@ def test_headroom_is_one_line():
         "a linear model on slides does not gain from the predictions of a teacher"
     )
     table = headroom_table([headroom, None, declined], DiscreteSurvival)
-    assert table.loc["fold 1"].tolist() == ["40", "0.700", "0.650", "+0.050 [+0.010, +0.110]", "yes"]
-    assert table.loc["fold 3", "distilled"] == "no: no student gains"
+    assert table.loc["fold0"].tolist() == ["40", "0.700", "0.650", "+0.050 [+0.010, +0.110]", "yes"]
+    assert table.loc["fold2", "distilled"] == "no: no student gains"
     assert (
         headroom_table([declined | {"low": None}], DiscreteSurvival).loc["", "distilled"] == "no: interval not above 0"
     )

@@ -658,7 +658,7 @@ def test_progress_goes_to_stderr(description, quick, tmp_path, monkeypatch, caps
         for subspace, members in cohort.gene_sets.items()
     ]
     assert "reading slides" in printed.err
-    assert "fold 1 of 2" in printed.err
+    assert "fold0 (1 of 2): trains on" in printed.err
 
 
 def test_events_are_told_before_training(description, quick, tmp_path, capsys, untrained):

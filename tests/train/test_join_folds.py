@@ -123,7 +123,7 @@ def test_final_students_follow_all_folds(train):
 
 def test_a_join_names_the_folds_that_are_missing(train, untrained, tmp_path):
     train([1])
-    with pytest.raises(ValueError, match="needs all 3 folds, but 0, 2 are not finished; train with --folds-only 0,2"):
+    with pytest.raises(ValueError, match="all 3 folds, but fold0, fold2 are not finished; train with --folds-only 0,2"):
         join_folds(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"run.json"):
         join_folds(tmp_path)
