@@ -125,7 +125,7 @@ def run_cross_validation(
                     if rank() == 0:
                         save_result(place, result, {"run": folder.run, **folder.starts_of(place)})
                 if not finished and only is None:
-                    by_first(lambda: finish_folds(folder, folders, kinds))
+                    by_first(lambda: finish_folds(folder, folders, kinds, quiet=quiet))
                 if refit:
                     _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
         if only is None:

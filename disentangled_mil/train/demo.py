@@ -75,7 +75,7 @@ def run_demo(
             with planned({"demo": plan_stages(split.train, task, options)}):
                 result = run_split(split, task, options, out, resume=resume, quiet=quiet)
             _draw_prototypes(out, planted, names[patients:])
-        return folder.finish([out], [result])
+        return folder.finish([out], [result], quiet=quiet)
 
 
 def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str]) -> None:

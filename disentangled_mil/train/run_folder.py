@@ -39,6 +39,7 @@ from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .processes import processes
+from .progress import announce
 from .training import NETWORKS
 
 FINAL = "final"
@@ -262,16 +263,18 @@ class RunFolder:
         """Whether the students of all patients are finished."""
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
-    def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
+    def finish(self, folders: Sequence[Path], results: Sequence[Result], *, quiet: bool = False) -> str:
         """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 
         Args:
             folders: folder of every split.
             results: results of every split.
+            quiet: whether no progress is shown.
 
         Returns:
             The table of results and the place of the files, as text.
         """
+        announce("metrics with their intervals over patients, and the report", quiet=quiet)
         write_table(
             self.path / "predictions.csv", pd.concat([result.predictions for result in results], ignore_index=True)
         )

@@ -26,7 +26,7 @@ from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
 from .processes import by_first, rank
-from .progress import PlannedStage
+from .progress import PlannedStage, announce
 from .stages import GeneStage, StudentStage, TeacherStage
 
 NETWORKS = ("genes", "teacher", "student", "distilled")
@@ -108,8 +108,10 @@ def train_models(
         check_teacher_folds(everyone, options)
     penalties = {}
     if "linear" in models or measures or (options.linear and (distills or "student" in models)):
+        announce("the penalties of the linear model on slides", quiet=quiet)
         penalties["student"] = by_first(lambda: choose_penalties(everyone, task, SLIDES, seed=options.seed))
     if measures or (options.linear and "teacher" in models):
+        announce("the penalties of the linear model on slides and genes", quiet=quiet)
         penalties["teacher"] = by_first(lambda: choose_penalties(paired, task, BOTH, seed=options.seed))
     builder = StageBuilder(cohort, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}

@@ -55,7 +55,9 @@ def test_jobs_of_folds_and_a_join_write_what_one_run_writes(train, tmp_path, cap
     assert not (out / "metrics.json").exists()
     train([1])
     assert main(["join", str(out)]) == 0
-    assert capsys.readouterr().out == whole.replace("whole", "run") + "\n"
+    printed = capsys.readouterr()
+    assert printed.out == whole.replace("whole", "run") + "\n"
+    assert printed.err.endswith("computing metrics with their intervals over patients, and the report ...\n")
     for name in ("metrics.json", "predictions.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     files = [sorted(path.relative_to(run) for path in run.rglob("*")) for run in (out, tmp_path / "whole")]
