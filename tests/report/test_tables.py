@@ -113,8 +113,8 @@ def test_headroom_is_one_line():
     )
     declined = headroom | {"distilled": False, "weight": 0.0}
     assert headroom_line(declined, DiscreteSurvival) == (
-        f"{line}; distillation is declined: the teacher gains, but a linear student predicts best with weight 0 for the "
-        "teacher, that is, without it"
+        f"{line}; distillation is declined: the teacher gains, but a linear student predicts best with weight 0 for "
+        "the teacher, that is, without it"
     )
     table = headroom_table([headroom, None, declined], DiscreteSurvival)
     assert table.loc["fold0"].tolist() == ["40", "0.700", "0.650", "+0.050 [+0.010, +0.110]", "yes"]
@@ -127,8 +127,8 @@ def test_headroom_is_one_line():
     )
     neither = uncertain | {"weight": 0.0}
     assert headroom_line(neither, DiscreteSurvival).endswith(
-        "declined: the interval begins at -0.010, not above 0, and a linear student predicts best with weight 0 for the "
-        "teacher, that is, without it"
+        "declined: the interval begins at -0.010, not above 0, and a linear student predicts best with weight 0 for "
+        "the teacher, that is, without it"
     )
     table = headroom_table([neither], DiscreteSurvival)
     assert table.loc["", "distilled"] == "no: interval not above 0, no gain of a linear student"
