@@ -50,7 +50,8 @@ def predict_slides(
     intervals, and left out otherwise.
 
     Args:
-        model: checkpoint of a student, or a run folder.
+        model: checkpoint of a student, a run folder or a folder in it, or a folder of
+            :func:`~disentangled_mil.deploy.save_pretrained`.
         folders: folder of slides, or file of one slide, for every magnification of the student.
         out: file to write, which ends in ``.csv``; its folder is made. It holds class probabilities and the predicted
             class, or hazards and risk. Text that a spreadsheet would run as a formula, such as a patient ``=1+1``, has
@@ -91,7 +92,8 @@ def predict_slides(
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]
     # Tables of the run, which nothing could write again.
-    inputs += [model / "predictions.csv", *(each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS)]
+    inputs += [folder / "predictions.csv" for each in saved for folder in each.path.parents[:2]]
+    inputs += [each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS]
     check_outputs([out], [*inputs, *filter(None, [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
