@@ -289,6 +289,15 @@ def test_a_value_that_is_not_finite_is_refused_before_training(tmp_path, capsys)
     assert not (tmp_path / "o").exists()
 
 
+def test_a_failure_of_the_training_has_the_status_1_and_one_of_the_input_2(description, tmp_path, capsys):
+    arguments = ["train", str(description), "--task=grading", "--folds=2", "--out", str(tmp_path / "o")]
+    assert "epochs must be at least 1" in refusal([*arguments, "--epochs=0"], capsys)
+    assert main([*arguments, "--learning-rate=1e38", "--set=lr_warmup=0"]) == 1
+    assert re.search(
+        "^error: the (training|validation) loss is .*; lower learning_rate$", capsys.readouterr().err, re.MULTILINE
+    )
+
+
 def test_a_damaged_checkpoint_is_one_line(trained, description, tmp_path, capsys):
     (tmp_path / "student.json").write_text((trained[0] / "fold0" / "student.json").read_text())
     (tmp_path / "student.safetensors").write_bytes(b"half")

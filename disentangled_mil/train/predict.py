@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._errors import under_way
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import collate_samples
@@ -109,19 +110,22 @@ def predict_slides(
         allow_other_tiles=allow_other_tiles,
         quiet=quiet,
     )
-    logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
-    # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
-    whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
-    if not whole:
-        raise next(iter(failures.values()))
-    task = saved[0].task
-    stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
-    predictions = task.mean_predictions([each.task for each in saved], stacked)
-    table = predictions_table(task, predictions, [samples[row].patient for row in whole])
-    write_table(out, table)
-    if failures:
-        reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
-        raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")
+    with under_way():
+        logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
+        # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
+        whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
+        if not whole:
+            raise next(iter(failures.values()))
+        task = saved[0].task
+        stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
+        predictions = task.mean_predictions([each.task for each in saved], stacked)
+        table = predictions_table(task, predictions, [samples[row].patient for row in whole])
+        write_table(out, table)
+        if failures:
+            reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
+            raise ValueError(
+                f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}"
+            )
     return table
 
 

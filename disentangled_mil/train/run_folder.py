@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
+from .._errors import under_way
 from .._files import check_outputs, read_json, remove_leftovers
 from .._tables import write_table
 from ..report.page import PAGE, write_report
@@ -263,6 +264,7 @@ class RunFolder:
         """Whether the students of all patients are finished."""
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
+    @under_way()
     def finish(self, folders: Sequence[Path], results: Sequence[Result], *, quiet: bool = False) -> str:
         """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 

@@ -93,6 +93,15 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert f"error: {tmp_path / 'typo'}.json: no such file" in capsys.readouterr().err
 
 
+def test_a_slide_that_is_refused_late_is_a_failure_on_the_way(student, slides, tmp_path, capsys):
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    with h5py.File(slides["10x"] / "B.h5", "r+") as file:
+        file["features"][0, 1] = np.nan
+    assert main(["explain", str(student), *places, "--out", str(tmp_path / "maps")]) == 1
+    assert "B.h5: features must be finite" in capsys.readouterr().err
+    assert (tmp_path / "maps" / "A.csv").exists()
+
+
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):
     run, maps = tmp_path / "my run", tmp_path / "the maps"
     checkpoint = save(run, Student(**MODEL), name="student")
