@@ -32,7 +32,7 @@ _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a f
 
 
 def check_cohort(
-    description: Path,
+    description: str | Path,
     options: TrainingOptions,
     *,
     task: str | None = None,

@@ -53,7 +53,7 @@ def cross_fit(
     repeats: int = 1,
     seed: int = 0,
     present: Tensor | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     key: str = "",
     resume: bool = True,
     quiet: bool = False,
@@ -127,7 +127,7 @@ def cross_fit(
             rows = torch.nonzero(present & ~held)[:, 0]
             part = Part(part_name(repeat, fold), rows, seed_of(seed, repeat, fold + 1))
             digest = _digest(part, list(map(str, patients)), torch.nonzero(held)[:, 0], key)
-            path = store / f"{part.name}.safetensors" if store is not None else None
+            path = Path(store) / f"{part.name}.safetensors" if store is not None else None
             kept = by_first(partial(_read, path, digest)) if path is not None and resume else None
             if not quiet:
                 number = repeat * folds + fold + 1

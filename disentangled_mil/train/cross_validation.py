@@ -30,9 +30,9 @@ TRAIN_OPTIONS = TrainingOptions()
 
 
 def run_cross_validation(
-    description: Path,
+    description: str | Path,
     task: str,
-    out: Path,
+    out: str | Path,
     options: TrainingOptions | None = None,
     *,
     folds: int = 3,
@@ -71,6 +71,7 @@ def run_cross_validation(
         ValueError: the cohort is refused, it has no such task, ``out`` holds another run, a file of the run is one that
             is read, or the options do not allow the task.
     """
+    description, out = Path(description), Path(out)
     options = training_options(description, TRAIN_OPTIONS) if options is None else options
     check_device(options.device)
     only = None if folds_only is None else _checked_folds(folds_only, folds, refit)

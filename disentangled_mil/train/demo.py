@@ -27,7 +27,7 @@ DEMO_GRID = (10, 8)
 
 
 def run_demo(
-    out: Path,
+    out: str | Path,
     task: str,
     options: TrainingOptions,
     *,
@@ -55,6 +55,7 @@ def run_demo(
     Raises:
         ValueError: ``out`` holds another run, or the options do not allow the task.
     """
+    out = Path(out)
     check_choice("task", task, tuple(TASKS))
     if patients < 20:
         raise ValueError(f"patients must be at least 20, got {patients}")

@@ -52,20 +52,20 @@ class Extras:
         anndata: whether a ``.h5ad`` is written for every magnification.
     """
 
-    images: Path | None = None
+    images: str | Path | None = None
     mpp: float | None = None
-    expression: Path | None = None
-    gene_sets: Path | None = None
+    expression: str | Path | None = None
+    gene_sets: str | Path | None = None
     anndata: bool = False
 
 
 def explain_slides(
-    model: Path,
-    folders: Mapping[str, Path],
-    out: Path,
+    model: str | Path,
+    folders: Mapping[str, str | Path],
+    out: str | Path,
     extras: Extras | None = None,
     *,
-    patients: Path | None = None,
+    patients: str | Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
@@ -108,7 +108,7 @@ def explain_slides(
             cannot be read or has no coordinates, a teacher lacks expression or patients, or a file to be written is one
             that is read.
     """
-    extras, steps = extras or Extras(), steps or {}
+    extras, steps, out = extras or Extras(), steps or {}, Path(out)
     if extras.mpp is not None and not 0 < extras.mpp < float("inf"):
         raise ValueError(f"mpp must be positive and finite, got {extras.mpp}")
     checkpoint = one_checkpoint(model)
@@ -135,15 +135,15 @@ def explain_slides(
     unnamed = _is_unnamed(network, notes)
     if unnamed:
         warnings.warn(f"{checkpoint}: {NOT_NAMED}", stacklevel=2)
-    images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
-    tables = [extras.expression, extras.gene_sets, patients]
+    images = {} if extras.images is None else {slide_name(path.name): path for path in Path(extras.images).iterdir()}
+    tables = [table for table in (extras.expression, extras.gene_sets, patients) if table is not None]
     inputs = [
         *files_of(samples),
         *checkpoint_files(checkpoint),
-        *filter(None, tables),
+        *tables,
         *filter(Path.is_file, images.values()),
     ]
-    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in folders.values()):
+    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in map(Path, folders.values())):
         raise ValueError(f"{out}: must be another folder than that of the slides")
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def _genes(
     pipeline: ExpressionPipeline | None,
     extras: Extras,
     patients: Sequence[str],
-    owners: Path | None,
+    owners: str | Path | None,
 ) -> ExplainedGenes | None:
     """The expression of a teacher; None for a student."""
     if isinstance(model, Student):

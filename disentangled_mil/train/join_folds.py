@@ -12,7 +12,7 @@ from .options import TrainingOptions
 from .run_folder import RunFolder
 
 
-def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS, quiet: bool = False) -> str:
+def join_folds(out: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS, quiet: bool = False) -> str:
     """End a run whose folds are finished: tables, comparison and report are those of a run in one go.
 
     Neither slides nor expression are read. A run that has ended stays as it is.

@@ -25,7 +25,7 @@ def train_stage(
     train: CohortDataset,
     validation: CohortDataset | None,
     options: TrainingOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -51,6 +51,7 @@ def train_stage(
         FloatingPointError: the training or the validation loss is no longer finite.
         ValueError: the state in ``folder`` cannot be read.
     """
+    folder = Path(folder)
     state_path = folder / f"{name}.progress.pt"
     steps = math.ceil(len(train) / options.batch_size)
     total = steps * options.epochs

@@ -100,7 +100,7 @@ def distill_out_of_fold(
     builder: StageBuilder,
     train: CohortDataset,
     validation: CohortDataset | None,
-    folder: Path,
+    folder: str | Path,
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -123,7 +123,7 @@ def distill_out_of_fold(
     """
     options, task = builder.options, builder.task
     check_teacher_folds(train, options)
-    store = folder / FOLDER
+    store = Path(folder) / FOLDER
     by_first(lambda: store.mkdir(parents=True, exist_ok=True))
 
     present = {name: train.present(name) for name in builder.cohort.magnifications}

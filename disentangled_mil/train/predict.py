@@ -25,12 +25,12 @@ from .training import NETWORKS
 
 
 def predict_slides(
-    model: Path,
-    folders: Mapping[str, Path],
-    out: Path,
+    model: str | Path,
+    folders: Mapping[str, str | Path],
+    out: str | Path,
     *,
     students: str = "auto",
-    patients: Path | None = None,
+    patients: str | Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
@@ -83,6 +83,7 @@ def predict_slides(
             is missing, slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
             magnification, or has no coordinates where those of training had.
     """
+    out = Path(out)
     saved = load_students(model, students, kinds)
     student, reading = saved[0].model, saved[0].reading
     if out.is_dir():
@@ -95,7 +96,7 @@ def predict_slides(
     # Tables of the run, which nothing could write again.
     inputs += [folder / "predictions.csv" for each in saved for folder in each.path.parents[:2]]
     inputs += [each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS]
-    check_outputs([out], [*inputs, *filter(None, [patients])], overwrite=overwrite)
+    check_outputs([out], [*inputs, *([] if patients is None else [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")

@@ -15,7 +15,7 @@ _WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def training_options(
-    description: Path | None, defaults: TrainingOptions, settings: Iterable[str] = ()
+    description: str | Path | None, defaults: TrainingOptions, settings: Iterable[str] = ()
 ) -> TrainingOptions:
     """The options of a run.
 

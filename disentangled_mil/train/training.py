@@ -61,7 +61,7 @@ def train_models(
     cohort: Cohort,
     name: str,
     options: TrainingOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     models: Collection[str] | None = None,
     alter_targets: AlterTargets | None = None,
@@ -90,6 +90,7 @@ def train_models(
     Raises:
         ValueError: patients, labels, expression or options do not allow the task, or a model is unknown.
     """
+    folder = Path(folder)
     models = models_for(cohort, options, models)
     by_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     task = cohort.fit_task(name)

@@ -68,6 +68,9 @@ def test_every_slide_has_a_table_a_picture_and_a_geojson(student, slides, tmp_pa
 def test_one_slide_can_be_named_by_its_files(student, slides, tmp_path):
     files = {name: folder / "B.h5" for name, folder in slides.items()}
     assert explain_slides(student, files, tmp_path / "maps") == ["B"]
+    texts = {name: str(file) for name, file in files.items()}
+    assert explain_slides(str(student), texts, str(tmp_path / "text")) == ["B"]
+    assert (tmp_path / "text" / "B.csv").read_bytes() == (tmp_path / "maps" / "B.csv").read_bytes()
 
 
 def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path, capsys):

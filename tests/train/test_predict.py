@@ -526,6 +526,9 @@ def test_a_run_folder_predicts_the_mean_of_its_folds_and_says_so(by_slide, tmp_p
     )
     capsys.readouterr()
     table = predict_slides(run, by_slide.slides, tmp_path / "out.csv")
+    texts = {name: str(folder) for name, folder in by_slide.slides.items()}
+    pd.testing.assert_frame_equal(predict_slides(str(run), texts, str(tmp_path / "text.csv"), quiet=True), table)
+    assert (tmp_path / "text.csv").is_file()
     names = f"{run / 'fold0' / 'student.json'}, {run / 'fold1' / 'distilled.json'}"
     assert f"mean of 2 students: {names}\n" in capsys.readouterr().err
     for name in table.filter(like="probability"):
