@@ -8,6 +8,7 @@ Checks read metadata only (types, shapes, dtypes, plain numbers), so that none w
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -129,7 +130,64 @@ def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | No
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Check that an option is one of its choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        near = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Name the known name that is nearest to an unknown one, for an error.
+
+    Args:
+        name: unknown name.
+        known: known names.
+
+    Returns:
+        The question, in parentheses; empty where no name is near.
+
+    Example:
+        >>> did_you_mean("foldr", ["folder", "step"]), did_you_mean("size", ["folder", "step"])
+        (" (did you mean 'folder'?)", '')
+    """
+    near = get_close_matches(name, map(str, known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def unknown_key(name: str, known: Iterable[str], *, more: str = "") -> str:
+    """The words of an error about a key that nothing knows.
+
+    Args:
+        name: unknown key.
+        known: known keys.
+        more: what else may be there, in words.
+
+    Returns:
+        The words after the place of the key.
+
+    Example:
+        >>> unknown_key("foldr", ["folder", "step"])
+        "has the unknown key 'foldr' (did you mean 'folder'?); known are folder, step"
+    """
+    listed = list(known)
+    return f"has the unknown key {name!r}{did_you_mean(name, listed)}; known are {', '.join(listed)}{more}"
+
+
+def missing_key(name: str, given: Iterable[str], *, listed: str) -> str:
+    """The words of an error about a key that must be there, and may be misspelled.
+
+    Args:
+        name: key that is missing.
+        given: keys that are there and that nothing knows.
+        listed: keys that are there, in words.
+
+    Returns:
+        The words after the place of the key.
+
+    Example:
+        >>> missing_key("folder", ["foldr"], listed="foldr, step")
+        "must have the key 'folder', got foldr, step (did you mean 'folder'?)"
+    """
+    near = next(filter(None, (did_you_mean(key, [name]) for key in given)), "")
+    return f"must have the key {name!r}, got {listed or 'none'}{near}"
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:

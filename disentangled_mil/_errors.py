@@ -80,6 +80,37 @@ def reading(
         raise (type(error) if isinstance(error, FileError) else kind)(text, file, inner) from error
 
 
+_BEGAN = "_disentangled_mil_began"
+
+
+@contextmanager
+def under_way() -> Iterator[None]:
+    """Mark errors of a block in which the work of a command has begun; :func:`began` tells them apart.
+
+    Raises:
+        ValueError: the block raised it, as may be ``OSError`` and ``FloatingPointError``.
+
+    Example:
+        >>> from disentangled_mil._errors import began, under_way
+        >>> try:
+        ...     with under_way():
+        ...         raise ValueError("slide.h5: features must be finite")
+        ... except ValueError as error:
+        ...     print(error, began(error))
+        slide.h5: features must be finite True
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        setattr(error, _BEGAN, True)
+        raise
+
+
+def began(error: Exception) -> bool:
+    """Whether the work of a command had begun when an error was raised."""
+    return getattr(error, _BEGAN, False)
+
+
 def reads_file(function: Reader) -> Reader:
     """Let every ``ValueError`` of a function be a :class:`FileError` that knows the file.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType, UnionType
 from typing import Any, get_args, get_origin
 
+from ._checks import missing_key, unknown_key
 from ._errors import FileError
 
 _WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a finite number", type(None): "null"}
@@ -42,13 +43,12 @@ def check_state(
     known, dot = {**schema, **optional}, "." if key else ""
     for name in schema:
         if name not in state:
-            keys = ", ".join(map(repr, state)) or "none"
-            raise FileError(f"{key} must have the key {name!r}, got {keys}".lstrip(), key=f"{key}{dot}{name}")
+            others = [str(given) for given in state if given not in known]
+            words = missing_key(name, others, listed=", ".join(map(repr, state)))
+            raise FileError(f"{key} {words}".lstrip(), key=f"{key}{dot}{name}")
     for name, value in state.items():
         if name not in known:
-            raise FileError(
-                f"{key} has the unknown key {name!r}; known are {', '.join(known)}".lstrip(), key=f"{key}{dot}{name}"
-            )
+            raise FileError(f"{key} {unknown_key(str(name), known)}".lstrip(), key=f"{key}{dot}{name}")
         _check(value, known[name], f"{key}{dot}{name}")
     return dict(state)
 

@@ -115,6 +115,11 @@ def test_mask_choice_count_interval_and_names_accept_what_they_should() -> None:
             "mask must have shape [B, N] = [1, N], got [2, 3]",
         ),
         (lambda: check_choice("rule", "c", ("a", "b")), ValueError, "rule must be one of 'a', 'b', got 'c'"),
+        (
+            lambda: check_choice("rule", "avrage", ("sum", "average")),
+            ValueError,
+            "rule must be one of 'sum', 'average', got 'avrage' (did you mean 'average'?)",
+        ),
         (lambda: check_count("n", 1.0), TypeError, "n must be an integer, got float"),  # type: ignore[arg-type]
         (lambda: check_count("n", True), TypeError, "n must be an integer, got bool"),
         (lambda: check_count("n", 1, 2), ValueError, "n must be at least 2, got 1"),

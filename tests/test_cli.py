@@ -114,14 +114,15 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
     assert done.returncode == 0, done.stderr
     for row in ROWS:
         assert re.search(rf"^{re.escape(row)} +\d\.\d{{3}} ± \d\.\d{{3}}$", done.stdout, re.MULTILINE)
-    assert re.search("fold 2 of 2: trains on 14 patients .*, tests 14 patients", done.stderr)
+    assert re.search(r"fold1 \(2 of 2\): trains on 14 patients .*, tests 14 patients", done.stderr)
     assert re.search(
-        "fold 2/2, stage 7/9: teacher out of fold 5 of 5, epoch 1/1, .*, run: [0-9]+ seconds? left", done.stderr
+        r"fold1 \(2/2\), stage 7/9: teacher out of fold, repeat0-fold4, epoch 1/1, .*, run: [0-9]+ seconds? left",
+        done.stderr,
     )
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
     for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
-    assert len(re.findall(rf"^fold \d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(rf"^fold\d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
     assert {path.name for path in out.iterdir()} == {
         "run.json",
         "metrics.json",
@@ -286,6 +287,15 @@ def test_a_value_that_is_not_finite_is_refused_before_training(tmp_path, capsys)
     assert "row 2" in line
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "o").exists()
+
+
+def test_a_failure_of_the_training_has_the_status_1_and_one_of_the_input_2(description, tmp_path, capsys):
+    arguments = ["train", str(description), "--task=grading", "--folds=2", "--out", str(tmp_path / "o")]
+    assert "epochs must be at least 1" in refusal([*arguments, "--epochs=0"], capsys)
+    assert main([*arguments, "--learning-rate=1e38", "--set=lr_warmup=0"]) == 1
+    assert re.search(
+        "^error: the (training|validation) loss is .*; lower learning_rate$", capsys.readouterr().err, re.MULTILINE
+    )
 
 
 def test_a_damaged_checkpoint_is_one_line(trained, description, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """Damaged files end in errors of the package. The long run, also of HDF5, is ``python -m tests.fuzz``."""
 
 import random
+import runpy
 
 import pytest
 
-from tests.fuzz import Target, changed, fault, targets
+from tests import fuzz
+from tests.fuzz import Findings, Target, changed, fault, targets
 
 # Damaged HDF5 can keep its library busy without end, which nothing in this process could stop.
 TEXTS = ("slide as tensor", "cohort.toml", "clinical.csv", "gene sets", "expression", "checkpoint")
@@ -38,3 +40,22 @@ def test_a_foreign_error_and_one_without_a_file_are_found(tmp_path):
     for error, found in ((KeyError("x"), "KeyError in "), (FileNotFoundError("b"), "no file is named")):
         assert fault(Target("a", path, lambda error=error: fail(error), [b"a"]), b"b").startswith(found)
         assert path.read_bytes() == b"a"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("library", ["h5py", "other"])
+def test_only_a_hang_in_hdf5_itself_is_no_finding(tmp_path, monkeypatch, capsys, library):
+    place = tmp_path / library / "reading.py"
+    place.parent.mkdir()
+    place.write_text("import time\n\n\ndef read():\n    time.sleep(60)\n")
+    monkeypatch.setattr(fuzz, "_LONGEST", 0.5)
+    path = tmp_path / "slide.h5"
+    findings = Findings(tmp_path / "findings")
+    fuzz.run(
+        0.1, 1, findings, [Target("slide", path, runpy.run_path(str(place))["read"], [b"whole"])], tmp_path / "trace"
+    )
+    findings.close()
+    said = capsys.readouterr().out
+    assert (findings.endless, len(findings.kinds)) == ((1, 0) if library == "h5py" else (0, 1))
+    assert ("HDF5 did not return" in said) == (library == "h5py")
+    assert ("slide: does not end within 0.5 s" in said) == (library == "other")

@@ -57,6 +57,7 @@ def test_values_of_the_schema_come_back_and_optional_ones_may_be_absent():
         ({"sizes": {"10x": None}}, "sizes.10x", "sizes.10x must be a whole number, got None"),
         ({"any": []}, "any", "any must be an object"),
         ({"more": 1}, "more", "has the unknown key 'more'; known are name, count"),
+        ({"clases": 1}, "clases", r"has the unknown key 'clases' \(did you mean 'classes'\?\); known are name, count"),
     ],
 )
 def test_another_value_is_named(change, key, message):

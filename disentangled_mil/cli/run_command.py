@@ -8,13 +8,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .._errors import began
 from .._processes import silent
 from .commands import train
 from .parser import command_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors of the input are one line, and exit status 2."""
+    """Run one command; errors of the input are one line.
+
+    Args:
+        arguments: arguments of the command line; by default those of the process.
+
+    Returns:
+        The exit status. 0: all is done. 2: the input was refused before anything was computed; mend it and start again.
+        1: something failed on the way, or slides were left out; what is finished is kept. 130: interrupted.
+    """
     with silent(_processes() > 1 and os.environ.get("RANK", "0") != "0"):
         options = command_parser().parse_args(arguments)
     try:
@@ -28,15 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         place = f"{error.filename}: no permission" if error.filename else str(error)
         print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)
-        return 2
+        return 1 if began(error) else 2
     except OSError as error:
         # Those of the package are whole sentences; those of Python have a number.
         text = f"{error.filename}: {error.strerror}" if error.errno and error.filename else str(error)
         print(f"error: {text}", file=sys.stderr)
-        return 2
+        return 1 if began(error) else 2
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if began(error) else 2
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from .._checks import as_number, check_choice
+from .._checks import as_number, check_choice, did_you_mean
 from .._errors import reads_file
 from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
@@ -144,7 +144,7 @@ def _check_header(path: Path, header: Sequence[str], columns: _Columns, tasks: M
             keys.setdefault(column, f"[tasks.{name}] {key}")
     for column, key in keys.items():
         if header.count(column) != 1:
-            remedy = f"; {key} names the column" if column not in header else ""
+            remedy = f"; {key} names the column{did_you_mean(column, header)}" if column not in header else ""
             raise ValueError(
                 f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}{remedy}"
             )

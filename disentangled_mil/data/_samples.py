@@ -39,7 +39,7 @@ class StoredBag:
         torch.Size([1, 5, 8])
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[str | Path, ...]
     transform: str = "none"
     drop_augmented: bool = False
     step: float | None = None

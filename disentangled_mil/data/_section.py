@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._checks import missing_key, unknown_key
 from .._errors import FileError
 
 _NAMES = {str: "text", bool: "true or false", float: "a number", int: "a whole number", dict: "a table", list: "a list"}
@@ -26,7 +27,7 @@ class Section:
         ('slide', 'none')
         >>> section.end()
         Traceback (most recent call last):
-        disentangled_mil._errors.FileError: cohort.toml: [slides] has the unknown key 'tranform'; known are ...
+        disentangled_mil._errors.FileError: cohort.toml: [slides] has the unknown key 'tranform' (did you mean ...
     """
 
     name: str
@@ -51,7 +52,8 @@ class Section:
         self.known.append(key)
         value = self.content.get(key, default)
         if value is None:
-            raise self._error(key, f"must have the key {key!r}, got {', '.join(self.content) or 'none'}")
+            others = [given for given in self.content if given not in self.known]
+            raise self._error(key, missing_key(key, others, listed=", ".join(self.content)))
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
@@ -116,7 +118,7 @@ class Section:
         """Refuse keys that nobody took."""
         unknown = [key for key in self.content if key not in self.known]
         if unknown:
-            raise self._error(unknown[0], f"has the unknown key {unknown[0]!r}; known are {', '.join(self.known)}")
+            raise self._error(unknown[0], unknown_key(unknown[0], self.known))
 
     def _place(self, key: str) -> str:
         """A key with those of the tables around it."""

@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from .._checks import check_choice, check_subspaces
+from .._checks import check_choice, check_subspaces, unknown_key
 from ..bags import Bag
 from ._samples import Sample, StoredBag
 from ._section import Section
@@ -70,10 +70,8 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
     """The magnifications, with the metadata of every slide that is there."""
     for key, content in section.content.items():
         if key not in section.known and not isinstance(content, dict):
-            raise ValueError(
-                f"{section.name} has the unknown key {key!r}; known are {', '.join(section.known)}, "
-                "and a section per magnification"
-            )
+            words = unknown_key(key, section.known, more=", and a section per magnification")
+            raise ValueError(f"{section.name} {words}")
     parts: dict[str, _Magnification] = {}
     read: dict[Path, SlideSource] = {}  # Magnifications may share a folder.
     for magnification, part in section.sections().items():

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .._checks import did_you_mean
 from .._errors import reads_file
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{11})\.\d+(_PAR_Y)?")
@@ -163,7 +164,7 @@ def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Seque
         if unknown or not names:
             raise ValueError(
                 f"subspace {subspace!r} must name at least one of the gene sets {', '.join(sets)}, "
-                f"got {', '.join(unknown) or 'none'}"
+                f"got {', '.join(unknown) or 'none'}{did_you_mean(unknown[0], sets) if unknown else ''}"
             )
     known = sets.descriptions if isinstance(sets, GeneSets) else {}
     return GeneSets(

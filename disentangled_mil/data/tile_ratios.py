@@ -6,6 +6,7 @@ pixels differ in size.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
+from pathlib import Path
 from statistics import median
 
 from ..bags import Bag
@@ -35,7 +36,7 @@ def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, T
         return
     alone = {name: bag.as_set or bag.step is not None or len(bag.paths) > 1 for name, bag in stored.items()}
     for name, bag in stored.items():
-        for path in bag.paths:
+        for path in map(Path, bag.paths):
             side = tile_side(path, metadata_alone=alone[name])
             if side is not None:
                 slides.setdefault(slide_name(path.name), {})[name] = side

@@ -123,7 +123,7 @@ def _saved(model: Student | SavedModel | str | Path, kinds: Mapping[str, type[Ta
         return model
     if not isinstance(model, (str, Path)):
         return SavedModel(model)
-    return load_model(one_checkpoint(Path(model)), kinds=kinds)
+    return load_model(one_checkpoint(model), kinds=kinds)
 
 
 def _sets(saved: SavedModel, student: Student, wanted: bool) -> tuple[str, ...]:

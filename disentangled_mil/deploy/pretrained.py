@@ -10,11 +10,11 @@ from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
 from ..tasks import KINDS, Task
 from ..train.checkpoint import SavedModel, load_model, save_model
-from ..train.saved_students import one_checkpoint
+from ..train.saved_students import PRETRAINED, one_checkpoint
 from .model_card import CardTexts, model_card
 
-MODEL, CARD = "model", "README.md"
-FILES = (f"{MODEL}.json", f"{MODEL}.safetensors", CARD)
+CARD = "README.md"
+FILES = (f"{PRETRAINED}.json", f"{PRETRAINED}.safetensors", CARD)
 
 
 def save_pretrained(
@@ -32,8 +32,9 @@ def save_pretrained(
 
     Args:
         folder: folder to write to.
-        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, its checkpoint, or a run folder
-            that holds one student (``train --refit``, or ``demo``).
+        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, its checkpoint, a run folder
+            that holds one student (``train --refit``, or ``demo``), a folder in it such as ``fold0``, or another folder
+            of this function.
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it. By
             default ``model`` itself, if it is a run folder.
         texts: texts of the card that no file knows, such as data and intended use.
@@ -66,9 +67,9 @@ def save_pretrained(
     check_outputs([folder / file for file in FILES], [], overwrite=overwrite, remedy="overwrite=True")
     name = None
     if isinstance(model, (str, Path)):
-        checkpoint = one_checkpoint(Path(model))
+        checkpoint = one_checkpoint(model)
         name = checkpoint.name.partition(".")[0]
-        run = model if run is None and Path(model).is_dir() else run
+        run = model if run is None and (Path(model) / "run.json").is_file() else run
         model = load_model(checkpoint, kinds=kinds)
     saved = model
     if not isinstance(saved, SavedModel):
@@ -76,7 +77,7 @@ def save_pretrained(
         saved = SavedModel(saved)
     card = model_card(saved, run=run, name=name, texts=texts or CardTexts(), kinds=kinds)
     save_model(
-        folder / MODEL,
+        folder / PRETRAINED,
         saved.model,
         task=saved.task,
         reading=saved.reading,
@@ -125,4 +126,4 @@ def from_pretrained(
                 str(name), revision=revision, local_files_only=local_files_only, allow_patterns=list(FILES)
             )
         )
-    return load_model(folder / MODEL, kinds=kinds)
+    return load_model(folder / PRETRAINED, kinds=kinds)

@@ -29,12 +29,14 @@ _TOPICS = (
         "Loss",
         ("loss", "task", "validation"),
         "The column loss is the sum of all parts, and task is the loss on the labels. A validation loss that rises "
-        "while the task loss falls means that the model learns its training patients by heart.",
+        "while the task loss falls means that the model learns its training patients by heart. The loss of a distilled "
+        "student jumps where distillation begins, because the parts of the distillation are added to it.",
     ),
     _Topic(
         "Distillation",
         ("prediction", "representation", "share"),
-        "The distance of the student from the teacher, in its parts. Distillation begins after a warm-up.",
+        "The distance of the student from the teacher, in its parts. Distillation begins after "
+        "task_warmup, a share of the epochs.",
         "no student was distilled.",
     ),
     _Topic(

@@ -182,7 +182,7 @@ def _calibration_of(table: pd.DataFrame, horizons: Sequence[float], intervals: i
     hazards = table[[f"hazard_{k}" for k in range(intervals)]].astype(float).to_numpy()
     predicted = np.prod(1 - hazards, axis=1)
     # In units of the horizon, folds have one horizon: 1.
-    horizon = np.array([horizons[int(fold) - 1] for fold in table["fold"]])
+    horizon = np.array([horizons[int(fold)] for fold in table["fold"]])
     times, events = table["time"].astype(float).to_numpy() / horizon, (table["event"] == "True").to_numpy()
     with drawing() as (figure, axes):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)

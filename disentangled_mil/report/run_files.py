@@ -108,9 +108,8 @@ def read_run(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> Ru
     predictions = _predictions(path / "predictions.csv", kind)
     if "fold" not in predictions.columns:
         predictions.insert(0, "fold", "0")
-    # As in the tables of results, folds are counted from 1.
     with reading(path / "predictions.csv", "fold"):
-        predictions["fold"] = [str(int(fold) + 1) for fold in predictions["fold"]]
+        predictions["fold"] = [str(int(fold)) for fold in predictions["fold"]]
     folds = sorted(path.glob("fold[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
     return RunFiles(path, kind, run, metrics, predictions, folds or [path])
 

@@ -16,6 +16,7 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
+_UNCERTAIN, _NO_STUDENT = "interval not above 0", "no gain of a linear student"
 _NO_SHARE = "none, as that gain may be 0"
 NOT_NAMED = "was not distilled, so no teacher named its prototypes, and their names may be exchanged"
 SHORT = {
@@ -93,7 +94,7 @@ def folds_table(
     test: str,
     counts: Sequence[Mapping[str, Any]],
 ) -> pd.DataFrame:
-    """One row per fold: its test patients, and the first headline metric of every model.
+    """One row per fold, named as its folder: its test patients, and the first headline metric of every model.
 
     Args:
         splits: metrics of every fold, {model: {test set: {metric: value}}}.
@@ -107,10 +108,10 @@ def folds_table(
     metric = next(iter(task.headline))
     models = dict.fromkeys(model for split in splits for model, tests in split.items() if test in tests)
     rows = {}
-    for number, (split, count) in enumerate(zip(splits, counts, strict=True), start=1):
+    for number, (split, count) in enumerate(zip(splits, counts, strict=True)):
         values = {model: split.get(model, {}).get(test, {}).get(metric, np.nan) for model in models}
         shown = {SHORT[model]: _mean_and_spread([value]) if model in split else "" for model, value in values.items()}
-        rows[f"fold {number}"] = {"patients": str(count["patients"]), "labels": count["labels"], **shown}
+        rows[f"fold{number}"] = {"patients": str(count["patients"]), "labels": count["labels"], **shown}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -146,17 +147,15 @@ def headroom_table(headroom: Sequence[Mapping[str, Any] | None], task: Task | ty
         A table of text.
     """
     rows = {}
-    for number, one in enumerate(headroom, start=1):
+    for number, one in enumerate(headroom):
         if one is not None:
             title = title_of(one["metric"], task)
-            rows[f"fold {number}" if len(headroom) > 1 else ""] = {
+            rows[f"fold{number}" if len(headroom) > 1 else ""] = {
                 "training patients": str(one["patients"]),
                 f"teacher {title}": _mean_and_spread([one["teacher"]]),
                 f"linear model {title}": _mean_and_spread([one["linear"]]),
                 "gain": _interval(one),
-                "distilled": "yes"
-                if one["distilled"]
-                else "no: " + ("no student gains" if one["low"] and one["low"] > 0 else "interval not above 0"),
+                "distilled": "yes" if one["distilled"] else "no: " + ", ".join(_failed(one)),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -180,9 +179,19 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
     )
     if headroom["distilled"]:
         return line
-    if not headroom["low"] > 0:
-        return f"{line}; distillation is declined: the interval is not above 0"
-    return f"{line}; distillation is declined: a linear model on slides does not gain from the predictions of a teacher"
+    reasons = {
+        _UNCERTAIN: f"the interval begins at {headroom['low']:+.3f}, not above 0",
+        _NO_STUDENT: "a linear student predicts best with weight 0 for the teacher, that is, without it",
+    }
+    failed = _failed(headroom)
+    sure = "" if _UNCERTAIN in failed else "the teacher gains, but "
+    return f"{line}; distillation is declined: {sure}{', and '.join(reasons[condition] for condition in failed)}"
+
+
+def _failed(headroom: Mapping[str, Any]) -> list[str]:
+    """The conditions of distillation that do not hold."""
+    uncertain = headroom["low"] is None or not headroom["low"] > 0
+    return [*([_UNCERTAIN] if uncertain else []), *([_NO_STUDENT] if not headroom["weight"] > 0 else [])]
 
 
 def _is_gain(found: Mapping[str, Any]) -> bool:

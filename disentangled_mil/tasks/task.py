@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from .._checks import check_names
+from .._checks import check_names, did_you_mean
 from .targets import Target
 
 # One entry per patient under the name of every column of the kind.
@@ -301,7 +301,10 @@ class TaskDefinition:
         for key in self.options:
             if key not in self.kind.options:
                 known = [*self.columns, *self.kind.options]
-                raise ValueError(f"options of kind {self.kind.kind!r} must be among {', '.join(known)}, got {key!r}")
+                raise ValueError(
+                    f"options of kind {self.kind.kind!r} must be among {', '.join(known)}, got {key!r}"
+                    f"{did_you_mean(key, known)}"
+                )
         self.kind.check(self.columns, self.options)
         object.__setattr__(self, "options", {**self.kind.options, **self.options})
 

@@ -32,7 +32,7 @@ _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a f
 
 
 def check_cohort(
-    description: Path,
+    description: str | Path,
     options: TrainingOptions,
     *,
     task: str | None = None,
@@ -182,10 +182,10 @@ def _check_task(cohort: Cohort, name: str, folds: int, seed: int, check: CohortC
                 "models, the others those of slides alone",
             )
         outputs = 0
-        for number, split in enumerate(splits, start=1):
+        for number, split in enumerate(splits):
             outputs = cohort.subset(split.train).fit_task(name).outputs
             train, test = (_counted(labels.loc[list(part)], kind, cohort) for part in split)
-            check.say(f"  fold {number}", f"train {train}", f"test  {test}")
+            check.say(f"  fold{number}", f"train {train}", f"test  {test}")
     except ValueError as error:
         check.errors.append(str(error) if str(error).startswith("task ") else f"task {name!r}: {error}")
         return 0

@@ -185,15 +185,15 @@ def _check_task(task: Task | None, model: Model) -> None:
             raise ValueError(f"task must have the {name} of the model, {model.arguments[name]!r}, got {wanted!r}")
 
 
-def write_json(path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
+def write_json(path: str | Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
     """Write a JSON file, whole or not at all; NaN becomes null. Under ``exclusive``, a file that is there stays."""
     with replacing(path, exclusive=exclusive) as temporary:
         temporary.write_text(_json(content))
 
 
-def save_progress(path: Path, state: Mapping[str, Any]) -> None:
+def save_progress(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write the state of an unfinished training behind its SHA-256, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     torch.save(dict(state), file)  # given a path, it would hide errors of the disk
     content = file.getvalue()
@@ -202,7 +202,7 @@ def save_progress(path: Path, state: Mapping[str, Any]) -> None:
         written.write(content)
 
 
-def load_progress(path: Path, device: str) -> dict[str, Any]:
+def load_progress(path: str | Path, device: str) -> dict[str, Any]:
     """Read the state of an unfinished training.
 
     Args:
@@ -215,7 +215,7 @@ def load_progress(path: Path, device: str) -> dict[str, Any]:
     Raises:
         FileError: the file is not readable, or damaged.
     """
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         head, content = file.readline(len(_STATE) + 65), file.read()
     try:
         if head != f"{_STATE}{hashlib.sha256(content).hexdigest()}\n".encode():

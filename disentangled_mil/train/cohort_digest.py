@@ -102,7 +102,7 @@ def cohort_digest(cohort: Cohort, pipeline: ExpressionPipeline | None = None) ->
                 digest.update(repr((sample.name, magnification)).encode())
                 continue
             stored = cast(StoredBag, bag)
-            files = [(path.name, fingerprint(path)) for path in stored.paths]
+            files = [(path.name, fingerprint(path)) for path in map(Path, stored.paths)]
             reading = [getattr(stored, option.name) for option in fields(stored) if option.name != "paths"]
             digest.update(repr((sample.name, magnification, files, *reading)).encode())
     if cohort.expression is not None:

@@ -53,7 +53,7 @@ def cross_fit(
     repeats: int = 1,
     seed: int = 0,
     present: Tensor | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     key: str = "",
     resume: bool = True,
     quiet: bool = False,
@@ -127,12 +127,12 @@ def cross_fit(
             rows = torch.nonzero(present & ~held)[:, 0]
             part = Part(part_name(repeat, fold), rows, seed_of(seed, repeat, fold + 1))
             digest = _digest(part, list(map(str, patients)), torch.nonzero(held)[:, 0], key)
-            path = store / f"{part.name}.safetensors" if store is not None else None
+            path = Path(store) / f"{part.name}.safetensors" if store is not None else None
             kept = by_first(partial(_read, path, digest)) if path is not None and resume else None
             if not quiet:
                 number = repeat * folds + fold + 1
                 stored = ", stored" if kept is not None else f": {len(rows)} samples"
-                print(f"cross-fitting, part {number} of {repeats * folds}{stored}", file=sys.stderr)
+                print(f"cross-fitting, {part.name} ({number} of {repeats * folds}){stored}", file=sys.stderr)
             if kept is None:
                 kept = {name: rows[held] for name, rows in _checked(teach(part), held).items()}
                 if path is not None and rank() == 0:

@@ -30,9 +30,9 @@ TRAIN_OPTIONS = TrainingOptions()
 
 
 def run_cross_validation(
-    description: Path,
+    description: str | Path,
     task: str,
-    out: Path,
+    out: str | Path,
     options: TrainingOptions | None = None,
     *,
     folds: int = 3,
@@ -71,6 +71,7 @@ def run_cross_validation(
         ValueError: the cohort is refused, it has no such task, ``out`` holds another run, a file of the run is one that
             is read, or the options do not allow the task.
     """
+    description, out = Path(description), Path(out)
     options = training_options(description, TRAIN_OPTIONS) if options is None else options
     check_device(options.device)
     only = None if folds_only is None else _checked_folds(folds_only, folds, refit)
@@ -106,7 +107,9 @@ def run_cross_validation(
         finished = by_first(lambda: folder.finished)
         wanted = [] if finished else list(range(folds)) if only is None else only
         left = by_first(lambda: [number for number in wanted if not _is_finished(folders[number], kinds)])
-        parts = {f"fold {number + 1}/{folds}": plan_stages(splits[number].train, task, options) for number in left}
+        parts = {
+            f"fold{number} ({number + 1}/{folds})": plan_stages(splits[number].train, task, options) for number in left
+        }
         if refit:
             parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
         if left or only is None:
@@ -117,13 +120,13 @@ def run_cross_validation(
                 for number in left:
                     split, place = splits[number], folders[number]
                     if not quiet:
-                        print(f"fold {number + 1} of {folds}: {_counted(split, task)}", file=sys.stderr)
+                        print(f"fold{number} ({number + 1} of {folds}): {_counted(split, task)}", file=sys.stderr)
                     result = run_split(split, task, options, place, cache=cache, resume=resume, quiet=quiet)
                     result.predictions.insert(0, "fold", number)
                     if rank() == 0:
                         save_result(place, result, {"run": folder.run, **folder.starts_of(place)})
                 if not finished and only is None:
-                    by_first(lambda: finish_folds(folder, folders, kinds))
+                    by_first(lambda: finish_folds(folder, folders, kinds, quiet=quiet))
                 if refit:
                     _refit(everyone, task, options, folder, cache=cache, resume=resume, quiet=quiet)
         if only is None:

@@ -28,7 +28,7 @@ DEMO_GRID = (10, 8)
 
 
 def run_demo(
-    out: Path,
+    out: str | Path,
     task: str,
     options: TrainingOptions,
     *,
@@ -56,6 +56,7 @@ def run_demo(
     Raises:
         ValueError: ``out`` holds another run, or the options do not allow the task.
     """
+    out = Path(out)
     check_choice("task", task, tuple(TASKS))
     if patients < 20:
         raise ValueError(f"patients must be at least 20, got {patients}")
@@ -76,7 +77,7 @@ def run_demo(
             with planned({"demo": plan_stages(split.train, task, options)}):
                 result = run_split(split, task, options, out, resume=resume, quiet=quiet)
             _draw_prototypes(out, planted, names[patients:])
-        return folder.finish([out], [result])
+        return folder.finish([out], [result], quiet=quiet)
 
 
 def _draw_prototypes(out: Path, planted: PlantedCohort, patients: Sequence[str]) -> None:

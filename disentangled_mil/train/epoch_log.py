@@ -20,9 +20,11 @@ class EpochLog:
         start: number of epochs that were finished before. Later ones of an interrupted run are overwritten.
     """
 
-    def __init__(self, path: Path, kind: str, *, start: int = 0) -> None:
-        self._path = path
-        self._writer = _events(path.parent / "tensorboard" / path.stem, start) if kind == "tensorboard" else None
+    def __init__(self, path: str | Path, kind: str, *, start: int = 0) -> None:
+        self._path = Path(path)
+        self._writer = (
+            _events(self._path.parent / "tensorboard" / self._path.stem, start) if kind == "tensorboard" else None
+        )
 
     def __enter__(self) -> "EpochLog":
         return self

@@ -53,7 +53,7 @@ def run_split(
     split: Split,
     name: str,
     options: TrainingOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     models: Collection[str] | None = None,
     alter_targets: AlterTargets | None = None,

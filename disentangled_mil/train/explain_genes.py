@@ -34,8 +34,8 @@ class ExplainedGenes:
     def __init__(
         self,
         pipeline: ExpressionPipeline,
-        table: Path,
-        gene_sets: Path | None,
+        table: str | Path,
+        gene_sets: str | Path | None,
         patients: Sequence[str],
         *,
         slides_are_patients: bool,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._errors import under_way
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import Bag, collate_samples
@@ -51,20 +52,20 @@ class Extras:
         anndata: whether a ``.h5ad`` is written for every magnification.
     """
 
-    images: Path | None = None
+    images: str | Path | None = None
     mpp: float | None = None
-    expression: Path | None = None
-    gene_sets: Path | None = None
+    expression: str | Path | None = None
+    gene_sets: str | Path | None = None
     anndata: bool = False
 
 
 def explain_slides(
-    model: Path,
-    folders: Mapping[str, Path],
-    out: Path,
+    model: str | Path,
+    folders: Mapping[str, str | Path],
+    out: str | Path,
     extras: Extras | None = None,
     *,
-    patients: Path | None = None,
+    patients: str | Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
@@ -107,7 +108,7 @@ def explain_slides(
             cannot be read or has no coordinates, a teacher lacks expression or patients, or a file to be written is one
             that is read.
     """
-    extras, steps = extras or Extras(), steps or {}
+    extras, steps, out = extras or Extras(), steps or {}, Path(out)
     if extras.mpp is not None and not 0 < extras.mpp < float("inf"):
         raise ValueError(f"mpp must be positive and finite, got {extras.mpp}")
     checkpoint = one_checkpoint(model)
@@ -134,41 +135,44 @@ def explain_slides(
     unnamed = _is_unnamed(network, notes)
     if unnamed:
         warnings.warn(f"{checkpoint}: {NOT_NAMED}", stacklevel=2)
-    images = {} if extras.images is None else {slide_name(path.name): path for path in extras.images.iterdir()}
-    tables = [extras.expression, extras.gene_sets, patients]
+    images = {} if extras.images is None else {slide_name(path.name): path for path in Path(extras.images).iterdir()}
+    tables = [table for table in (extras.expression, extras.gene_sets, patients) if table is not None]
     inputs = [
         *files_of(samples),
         *checkpoint_files(checkpoint),
-        *filter(None, tables),
+        *tables,
         *filter(Path.is_file, images.values()),
     ]
-    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in folders.values()):
+    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in map(Path, folders.values())):
         raise ValueError(f"{out}: must be another folder than that of the slides")
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
     network.to(device)
     written = []
-    progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
-    for sample, placed in zip(progress, places, strict=True):
-        bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
-        with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
-            views = _views(network, bags, None if genes is None else genes.of(sample.patient))
-            if isinstance(network, Teacher) and genes is not None:
-                genes.explain(network, bags, sample.patient, sample.name, task)
-        for slide, parts in placed.items():
-            image = read_thumbnail(images[slide]) if slide in images else None
-            maps = {part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts}
-            _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
-            if extras.anndata:
-                for part in parts:
-                    features = bags[part.magnification].patches[0, part.rows]
-                    own = maps[part.magnification]
-                    step = None if part.places.source.tile is None else float(own.size[0])
-                    mpp = part.places.source.mpp
-                    write_anndata(_anndata_file(out, slide, part), own, features, mpp=mpp, step=step)
-            written.append(slide)
-    if genes is not None:
-        genes.write(out)
+    with under_way():
+        progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
+        for sample, placed in zip(progress, places, strict=True):
+            bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+            with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
+                views = _views(network, bags, None if genes is None else genes.of(sample.patient))
+                if isinstance(network, Teacher) and genes is not None:
+                    genes.explain(network, bags, sample.patient, sample.name, task)
+            for slide, parts in placed.items():
+                image = read_thumbnail(images[slide]) if slide in images else None
+                maps = {
+                    part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts
+                }
+                _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
+                if extras.anndata:
+                    for part in parts:
+                        features = bags[part.magnification].patches[0, part.rows]
+                        own = maps[part.magnification]
+                        step = None if part.places.source.tile is None else float(own.size[0])
+                        mpp = part.places.source.mpp
+                        write_anndata(_anndata_file(out, slide, part), own, features, mpp=mpp, step=step)
+                written.append(slide)
+        if genes is not None:
+            genes.write(out)
     return written
 
 
@@ -232,7 +236,7 @@ def _genes(
     pipeline: ExpressionPipeline | None,
     extras: Extras,
     patients: Sequence[str],
-    owners: Path | None,
+    owners: str | Path | None,
 ) -> ExplainedGenes | None:
     """The expression of a teacher; None for a student."""
     if isinstance(model, Student):

@@ -12,7 +12,7 @@ from .options import TrainingOptions
 from .run_folder import RunFolder
 
 
-def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
+def join_folds(out: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS, quiet: bool = False) -> str:
     """End a run whose folds are finished: tables, comparison and report are those of a run in one go.
 
     Neither slides nor expression are read. A run that has ended stays as it is.
@@ -20,6 +20,7 @@ def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
     Args:
         out: run folder of all jobs.
         kinds: class of every kind of task.
+        quiet: whether no progress is shown.
 
     Returns:
         The table of results and the place of the files, as text.
@@ -45,17 +46,23 @@ def join_folds(out: Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> str:
     if not folder.finished:
         folders = [out / f"fold{number}" for number in range(folds)]
         with folder.taken():
-            if missing := [place.name.removeprefix("fold") for place in folders if not (place / RESULT).is_file()]:
+            if missing := [number for number, place in enumerate(folders) if not (place / RESULT).is_file()]:
                 raise ValueError(
-                    f"{out}: needs all {folds} folds, but {', '.join(missing)} "
-                    f"{'is' if len(missing) == 1 else 'are'} not finished; train with --folds-only {','.join(missing)}"
+                    f"{out}: needs all {folds} folds, but {', '.join(f'fold{number}' for number in missing)} "
+                    f"{'is' if len(missing) == 1 else 'are'} not finished; "
+                    f"train with --folds-only {','.join(map(str, missing))}"
                 )
-            finish_folds(folder, folders, kinds, same_versions=True)
+            finish_folds(folder, folders, kinds, same_versions=True, quiet=quiet)
     return folder.report()
 
 
 def finish_folds(
-    folder: RunFolder, folders: Sequence[Path], kinds: Mapping[str, type[Task]], *, same_versions: bool = False
+    folder: RunFolder,
+    folders: Sequence[Path],
+    kinds: Mapping[str, type[Task]],
+    *,
+    same_versions: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Write metrics, predictions and report from the results of all folds.
 
@@ -64,6 +71,7 @@ def finish_folds(
         folders: folder of every fold.
         kinds: class of every kind of task.
         same_versions: whether folds of different versions are refused.
+        quiet: whether no progress is shown.
 
     Raises:
         FileNotFoundError: a fold is not finished.
@@ -81,7 +89,7 @@ def finish_folds(
         _check_versions([(place, job["versions"]) for place, job in jobs])
     for start in starts:
         folder.add_start(start)
-    folder.finish(folders, results)
+    folder.finish(folders, results, quiet=quiet)
 
 
 def _check_versions(starts: Sequence[tuple[Path, Mapping[str, str]]]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._errors import under_way
 from .checkpoint import load_progress, save_progress
 from .cross_fitting import seed_of
 from .datasets import Batch, CohortDataset
@@ -24,7 +25,7 @@ def train_stage(
     train: CohortDataset,
     validation: CohortDataset | None,
     options: TrainingOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -50,6 +51,7 @@ def train_stage(
         FloatingPointError: the training or the validation loss is no longer finite.
         ValueError: the state in ``folder`` cannot be read.
     """
+    folder = Path(folder)
     state_path = folder / f"{name}.progress.pt"
     steps = math.ceil(len(train) / options.batch_size)
     total = steps * options.epochs
@@ -70,6 +72,7 @@ def train_stage(
 
     loss = loss_of(stage)
     with (
+        under_way(),
         StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress,
         EpochLog(folder / f"{name}.csv", options.log if rank() == 0 else "csv", start=len(history)) as log,
     ):

@@ -88,8 +88,8 @@ def _check_source(
 
 def new_samples(
     magnifications: Sequence[str],
-    folders: Mapping[str, Path],
-    patients: Path | None,
+    folders: Mapping[str, str | Path],
+    patients: str | Path | None,
     steps: Mapping[str, float],
     reading: SlideReading,
     width: int,
@@ -121,7 +121,8 @@ def new_samples(
     if unknown := sorted(set(steps) - set(magnifications)):
         raise ValueError(f"steps must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
     found = {}
-    for name, folder in folders.items():
+    for name, given in folders.items():
+        folder = Path(given)
         found[name] = {slide_name(folder.name): folder} if _is_slide(folder) else slide_files(folder)
     slides = sorted(set[str]().union(*found.values()))
     if not slides:
@@ -164,7 +165,8 @@ def files_of(samples: Sequence[Sample]) -> list[Path]:
     Returns:
         The files.
     """
-    return [path for each in samples for bag in each.bags.values() if isinstance(bag, StoredBag) for path in bag.paths]
+    stored = [bag for each in samples for bag in each.bags.values() if isinstance(bag, StoredBag)]
+    return [Path(path) for bag in stored for path in bag.paths]
 
 
 def _is_slide(path: Path) -> bool:
@@ -172,13 +174,13 @@ def _is_slide(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and path.suffix in SUFFIXES)
 
 
-def _owners(path: Path | None, slides: Sequence[str]) -> dict[str, str]:
+def _owners(path: str | Path | None, slides: Sequence[str]) -> dict[str, str]:
     """The patient of every slide."""
     return {slide: slide for slide in slides} if path is None else _read_owners(path, slides)
 
 
 @reads_file
-def _read_owners(path: Path, slides: Sequence[str]) -> dict[str, str]:
+def _read_owners(path: str | Path, slides: Sequence[str]) -> dict[str, str]:
     """The patient of every slide in a table."""
     rows = read_rows(path)
     header = next(rows).cells

@@ -29,6 +29,7 @@ from .linear import SLIDES, linear_teacher, task_loss_of, vectors_of
 from .loop import train_stage
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .processes import by_first
+from .progress import announce
 
 FOLDER = "teachers"
 # Options that change no prediction of a teacher's part.
@@ -99,7 +100,7 @@ def distill_out_of_fold(
     builder: StageBuilder,
     train: CohortDataset,
     validation: CohortDataset | None,
-    folder: Path,
+    folder: str | Path,
     *,
     resume: bool = False,
     quiet: bool = False,
@@ -122,7 +123,7 @@ def distill_out_of_fold(
     """
     options, task = builder.options, builder.task
     check_teacher_folds(train, options)
-    store = folder / FOLDER
+    store = Path(folder) / FOLDER
     by_first(lambda: store.mkdir(parents=True, exist_ok=True))
 
     present = {name: train.present(name) for name in builder.cohort.magnifications}
@@ -160,7 +161,7 @@ def distill_out_of_fold(
         )
         for name, there in present.items()
     }
-    headroom = by_first(lambda: _headroom(builder, train, apart, logits))
+    headroom = by_first(lambda: _headroom(builder, train, apart, logits, quiet))
     return OutOfFold({name: each.to(options.device) for name, each in targets.items()}, headroom)
 
 
@@ -182,16 +183,17 @@ def check_teacher_folds(train: CohortDataset, options: TrainingOptions) -> None:
         )
 
 
-def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor) -> Headroom:
+def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor, quiet: bool) -> Headroom:
     """The gain of the teachers over linear models, and the weight with which linear students gain from teachers."""
     task, penalties = builder.task, builder.penalties["student"]
+    announce("headroom: linear models out of fold, and the interval of the gain over patients", quiet=quiet)
     fit = linear_teacher(vectors_of(train, SLIDES), task_loss_of(train, task), task.outputs, penalties)
     paired = torch.nonzero(train.paired)[:, 0]
     samples = train.subset(paired)
     linear = apart(fit, quiet=True)["logits"]
     draws = [headline_draws(task, logits[paired], samples.labels, samples.patients) for logits in (teacher, linear)]
     difference, low, high = gain(task, *draws)
-
+    announce("the weight of the teacher, by linear students and teachers of inner folds", quiet=quiet)
     return Headroom(
         metric=next(iter(task.headline)),
         patients=len(set(samples.patients)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._errors import under_way
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import collate_samples
@@ -24,12 +25,12 @@ from .training import NETWORKS
 
 
 def predict_slides(
-    model: Path,
-    folders: Mapping[str, Path],
-    out: Path,
+    model: str | Path,
+    folders: Mapping[str, str | Path],
+    out: str | Path,
     *,
     students: str = "auto",
-    patients: Path | None = None,
+    patients: str | Path | None = None,
     steps: Mapping[str, float] | None = None,
     device: str = "cpu",
     threads: Threads = None,
@@ -50,7 +51,8 @@ def predict_slides(
     intervals, and left out otherwise.
 
     Args:
-        model: checkpoint of a student, or a run folder.
+        model: checkpoint of a student, a run folder or a folder in it, or a folder of
+            :func:`~disentangled_mil.deploy.save_pretrained`.
         folders: folder of slides, or file of one slide, for every magnification of the student.
         out: file to write, which ends in ``.csv``; its folder is made. It holds class probabilities and the predicted
             class, or hazards and risk. Text that a spreadsheet would run as a formula, such as a patient ``=1+1``, has
@@ -81,6 +83,7 @@ def predict_slides(
             is missing, slides and patients do not fit, or a slide cannot be read, has another feature width, encoder or
             magnification, or has no coordinates where those of training had.
     """
+    out = Path(out)
     saved = load_students(model, students, kinds)
     student, reading = saved[0].model, saved[0].reading
     if out.is_dir():
@@ -91,8 +94,9 @@ def predict_slides(
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]
     # Tables of the run, which nothing could write again.
-    inputs += [model / "predictions.csv", *(each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS)]
-    check_outputs([out], [*inputs, *filter(None, [patients])], overwrite=overwrite)
+    inputs += [folder / "predictions.csv" for each in saved for folder in each.path.parents[:2]]
+    inputs += [each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS]
+    check_outputs([out], [*inputs, *([] if patients is None else [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out.parent}: must be a folder that may be written to")
@@ -107,19 +111,22 @@ def predict_slides(
         allow_other_tiles=allow_other_tiles,
         quiet=quiet,
     )
-    logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
-    # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
-    whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
-    if not whole:
-        raise next(iter(failures.values()))
-    task = saved[0].task
-    stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
-    predictions = task.mean_predictions([each.task for each in saved], stacked)
-    table = predictions_table(task, predictions, [samples[row].patient for row in whole])
-    write_table(out, table)
-    if failures:
-        reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
-        raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")
+    with under_way():
+        logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
+        # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
+        whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
+        if not whole:
+            raise next(iter(failures.values()))
+        task = saved[0].task
+        stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
+        predictions = task.mean_predictions([each.task for each in saved], stacked)
+        table = predictions_table(task, predictions, [samples[row].patient for row in whole])
+        write_table(out, table)
+        if failures:
+            reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
+            raise ValueError(
+                f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}"
+            )
     return table
 
 

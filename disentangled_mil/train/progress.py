@@ -6,6 +6,7 @@ counts as no work. Teachers and students count alike, and so do teachers that se
 tells minutes from hours and no more.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,8 @@ class RunPlan:
 
     Example:
         >>> stages = [PlannedStage(name, name, 10) for name in ("teacher", "student")]
-        >>> RunPlan({"fold 1/2": stages}).enter("student")
-        'fold 1/2, stage 2/2: student'
+        >>> RunPlan({"fold0 (1/2)": stages}).enter("student")
+        'fold0 (1/2), stage 2/2: student'
     """
 
     def __init__(self, parts: Mapping[str, Sequence[PlannedStage]]) -> None:
@@ -128,6 +129,17 @@ class StageProgress:
         text = f"{self._title}, epoch {epoch + 1}/{self._epochs}, loss {loss:.3f}{left}"
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(samples)
+
+
+def announce(work: str, *, quiet: bool) -> None:
+    """Print what is computed next where no bar moves.
+
+    Args:
+        work: what is computed.
+        quiet: whether nothing is shown.
+    """
+    if not quiet:
+        print(f"computing {work} ...", file=sys.stderr, flush=True)
 
 
 @contextmanager

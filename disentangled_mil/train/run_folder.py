@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
+from .._errors import under_way
 from .._files import check_outputs, read_json, remove_leftovers
 from .._tables import write_table
 from ..report.page import PAGE, write_report
@@ -39,6 +40,7 @@ from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
 from .processes import processes
+from .progress import announce
 from .training import NETWORKS
 
 FINAL = "final"
@@ -65,7 +67,7 @@ class RunFolder:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         name: str,
         task: TaskDefinition,
         options: TrainingOptions,
@@ -74,7 +76,7 @@ class RunFolder:
         decides: Mapping[str, Any],
         only: Sequence[str] | None = None,
     ) -> None:
-        self.path, self.name, self.task, self.options, self.resume = path, name, task, options, resume
+        self.path, self.name, self.task, self.options, self.resume = Path(path), name, task, options, resume
         self.only = only
         self.start: dict[str, Any] = {}
         defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
@@ -106,7 +108,7 @@ class RunFolder:
         if note.is_file():
             self.check_same(_read_note(note), self.path)
 
-    def check_same(self, run: Mapping[str, Any], place: Path) -> None:
+    def check_same(self, run: Mapping[str, Any], place: str | Path) -> None:
         """Check that a run, or a fold of one, is of this run.
 
         Args:
@@ -222,7 +224,7 @@ class RunFolder:
         """
         _add_start(self._note, start)
 
-    def starts_of(self, fold: Path) -> Mapping[str, Any]:
+    def starts_of(self, fold: str | Path) -> Mapping[str, Any]:
         """The starts of all jobs that trained a fold, or this start of a whole run, as :meth:`add_start` takes them.
 
         Args:
@@ -231,9 +233,9 @@ class RunFolder:
         Returns:
             The starts.
         """
-        return self.start if self.only is None else _read_note(fold / STARTS)
+        return self.start if self.only is None else _read_note(Path(fold) / STARTS)
 
-    def check_inputs(self, inputs: Iterable[Path], folders: Sequence[Path]) -> None:
+    def check_inputs(self, inputs: Iterable[str | Path], folders: Sequence[str | Path]) -> None:
         """Refuse to write over a file that is read.
 
         Args:
@@ -243,9 +245,10 @@ class RunFolder:
         Raises:
             ValueError: a file of the run is one that is read.
         """
-        trainings = (path for folder in (*folders, self.final) for path in self._trainings(folder))
+        splits = [*map(Path, folders)]
+        trainings = (path for folder in (*splits, self.final) for path in self._trainings(folder))
         files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
-        files += [folder / name for folder in folders for name in (RESULT, STARTS)]
+        files += [folder / name for folder in splits for name in (RESULT, STARTS)]
         check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
 
     def _trainings(self, folder: Path) -> list[Path]:
@@ -262,16 +265,19 @@ class RunFolder:
         """Whether the students of all patients are finished."""
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
-    def finish(self, folders: Sequence[Path], results: Sequence[Result]) -> str:
+    @under_way()
+    def finish(self, folders: Sequence[str | Path], results: Sequence[Result], *, quiet: bool = False) -> str:
         """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 
         Args:
             folders: folder of every split.
             results: results of every split.
+            quiet: whether no progress is shown.
 
         Returns:
             The table of results and the place of the files, as text.
         """
+        announce("metrics with their intervals over patients, and the report", quiet=quiet)
         write_table(
             self.path / "predictions.csv", pd.concat([result.predictions for result in results], ignore_index=True)
         )
@@ -296,13 +302,13 @@ class RunFolder:
             remove_leftovers(self.path / name)
         return self.report()
 
-    def tidy(self, folders: Sequence[Path]) -> None:
+    def tidy(self, folders: Sequence[str | Path]) -> None:
         """Remove states for resuming and halves of killed writes.
 
         Args:
             folders: folders whose trainings are finished.
         """
-        for folder in folders:
+        for folder in map(Path, folders):
             for path in self._trainings(folder):
                 for suffix in _ENDINGS:
                     remove_leftovers(path.with_name(f"{path.name}{suffix}"))

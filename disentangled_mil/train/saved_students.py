@@ -14,6 +14,7 @@ from .checkpoint import load_model
 from .run_folder import FINAL
 
 CHOICES = ("auto", "final", "folds")
+PRETRAINED = "model"  # the model in a folder of save_pretrained
 
 
 class SavedStudent(NamedTuple):
@@ -32,13 +33,14 @@ class SavedStudent(NamedTuple):
     reading: SlideReading
 
 
-def load_students(path: Path, which: str, kinds: Mapping[str, type[Task]]) -> list[SavedStudent]:
+def load_students(path: str | Path, which: str, kinds: Mapping[str, type[Task]]) -> list[SavedStudent]:
     """Load the students whose predictions are averaged; a single one is its own average.
 
     In each folder of a run, the distilled student is taken where there is one, and else the student from scratch.
 
     Args:
-        path: checkpoint of a student, or a run folder.
+        path: checkpoint of a student, a run folder or a folder in it, or a folder of
+            :func:`~disentangled_mil.deploy.save_pretrained`.
         which: students of a run folder: ``"final"``, ``"folds"``, or ``"auto"`` for ``final`` if the run has it.
         kinds: class of every kind of task.
 
@@ -51,7 +53,7 @@ def load_students(path: Path, which: str, kinds: Mapping[str, type[Task]]) -> li
             the reading of slides, or the run is not finished.
     """
     check_choice("students", which, CHOICES)
-    students = [_load(checkpoint, kinds) for checkpoint in _checkpoints(path, which)]
+    students = [_load(checkpoint, kinds) for checkpoint in _checkpoints(Path(path), which)]
     first = students[0]
     for other in students[1:]:
         # Folds know the encoder from slides of their own.
@@ -61,11 +63,12 @@ def load_students(path: Path, which: str, kinds: Mapping[str, type[Task]]) -> li
     return students
 
 
-def one_checkpoint(path: Path) -> Path:
+def one_checkpoint(path: str | Path) -> Path:
     """The checkpoint of a model: a path that is no folder, or that of the one student of a run folder.
 
     Args:
-        path: checkpoint, or a run folder: the student in ``final`` of ``train --refit``, or that of ``demo``.
+        path: checkpoint; a run folder: the student in ``final`` of ``train --refit``, or that of ``demo``; a folder in
+            it, such as ``fold0``; or a folder of :func:`~disentangled_mil.deploy.save_pretrained`.
 
     Returns:
         The checkpoint.
@@ -74,7 +77,7 @@ def one_checkpoint(path: Path) -> Path:
         FileNotFoundError: the folder holds no student.
         ValueError: the folder holds the students of several folds, or the run is not finished.
     """
-    found = _checkpoints(path, "auto")
+    found = _checkpoints(Path(path), "auto")
     if len(found) > 1:
         raise ValueError(
             f"{path}: must hold one student, got those of {len(found)} folds; name a checkpoint such as {found[0]}, "
@@ -107,10 +110,12 @@ def _checkpoint(folder: Path) -> Path:
             f"{folder}: must hold a finished training; end it by train with --resume, or by join if folds "
             "were trained apart"
         )
-    for name in ("distilled", "student"):
+    for name in ("distilled", "student", PRETRAINED):
         if (folder / f"{name}.json").is_file():
             return folder / f"{name}.json"
-    raise FileNotFoundError(f"{folder}: must hold distilled.json or student.json, as a finished training does")
+    raise FileNotFoundError(
+        f"{folder}: must hold distilled.json or student.json, as a finished training does, or model.json"
+    )
 
 
 def _load(path: Path, kinds: Mapping[str, type[Task]]) -> SavedStudent:

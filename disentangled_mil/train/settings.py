@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from .._checks import as_number
+from .._checks import as_number, unknown_key
 from .._errors import reading
 from ..data.cohort_file import read_description
 from .options import TrainingOptions
@@ -16,7 +15,7 @@ _WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def training_options(
-    description: Path | None, defaults: TrainingOptions, settings: Iterable[str] = ()
+    description: str | Path | None, defaults: TrainingOptions, settings: Iterable[str] = ()
 ) -> TrainingOptions:
     """The options of a run.
 
@@ -65,7 +64,7 @@ def with_values(options: TrainingOptions, values: Mapping[str, Any], source: str
         5
         >>> with_values(TrainingOptions(), {"epoch": 5}, "[training]")
         Traceback (most recent call last):
-        ValueError: [training] has no option 'epoch'; similar: epochs
+        ValueError: [training] has the unknown key 'epoch' (did you mean 'epochs'?); known are ...
     """
     taken = {name: _of_type(name, value, source) for name, value in values.items()}
     try:
@@ -109,10 +108,7 @@ def _of_type(name: str, value: Any, source: str) -> Any:
     """The value of an option, which must exist and be of its type."""
     kinds = _kinds()
     if name not in kinds:
-        similar = get_close_matches(name, kinds, cutoff=0.5)
-        raise ValueError(
-            f"{source} has no option {name!r}; {'similar' if similar else 'known'}: {', '.join(similar or kinds)}"
-        )
+        raise ValueError(f"{source} {unknown_key(name, kinds)}")
     if value == "none" and type(None) in kinds[name]:
         return None
     if type(value) is int and float in kinds[name]:

@@ -26,7 +26,7 @@ from .loop import predict_logits, train_stage
 from .options import TrainingOptions
 from .out_of_fold import Headroom, check_teacher_folds, distill_out_of_fold
 from .processes import by_first, rank
-from .progress import PlannedStage
+from .progress import PlannedStage, announce
 from .stages import GeneStage, StudentStage, TeacherStage
 
 NETWORKS = ("genes", "teacher", "student", "distilled")
@@ -61,7 +61,7 @@ def train_models(
     cohort: Cohort,
     name: str,
     options: TrainingOptions,
-    folder: Path,
+    folder: str | Path,
     *,
     models: Collection[str] | None = None,
     alter_targets: AlterTargets | None = None,
@@ -90,6 +90,7 @@ def train_models(
     Raises:
         ValueError: patients, labels, expression or options do not allow the task, or a model is unknown.
     """
+    folder = Path(folder)
     models = models_for(cohort, options, models)
     by_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     task = cohort.fit_task(name)
@@ -108,8 +109,10 @@ def train_models(
         check_teacher_folds(everyone, options)
     penalties = {}
     if "linear" in models or measures or (options.linear and (distills or "student" in models)):
+        announce("the penalties of the linear model on slides", quiet=quiet)
         penalties["student"] = by_first(lambda: choose_penalties(everyone, task, SLIDES, seed=options.seed))
     if measures or (options.linear and "teacher" in models):
+        announce("the penalties of the linear model on slides and genes", quiet=quiet)
         penalties["teacher"] = by_first(lambda: choose_penalties(paired, task, BOTH, seed=options.seed))
     builder = StageBuilder(cohort, task, pipeline, options, penalties)
     predict: dict[str, Predict] = {}
@@ -217,8 +220,7 @@ def plan_stages(
     if distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold"):
         parts = [part_name(r, f) for r in range(options.teacher_repeats) for f in range(options.teacher_folds)]
         work = paired * (options.teacher_folds - 1) // options.teacher_folds
-        for number, part in enumerate(parts, start=1):
-            stages.append(PlannedStage(part, f"teacher out of fold {number} of {len(parts)}", work))
+        stages += [PlannedStage(part, f"teacher out of fold, {part}", work) for part in parts]
     if "student" in models:
         stages.append(PlannedStage("student", "student", everyone))
     if distills:

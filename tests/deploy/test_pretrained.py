@@ -10,7 +10,9 @@ import torch
 from disentangled_mil import Bag, Classification, DiscreteSurvival, Student, Teacher
 from disentangled_mil.data import SlideReading, TileFacts
 from disentangled_mil.deploy import CardTexts, from_pretrained, save_pretrained
-from disentangled_mil.train import SavedModel, save_model
+from disentangled_mil.tasks import KINDS
+from disentangled_mil.train import SavedModel, load_model, save_model
+from disentangled_mil.train.saved_students import load_students, one_checkpoint
 from tests.deploy.test_student_graph import SMALL
 from tests.support.runs import class_folds, write_run
 
@@ -104,6 +106,23 @@ def test_a_run_folder_gives_its_one_student_and_its_metrics(student, tmp_path):
     text = (save_pretrained(tmp_path / "mine", run) / "README.md").read_text()
     assert "This folder holds the model `student` of the run." in text
     assert text == (save_pretrained(tmp_path / "b", run / "final" / "student.json", run=run) / "README.md").read_text()
+
+
+def test_every_path_of_a_model_is_understood_by_predict_explain_and_export_alike(student, tmp_path):
+    run = write_run(tmp_path / "run", TASK, class_folds(["high", "low"]), models=("linear", "student"))
+    save_model(run / "fold0" / "student", student, task=TASK, reading=READING)
+    shared = save_pretrained(tmp_path / "shared", run / "fold0" / "student.json")
+    places = ["run/fold0", "run/fold0/student", "run/fold0/student.json", "run/fold0/student.safetensors", "shared"]
+    for number, place in enumerate(places):
+        for path in (tmp_path / place, str(tmp_path / place)):
+            (found,) = load_students(path, "auto", KINDS)
+            same = load_model(one_checkpoint(path)).model
+            copy = from_pretrained(save_pretrained(tmp_path / str(number), path, overwrite=True)).model
+            for model in (found.model, same, copy):
+                torch.testing.assert_close(model.state_dict(), student.state_dict())
+    text = (save_pretrained(tmp_path / "a", run / "fold0", run=run) / "README.md").read_text()
+    assert "This folder holds the model `student` of the run." in text
+    assert "## Metrics\n\nNot stated." in (shared / "README.md").read_text()
 
 
 def test_run_of_another_kind_of_task_is_refused(student, tmp_path):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from disentangled_mil.cli import main
 from disentangled_mil.report import write_report
+from disentangled_mil.report.overview import summary
 from disentangled_mil.report.run_files import read_run
 from disentangled_mil.tasks import Classification
 from tests.support.html import Page, content
@@ -46,6 +47,36 @@ def test_a_report_of_classes_has_its_parts_and_every_link_leads_to_one(classes):
     assert len(page.ids) == len(set(page.ids))
     assert len(page.images["roc"]) == len(CLASSES)
     assert len(page.images["calibration"]) == len(ALL)
+
+
+def test_the_legend_of_the_loss_explains_its_jump(classes):
+    text = Page(classes / "report.html").text["training"]
+    assert "The loss of a distilled student jumps where distillation begins" in text
+
+
+@pytest.mark.parametrize(("linear", "named"), [(0.9, True), (0.7, False), (None, False)])
+def test_the_headline_names_a_linear_model_that_is_better(tmp_path, linear, named):
+    run = classification_run(tmp_path / "run")
+    path = run / "metrics.json"
+    metrics = json.loads(path.read_text())
+    models = metrics["gains"]["test"]["models"]
+    models["distilled"] |= {"value": 0.8, "low": 0.7, "high": 0.9}
+    models["linear"] |= {"value": linear, "low": 0.6, "high": 0.95}
+    path.write_text(json.dumps(metrics))
+    text = Page(write_report(run, overwrite=True)).text[""]
+    assert "The distilled student (slides) has AUC 0.800 [0.700, 0.900] over 48 patients." in text
+    assert ("The linear model (slides) is better by this metric: 0.900 [0.600, 0.950]." in text) == named
+
+
+def test_a_headline_of_an_error_names_a_linear_model_with_less(tmp_path, monkeypatch):
+    run = classification_run(tmp_path / "run")
+    files = read_run(run)
+    monkeypatch.setattr(files.kind, "errors", frozenset({"auc"}))
+    models = files.metrics["gains"]["test"]["models"]
+    models["distilled"]["value"], models["linear"]["value"] = 0.8, 0.7
+    assert "linear model (slides) is better" in summary(files)[0]
+    models["linear"]["value"] = 0.9
+    assert "linear model" not in summary(files)[0]
 
 
 def test_a_report_of_survival_has_its_parts(survival):
@@ -196,7 +227,7 @@ def test_what_is_missing_is_said(tmp_path):
         path.unlink()
     page = Page(write_report(run))
     assert "No student was distilled in this run." in page.text["gains"]
-    assert "no: no student gains" in page.text["gains"]
+    assert "no: no gain of a linear student" in page.text["gains"]
     assert "There is no calibration, because no checkpoint in" in page.text["calibration"]
     assert page.text["training"].count("The run folder has no logs") == 1
     assert "There are no maps of slides" in page.text["maps"]

@@ -30,7 +30,7 @@ def test_several_folds_are_shown_one_by_one():
     text = run_report(content(2), Classification)
     assert "18 patients: high 4, low 5" in text
     assert "mean ± standard deviation of 2 folds; AUC in each fold:" in text
-    assert text.splitlines()[-1].split() == ["fold", "2", "9", "high", "4,", "low", "5", "0.750", "0.800"]
+    assert text.splitlines()[-1].split() == ["fold1", "9", "high", "4,", "low", "5", "0.750", "0.800"]
 
 
 def test_a_metric_without_a_value_is_explained():

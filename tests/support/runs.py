@@ -90,7 +90,7 @@ def write_run(
                 (place / f"{model}.json").write_text(json.dumps({"task": task.state()}))
         patch.setattr("sys.orig_argv", list(command))
         folder.record(threads=1)
-        folder.finish(places, results)
+        folder.finish(places, results, quiet=True)
     return path
 
 

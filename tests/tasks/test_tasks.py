@@ -84,6 +84,7 @@ def test_a_state_that_describes_no_task_is_refused(state, error, message):
             {"column": "x", "bins": 3},
             "options of kind 'classification' must be among column, classes, .*'bins'",
         ),
+        (Classification, {"column": "x", "class": "a"}, r"got 'class' \(did you mean 'classes'\?\)"),
         (
             DiscreteSurvival,
             {"time": "t"},

@@ -40,7 +40,7 @@ def test_everything_that_was_understood_is_told(description):
         "genes tumor     30 of 30 genes are in the table",
         "task grading    classification, 45 patients: G2 ",
         "task survival   survival, 45 patients: events ",
-        "  fold 3        train 30 patients: events ",
+        "  fold2         train 30 patients: events ",
         "time            about ",
         "times 2 epochs and 3 folds, each with one teacher, 5 teachers for targets out of fold and two students",
         "memory ",
@@ -124,11 +124,11 @@ def test_folds_are_those_that_training_uses(description, tmp_path):
     cohort = read_cohort(path)
     kind = cohort.definition("grading").kind
     check = str(check_cohort(path, OPTIONS, task="grading", folds=2))
-    for number, split in enumerate(cross_validation._splits(cohort, "grading", 2, OPTIONS, quiet=True), start=1):
+    for number, split in enumerate(cross_validation._splits(cohort, "grading", 2, OPTIONS, quiet=True)):
         train, test = (kind.summary(columns_of_labels(c.labels("grading"))) for c in (split.train, split.tests["test"]))
         test_set = split.tests["test"]
         lines = (
-            f"  fold {number}        train {len(split.train.patients)} patients "
+            f"  fold{number}         train {len(split.train.patients)} patients "
             f"({len(split.train.paired)} with expression): {train}\n"
             f"                test  {len(test_set.patients)} patients ({len(test_set.paired)} with expression): {test}"
         )

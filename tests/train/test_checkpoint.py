@@ -79,7 +79,7 @@ def test_a_description_that_is_no_json_is_refused(saved, content):
         ({"model": ["genes"]}, "model", r"model must be text, got \['genes'\]"),
         ({"arguments": None}, "arguments", "arguments must be an object, got None"),
         ({"notes": []}, "notes", r"notes must be an object, got \[\]"),
-        ({"taks": {}}, "taks", "has the unknown key 'taks'; known are format, model"),
+        ({"taks": {}}, "taks", r"has the unknown key 'taks' \(did you mean 'task'\?\); known are format, model"),
         ({"weights_sha256": 1}, "weights_sha256", "weights_sha256 must be text, got 1"),
         ({"task": []}, "task", r"task must be an object, got \[\]"),
         (

@@ -139,7 +139,7 @@ def test_a_killed_cross_fitting_leaves_whole_parts_and_continues_with_the_same_b
     assert {path.name for path in tmp_path.iterdir()} == {"repeat0-fold0.safetensors", "repeat0-fold1.safetensors"}
     resumed: dict[str, Any] = {"store": tmp_path, "kill": False}
     exec(program, resumed)
-    lines = ["cross-fitting, part 1 of 4, stored", "cross-fitting, part 2 of 4, stored"]
+    lines = ["cross-fitting, repeat0-fold0 (1 of 4), stored", "cross-fitting, repeat0-fold1 (2 of 4), stored"]
     assert capsys.readouterr().err.splitlines()[:2] == lines
     whole: dict[str, Any] = {"store": None, "kill": False}
     exec(program, whole)

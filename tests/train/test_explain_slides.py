@@ -68,6 +68,9 @@ def test_every_slide_has_a_table_a_picture_and_a_geojson(student, slides, tmp_pa
 def test_one_slide_can_be_named_by_its_files(student, slides, tmp_path):
     files = {name: folder / "B.h5" for name, folder in slides.items()}
     assert explain_slides(student, files, tmp_path / "maps") == ["B"]
+    texts = {name: str(file) for name, file in files.items()}
+    assert explain_slides(str(student), texts, str(tmp_path / "text")) == ["B"]
+    assert (tmp_path / "text" / "B.csv").read_bytes() == (tmp_path / "maps" / "B.csv").read_bytes()
 
 
 def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path, capsys):
@@ -91,6 +94,15 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert "--out must name a folder, unless the model is a run folder" in capsys.readouterr().err
     assert main(["explain", str(tmp_path / "typo"), *places]) == 2
     assert f"error: {tmp_path / 'typo'}.json: no such file" in capsys.readouterr().err
+
+
+def test_a_slide_that_is_refused_late_is_a_failure_on_the_way(student, slides, tmp_path, capsys):
+    places = [f"{name}={folder}" for name, folder in slides.items()]
+    with h5py.File(slides["10x"] / "B.h5", "r+") as file:
+        file["features"][0, 1] = np.nan
+    assert main(["explain", str(student), *places, "--out", str(tmp_path / "maps")]) == 1
+    assert "B.h5: features must be finite" in capsys.readouterr().err
+    assert (tmp_path / "maps" / "A.csv").exists()
 
 
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):

@@ -55,7 +55,9 @@ def test_jobs_of_folds_and_a_join_write_what_one_run_writes(train, tmp_path, cap
     assert not (out / "metrics.json").exists()
     train([1])
     assert main(["join", str(out)]) == 0
-    assert capsys.readouterr().out == whole.replace("whole", "run") + "\n"
+    printed = capsys.readouterr()
+    assert printed.out == whole.replace("whole", "run") + "\n"
+    assert printed.err.endswith("computing metrics with their intervals over patients, and the report ...\n")
     for name in ("metrics.json", "predictions.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     files = [sorted(path.relative_to(run) for path in run.rglob("*")) for run in (out, tmp_path / "whole")]
@@ -123,7 +125,7 @@ def test_final_students_follow_all_folds(train):
 
 def test_a_join_names_the_folds_that_are_missing(train, untrained, tmp_path):
     train([1])
-    with pytest.raises(ValueError, match="needs all 3 folds, but 0, 2 are not finished; train with --folds-only 0,2"):
+    with pytest.raises(ValueError, match="all 3 folds, but fold0, fold2 are not finished; train with --folds-only 0,2"):
         join_folds(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"run.json"):
         join_folds(tmp_path)

@@ -153,7 +153,14 @@ def test_auto_distills_where_the_interval_lies_above_zero(split, tmp_path, monke
     result = run_split(split, "grading", options, tmp_path, models=("student", "distilled"))
     assert ("distilled" in result.metrics) == (tmp_path / "distilled.json").exists() == distilled
     assert set(result.predictions["model"]) == {"student", *(["distilled"] if distilled else [])}
-    assert capsys.readouterr().err.count("headroom: out-of-fold AUC of 12 training patients: teacher 0.") == 1
+    said = capsys.readouterr().err
+    assert said.count("headroom: out-of-fold AUC of 12 training patients: teacher 0.") == 1
+    assert [line for line in said.splitlines() if line.startswith("computing")] == [
+        "computing the penalties of the linear model on slides ...",
+        "computing the penalties of the linear model on slides and genes ...",
+        "computing headroom: linear models out of fold, and the interval of the gain over patients ...",
+        "computing the weight of the teacher, by linear students and teachers of inner folds ...",
+    ]
 
 
 def test_always_distills_without_any_headroom(split, tmp_path, monkeypatch):

@@ -498,7 +498,7 @@ def test_a_slide_that_is_refused_late_leaves_its_patient_out_and_keeps_the_other
     owner = pd.read_csv(by_slide.patients, index_col="slide")["patient"][path.stem]
     arguments = ["predict", str(by_slide.run / "student.json"), "--out", str(out), "--patients", str(by_slide.patients)]
     arguments += [f"--slides={name}={folder}" for name, folder in slides.items()]
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     said = capsys.readouterr().err
     assert f"without 1 that were refused: {owner}: " in said
     assert f"{path.name}: features must be finite" in said
@@ -526,6 +526,9 @@ def test_a_run_folder_predicts_the_mean_of_its_folds_and_says_so(by_slide, tmp_p
     )
     capsys.readouterr()
     table = predict_slides(run, by_slide.slides, tmp_path / "out.csv")
+    texts = {name: str(folder) for name, folder in by_slide.slides.items()}
+    pd.testing.assert_frame_equal(predict_slides(str(run), texts, str(tmp_path / "text.csv"), quiet=True), table)
+    assert (tmp_path / "text.csv").is_file()
     names = f"{run / 'fold0' / 'student.json'}, {run / 'fold1' / 'distilled.json'}"
     assert f"mean of 2 students: {names}\n" in capsys.readouterr().err
     for name in table.filter(like="probability"):

@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 def test_time_left_is_the_work_left_at_the_speed_so_far(clock):
-    plan = RunPlan({"fold 1/2": STAGES, "fold 2/2": STAGES})
+    plan = RunPlan({"fold0 (1/2)": STAGES, "fold1 (2/2)": STAGES})
     plan.enter("genes")
     assert plan.advance(5, 15) == ""
     plan.enter("teacher")
@@ -27,20 +27,20 @@ def test_time_left_is_the_work_left_at_the_speed_so_far(clock):
 
 
 def test_stages_that_are_declined_or_done_before_are_left_out(clock):
-    plan = RunPlan({"fold 1/2": STAGES, "fold 2/2": STAGES})
+    plan = RunPlan({"fold0 (1/2)": STAGES, "fold1 (2/2)": STAGES})
     plan.enter("student")
     clock.append(600.0)
     assert plan.advance(20, 0) == ", run: 40 minutes left"
-    assert plan.enter("genes") == "fold 2/2, stage 1/4: network on genes"
+    assert plan.enter("genes") == "fold1 (2/2), stage 1/4: network on genes"
     assert plan.advance(3, 7) == ", run: 30 minutes left"
 
 
 def test_a_stage_shows_its_place_in_the_run(clock, capsys):
-    with planned({"fold 1/1": STAGES}), StageProgress("teacher", 10, 2, done=1) as bar:
+    with planned({"fold0 (1/1)": STAGES}), StageProgress("teacher", 10, 2, done=1) as bar:
         clock.append(10.0)
         bar.step(10, 1, 0.5)
     shown = re.split("[\\r\\n]+", capsys.readouterr().err)
-    assert any("fold 1/1, stage 2/4: teacher, epoch 2/2, loss 0.500, run: 40 seconds left" in line for line in shown)
+    assert any("fold0 (1/1), stage 2/4: teacher, epoch 2/2, loss 0.500, run: 40 seconds left" in line for line in shown)
 
 
 def test_a_stage_outside_a_plan_shows_its_name_and_its_own_time(clock, capsys):

@@ -33,12 +33,13 @@ def test_every_option_is_read_from_its_text(name, value):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epoch=3", "--set has no option 'epoch'; similar: epochs"),
-        ("zzz=3", "--set has no option 'zzz'; known: dim, heads,"),
+        ("epoch=3", r"--set has the unknown key 'epoch' \(did you mean 'epochs'\?\); known are dim, heads,"),
+        ("zzz=3", "--set has the unknown key 'zzz'; known are dim, heads,"),
         ("epochs=3.5", "--set epochs must be a whole number, got '3.5'"),
         ("dropout=a", "--set dropout must be a number, got 'a'"),
         ("dropout=2", r"--set dropout must lie in \[0, 1\], got 2.0"),
         ("cgc=yes", "--set cgc must be true or false, got 'yes'"),
+        ("gate=averag", r"--set gate must be one of .*, got 'averag' \(did you mean 'average'\?\)"),
         ("gate=mean", "--set gate must be one of 'max_confidence', .*, got 'mean'"),
         ("prediction_weight=x", "--set prediction_weight must be a number or \"none\", got 'x'"),
         ("epochs", "--set must be NAME=VALUE, got 'epochs'"),
@@ -62,7 +63,7 @@ def test_an_option_that_may_be_none_is_given_back(tmp_path):
         ("epochs = '3'", "epochs must be a whole number, got '3'"),
         ("epochs = true", "epochs must be a whole number, got True"),
         ("cgc = 1", "cgc must be true or false, got 1"),
-        ("temprature = 3", "has no option 'temprature'; similar: temperature"),
+        ("temprature = 3", r"has the unknown key 'temprature' \(did you mean 'temperature'\?\); known"),
     ],
 )
 def test_an_error_of_the_description_names_file_and_section(tmp_path, section, message):

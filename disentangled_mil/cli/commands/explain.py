@@ -15,8 +15,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
         type=Path,
-        help="run folder with one student (train --refit), or a checkpoint of a run folder: student.json, "
-        "distilled.json or teacher.json",
+        help="run folder with one student (train --refit) or a folder in it, such as fold0; a checkpoint, such as "
+        "student.json, distilled.json or teacher.json; or a folder of save_pretrained",
     )
     parser.add_argument(
         "slides",

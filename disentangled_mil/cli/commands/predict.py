@@ -11,7 +11,12 @@ HELP = "predictions of a saved student for new slides, without genes"
 
 def add_options(parser: ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("model", type=Path, help="run folder, or the checkpoint of a student, such as student.json")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="run folder or a folder in it, such as fold0; the checkpoint of a student, such as student.json; or a "
+        "folder of save_pretrained",
+    )
     parser.add_argument(
         "--students",
         choices=("auto", "final", "folds"),
