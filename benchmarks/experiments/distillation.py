@@ -44,8 +44,7 @@ DISTILLATION = Experiment(
     "logits. Controls keep the distribution of the targets but not the patient: permuted over all patients, permuted "
     "within the class, and labels smoothed to the same entropy. Half and a quarter of the RNA are left. The teacher, "
     "which sees the RNA of the test patients, is the ceiling, and the linear model on slides the floor. Differences "
-    "are from the student from scratch. The weight is that of the teacher's predictions, chosen on training patients; "
-    "0 means that linear students do not gain from them, and counts as 1.",
+    "are from the student from scratch.",
     (
         Case("tcga_stad", "msi"),
         Case("tcga_stad", "subtype"),
@@ -84,5 +83,5 @@ DISTILLATION = Experiment(
         ("out-of-fold, network alone", "scratch, network alone"),
         ("scratch", "linear, slides"),
     ),
-    columns=("headroom", "headroom, low", "weight"),
+    columns=("headroom", "headroom, low"),
 )

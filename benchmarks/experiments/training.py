@@ -64,7 +64,7 @@ class Training:
                 measured |= measure(folder, trial, split)
         if result.headroom is not None:
             headroom = result.headroom
-            measured |= {"headroom": headroom.difference, "headroom, low": headroom.low, "weight": headroom.weight}
+            measured |= {"headroom": headroom.difference, "headroom, low": headroom.low}
         model = self.models[-1]
         predictions = result.predictions[result.predictions["model"] == model].drop(columns="model")
         return Outcome(result.metrics[model], predictions, measured)

@@ -20,7 +20,7 @@ def add_training(parser: ArgumentParser, *, epochs: int) -> None:
     add(
         "--distill",
         choices=("auto", "always", "never"),
-        help="auto (default) distills where teachers know more than slides, and a linear student gains from them",
+        help="auto (default) distills where teachers know more than slides",
     )
     add(
         "--log",

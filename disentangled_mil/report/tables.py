@@ -16,7 +16,6 @@ NAMES = {
     "student": "student from scratch (slides)",
     "distilled": "distilled student (slides)",
 }
-_UNCERTAIN, _NO_STUDENT = "interval not above 0", "no gain of a linear student"
 _NO_SHARE = "none, as that gain may be 0"
 NOT_NAMED = "was not distilled, so no teacher named its prototypes, and their names may be exchanged"
 SHORT = {
@@ -155,7 +154,7 @@ def headroom_table(headroom: Sequence[Mapping[str, Any] | None], task: Task | ty
                 f"teacher {title}": _mean_and_spread([one["teacher"]]),
                 f"linear model {title}": _mean_and_spread([one["linear"]]),
                 "gain": _interval(one),
-                "distilled": "yes" if one["distilled"] else "no: " + ", ".join(_failed(one)),
+                "distilled": "yes" if one["distilled"] else "no: interval not above 0",
             }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -179,19 +178,7 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
     )
     if headroom["distilled"]:
         return line
-    reasons = {
-        _UNCERTAIN: f"the interval begins at {headroom['low']:+.3f}, not above 0",
-        _NO_STUDENT: "a linear student predicts best with weight 0 for the teacher, that is, without it",
-    }
-    failed = _failed(headroom)
-    sure = "" if _UNCERTAIN in failed else "the teacher gains, but "
-    return f"{line}; distillation is declined: {sure}{', and '.join(reasons[condition] for condition in failed)}"
-
-
-def _failed(headroom: Mapping[str, Any]) -> list[str]:
-    """The conditions of distillation that do not hold."""
-    uncertain = headroom["low"] is None or not headroom["low"] > 0
-    return [*([_UNCERTAIN] if uncertain else []), *([_NO_STUDENT] if not headroom["weight"] > 0 else [])]
+    return f"{line}; distillation is declined: the interval begins at {headroom['low']:+.3f}, not above 0"
 
 
 def _is_gain(found: Mapping[str, Any]) -> bool:

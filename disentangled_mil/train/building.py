@@ -60,8 +60,10 @@ class StageBuilder:
         model = self._placed(Student(**self.arguments("student")))
         loss = task_loss_of(train, self.task)
         if targets is not None:
-            weight = self.options.prediction_weight or 0.0
-            loss = distilled_loss(loss, mean_prediction(targets), self.task, weight, self.options.temperature)
+            options = self.options
+            loss = distilled_loss(
+                loss, mean_prediction(targets), self.task, options.prediction_weight, options.temperature
+            )
         self._fit(model, "student", train, loss)
         return StudentStage(model, self._task, self.options, targets)
 

@@ -36,14 +36,12 @@ class TrainingOptions:
         validation: share of the training patients that choose the epoch to keep; 0 keeps the last one.
         task_warmup: share of the student's epochs on the task alone, before distillation; the last epoch distills.
         consistency_weight: weight of the inter-magnification consistency.
-        prediction_weight: weight of the divergence from the teacher's predictions. None chooses 1, 3 or 10 for targets
-            out of fold by cross-validating linear students on the training patients, and means 3 for ``"in_sample"``.
+        prediction_weight: weight of the divergence from the teacher's predictions; the task loss has weight 1.
         representation_weight: weight of the error between prototypes and subspaces, for targets ``"in_sample"``.
         share_weight: weight of the error between shares of the logits.
         temperature: temperature of the distilled predictions.
         distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
-            the slides, with the 95 % interval of the difference above 0, and a linear student gains from linear
-            teachers; ``"always"`` or ``"never"``.
+            the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
         distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
             ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
             has subspace vectors.
@@ -81,7 +79,7 @@ class TrainingOptions:
     validation: float = 0.0
     task_warmup: float = 0.3
     consistency_weight: float = 1.0
-    prediction_weight: float | None = None
+    prediction_weight: float = 3.0
     representation_weight: float = 0.1
     share_weight: float = 1.0
     temperature: float = 2.0
@@ -135,8 +133,7 @@ class TrainingOptions:
             "representation_weight",
             "share_weight",
         ):
-            if getattr(self, name) is not None:
-                check_interval(name, getattr(self, name), 0, float("inf"))
+            check_interval(name, getattr(self, name), 0, float("inf"))
         for name, value in asdict(self).items():
             if value == float("inf"):
                 raise ValueError(f"{name} must be finite, got {value}")

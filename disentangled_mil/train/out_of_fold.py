@@ -19,7 +19,6 @@ from ..losses import DistillationTargets, balance_shares
 from ..tasks import select_target
 from .building import StageBuilder
 from .calibration import fit_temperature
-from .choose_weight import choose_weight
 from .cohort_digest import expression_digest
 from .comparison import gain, headline_draws
 from .cross_fitting import Part, part_name
@@ -59,8 +58,6 @@ class Headroom(NamedTuple):
         difference: gain of the teachers over the linear models; above 0 the teachers are better.
         low: lower end of the 95 % interval of the difference.
         high: upper end.
-        weight: weight of the divergence from the teachers' predictions with which a linear student predicts best for
-            patients that it has not seen; 0 if it predicts best without them.
     """
 
     metric: str
@@ -70,12 +67,11 @@ class Headroom(NamedTuple):
     difference: float
     low: float
     high: float
-    weight: float
 
     @property
     def promises(self) -> bool:
-        """Whether distillation is likely to pay: the teachers are better, and a linear student gains from them."""
-        return self.low > 0 and self.weight > 0
+        """Whether distillation is likely to pay: the teachers are better than linear models on the slides."""
+        return self.low > 0
 
 
 class OutOfFold(NamedTuple):
@@ -184,7 +180,7 @@ def check_teacher_folds(train: CohortDataset, options: TrainingOptions) -> None:
 
 
 def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teacher: Tensor, quiet: bool) -> Headroom:
-    """The gain of the teachers over linear models, and the weight with which linear students gain from teachers."""
+    """The gain of the teachers over linear models."""
     task, penalties = builder.task, builder.penalties["student"]
     announce("headroom: linear models out of fold, and the interval of the gain over patients", quiet=quiet)
     fit = linear_teacher(vectors_of(train, SLIDES), task_loss_of(train, task), task.outputs, penalties)
@@ -193,7 +189,6 @@ def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teac
     linear = apart(fit, quiet=True)["logits"]
     draws = [headline_draws(task, logits[paired], samples.labels, samples.patients) for logits in (teacher, linear)]
     difference, low, high = gain(task, *draws)
-    announce("the weight of the teacher, by linear students and teachers of inner folds", quiet=quiet)
     return Headroom(
         metric=next(iter(task.headline)),
         patients=len(set(samples.patients)),
@@ -202,7 +197,6 @@ def _headroom(builder: StageBuilder, train: CohortDataset, apart: CrossFit, teac
         difference=difference,
         low=low,
         high=high,
-        weight=choose_weight(builder, train),
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -33,9 +33,6 @@ NETWORKS = ("genes", "teacher", "student", "distilled")
 MODELS = ("linear", *NETWORKS)
 TAKE_GENES = ("genes", "teacher")
 WITHOUT_EXPRESSION = ("linear", "student")
-IN_SAMPLE_WEIGHT = 3.0
-# Of distillation that is wanted although linear students do not gain from it.
-LEAST_WEIGHT = 1.0
 
 AlterTargets: TypeAlias = Callable[[dict[str, DistillationTargets], CohortDataset], dict[str, DistillationTargets]]
 Predict: TypeAlias = Callable[[CohortDataset], Tensor]
@@ -160,8 +157,7 @@ def train_models(
     if "student" in models:
         train("student", builder.student(everyone), everyone, choose_everyone)
     if targets is not None:
-        weighted = _with_weight(builder, headroom)
-        train("distilled", weighted.student(everyone, targets), everyone, choose_everyone)
+        train("distilled", builder.student(everyone, targets), everyone, choose_everyone)
     return Trained(task, predict, headroom, dataset)
 
 
@@ -226,17 +222,6 @@ def plan_stages(
     if distills:
         stages.append(PlannedStage("distilled", "distilled student", everyone))
     return stages
-
-
-def _with_weight(builder: StageBuilder, headroom: Headroom | None) -> StageBuilder:
-    """The builder with the weight of the divergence, if none was given: chosen for targets out of fold, else fixed."""
-    options = builder.options
-    if options.prediction_weight is not None:
-        return builder
-    weight = IN_SAMPLE_WEIGHT
-    if headroom is not None and options.distillation_targets == "out_of_fold":
-        weight = headroom.weight or LEAST_WEIGHT
-    return replace(builder, options=replace(options, prediction_weight=weight))
 
 
 def _inner_split(train: Cohort, name: str, options: TrainingOptions) -> tuple[Cohort, Cohort | None]:

@@ -73,7 +73,7 @@ def write_run(
         evaluations = {test: _evaluation(task, fold, own, generator) for test in tests}
         tables = [_table(test, model, one) for test, one in evaluations.items() for model in own]
         metrics = {model: {test: _metrics(one, model) for test, one in evaluations.items()} for model in own}
-        headroom = Headroom(next(iter(task.headline)), 48, 0.8, 0.7, 0.1, 0.02, 0.2, 3.0 if "distilled" in own else 0)
+        headroom = Headroom(next(iter(task.headline)), 48, 0.8, 0.7, 0.1, 0.02, 0.2)
         predictions = pd.concat(tables, ignore_index=True)
         if not single:
             predictions.insert(0, "fold", number)

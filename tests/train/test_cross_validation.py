@@ -187,7 +187,6 @@ def test_gains_are_the_differences_of_the_rows_of_the_table(finished_run):
 def test_a_declined_distillation_is_told_and_kept(description, quick, tmp_path, monkeypatch):
     gains = iter([PairedDifference(0.2, 0.1, 0.3), PairedDifference(0.1, -0.1, 0.3)])
     monkeypatch.setattr(out_of_fold, "gain", lambda *args: next(gains))
-    monkeypatch.setattr(out_of_fold, "choose_weight", lambda *args: 3.0)
     options = replace(quick, epochs=1, distill="auto", distillation_targets="out_of_fold")
     out = tmp_path / "run"
     printed = run_cross_validation(description, "survival", out, options, folds=2, quiet=True)

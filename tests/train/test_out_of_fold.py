@@ -57,8 +57,7 @@ def taught(monkeypatch):
 
 
 def gain_of(monkeypatch, low: float) -> None:
-    """Let the interval of the headroom begin somewhere, and linear students gain from the teacher."""
-    monkeypatch.setattr(out_of_fold, "choose_weight", lambda *args: 3.0)
+    """Let the interval of the headroom begin somewhere."""
     monkeypatch.setattr(out_of_fold, "gain", lambda *args: PairedDifference(low + 0.1, low, low + 0.2))
 
 
@@ -159,7 +158,6 @@ def test_auto_distills_where_the_interval_lies_above_zero(split, tmp_path, monke
         "computing the penalties of the linear model on slides ...",
         "computing the penalties of the linear model on slides and genes ...",
         "computing headroom: linear models out of fold, and the interval of the gain over patients ...",
-        "computing the weight of the teacher, by linear students and teachers of inner folds ...",
     ]
 
 

@@ -31,9 +31,6 @@ class StudentStage(Stage):
         targets: Mapping[str, DistillationTargets] | None = None,
     ) -> None:
         self.model, self.task, self.options, self.targets = model, task, options, targets
-        weight = options.prediction_weight
-        if weight is None and targets is not None:
-            raise ValueError("prediction_weight must be a number for a student with targets, got None")
         # Rounding removes an error that could lift a whole number just above itself.
         warmup = math.ceil(round(options.task_warmup * options.epochs, 6))
         self.first_distilled = min(warmup, options.epochs - 1)
@@ -41,7 +38,7 @@ class StudentStage(Stage):
         self.distillation = SubspaceDistillation(
             task.link,
             temperature=options.temperature,
-            prediction_weight=weight or 0.0,
+            prediction_weight=options.prediction_weight,
             representation_weight=options.representation_weight,
             share_weight=options.share_weight,
             matching="slot",
