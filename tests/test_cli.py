@@ -83,13 +83,30 @@ def refusal(arguments, capsys) -> str:
 
 def test_demo_prints_one_table_and_shows_progress_on_stderr(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--patients", "20", "--epochs", "1", "--task", "survival"]) == 0
+    assert (
+        main(
+            [
+                "demo",
+                "--out",
+                str(out),
+                "--patients",
+                "20",
+                "--epochs",
+                "1",
+                "--task",
+                "survival",
+                "--distill",
+                "always",
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     for row in ROWS:
         assert len(re.findall(rf"^{re.escape(row)} +\d\.\d{{3}}$", printed.out, re.MULTILINE)) == 2
     assert len(re.findall(r"^chance +0\.500$", printed.out, re.MULTILINE)) == 2
     for number, stage in ((1, "network on genes"), (2, "teacher"), (5, "student"), (6, "distilled student")):
-        assert re.search(rf"demo, stage {number}/6: {stage}, epoch 1/1, loss \d\.\d{{3}}", printed.err)
+        assert re.search(rf"demo, stage {number}/6: {stage}, epoch 1/1, loss \d+\.\d{{3}}", printed.err)
     names = {path.name for path in out.iterdir()}
     for model in ("genes", "teacher", "student", "distilled"):
         assert {f"{model}.safetensors", f"{model}.json", f"{model}.csv"} <= names

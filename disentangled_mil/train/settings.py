@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from .._checks import as_number, unknown_key
 from .._errors import reading
 from ..data.cohort_file import read_description
 from .options import TrainingOptions
 
-_WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): '"none"'}
+_WHAT = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def training_options(
@@ -50,7 +50,7 @@ def with_values(options: TrainingOptions, values: Mapping[str, Any], source: str
 
     Args:
         options: options to start from.
-        values: value by name of the option. An option that may be None takes the text ``"none"`` for it.
+        values: value by name of the option.
         source: place of the values, which begins every error.
 
     Returns:
@@ -94,12 +94,12 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
     name, value = name.strip(), value.strip()
-    kinds = _kinds().get(name, ())
-    if bool in kinds and value.lower() in ("true", "false"):
+    kind = _kinds().get(name)
+    if kind is bool and value.lower() in ("true", "false"):
         return name, value.lower() == "true"
-    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
+    if kind is int and re.fullmatch(r"[+-]?[0-9]{1,18}", value):
         return name, int(value)
-    if float in kinds and (number := as_number(value)) == number:
+    if kind is float and (number := as_number(value)) == number:
         return name, number
     return name, value
 
@@ -109,16 +109,15 @@ def _of_type(name: str, value: Any, source: str) -> Any:
     kinds = _kinds()
     if name not in kinds:
         raise ValueError(f"{source} {unknown_key(name, kinds)}")
-    if value == "none" and type(None) in kinds[name]:
-        return None
-    if type(value) is int and float in kinds[name]:
+    kind = kinds[name]
+    if type(value) is int and kind is float:
         return float(value)
-    if type(value) not in kinds[name]:
-        raise ValueError(f"{source} {name} must be {' or '.join(_WHAT[kind] for kind in kinds[name])}, got {value!r}")
+    if type(value) is not kind:
+        raise ValueError(f"{source} {name} must be {_WHAT[kind]}, got {value!r}")
     return value
 
 
-def _kinds() -> dict[str, tuple[type, ...]]:
-    """The types of every option."""
+def _kinds() -> dict[str, type]:
+    """The type of every option."""
     hints = get_type_hints(TrainingOptions)
-    return {field.name: get_args(hints[field.name]) or (hints[field.name],) for field in fields(TrainingOptions)}
+    return {field.name: hints[field.name] for field in fields(TrainingOptions)}

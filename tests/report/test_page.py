@@ -227,7 +227,7 @@ def test_what_is_missing_is_said(tmp_path):
         path.unlink()
     page = Page(write_report(run))
     assert "No student was distilled in this run." in page.text["gains"]
-    assert "no: no gain of a linear student" in page.text["gains"]
+    assert "no: interval not above 0" in page.text["gains"]
     assert "There is no calibration, because no checkpoint in" in page.text["calibration"]
     assert page.text["training"].count("The run folder has no logs") == 1
     assert "There are no maps of slides" in page.text["maps"]

@@ -94,7 +94,7 @@ def test_results_of_a_fold_are_read_as_they_were(task, labels, tmp_path):
     evaluations = {"test": Evaluation(task, labels, list("ABCDEFGH"), logits)}
     metrics = {model: {"test": {"auc": np.float64(0.1), "nan": np.nan, "patients": 8}} for model in logits}
     predictions = pd.DataFrame({"patient": ["01", "NA"], "risk": np.float32([1 / 3, np.nan]), "event": [True, False]})
-    result = Result(metrics, predictions, Headroom("auc", 12, 0.1, 0.2, 1 / 3, -0.1, 0.5, 3.0), evaluations)
+    result = Result(metrics, predictions, Headroom("auc", 12, 0.1, 0.2, 1 / 3, -0.1, 0.5), evaluations)
     save_result(tmp_path, result, {"run": {"folds": 3}})
     read, notes = load_result(tmp_path, KINDS)
     assert notes == {"run": {"folds": 3}}

@@ -41,7 +41,7 @@ def test_every_option_is_read_from_its_text(name, value):
         ("cgc=yes", "--set cgc must be true or false, got 'yes'"),
         ("gate=averag", r"--set gate must be one of .*, got 'averag' \(did you mean 'average'\?\)"),
         ("gate=mean", "--set gate must be one of 'max_confidence', .*, got 'mean'"),
-        ("prediction_weight=x", "--set prediction_weight must be a number or \"none\", got 'x'"),
+        ("prediction_weight=x", "--set prediction_weight must be a number, got 'x'"),
         ("epochs", "--set must be NAME=VALUE, got 'epochs'"),
         ("learning_rate=inf", "--set learning_rate must be a number, got 'inf'"),
     ],
@@ -49,12 +49,6 @@ def test_every_option_is_read_from_its_text(name, value):
 def test_a_wrong_setting_is_refused_with_what_is_allowed(setting, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         training_options(None, DEFAULTS, [setting])
-
-
-def test_an_option_that_may_be_none_is_given_back(tmp_path):
-    path = described(tmp_path, "[training]\nprediction_weight = 3\n")
-    assert training_options(path, DEFAULTS).prediction_weight == 3.0
-    assert training_options(path, DEFAULTS, ["prediction_weight=none"]).prediction_weight is None
 
 
 @pytest.mark.parametrize(
