@@ -145,11 +145,12 @@ def did_you_mean(name: str, known: Iterable[object]) -> str:
         The question, in parentheses; empty where no name is near.
 
     Example:
-        >>> did_you_mean("foldr", ["folder", "step"]), did_you_mean("size", ["folder", "step"])
+        >>> did_you_mean("Foldr", ["folder", "step"]), did_you_mean("size", ["folder", "step"])
         (" (did you mean 'folder'?)", '')
     """
-    near = get_close_matches(name, map(str, known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    by_folded = {str(one).casefold(): str(one) for one in known}
+    near = get_close_matches(name.casefold(), by_folded, n=1)
+    return f" (did you mean {by_folded[near[0]]!r}?)" if near else ""
 
 
 def unknown_key(name: str, known: Iterable[str], *, more: str = "") -> str:

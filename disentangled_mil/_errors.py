@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -80,35 +81,40 @@ def reading(
         raise (type(error) if isinstance(error, FileError) else kind)(text, file, inner) from error
 
 
-_BEGAN = "_disentangled_mil_began"
+# Whether the work of the command that runs has begun.
+_at_work: ContextVar[bool] = ContextVar("at_work", default=False)
 
 
 @contextmanager
-def under_way() -> Iterator[None]:
-    """Mark errors of a block in which the work of a command has begun; :func:`began` tells them apart.
-
-    Raises:
-        ValueError: the block raised it, as may be ``OSError`` and ``FloatingPointError``.
-
-    Example:
-        >>> from disentangled_mil._errors import began, under_way
-        >>> try:
-        ...     with under_way():
-        ...         raise ValueError("slide.h5: features must be finite")
-        ... except ValueError as error:
-        ...     print(error, began(error))
-        slide.h5: features must be finite True
-    """
+def command() -> Iterator[None]:
+    """Run one command, whose work has not begun."""
+    token = _at_work.set(False)
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        setattr(error, _BEGAN, True)
-        raise
+    finally:
+        _at_work.reset(token)
 
 
-def began(error: Exception) -> bool:
-    """Whether the work of a command had begun when an error was raised."""
-    return getattr(error, _BEGAN, False)
+def work_begins() -> None:
+    """Say that the inputs of a command are checked; a later error is no refusal of the input."""
+    _at_work.set(True)
+
+
+def has_begun() -> bool:
+    """Tell whether the work of the command has begun.
+
+    Returns:
+        True after :func:`work_begins`.
+
+    Example:
+        >>> from disentangled_mil._errors import command, has_begun, work_begins
+        >>> with command():
+        ...     before = has_begun()
+        ...     work_begins()
+        ...     print(before, has_begun())
+        False True
+    """
+    return _at_work.get()
 
 
 def reads_file(function: Reader) -> Reader:

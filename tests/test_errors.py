@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from disentangled_mil import FileError
-from disentangled_mil._errors import began, reading, reads_file, under_way
+from disentangled_mil._errors import command, has_begun, reading, reads_file, work_begins
 from disentangled_mil.data.slides import SlideError
 
 
@@ -30,14 +30,14 @@ def test_a_file_that_the_message_names_is_not_named_twice():
     assert error.value.file == Path("slide.h5")
 
 
-def test_an_error_after_the_work_has_begun_is_told_apart_and_stays_as_it_is():
-    before = ValueError("x")
-    assert not began(before)
-    for error in (before, OSError("x"), FloatingPointError("x")):
-        with pytest.raises(type(error)) as caught, under_way():
-            raise error
-        assert caught.value is error
-        assert began(error)
+def test_the_work_of_one_command_is_not_that_of_the_next():
+    with command():
+        work_begins()
+        assert has_begun()
+        with command():
+            assert not has_begun()
+        assert has_begun()
+    assert not has_begun()
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), OSError("x"), KeyError("x")])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._errors import began
+from .._errors import command, has_begun
 from .._processes import silent
 from .commands import train
 from .parser import command_parser
@@ -26,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with silent(_processes() > 1 and os.environ.get("RANK", "0") != "0"):
         options = command_parser().parse_args(arguments)
+    with command():
+        return _run(options)
+
+
+def _run(options: Namespace) -> int:
     try:
         with warnings.catch_warnings(), _together(options):
             warnings.showwarning = _show_warning
@@ -37,15 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         place = f"{error.filename}: no permission" if error.filename else str(error)
         print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)
-        return 1 if began(error) else 2
+        return 1 if has_begun() else 2
     except OSError as error:
         # Those of the package are whole sentences; those of Python have a number.
         text = f"{error.filename}: {error.strerror}" if error.errno and error.filename else str(error)
         print(f"error: {text}", file=sys.stderr)
-        return 1 if began(error) else 2
+        return 1 if has_begun() else 2
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if began(error) else 2
+        return 1 if has_begun() else 2
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_type
-from .._errors import FileError
+from .._errors import FileError, work_begins
 from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import Student
@@ -113,6 +113,7 @@ def export_onnx(
     assert written is not None
     written.model.metadata_props["disentangled_mil"] = json.dumps(_description(saved, without_places))
     path.parent.mkdir(parents=True, exist_ok=True)
+    work_begins()
     with replacing(path) as temporary:
         written.save(temporary)
     return path

@@ -68,7 +68,8 @@ def save_pretrained(
     name = None
     if isinstance(model, (str, Path)):
         checkpoint = one_checkpoint(model)
-        name = checkpoint.name.partition(".")[0]
+        stem = checkpoint.name.partition(".")[0]
+        name = None if stem == PRETRAINED else stem
         run = model if run is None and (Path(model) / "run.json").is_file() else run
         model = load_model(checkpoint, kinds=kinds)
     saved = model

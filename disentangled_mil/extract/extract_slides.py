@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from .._errors import FileError, under_way
+from .._errors import FileError, work_begins
 from .._files import remove_leftovers
 from ..data.slides import IMAGE_SUFFIXES, slide_name, write_bag
 from .extractor import Extractor
@@ -85,24 +85,24 @@ def extract_slides(
         for slide in images:
             _is_finished(folder / f"{slide}.h5", {**options, "target_magnification": magnification})
     result = Extraction([], [], {})
-    with under_way():
-        for number, (slide, source) in enumerate(images.items(), start=1):
-            try:
-                with SlideImage(source, mpp=mpp) as image:
-                    for magnification, facts in _facts(image, slide, wanted, extractor.min_tissue).items():
-                        path = folders[magnification] / f"{slide}.h5"
-                        if _is_finished(path, facts):
-                            result.kept.append(path)
-                            continue
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        title = f"slide {number}/{len(images)}, {magnification:g}x: {slide}"
-                        _write(path, image, magnification, extractor, facts, None if quiet else title)
-                        result.written.append(path)
-            except ValueError as error:
-                result.failed[source] = str(error)
-                warnings.warn(f"{error}; the slide is left out", stacklevel=2)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt("the same command continues, and finished files are kept") from error
+    work_begins()
+    for number, (slide, source) in enumerate(images.items(), start=1):
+        try:
+            with SlideImage(source, mpp=mpp) as image:
+                for magnification, facts in _facts(image, slide, wanted, extractor.min_tissue).items():
+                    path = folders[magnification] / f"{slide}.h5"
+                    if _is_finished(path, facts):
+                        result.kept.append(path)
+                        continue
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    title = f"slide {number}/{len(images)}, {magnification:g}x: {slide}"
+                    _write(path, image, magnification, extractor, facts, None if quiet else title)
+                    result.written.append(path)
+        except ValueError as error:
+            result.failed[source] = str(error)
+            warnings.warn(f"{error}; the slide is left out", stacklevel=2)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt("the same command continues, and finished files are kept") from error
     return result
 
 

@@ -92,7 +92,7 @@ class PatchStatistics(NamedTuple):
 def patch_statistics(bag: Bag) -> PatchStatistics:
     """Mean and standard deviation of the patches of every bag.
 
-    The variance is divided by the number of patches less one, so it does not depend on how many patches a slide has.
+    The variance is divided by the number of patches less one, so its expectation is that of a slide of any size.
 
     Args:
         bag: B bags.
@@ -114,8 +114,10 @@ def patch_statistics(bag: Bag) -> PatchStatistics:
     real = bag.mask[..., None]
     count = real.sum(1)
     mean = torch.where(real, bag.patches, 0).sum(1, dtype=dtype) / count
-    apart = torch.where(real, bag.patches - mean[:, None], 0)
+    apart = (bag.patches - mean[:, None]).masked_fill_(~real, 0)
     deviation = torch.linalg.vector_norm(apart, dim=1) / (count - 1).clamp(min=1).to(dtype).sqrt()
+    # The rounding of the mean is no deviation of a constant feature.
+    deviation = torch.where(deviation > 8 * torch.finfo(dtype).eps * mean.abs(), deviation, 0)
     return PatchStatistics(mean, torch.where(count > 1, deviation, torch.nan))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from .._errors import work_begins
 from .._files import check_outputs, replacing
 from ..tasks import KINDS, Task
 from .blocks import Section, Text
@@ -66,6 +67,7 @@ def write_report(
         summary=summary(files),
         sections=_sections(files, pictures),
     )
+    work_begins()
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

@@ -178,6 +178,8 @@ def headroom_line(headroom: Mapping[str, Any], task: Task | type[Task]) -> str:
     )
     if headroom["distilled"]:
         return line
+    if np.isnan(headroom["low"]):
+        return f"{line}; distillation is declined: the interval is not known"
     return f"{line}; distillation is declined: the interval begins at {headroom['low']:+.3f}, not above 0"
 
 

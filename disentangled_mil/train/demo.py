@@ -20,8 +20,8 @@ from .run_folder import RunFolder
 from .threads import Threads, using_threads
 from .training import plan_stages
 
-# Two teachers out of fold, each on half of the patients, take the time of one on all. After so small and brief a
-# training they are less sure than they are right, which calibration mends.
+# Two teachers out of fold, each on half of the patients, take the time of one on all. After this short training they
+# are underconfident; calibration scales their logits.
 DEMO_OPTIONS = TrainingOptions(heads=2, dim_head=16, epochs=12, teacher_folds=2, calibrate=True)
 # Columns and rows at 10x. Slides are small, so that the demo takes minutes.
 DEMO_GRID = (10, 8)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._errors import under_way
+from .._errors import work_begins
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import Bag, collate_samples
@@ -149,30 +149,28 @@ def explain_slides(
     out.mkdir(parents=True, exist_ok=True)
     network.to(device)
     written = []
-    with under_way():
-        progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
-        for sample, placed in zip(progress, places, strict=True):
-            bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
-            with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
-                views = _views(network, bags, None if genes is None else genes.of(sample.patient))
-                if isinstance(network, Teacher) and genes is not None:
-                    genes.explain(network, bags, sample.patient, sample.name, task)
-            for slide, parts in placed.items():
-                image = read_thumbnail(images[slide]) if slide in images else None
-                maps = {
-                    part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts
-                }
-                _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
-                if extras.anndata:
-                    for part in parts:
-                        features = bags[part.magnification].patches[0, part.rows]
-                        own = maps[part.magnification]
-                        step = None if part.places.source.tile is None else float(own.size[0])
-                        mpp = part.places.source.mpp
-                        write_anndata(_anndata_file(out, slide, part), own, features, mpp=mpp, step=step)
-                written.append(slide)
-        if genes is not None:
-            genes.write(out)
+    work_begins()
+    progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
+    for sample, placed in zip(progress, places, strict=True):
+        bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+        with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
+            views = _views(network, bags, None if genes is None else genes.of(sample.patient))
+            if isinstance(network, Teacher) and genes is not None:
+                genes.explain(network, bags, sample.patient, sample.name, task)
+        for slide, parts in placed.items():
+            image = read_thumbnail(images[slide]) if slide in images else None
+            maps = {part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts}
+            _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
+            if extras.anndata:
+                for part in parts:
+                    features = bags[part.magnification].patches[0, part.rows]
+                    own = maps[part.magnification]
+                    step = None if part.places.source.tile is None else float(own.size[0])
+                    mpp = part.places.source.mpp
+                    write_anndata(_anndata_file(out, slide, part), own, features, mpp=mpp, step=step)
+            written.append(slide)
+    if genes is not None:
+        genes.write(out)
     return written
 
 

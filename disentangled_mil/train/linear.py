@@ -1,7 +1,7 @@
 """The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
 
-The vectors of :class:`~disentangled_mil.LinearModel` are standardized and divided by the root of their widths. Mean
-patches, standard deviations and genes have one penalty each. The penalized loss is convex, so the fit does not depend
+The vectors of :class:`~disentangled_mil.LinearModel` are standardized and divided by the root of their widths. Patches
+and genes have a penalty each. The penalized loss is convex, so the fit does not depend
 on a seed.
 """
 
@@ -98,15 +98,19 @@ def fit_linear(
         The model, in float32, without gradients.
     """
     model = LinearModel({name: values.shape[1] for name, values in vectors.items()}, outputs).requires_grad_(False)
-    scales, columns = {}, []
+    scales, columns = {}, [torch.zeros(len(rows), 0, dtype=torch.float64)]
     for name, values in vectors.items():
         chosen = values[rows].double()
         center = chosen.nanmean(0).nan_to_num()
         apart = (chosen - center).nan_to_num()
         deviation = apart.square().mean(0).sqrt()
-        penalty = next(value for key, value in penalties.items() if name.startswith(key))
-        scale = torch.where(deviation > 0, deviation.reciprocal(), 0) / math.sqrt(len(deviation) * penalty)
         model.get_buffer(f"center_{name}").copy_(center)
+        penalty = next(value for key, value in penalties.items() if name.startswith(key))
+        if math.isinf(penalty):
+            continue
+        # A column that varies by rounding only is not amplified.
+        varies = deviation > 1e-6 * center.abs()
+        scale = torch.where(varies, deviation.reciprocal(), 0) / math.sqrt(len(deviation) * penalty)
         scales[name] = scale
         columns.append(apart * scale)
     # On all principal components, the problem has at most m unknowns per logit.
@@ -133,8 +137,7 @@ def fit_linear(
 def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *, seed: int) -> dict[str, float]:
     """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
 
-    Standard deviations have the penalty of the mean patches, or are left out. A penalty of their own followed the noise
-    of a few hundred patients.
+    Standard deviations have the penalty of the mean patches, or are left out.
 
     Args:
         dataset: training samples.
@@ -162,6 +165,8 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
 
     chosen = dict.fromkeys(kinds, math.inf)
     for kind in kinds:
+        if kind == "deviation" and math.isinf(chosen["mean"]):
+            continue
         # Without any vector the model would predict nothing but the classes' shares, so the first kind stays.
         grid = [chosen["mean"]] if kind == "deviation" else list(GRID)
         if kind != kinds[0]:

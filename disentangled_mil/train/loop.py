@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import under_way
 from .checkpoint import load_progress, save_progress
 from .cross_fitting import seed_of
 from .datasets import Batch, CohortDataset
@@ -72,7 +71,6 @@ def train_stage(
 
     loss = loss_of(stage)
     with (
-        under_way(),
         StageProgress(name, len(train), options.epochs, done=len(history), quiet=quiet) as progress,
         EpochLog(folder / f"{name}.csv", options.log if rank() == 0 else "csv", start=len(history)) as log,
     ):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._errors import under_way
+from .._errors import work_begins
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import collate_samples
@@ -94,7 +94,8 @@ def predict_slides(
     samples = new_samples(student.magnifications, folders, patients, steps or {}, reading, width)
     inputs = [*files_of(samples), *(file for each in saved for file in checkpoint_files(each.path))]
     # Tables of the run, which nothing could write again.
-    inputs += [folder / "predictions.csv" for each in saved for folder in each.path.parents[:2]]
+    above = {folder for each in saved for folder in each.path.parents[:2] if (folder / "run.json").is_file()}
+    inputs += [folder / "predictions.csv" for folder in above]
     inputs += [each.path.with_name(f"{name}.csv") for each in saved for name in NETWORKS]
     check_outputs([out], [*inputs, *([] if patients is None else [patients])], overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,22 +112,20 @@ def predict_slides(
         allow_other_tiles=allow_other_tiles,
         quiet=quiet,
     )
-    with under_way():
-        logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
-        # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
-        whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
-        if not whole:
-            raise next(iter(failures.values()))
-        task = saved[0].task
-        stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
-        predictions = task.mean_predictions([each.task for each in saved], stacked)
-        table = predictions_table(task, predictions, [samples[row].patient for row in whole])
-        write_table(out, table)
-        if failures:
-            reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
-            raise ValueError(
-                f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}"
-            )
+    work_begins()
+    logits, failures = _predict(saved, samples, device, threads, quiet=quiet)
+    # A patient lacks a slide that was refused, so the mean of the others is not what was asked.
+    whole = [row for row, sample in enumerate(samples) if sample.patient not in failures]
+    if not whole:
+        raise next(iter(failures.values()))
+    task = saved[0].task
+    stacked = [torch.stack([logits[row][number] for row in whole]) for number in range(len(saved))]
+    predictions = task.mean_predictions([each.task for each in saved], stacked)
+    table = predictions_table(task, predictions, [samples[row].patient for row in whole])
+    write_table(out, table)
+    if failures:
+        reasons = "; ".join(f"{patient}: {error}" for patient, error in failures.items())
+        raise ValueError(f"{out}: holds {len(table)} patients, without {len(failures)} that were refused: {reasons}")
     return table
 
 

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .._errors import under_way
+from .._errors import work_begins
 from .._files import check_outputs, read_json, remove_leftovers
 from .._tables import write_table
 from ..report.page import PAGE, write_report
@@ -265,7 +265,6 @@ class RunFolder:
         """Whether the students of all patients are finished."""
         return (self.final / "student.json").is_file() and not any(self.final.glob("*.progress.pt"))
 
-    @under_way()
     def finish(self, folders: Sequence[str | Path], results: Sequence[Result], *, quiet: bool = False) -> str:
         """Write metrics, predictions and the report; remove states for resuming and halves of killed writes.
 
@@ -277,6 +276,7 @@ class RunFolder:
         Returns:
             The table of results and the place of the files, as text.
         """
+        work_begins()
         announce("metrics with their intervals over patients, and the report", quiet=quiet)
         write_table(
             self.path / "predictions.csv", pd.concat([result.predictions for result in results], ignore_index=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
+from .._errors import work_begins
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.folds import inner_split, pool_rare
 from ..losses import DistillationTargets
@@ -104,6 +105,7 @@ def train_models(
     measures = distills and (options.distill == "auto" or options.distillation_targets == "out_of_fold")
     if measures:
         check_teacher_folds(everyone, options)
+    work_begins()
     penalties = {}
     if "linear" in models or measures or (options.linear and (distills or "student" in models)):
         announce("the penalties of the linear model on slides", quiet=quiet)

@@ -63,6 +63,12 @@ def test_statistics_of_half_precision_patches_are_taken_in_float32():
     assert deviation.item() == pytest.approx(4.002, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_a_constant_feature_has_no_deviation(dtype):
+    patches = torch.full((1, 997, 2), 0.1, dtype=dtype)
+    assert not patch_statistics(Bag(patches)).deviation.any()
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_gradients_of_statistics_are_finite_where_patches_are_alike(count):
     patches = torch.ones(1, count, 2, requires_grad=True)

@@ -97,6 +97,14 @@ def test_features_without_any_variance_give_one_prediction():
     torch.testing.assert_close(model({"mean": torch.zeros(1, 3)}).softmax(1), torch.tensor([[2 / 3, 1 / 3]]))
 
 
+def test_rounding_of_a_constant_feature_is_not_amplified(generator):
+    target = torch.randint(2, (80,), generator=generator)
+    constant = 0.1 + 1e-8 * torch.randn(80, 1, generator=generator)
+    loss = loss_of(Classification(["a", "b"]), target)
+    model = fit_linear({"mean": constant}, EVERYONE, loss, 2, {"mean": 1e-4})
+    assert not model.weights["mean"].any()
+
+
 def test_a_missing_bag_is_predicted_from_the_rest(features):
     loss = loss_of(Classification(["a", "b"]), (features[:, 0] > 3).long())
     missing = features.clone()

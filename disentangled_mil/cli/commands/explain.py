@@ -25,7 +25,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="folder of slides, or file of one slide; once per magnification of the model",
     )
     parser.add_argument(
-        "--out", type=Path, help="folder to write to (default: maps in the run folder, where report looks)"
+        "--out", type=Path, help="folder to write to (default: maps in the folder of the model, where report looks)"
     )
     parser.add_argument("--images", type=Path, help="folder of slide images, which are drawn behind the maps")
     parser.add_argument("--mpp", type=float, help="micrometers per pixel of level 0 (default: from image or features)")
