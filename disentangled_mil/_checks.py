@@ -159,7 +159,7 @@ def unknown_key(name: str, known: Iterable[str], *, more: str = "") -> str:
     Args:
         name: unknown key.
         known: known keys.
-        more: what else may be there, in words.
+        more: words about what else may be there.
 
     Returns:
         The words after the place of the key.
