@@ -200,7 +200,11 @@ def test_weights_and_copies_come_back(selection: str) -> None:
     [
         (lambda: DMSF("8"), TypeError, "dim must be an integer, got str"),  # type: ignore[arg-type]
         (lambda: DMSF(0), ValueError, "dim must be at least 1, got 0"),
-        (lambda: small_layer(query="patch"), ValueError, "query must be one of 'gene', 'gene+patch', got 'patch'"),
+        (
+            lambda: small_layer(query="patch"),
+            ValueError,
+            "query must be one of 'gene', 'gene+patch', got 'patch' (did you mean 'gene+patch'?)",
+        ),
         (
             lambda: small_layer(selection_query="both"),
             ValueError,

@@ -20,9 +20,7 @@ from tests.support.cohorts import replace_text, small_planted
 from tests.support.training import OPTIONS, few_choices
 
 # All parts of the training: targets out of fold, shares, the linear model.
-EVERYTHING = replace(
-    OPTIONS, epochs=2, validation=0.0, distillation_targets="out_of_fold", prediction_weight=None, share_weight=0.5
-)
+EVERYTHING = replace(OPTIONS, epochs=2, validation=0.0, distillation_targets="out_of_fold", share_weight=0.5)
 
 
 @pytest.fixture(scope="module")
