@@ -100,21 +100,21 @@ def work_begins() -> None:
     _at_work.set(True)
 
 
-def has_begun() -> bool:
-    """Tell whether the work of the command has begun.
+def failure_status() -> int:
+    """The exit status of a command that fails now.
 
     Returns:
-        True after :func:`work_begins`.
+        1 after :func:`work_begins`; before it 2, as the input was refused.
 
     Example:
-        >>> from disentangled_mil._errors import command, has_begun, work_begins
+        >>> from disentangled_mil._errors import command, failure_status, work_begins
         >>> with command():
-        ...     before = has_begun()
+        ...     before = failure_status()
         ...     work_begins()
-        ...     print(before, has_begun())
-        False True
+        ...     print(before, failure_status())
+        2 1
     """
-    return _at_work.get()
+    return 1 if _at_work.get() else 2
 
 
 def reads_file(function: Reader) -> Reader:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._errors import command, has_begun
+from .._errors import command, failure_status
 from .._processes import silent
 from .commands import train
 from .parser import command_parser
@@ -42,15 +42,15 @@ def _run(options: Namespace) -> int:
     except PermissionError as error:
         place = f"{error.filename}: no permission" if error.filename else str(error)
         print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)
-        return 1 if has_begun() else 2
+        return failure_status()
     except OSError as error:
         # Those of the package are whole sentences; those of Python have a number.
         text = f"{error.filename}: {error.strerror}" if error.errno and error.filename else str(error)
         print(f"error: {text}", file=sys.stderr)
-        return 1 if has_begun() else 2
+        return failure_status()
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if has_begun() else 2
+        return failure_status()
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 130

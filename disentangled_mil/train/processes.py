@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._errors import failure_status
 from .._processes import gather_rows, silent
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def together() -> Iterator[None]:
             raise
         # The launcher ends all processes when one has ended. So the others wait until the error was printed.
         time.sleep(_GRACE)
-        sys.exit(2)
+        sys.exit(failure_status())
     finally:
         _TOGETHER.reset(token)
         signal.signal(signal.SIGTERM, handler)
