@@ -15,7 +15,7 @@ from .tables import NAMES, folds_table, gains_table, headroom_table, results_tab
 
 
 def summary(run: RunFiles) -> list[str]:
-    """The result of the model for new slides on every test set, beside chance and a linear model that is better."""
+    """The result of the model for new slides on every test set, beside chance and a linear model that does not do worse."""
     sentences = []
     for test, found in run.metrics["gains"].items():
         model, title = run.chosen(test), title_of(found["metric"], run.kind)
@@ -29,14 +29,14 @@ def summary(run: RunFiles) -> list[str]:
 
 
 def _better_linear(run: RunFiles, found: Mapping[str, Any], chosen: str) -> str:
-    """A sentence about the linear model where it is better than the chosen one on the same splits."""
+    """A sentence about the linear model where its value is better than that of the chosen one on the same splits."""
     own, linear = found["models"][chosen], found["models"].get("linear")
     if linear is None or linear["splits"] != own["splits"] or None in (linear["value"], own["value"]):
         return ""
     better = linear["value"] - own["value"]
     if (-better if found["metric"] in run.kind.errors else better) <= 0:
         return ""
-    return f" The {NAMES['linear']} is better by this metric: {interval(*_ends(linear))}."
+    return f" The {NAMES['linear']} does not do worse: {interval(*_ends(linear))}."
 
 
 def run_section(run: RunFiles) -> Section:
