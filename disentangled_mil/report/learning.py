@@ -35,8 +35,8 @@ _TOPICS = (
     _Topic(
         "Distillation",
         ("prediction", "representation", "share"),
-        "The distance of the student from the teacher, in its parts. Distillation begins after "
-        "task_warmup, a share of the epochs.",
+        "The distance of the student from the teacher, in its parts. Distillation begins after the share task_warmup "
+        "of the epochs.",
         "no student was distilled.",
     ),
     _Topic(

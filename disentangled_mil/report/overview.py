@@ -15,7 +15,7 @@ from .tables import NAMES, folds_table, gains_table, headroom_table, results_tab
 
 
 def summary(run: RunFiles) -> list[str]:
-    """The result of the model for new slides on every test set, beside chance and a linear model that is not worse."""
+    """The result of the model for new slides on every test set, beside chance and a linear model with a better value."""
     sentences = []
     for test, found in run.metrics["gains"].items():
         model, title = run.chosen(test), title_of(found["metric"], run.kind)
@@ -36,7 +36,7 @@ def _better_linear(run: RunFiles, found: Mapping[str, Any], chosen: str) -> str:
     better = linear["value"] - own["value"]
     if (-better if found["metric"] in run.kind.errors else better) <= 0:
         return ""
-    return f" The {NAMES['linear']} does not do worse: {interval(*_ends(linear))}."
+    return f" The {NAMES['linear']} has the better value: {interval(*_ends(linear))}."
 
 
 def run_section(run: RunFiles) -> Section:

@@ -1,8 +1,7 @@
 """The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
 
 The vectors of :class:`~disentangled_mil.LinearModel` are standardized and divided by the root of their widths. Patches
-and genes have a penalty each. The penalized loss is convex, so the fit does not depend
-on a seed.
+and genes have one penalty each. The penalized loss is convex, so the fit does not depend on a seed.
 """
 
 import math

@@ -11,18 +11,14 @@ job also makes ``run.json``, and none removes it.
 """
 
 import json
-import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from .. import __version__
 from .._errors import work_begins
@@ -39,8 +35,8 @@ from .fold_results import RESULT, STARTS
 from .folder_lock import check_unlocked, locked
 from .options import WITHOUT_EFFECT, TrainingOptions
 from .out_of_fold import part_files
-from .processes import processes
 from .progress import announce
+from .run_note import add_start, differences, read_note, this_start
 from .training import NETWORKS
 
 FINAL = "final"
@@ -106,7 +102,7 @@ class RunFolder:
                         check_unlocked(self.path / fold)
                     raise ValueError(f"{self.path / fold}: already holds a fold; give --resume to continue it")
         if note.is_file():
-            self.check_same(_read_note(note), self.path)
+            self.check_same(read_note(note), self.path)
 
     def check_same(self, run: Mapping[str, Any], place: str | Path) -> None:
         """Check that a run, or a fold of one, is of this run.
@@ -120,7 +116,7 @@ class RunFolder:
         """
         if changed := [key for key in self.run if not same_values(run.get(key), self.run[key])]:
             listed = ", ".join(changed)
-            options = "".join(f"; {each}" for key in changed for each in _differences(key, run.get(key), self.run[key]))
+            options = "".join(f"; {each}" for key in changed for each in differences(key, run.get(key), self.run[key]))
             remedy = "" if self.resume else "; give another --out"
             raise ValueError(f"{place}: belongs to another run, which differs in {listed}{options}{remedy}")
 
@@ -206,15 +202,12 @@ class RunFolder:
             threads: number of threads.
             description: description of the cohort as it was read; None for none.
         """
-        date = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z}"
-        start = {"date": date, "command": sys.orig_argv, "versions": _versions(), "threads": threads}
-        start["processes"] = processes()
         values = {} if description is None else {"description": json.loads(json.dumps(description, default=str))}
-        self.start = {**values, "starts": [start]}
+        self.start = {**values, "starts": [this_start(threads)]}
         if self.only is None:
             self.add_start(self.start)
         for fold in self.only or ():
-            _add_start(self.path / fold / STARTS, self.start)
+            add_start(self.path / fold / STARTS, self.start)
 
     def add_start(self, start: Mapping[str, Any]) -> None:
         """Add a start of the run, or of some folds, to run.json, if it is not there.
@@ -222,7 +215,7 @@ class RunFolder:
         Args:
             start: ``"starts"``, and the ``"description"`` of the cohort if there is one.
         """
-        _add_start(self._note, start)
+        add_start(self._note, start)
 
     def starts_of(self, fold: str | Path) -> Mapping[str, Any]:
         """The starts of all jobs that trained a fold, or this start of a whole run, as :meth:`add_start` takes them.
@@ -233,7 +226,7 @@ class RunFolder:
         Returns:
             The starts.
         """
-        return self.start if self.only is None else _read_note(Path(fold) / STARTS)
+        return self.start if self.only is None else read_note(Path(fold) / STARTS)
 
     def check_inputs(self, inputs: Iterable[str | Path], folders: Sequence[str | Path]) -> None:
         """Refuse to write over a file that is read.
@@ -337,49 +330,11 @@ def _tests(splits: Sequence[Mapping[str, Evaluation]]) -> dict[str, dict[str, An
     return {test: {"all": counted(each), "splits": [counted([one]) for one in each]} for test, each in of_test.items()}
 
 
-def _versions() -> dict[str, str]:
-    """The versions on which the last digits of a run may depend."""
-    return {
-        "disentangled_mil": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _headroom(result: Result) -> dict[str, Any] | None:
     """What there was to gain in a split, and whether it was tried."""
     if result.headroom is None:
         return None
     return {**result.headroom._asdict(), "distilled": "distilled" in result.metrics}
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """The description of a run, or the starts of a fold."""
-    return read_json(path, "hold the starts of a fold" if path.name == STARTS else "describe the run")
-
-
-def _differences(name: str, before: Any, now: Any) -> Iterator[str]:
-    """The options that differ; a digest says nothing to a reader."""
-    if name == "cohort":
-        return
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**now, **before}:
-            if key not in now or key not in before:
-                had, has = (repr(values[key]) if key in values else "none" for values in (before, now))
-                yield f"{key} must be {had}, got {has}"
-            elif not same_values(before[key], now[key]):
-                yield from _differences(key, before[key], now[key])
-    else:
-        yield f"{name} must be {before!r}, got {now!r}"
-
-
-def _add_start(path: Path, start: Mapping[str, Any]) -> None:
-    """Add starts to those of a file."""
-    note = _read_note(path) if path.is_file() else {}
-    starts = note.get("starts", [])
-    starts += [each for each in start["starts"] if each not in starts]
-    write_json(path, {**note, **start, "starts": starts})
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -65,7 +65,7 @@ def test_the_headline_names_a_linear_model_that_is_better(tmp_path, linear, name
     path.write_text(json.dumps(metrics))
     text = Page(write_report(run, overwrite=True)).text[""]
     assert "The distilled student (slides) has AUC 0.800 [0.700, 0.900] over 48 patients." in text
-    assert ("The linear model (slides) does not do worse: 0.900 [0.600, 0.950]." in text) == named
+    assert ("The linear model (slides) has the better value: 0.900 [0.600, 0.950]." in text) == named
 
 
 def test_a_headline_of_an_error_names_a_linear_model_with_less(tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_headline_of_an_error_names_a_linear_model_with_less(tmp_path, monkeyp
     monkeypatch.setattr(files.kind, "errors", frozenset({"auc"}))
     models = files.metrics["gains"]["test"]["models"]
     models["distilled"]["value"], models["linear"]["value"] = 0.8, 0.7
-    assert "linear model (slides) does not do worse" in summary(files)[0]
+    assert "linear model (slides) has the better value" in summary(files)[0]
     models["linear"]["value"] = 0.9
     assert "linear model" not in summary(files)[0]
 

@@ -12,7 +12,7 @@ import torch
 from disentangled_mil.cli import main
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.tasks import KINDS, Classification, DiscreteSurvival
-from disentangled_mil.train import cross_validation, join_folds, run_cross_validation, run_folder
+from disentangled_mil.train import cross_validation, join_folds, run_cross_validation, run_folder, run_note
 from disentangled_mil.train.comparison import Evaluation, compare
 from disentangled_mil.train.experiment import Result
 from disentangled_mil.train.fold_results import load_result, save_result
@@ -150,7 +150,7 @@ def test_parts_of_another_cohort_are_refused(train, untrained, cohort, tmp_path)
 
 def test_parts_of_other_versions_are_refused_by_the_join_alone(train, untrained, tmp_path, monkeypatch):
     train([0, 1])
-    monkeypatch.setattr(run_folder.torch, "__version__", "1.0")
+    monkeypatch.setattr(run_note.torch, "__version__", "1.0")
     train([2])
     with pytest.raises(ValueError, match=r"fold2: must be trained with the versions of fold0, got torch 1.0 and \d"):
         join_folds(tmp_path / "run")
