@@ -15,7 +15,7 @@ from .tables import NAMES, folds_table, gains_table, headroom_table, results_tab
 
 
 def summary(run: RunFiles) -> list[str]:
-    """The result of the model for new slides on every test set, beside chance and a linear model with a better value."""
+    """The result of the model for new slides on every test set, beside chance and a linear model that is better."""
     sentences = []
     for test, found in run.metrics["gains"].items():
         model, title = run.chosen(test), title_of(found["metric"], run.kind)
