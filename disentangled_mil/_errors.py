@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from pathlib import Path
@@ -54,7 +53,7 @@ def reading(
     Args:
         file: file that is read; None inside of a part whose file is known further out.
         key: key whose value is read. It stands before the keys of inner blocks.
-        kind: class for errors that are of no such class yet.
+        kind: class of the error for a plain ``ValueError``; a :class:`FileError` keeps its own.
 
     Raises:
         FileError: the block raised a ``ValueError``. The message begins with what the inner one did not name.
@@ -79,42 +78,6 @@ def reading(
         if file is not None and str(file) not in text:
             text = f"{file}: {text}"
         raise (type(error) if isinstance(error, FileError) else kind)(text, file, inner) from error
-
-
-# Whether the work of the command that runs has begun.
-_at_work: ContextVar[bool] = ContextVar("at_work", default=False)
-
-
-@contextmanager
-def command() -> Iterator[None]:
-    """Run one command, whose work has not begun."""
-    token = _at_work.set(False)
-    try:
-        yield
-    finally:
-        _at_work.reset(token)
-
-
-def work_begins() -> None:
-    """Say that the inputs of a command are checked; a later error is no refusal of the input."""
-    _at_work.set(True)
-
-
-def failure_status() -> int:
-    """The exit status of a command that fails now.
-
-    Returns:
-        1 after :func:`work_begins`; before it 2, as the input was refused.
-
-    Example:
-        >>> from disentangled_mil._errors import command, failure_status, work_begins
-        >>> with command():
-        ...     before = failure_status()
-        ...     work_begins()
-        ...     print(before, failure_status())
-        2 1
-    """
-    return 1 if _at_work.get() else 2
 
 
 def reads_file(function: Reader) -> Reader:

@@ -18,6 +18,7 @@ from matplotlib.image import imread
 
 import disentangled_mil
 from disentangled_mil import __version__
+from disentangled_mil._exit_status import work_begins
 from disentangled_mil.cli import main
 from disentangled_mil.data.planted import write_cohort
 from disentangled_mil.train import cross_validation, demo, predict
@@ -304,6 +305,11 @@ def test_a_value_that_is_not_finite_is_refused_before_training(tmp_path, capsys)
     assert "row 2" in line
     assert not list(tmp_path.rglob("*.safetensors"))
     assert not (tmp_path / "o").exists()
+
+
+def test_the_work_of_one_command_is_not_that_of_the_next(capsys):
+    work_begins()
+    assert refusal(["check", "no such file.toml"], capsys)
 
 
 def test_a_failure_of_the_training_has_the_status_1_and_one_of_the_input_2(description, tmp_path, capsys):

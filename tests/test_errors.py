@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from disentangled_mil import FileError
-from disentangled_mil._errors import command, failure_status, reading, reads_file, work_begins
+from disentangled_mil._errors import reading, reads_file
 from disentangled_mil.data.slides import SlideError
 
 
@@ -28,15 +28,6 @@ def test_a_file_that_the_message_names_is_not_named_twice():
     with pytest.raises(SlideError, match=r"^slide\.h5: row 3$") as error, reading("slide.h5", kind=SlideError):
         raise ValueError("slide.h5: row 3")
     assert error.value.file == Path("slide.h5")
-
-
-def test_the_work_of_one_command_is_not_that_of_the_next():
-    with command():
-        work_begins()
-        assert failure_status() == 1
-        with command():
-            assert failure_status() == 2
-        assert failure_status() == 1
 
 
 @pytest.mark.parametrize("error", [TypeError("x"), OSError("x"), KeyError("x")])

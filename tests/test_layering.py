@@ -17,6 +17,7 @@ FOR_ALL = {
     "_checks",
     "_colors",
     "_errors",
+    "_exit_status",
     "_extras",
     "_files",
     "_named_values",
@@ -56,7 +57,7 @@ LAYERS = {
 CORE = {"torch", "einops", "numpy", "scipy"}
 # Imported when a kernel is first called.
 KERNELS = {"_triton_kernels", "_triton_forward", "_triton_backward", "_triton_tiles", "_triton_bias"}
-LOADED_AT_THE_TOP = FOR_ALL - {"_colors", "_extras", "_files", "_read_ahead", "_tables"} | {
+LOADED_AT_THE_TOP = FOR_ALL - {"_colors", "_exit_status", "_extras", "_files", "_read_ahead", "_tables"} | {
     "_command",
     "ops",
     "bags",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._errors import command, failure_status
+from .._exit_status import failure_status, no_work_yet
 from .._processes import silent
 from .commands import train
 from .parser import command_parser
@@ -26,11 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with silent(_processes() > 1 and os.environ.get("RANK", "0") != "0"):
         options = command_parser().parse_args(arguments)
-    with command():
-        return _run(options)
-
-
-def _run(options: Namespace) -> int:
+    no_work_yet()
     try:
         with warnings.catch_warnings(), _together(options):
             warnings.showwarning = _show_warning
@@ -38,7 +34,7 @@ def _run(options: Namespace) -> int:
     except ModuleNotFoundError as error:
         extra = "" if "pip install" in str(error) else "; install the extra: pip install 'disentangled_mil[train]'"
         print(f"error: {error}{extra}", file=sys.stderr)
-        return 2
+        return failure_status()
     except PermissionError as error:
         place = f"{error.filename}: no permission" if error.filename else str(error)
         print(f"error: {place}; give yourself access, e.g. by chmod u+rwX", file=sys.stderr)

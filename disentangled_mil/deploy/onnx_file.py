@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_type
-from .._errors import FileError, work_begins
+from .._errors import FileError
+from .._exit_status import work_begins
 from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import Student

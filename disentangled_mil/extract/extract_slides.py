@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from .._errors import FileError, work_begins
+from .._errors import FileError
+from .._exit_status import work_begins
 from .._files import remove_leftovers
 from ..data.slides import IMAGE_SUFFIXES, slide_name, write_bag
 from .extractor import Extractor

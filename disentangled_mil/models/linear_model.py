@@ -1,9 +1,9 @@
-"""The linear floor: logits that are linear in statistics of a bag's patches, and in genes where there are any.
+"""The linear model: logits that are linear in statistics of a bag's patches, and in genes where there are any.
 
 The statistics are the mean of every feature and its standard deviation, which tells how much the tissue varies.
 
-With a few hundred patients, this model is often as good as any network on the same features. The mean of both
-predictions is close to the better of the two, whichever that is.
+With a few hundred patients, this model is often as good as a network on the same features. Teacher and student may
+average their predictions with its own.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class LinearModel(nn.Module):
     .. math:: b + \sum_v W_v (x_v - c_v)
 
     All weights and centers start at 0. :func:`~disentangled_mil.train.linear.fit_linear` fits them by ridge regression;
-    gradient descent may fit them as well. A value of a vector that is NaN is missing and counts as its center.
+    gradient descent may fit weights and bias as well. A NaN in a vector is missing and counts as its center.
 
     Args:
         sizes: width of every named vector, e.g. ``{"mean_20x": 1024, "genes_tumor": 59}``.
@@ -92,7 +92,7 @@ class PatchStatistics(NamedTuple):
 def patch_statistics(bag: Bag) -> PatchStatistics:
     """Mean and standard deviation of the patches of every bag.
 
-    The variance is divided by the number of patches less one, so its expectation is that of a slide of any size.
+    The sum of squares is divided by the number of patches less one, so the variance is unbiased at any number.
 
     Args:
         bag: B bags.
@@ -116,7 +116,7 @@ def patch_statistics(bag: Bag) -> PatchStatistics:
     mean = torch.where(real, bag.patches, 0).sum(1, dtype=dtype) / count
     apart = (bag.patches - mean[:, None]).masked_fill_(~real, 0)
     deviation = torch.linalg.vector_norm(apart, dim=1) / (count - 1).clamp(min=1).to(dtype).sqrt()
-    # The rounding of the mean is no deviation of a constant feature.
+    # A constant feature has the deviation 0, not the rounding error of its mean.
     deviation = torch.where(deviation > 8 * torch.finfo(dtype).eps * mean.abs(), deviation, 0)
     return PatchStatistics(mean, torch.where(count > 1, deviation, torch.nan))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .._errors import work_begins
+from .._exit_status import work_begins
 from .._files import check_outputs, replacing
 from ..tasks import KINDS, Task
 from .blocks import Section, Text

@@ -1,12 +1,13 @@
-"""The linear model of one split: ridge regression with the task's own loss, penalties chosen on training patients.
+"""The linear model of one split, with the loss of the task and a quadratic penalty that training patients choose.
 
 The vectors of :class:`~disentangled_mil.LinearModel` are standardized and divided by the root of their widths. Patches
-and genes have one penalty each. The penalized loss is convex, so the fit does not depend on a seed.
+and genes have one penalty each. The penalized loss is convex and the fit starts at 0, so only the folds of the choice
+have a seed.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,10 +22,10 @@ from .inner_folds import over_folds
 
 # Loss of logits [m, K] of the samples at rows [m], a scalar.
 RowsLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-# Penalties of the vectors whose names begin so; infinity leaves them out.
+# Penalty of each kind of vectors, with which their names begin; infinity leaves them out.
 Penalties: TypeAlias = Mapping[str, float]
 
-# Kinds of vectors, in the order in which their penalties are chosen: mean and standard deviation of the patches, genes.
+# Kinds of vectors. Their penalties are chosen in this order.
 SLIDES, GENES = ("mean", "deviation"), ("genes",)
 BOTH = (*GENES, *SLIDES)
 FOLDS = 5
@@ -53,14 +54,14 @@ def task_loss_of(dataset: CohortDataset, task: Task) -> RowsLoss:
 def distilled_loss(
     loss: RowsLoss, targets: DistillationTargets, task: Task, weight: float, temperature: float
 ) -> RowsLoss:
-    """The mean of a loss, with weight 1, and the divergence from a teacher's predictions.
+    r"""The weighted mean :math:`(L + w D) / (1 + w)` of a loss L and the divergence D from a teacher's predictions.
 
     Args:
         loss: loss of the task.
         targets: targets of all samples, on the CPU.
         task: task, which says what the logits mean.
         weight: weight of the divergence.
-        temperature: temperature of both sides.
+        temperature: temperature that divides the logits of student and teacher.
 
     Returns:
         The loss.
@@ -83,12 +84,15 @@ def fit_linear(
 
     .. math:: \min_W \mathrm{loss}(\sum_v Z_v W_v + b) + \sum_v \lambda_v \lVert W_v \rVert^2
 
+    :math:`Z_v` are the vectors of the fitted samples: standardized, missing values at the mean, divided by the root of
+    their width. The model that is returned takes the vectors as they are.
+
     Args:
         vectors: vectors of all samples.
         rows: samples to fit on.
         loss: loss of logits.
         outputs: number of logits K.
-        penalties: penalty of the vectors whose names begin with the key; infinity leaves them out.
+        penalties: penalty of each kind of vectors; infinity leaves them out.
 
     Shape:
         ``vectors`` {name: [n, P]}, ``rows`` [m].
@@ -107,12 +111,12 @@ def fit_linear(
         penalty = next(value for key, value in penalties.items() if name.startswith(key))
         if math.isinf(penalty):
             continue
-        # A column that varies by rounding only is not amplified.
+        # A column that varies by rounding only gets the weight 0.
         varies = deviation > 1e-6 * center.abs()
         scale = torch.where(varies, deviation.reciprocal(), 0) / math.sqrt(len(deviation) * penalty)
         scales[name] = scale
         columns.append(apart * scale)
-    # On all principal components, the problem has at most m unknowns per logit.
+    # The penalty is the same in any rotation, and on principal components there are at most m unknowns per logit.
     left, size, right = torch.linalg.svd(torch.cat(columns, 1), full_matrices=False)
     inputs = left * size
     weight = torch.zeros(len(size), outputs, dtype=torch.float64, requires_grad=True)
@@ -134,9 +138,9 @@ def fit_linear(
 
 
 def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *, seed: int) -> dict[str, float]:
-    """Choose penalties by the loss for samples that the model has not seen, one kind of vectors after the other.
+    """Choose penalties by the loss out of fold, one kind of vectors after the other.
 
-    Standard deviations have the penalty of the mean patches, or are left out.
+    Standard deviations have the penalty of the means or are left out; they are left out with the means.
 
     Args:
         dataset: training samples.
@@ -166,7 +170,7 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
     for kind in kinds:
         if kind == "deviation" and math.isinf(chosen["mean"]):
             continue
-        # Without any vector the model would predict nothing but the classes' shares, so the first kind stays.
+        # Without any vector the model is a constant, so the first kind stays.
         grid = [chosen["mean"]] if kind == "deviation" else list(GRID)
         if kind != kinds[0]:
             grid.append(math.inf)
@@ -177,7 +181,7 @@ def choose_penalties(dataset: CohortDataset, task: Task, kinds: Sequence[str], *
 def linear_teacher(
     vectors: Mapping[str, Tensor], loss: RowsLoss, outputs: int, penalties: Penalties
 ) -> Callable[[Part], dict[str, Tensor]]:
-    """The function by which :func:`~disentangled_mil.train.cross_fit` fits linear models.
+    """A function for :func:`~disentangled_mil.train.cross_fit`: it fits on a part and predicts all samples.
 
     Args:
         vectors: vectors of all samples.
@@ -188,8 +192,4 @@ def linear_teacher(
     Returns:
         The function.
     """
-
-    def teach(part: Part) -> dict[str, Any]:
-        return {"logits": fit_linear(vectors, part.rows, loss, outputs, penalties)(vectors)}
-
-    return teach
+    return lambda part: {"logits": fit_linear(vectors, part.rows, loss, outputs, penalties)(vectors)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._errors import work_begins
+from .._exit_status import work_begins
 from .._files import check_outputs
 from .._tables import write_table
 from ..bags import collate_samples

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._errors import failure_status
+from .._exit_status import failure_status
 from .._processes import gather_rows, silent
 
 if TYPE_CHECKING:

@@ -132,7 +132,7 @@ class StageProgress:
 
 
 def announce(work: str, *, quiet: bool) -> None:
-    """Print what is computed next where no bar moves.
+    """Print that a computation without a progress bar starts.
 
     Args:
         work: what is computed.

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from .. import __version__
-from .._errors import work_begins
+from .._exit_status import work_begins
 from .._files import check_outputs, read_json, remove_leftovers
 from .._tables import write_table
 from ..report.page import PAGE, write_report

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
-from .._errors import work_begins
+from .._exit_status import work_begins
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.folds import inner_split, pool_rare
 from ..losses import DistillationTargets
