@@ -19,13 +19,13 @@ class BagFacts(NamedTuple):
     """A few numbers of the bags of one sample.
 
     Attributes:
-        tokens: number of tokens over all magnifications.
+        tokens: number of tokens, by magnification.
         statistics: mean and standard deviation of the patches of every magnification, [C] each.
         rectangles: shape of the rectangle that a bag fills, by magnification; None where it fills none.
         sets: magnifications whose bag has no coordinates.
     """
 
-    tokens: int
+    tokens: Mapping[str, int]
     statistics: Mapping[str, PatchStatistics]
     rectangles: Mapping[str, tuple[tuple[int, int], ...] | None]
     sets: tuple[str, ...]
@@ -64,6 +64,10 @@ class BagCache:
         if id(sample) not in self._facts:
             self.load(sample)
         return self._facts[id(sample)][1]
+
+    def larger(self, samples: Sequence[Sample], most: int) -> int:
+        """The number of bags with more than ``most`` tokens, over all magnifications."""
+        return sum(count > most for sample in samples for count in self.facts(sample).tokens.values())
 
     def thinned(self, most: int) -> "BagCache":
         """A cache of the same bags with at most ``most`` tokens each, spread evenly over the tissue.
@@ -116,12 +120,12 @@ class BagCache:
                         f"{name} bags must all have coordinates or all have none, got {without!r} without and "
                         f"{placed!r} with them"
                     )
-        return [self.facts(sample).tokens for sample in samples]
+        return [sum(self.facts(sample).tokens.values()) for sample in samples]
 
 
 def _facts(bags: Mapping[str, Bag]) -> BagFacts:
     return BagFacts(
-        tokens=sum(bag.patches.shape[1] for bag in bags.values()),
+        tokens={name: bag.patches.shape[1] for name, bag in bags.items()},
         statistics={
             name: PatchStatistics(*(values[0] for values in patch_statistics(bag))) for name, bag in bags.items()
         },

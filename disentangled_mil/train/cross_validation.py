@@ -114,6 +114,13 @@ def run_cross_validation(
             parts["final"] = plan_stages(everyone, task, options, _models_to_refit(everyone, options))
         if left or only is None:
             sizes = cache.check(cohort.samples, quiet=quiet)
+            large = cache.larger(cohort.samples, options.training_tokens)
+            if large and rank() == 0 and not quiet:
+                print(
+                    f"{large} bags hold more than training_tokens, {options.training_tokens:,}, tiles: each epoch "
+                    "trains on other ones of them, spread evenly over the tissue, and predictions see all",
+                    file=sys.stderr,
+                )
             with planned(parts), using_threads(threads, sizes, options.batch_size) as used:
                 if rank() == 0:
                     folder.record(threads=used, description=read_description(description))

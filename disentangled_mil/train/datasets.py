@@ -1,5 +1,6 @@
 """Datasets: the samples of a cohort with genes and targets, drawn in batches."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._read_ahead import read_ahead
-from ..bags import Bag, collate_samples
+from ..bags import Bag, collate_samples, thin
 from ..data.cohort import Cohort, Sample, columns_of_labels
 from ..data.expression import ExpressionPipeline
 from ..models import PatchStatistics
@@ -89,6 +90,7 @@ class CohortDataset:
         self.target = task.target_of_labels(self.labels)
         self.paired, self.genes = _genes(cohort, self.patients, pipeline)
         self._cache = cache if cache is not None else BagCache()
+        self._most, self._draw = sys.maxsize, 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -110,7 +112,7 @@ class CohortDataset:
         part.target = select_target(self.target, index)
         part.paired = self.paired[index]
         part.genes = {name: values[index] for name, values in self.genes.items()}
-        part._cache = self._cache
+        part._cache, part._most, part._draw = self._cache, self._most, self._draw
         return part
 
     def thinned(self, most: int) -> "CohortDataset":
@@ -125,6 +127,20 @@ class CohortDataset:
         part = self.subset(range(len(self)))
         part._cache = self._cache.thinned(most)
         part._cache.check(part.samples, quiet=True)  # In several processes each one reads its share.
+        return part
+
+    def drawn(self, most: int, draw: int) -> "CohortDataset":
+        """The dataset for one epoch: as :meth:`thinned`, but the tokens are chosen when a batch is read.
+
+        Args:
+            most: largest number of tokens of a bag.
+            draw: number of the draw; another number gives other tokens.
+
+        Returns:
+            The dataset, which shares the bags in memory.
+        """
+        part = self.subset(range(len(self)))
+        part._most, part._draw = most, draw
         return part
 
     def with_expression(self) -> "CohortDataset":
@@ -150,7 +166,9 @@ class CohortDataset:
 
     @cached_property
     def uniform(self) -> bool:
-        """Whether all bags of all magnifications fill rectangles of one and the same shape."""
+        """Whether all bags of all magnifications fill rectangles of one and the same shape, and are left whole."""
+        if self._cache.larger(self.samples, self._most):
+            return False
         shapes = {shape for sample in self.samples for shape in self._cache.facts(sample).rectangles.values()}
         return len(shapes) == 1 and None not in shapes
 
@@ -174,7 +192,7 @@ class CohortDataset:
         read = parts[own] if len(parts[own]) else rows[:1]
         samples = [self.samples[int(i)] for i in rows]
         return Batch(
-            collate_samples([self._cache.load(self.samples[int(i)]) for i in read]),
+            collate_samples([self._bags(self.samples[int(i)]) for i in read]),
             {name: values[read] for name, values in self.genes.items()},
             self.paired[rows],
             select_target(self.target, rows),
@@ -196,10 +214,14 @@ class CohortDataset:
         """
         if generator is None:
             return read_ahead(self.batch, torch.split(torch.arange(len(self)), size))
-        rows = batch_order([self._cache.facts(sample).tokens for sample in self.samples], size, generator)
+        tokens = [self._cache.facts(sample).tokens.values() for sample in self.samples]
+        rows = batch_order([sum(min(count, self._most) for count in of) for of in tokens], size, generator)
         own, count = rank(), processes()
         # Samples of a batch may be sorted by size, so that every process takes each n-th one.
         return read_ahead(lambda batch: self.batch(*(batch[share::count] for share in range(count)), own=own), rows)
+
+    def _bags(self, sample: Sample) -> dict[str, Bag]:
+        return {name: thin(bag, self._most, seed=self._draw) for name, bag in self._cache.load(sample).items()}
 
     def outputs(
         self, size: int, device: torch.device | str, compute: Callable[[Batch], Sequence[Tensor]]

@@ -127,12 +127,13 @@ def _train_epoch(
     progress: StageProgress,
 ) -> dict[str, float]:
     """One pass over the training samples: the mean of every part of the loss and of every note."""
-    stage.begin_epoch(epoch, train)
+    drawn = train.drawn(options.training_tokens, draw=epoch)
+    stage.begin_epoch(epoch, drawn)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
     order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
     sums: dict[str, float] = {}
-    for batch in train.batches(options.batch_size, order):
+    for batch in drawn.batches(options.batch_size, order):
         batch = batch.to(options.device)
         loss = loss_of_batch(batch, epoch)
         value = _finite("training", loss.total.item(), epoch)

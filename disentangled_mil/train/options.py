@@ -47,6 +47,8 @@ class TrainingOptions:
             has subspace vectors.
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
+        training_tokens: largest number of tokens of a bag, at each magnification, in a step of the training. Every
+            epoch sees other tokens of a larger bag, spread evenly over the tissue. Predictions see all tokens.
         teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;
             larger bags are thinned evenly over the tissue. These are most of the networks of a run.
         calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
@@ -87,6 +89,7 @@ class TrainingOptions:
     distillation_targets: str = "out_of_fold"
     teacher_folds: int = 5
     teacher_repeats: int = 1
+    training_tokens: int = 1000
     teacher_tokens: int = 500
     calibrate: bool = False
     linear: float = 0.5
@@ -105,6 +108,7 @@ class TrainingOptions:
             "epochs",
             "batch_size",
             "teacher_repeats",
+            "training_tokens",
             "teacher_tokens",
         ):
             check_count(name, getattr(self, name))

@@ -69,12 +69,13 @@ def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> R
     Returns:
         The estimate.
     """
-    totals = [sum(counts) for counts in zip(*size.tokens.values(), strict=True)]
-    typical = {name: max(min(sorted(counts)[len(counts) // 2], _MOST), 1) for name, counts in size.tokens.items()}
+    tokens = {name: [min(count, options.training_tokens) for count in of] for name, of in size.tokens.items()}
+    totals = [sum(counts) for counts in zip(*tokens.values(), strict=True)]
+    typical = {name: max(min(sorted(counts)[len(counts) // 2], _MOST), 1) for name, counts in tokens.items()}
     few = {name: min(count, _FEW) for name, count in typical.items()}
     patches, mean = sum(typical.values()), sum(totals) / len(totals)
     seconds = step_bytes = 0.0
-    for build, (samples, part) in zip((_teacher, _student), _work(size, options, folds), strict=True):
+    for build, (samples, part) in zip((_teacher, _student), _work(size, tokens, options, folds), strict=True):
         if not samples:
             continue
         step = build(size, options)
@@ -88,12 +89,14 @@ def estimate_run(size: CohortSize, options: TrainingOptions, *, folds: int) -> R
         f"{torch.get_num_threads()} thread(s); times {options.epochs} epochs and {folds} folds, each with "
         f"{_models(size, options)}"
     )
-    return RunEstimate(seconds, step_bytes, 4.0 * size.width * sum(totals), basis)
+    return RunEstimate(seconds, step_bytes, 4.0 * size.width * sum(map(sum, size.tokens.values())), basis)
 
 
-def _work(size: CohortSize, options: TrainingOptions, folds: int) -> tuple[tuple[float, float], tuple[float, float]]:
+def _work(
+    size: CohortSize, tokens: Mapping[str, Sequence[int]], options: TrainingOptions, folds: int
+) -> tuple[tuple[float, float], tuple[float, float]]:
     """Of teachers and of students: samples in an epoch, over all models and folds, and the share of tokens they see."""
-    counts = list(size.tokens.values())
+    counts = list(tokens.values())
     fold = len(counts[0]) * (folds - 1)
     # Each of the K teachers out of fold sees (K - 1) / K of the samples, and a part of large bags.
     apart = options.teacher_repeats * (options.teacher_folds - 1) * _out_of_fold(options)

@@ -29,7 +29,7 @@ def test_memory_reads_a_sample_once_until_it_is_full(monkeypatch):
     for _ in range(2):
         assert [cache.load(s)["20x"].patches[0, 0, 0].item() for s in samples] == [1.0, 2.0]
     assert reads == ["a", "b", "b"]
-    assert [cache.facts(s).tokens for s in samples] == [4, 4]
+    assert [cache.facts(s).tokens for s in samples] == [{"20x": 4}, {"20x": 4}]
     assert reads == ["a", "b", "b"]  # facts are kept
 
 

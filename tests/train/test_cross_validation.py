@@ -416,6 +416,24 @@ def test_slides_and_labels_alone_train_students_and_a_final_one_that_predicts(sl
     assert table.equals(predict_slides(out / "final" / "student.json", slides, tmp_path / "final.csv", quiet=True))
 
 
+def test_training_sees_a_part_of_large_bags_and_predictions_see_all(slides_alone, quick, tmp_path, monkeypatch, capfd):
+    seen = {"loss": set(), "logits": set()}
+    for name, plain in [(name, getattr(StudentStage, name)) for name in seen]:
+
+        def note(stage, batch, *rest, name=name, plain=plain):
+            seen[name] |= {count for bag in batch.bags.values() for count in bag.mask.sum(1).tolist()}
+            return plain(stage, batch, *rest)
+
+        monkeypatch.setattr(StudentStage, name, note)
+    counts = [bag.patches.shape[1] for s in read_cohort(slides_alone).samples for bag in s.load().values()]
+    most = sorted(counts)[len(counts) // 2]
+    options = replace(quick, epochs=1, distill="auto", training_tokens=most)
+    run_cross_validation(slides_alone, "grading", tmp_path / "run", options, folds=2)
+    large = sum(count > most for count in counts)
+    assert f"{large} bags hold more than training_tokens, {most}, tiles" in capfd.readouterr().err
+    assert 0 < max(seen["loss"]) <= most < max(seen["logits"])
+
+
 def test_a_refit_that_was_interrupted_or_left_out_follows_a_finished_run(slides_alone, quick, tmp_path, monkeypatch):
     out, plain = tmp_path / "run", StudentStage.loss
 

@@ -120,3 +120,42 @@ def test_a_label_that_nobody_has_is_refused():
     cohort = Cohort((sample("a", 1.0),), pd.DataFrame({"grade": [None]}, index=["A"]), tasks=tasks)
     with pytest.raises(ValueError, match="at least one patient with grade, got none"):
         CohortDataset(cohort, "grading", Classification(["G2", "G3"]))
+
+
+def dataset_of(counts: list[int]) -> CohortDataset:
+    """A sample of every number of tokens, each token with a feature of its own."""
+    samples = tuple(
+        Sample(str(i), str(i), {"20x": Bag(torch.arange(float(count)).reshape(1, count, 1), Grid.square(count))})
+        for i, count in enumerate(counts)
+    )
+    clinical = pd.DataFrame({"stage": ["x", "y"] * (len(counts) // 2)}, index=[s.patient for s in samples])
+    cohort = Cohort(samples, clinical, tasks={"stage": Classification.define(column="stage")})
+    return CohortDataset(cohort, "stage", Classification(["x", "y"]))
+
+
+def test_a_drawn_dataset_has_other_tokens_of_large_bags_in_every_draw():
+    dataset = dataset_of([36, 9])
+    first, again, second = (dataset.drawn(16, draw).batch([0, 1]).bags["20x"] for draw in (0, 0, 1))
+    assert first.mask.sum(1).tolist() == second.mask.sum(1).tolist() == [16, 9]
+    assert torch.equal(first.patches, again.patches)
+    assert not torch.equal(first.patches[0], second.patches[0])
+    assert torch.equal(first.patches[1, :9], dataset.batch([1]).bags["20x"].patches[0])
+    assert torch.isin(first.patches[0], torch.arange(36.0)).all()
+
+
+def test_a_drawn_dataset_is_uniform_only_if_no_bag_is_thinned():
+    dataset = dataset_of([16, 16])
+    assert dataset.drawn(16, 0).uniform
+    assert not dataset.drawn(15, 0).uniform
+
+
+def test_a_drawn_dataset_passes_its_limit_on_to_its_parts():
+    part = dataset_of([36, 36, 9, 9]).drawn(16, 0).subset([0, 2])
+    assert part.batch([0, 1]).bags["20x"].mask.sum(1).tolist() == [16, 9]
+
+
+def test_batches_of_a_drawn_dataset_are_ordered_by_the_tokens_that_are_left():
+    sizes = [4000, 1100, 1200, 3000]
+    drawn = dataset_of(sizes).drawn(1000, 0)
+    batches = [batch.bags["20x"].mask for batch in drawn.batches(2, torch.Generator().manual_seed(0))]
+    assert all(mask.all() and mask.shape[1] == 1000 for mask in batches)
