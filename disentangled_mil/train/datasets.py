@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     """Several samples. Of a batch that processes share, each holds the bags and genes of its own samples only.
 
     Attributes:
-        bags: bags of every magnification, of b samples. A process without samples of its own holds those of another
-            one, which do not count.
+        bags: bags of every magnification, of b samples; none if the dataset reads no slides. A process without samples
+            of its own holds those of another one, which do not count.
         genes: {subspace: [b, G]}; zeros for samples without expression.
         paired: True where the sample has expression [B].
         target: target of the task's loss, of B samples.
@@ -90,7 +90,7 @@ class CohortDataset:
         self.target = task.target_of_labels(self.labels)
         self.paired, self.genes = _genes(cohort, self.patients, pipeline)
         self._cache = cache if cache is not None else BagCache()
-        self._most, self._draw = sys.maxsize, 0
+        self._most, self._draw, self._reads_slides = sys.maxsize, 0, True
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -113,6 +113,7 @@ class CohortDataset:
         part.paired = self.paired[index]
         part.genes = {name: values[index] for name, values in self.genes.items()}
         part._cache, part._most, part._draw = self._cache, self._most, self._draw
+        part._reads_slides = self._reads_slides
         return part
 
     def thinned(self, most: int) -> "CohortDataset":
@@ -141,6 +142,12 @@ class CohortDataset:
         """
         part = self.subset(range(len(self)))
         part._most, part._draw = most, draw
+        return part
+
+    def without_slides(self) -> "CohortDataset":
+        """The dataset for models of genes alone: its batches hold no bags, so no slide is read."""
+        part = self.subset(range(len(self)))
+        part._reads_slides = False
         return part
 
     def with_expression(self) -> "CohortDataset":
@@ -192,7 +199,7 @@ class CohortDataset:
         read = parts[own] if len(parts[own]) else rows[:1]
         samples = [self.samples[int(i)] for i in rows]
         return Batch(
-            collate_samples([self._bags(self.samples[int(i)]) for i in read]),
+            collate_samples([self._bags(self.samples[int(i)]) for i in read]) if self._reads_slides else {},
             {name: values[read] for name, values in self.genes.items()},
             self.paired[rows],
             select_target(self.target, rows),

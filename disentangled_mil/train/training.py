@@ -138,7 +138,7 @@ def train_models(
         linear = by_first(lambda: fit_linear(vectors, rows, loss, task.outputs, penalties["student"]))
         predict["linear"] = lambda test: linear(vectors_of(test, SLIDES))
     if "genes" in models:
-        train("genes", builder.genes(), paired, choose_paired)
+        train("genes", builder.genes(), paired.without_slides(), choose_paired and choose_paired.without_slides())
     teacher = None
     if "teacher" in models:
         teacher = builder.teacher(paired)

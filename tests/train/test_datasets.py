@@ -159,3 +159,16 @@ def test_batches_of_a_drawn_dataset_are_ordered_by_the_tokens_that_are_left():
     drawn = dataset_of(sizes).drawn(1000, 0)
     batches = [batch.bags["20x"].mask for batch in drawn.batches(2, torch.Generator().manual_seed(0))]
     assert all(mask.all() and mask.shape[1] == 1000 for mask in batches)
+
+
+def test_batches_without_slides_read_none_and_keep_their_order(monkeypatch):
+    dataset = dataset_of([36, 9, 16, 25])
+    orders = [
+        [batch.rows.tolist() for batch in part.batches(2, torch.Generator().manual_seed(0))]
+        for part in (dataset, dataset.without_slides())
+    ]
+    assert orders[0] == orders[1]
+    monkeypatch.setattr(Sample, "load", lambda self: pytest.fail("a slide was read"))
+    batch = dataset.without_slides().batch([0, 1])
+    assert batch.bags == {}
+    assert batch.tiles["20x"].tolist() == [True, True]
