@@ -7,6 +7,7 @@ stay as they were, or grow as ``thin`` lets them. Then batches are random, or ho
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,19 @@ from disentangled_mil.train import TrainingOptions
 from disentangled_mil.train.batch_order import batch_order
 
 WIDTH, GENES, SLIDES, BATCH = 24, {"tumor": 400, "tme": 235}, 64, 16
-_OPTIONS = TrainingOptions()
+
+
+def tissue(count: int) -> Tensor:
+    """Cells that fill a disk [count, 2]."""
+    side = int((count * 4 / torch.pi) ** 0.5) + 2
+    cells = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    near = (cells - (side - 1) / 2).square().sum(1).argsort()[:count].sort().values
+    return cells[near]
 
 
 def slide(count: int, generator: torch.Generator) -> Bag:
     """A slide whose tokens fill a disk."""
-    side = int((count * 4 / torch.pi) ** 0.5) + 2
-    coords = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-    near = (coords - (side - 1) / 2).square().sum(1).argsort()[:count].sort().values
-    return Bag.from_slide(torch.randn(count, WIDTH, generator=generator), coords[near], step=1)
+    return Bag.from_slide(torch.randn(count, WIDTH, generator=generator), tissue(count), step=1)
 
 
 def thinned_without_growth(bag: Bag, most: int) -> Bag:
@@ -51,11 +56,16 @@ def seconds(model: Teacher | Student, bags: Sequence[Bag], batches: Sequence[Ten
     return time.process_time() - start
 
 
+def sizes() -> dict[str, Any]:
+    """Arguments of teacher and student in the reference training."""
+    options = TrainingOptions()
+    heads = {"heads": options.heads, "groups": options.heads, "dim_head": options.dim_head}
+    return {"dim": options.dim, **heads, "dropout": options.dropout, "magnifications": ("20x",)}
+
+
 def models() -> dict[str, Teacher | Student]:
     """Teacher and student of the sizes of the reference training."""
-    sizes = {"dim": _OPTIONS.dim, "heads": _OPTIONS.heads, "groups": _OPTIONS.heads, "dim_head": _OPTIONS.dim_head}
-    options = {**sizes, "dropout": _OPTIONS.dropout, "magnifications": ("20x",)}
-    return {"teacher": Teacher(WIDTH, GENES, 4, **options), "student": Student(WIDTH, 4, **options)}
+    return {"teacher": Teacher(WIDTH, GENES, 4, **sizes()), "student": Student(WIDTH, 4, **sizes())}
 
 
 def main() -> None:
