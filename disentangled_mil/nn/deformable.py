@@ -45,7 +45,7 @@ class DeformableCrossAttention(nn.Module):
 
     N tokens have N / downsample^2 keys, and attention costs their product. The cap ``max_keys`` makes the cost linear
     for large bags: their reference points lie further apart, and those without tissue are left out. The default
-    leaves bags of up to 16,000 tokens as they are, also where tissue fills only a third of their rectangle.
+    leaves bags of up to 16,000 tokens as they are if tissue fills at least a quarter of their rectangle.
 
     Without grids, bags are sets. Then the keys are context tokens, without offsets and without a position bias:
     ``out = softmax(Q K^T / sqrt(d)) V``. The results do not depend on the order of the tokens.
