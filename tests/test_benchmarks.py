@@ -282,6 +282,18 @@ def test_metric_that_is_not_known_is_said():
     assert "* msi, linear and released models: a paper." in table
 
 
+def test_distillation_that_a_run_declined_is_said():
+    student = {"test": {"auc": [0.8]}}
+    runs = [
+        quality.Run("stomach", "msi", "train", {"student": student, "distilled": student}),
+        quality.Run("stomach", "subtype", "train", {"genes": student, "student": student}),
+        quality.Run("stomach", "grade", "a paper", {"linear; slides": student}),
+    ]
+    table = quality.table("stomach", runs)
+    assert "| **distilled student** | slides |  | 0.800 | declined |" in table
+    assert "| **SNN on genes** | RNA |  |  | 0.800 |" in table
+
+
 def test_tables_of_a_page_are_written_between_their_marks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("Before.\n\n<!-- table: speed -->\nold\n<!-- end of table -->\n\nAfter.\n", encoding="utf-8")
