@@ -226,17 +226,17 @@ def test_machine_reaches_something():
 
 def test_figure_is_drawn_from_what_was_kept(tmp_path, capsys, monkeypatch):
     out, figure = tmp_path / "results", tmp_path / "figures" / "scaling.svg"
-    assert run(out, "--plot", str(figure)) == 2
+    assert run(out, "--plot", str(figure.parent)) == 2
     assert "holds no results; measure first" in capsys.readouterr().err
     two = {name: cases.CASES["scaling"].candidates[name] for name in ("reference", "streaming")}
     monkeypatch.setitem(cases.CASES, "scaling", replace(cases.CASES["scaling"], candidates=two))
     assert run(out, "scaling", "--size", "40", "80", "--no-memory") == 0
     table = capsys.readouterr().out.split("\n\n")[0]
-    assert run(out, "--plot", str(figure)) == 0
+    assert run(out, "--plot", str(figure.parent)) == 0
     assert table in capsys.readouterr().out
     first = figure.read_text()
     assert "<svg" in first
-    assert run(out, "--plot", str(figure)) == 0
+    assert run(out, "--plot", str(figure.parent)) == 0
     assert figure.read_text() == first
 
 
