@@ -38,7 +38,7 @@ def save_pretrained(
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it. By
             default ``model`` itself, if it is a run folder.
         texts: texts of the card that no file knows, such as data and intended use.
-        overwrite: whether files that are there may be replaced.
+        overwrite: flag that allows to replace files that are there.
         kinds: class of every kind of task.
 
     Returns:
@@ -102,7 +102,7 @@ def from_pretrained(
     Args:
         name: folder, or repository of the Hub as ``owner/name``, which needs the extra ``hub``.
         revision: branch, tag or commit of the repository.
-        local_files_only: whether only files that were downloaded before are used.
+        local_files_only: flag that forbids downloads, so that only files that were downloaded before are used.
         kinds: class of every kind of task.
 
     Returns:

@@ -69,7 +69,7 @@ class DeformableCrossAttention(nn.Module):
             its cells with tissue exceed the cap, or if it has more than 4 ``max_keys`` points. A thinned bag has at
             most this many points; other bags have at most four times as many. A set of more tokens has this many of
             them as keys.
-        keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
+        keep_weights: flag that keeps maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
             ``attention.weights()`` and ``attention.vectors()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
 
@@ -167,7 +167,7 @@ class DeformableCrossAttention(nn.Module):
             query_grid: grid of the queries, or a set of them; a set without padding by default.
             context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
                 places). A displacement needs two places: if either is a set, both are taken as sets.
-            mask: mask of sets [B, N], instead of grids; True where a token of query and context is real.
+            mask: mask of sets [B, N], of query and context, instead of grids (True = real token).
 
         Returns:
             Tokens without the residual, and the lazy attention map.

@@ -138,7 +138,7 @@ class DMSF(nn.Module):
             patches: patch tokens.
             genes: gene tokens of every subspace.
             grid: grid of the patches, or a set of them; a set without padding by default.
-            mask: mask of sets [B, N], instead of a grid; True where a patch is real.
+            mask: mask of sets [B, N], instead of a grid (True = real token).
 
         Returns:
             Subspace vectors, tokens, attention maps and gene selection.

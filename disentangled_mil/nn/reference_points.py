@@ -36,7 +36,7 @@ class ReferencePoints(NamedTuple):
         position: column and row on the coarse grid of the bag [B, J, 2].
         window: flat indices of the canvas cells that the offset network reads [B, J, S, S]; the index behind the last
             cell stands for "outside".
-        mask: True where the bag has that reference point [B, J].
+        mask: mask of the reference points that a bag has [B, J].
         size: (columns, rows) of the coarse grid of the bag [B, 2].
     """
 
@@ -111,7 +111,7 @@ def points_at(
 
     Args:
         index: points, counted row by row on the coarse grid of their bag [B, J], or [1, J] for all bags.
-        mask: True where the bag has that point [B, J].
+        mask: mask of the points that a bag has [B, J].
         grid: grid of the queries.
         size: (columns, rows) of the coarse grid of every bag [B, 2].
         pitch: cells from one point to the next along each axis [B, 2].

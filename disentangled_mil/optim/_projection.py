@@ -17,7 +17,7 @@ class Coordinated(NamedTuple):
         gradients: coordinated gradients [S, R, P]. Rows without conflict are bit for bit those given.
         cosine: cosines of the gradients given [pairs, R], in the order of ``itertools.combinations(range(S), 2)``; 0 if
             a gradient has no direction.
-        projected: whether a row was changed [S, R].
+        projected: mask of the rows that were changed [S, R].
     """
 
     gradients: Tensor
@@ -49,7 +49,7 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
         confidence: confidence of each subspace. Only the order counts.
 
     Shape:
-        gradients [S, R, P], R rows of P numbers that are independent of each other; confidence [S].
+        ``gradients`` [S, R, P], R rows of P numbers that are independent of each other; ``confidence`` [S].
 
     Returns:
         A :class:`Coordinated`.

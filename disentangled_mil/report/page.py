@@ -38,7 +38,7 @@ def write_report(
         out: file to write, which ends in ``.html``; ``report.html`` in the folder by default, which is always replaced.
         maps: folder of the pictures of maps, as the command ``explain`` writes them; by default ``maps`` in the run
             folder and in those of its folds.
-        overwrite: whether another ``out`` is replaced if it is there; never if it is a file of the run.
+        overwrite: flag that allows to replace another ``out``, unless it is a file of the run.
         kinds: class of every kind of task.
 
     Returns:

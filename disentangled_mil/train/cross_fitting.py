@@ -75,12 +75,12 @@ def cross_fit(
         folds: number of folds K per repeat.
         repeats: number of repeats R, each with other folds. R K models are trained.
         seed: seed of the folds and of the models' seeds.
-        present: True = the sample takes part [n]. Others neither train a model nor get a prediction.
+        present: mask of the samples that take part [n]. Others neither train a model nor get a prediction.
         store: folder where the predictions of every part are kept as soon as it is finished. None keeps nothing.
         key: text that stands for all else that decides the predictions: data, options, versions. Stored parts of
             another key are refused.
-        resume: whether parts that lie in ``store`` are used; otherwise they are replaced.
-        quiet: whether nothing is written about the progress.
+        resume: flag that uses parts that lie in ``store``; otherwise they are replaced.
+        quiet: flag that hides the progress.
 
     Shape:
         ``patients``, ``strata``, ``present`` [n]; every prediction [n, ...].

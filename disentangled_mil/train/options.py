@@ -49,10 +49,10 @@ class TrainingOptions:
         teacher_repeats: repeats with other folds, whose targets are averaged.
         teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;
             larger bags are thinned evenly over the tissue. These are most of the networks of a run.
-        calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
+        calibrate: flag that divides logits out of fold by the temperature that fits the labels best.
         linear: share of a linear model in the logits, on mean and standard deviation of the patches, and in the teacher
             on genes; 0 leaves it out.
-        cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
+        cgc: flag that coordinates the gradients of the subspaces; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
         device: device of the training.
