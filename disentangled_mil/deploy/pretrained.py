@@ -32,9 +32,9 @@ def save_pretrained(
 
     Args:
         folder: folder to write to.
-        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, its checkpoint, a run folder
-            that holds one student (``train --refit``, or ``demo``), a folder in it such as ``fold0``, or another folder
-            of this function.
+        model: model, result of :func:`~disentangled_mil.train.load_model`, or path. A path is that of a checkpoint,
+            of a run folder that holds one student (``train --refit``, or ``demo``), of a folder in it such as
+            ``fold0``, or of another folder of this function.
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it. By
             default ``model`` itself, if it is a run folder.
         texts: texts of the card that no file knows, such as data and intended use.

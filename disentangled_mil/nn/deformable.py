@@ -69,7 +69,7 @@ class DeformableCrossAttention(nn.Module):
             its cells with tissue exceed the cap, or if it has more than 4 ``max_keys`` points. A thinned bag has at
             most this many points; other bags have at most four times as many. A set of more tokens has this many of
             them as keys.
-        keep_weights: flag that keeps maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
+        keep_weights: flag that keeps maps of at most 4 ``dim_head`` sampled keys when gradients are needed. Then
             ``attention.weights()`` and ``attention.vectors()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
 
@@ -84,8 +84,9 @@ class DeformableCrossAttention(nn.Module):
         Eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
 
     Differs from the source:
-        Any rectangle with holes, unequal bags, rectangles of one cell; positions measured from cell centers and kept
-        inside of the rectangle of the bag; an interpolated position bias; a cap on keys.
+        Bags may be unequal, have any rectangle, also one of a single cell, and have holes. Positions are measured from
+        cell centers and kept inside of the rectangle of the bag. The position bias is interpolated, and keys are
+        capped.
 
     Example:
         >>> import torch

@@ -83,8 +83,8 @@ class DMSF(nn.Module):
         Eqs 1-5 of the paper.
 
     Differs from the source:
-        Any number of subspaces; several gene tokens, among which the selection layer can select; patch content in the
-        query map by default; masks, holes and true coordinates; see also
+        There may be any number of subspaces, and several gene tokens, among which the selection layer can select. The
+        query map holds patch content by default. Bags have masks, holes and true coordinates. See also
         :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Example:

@@ -4,8 +4,9 @@ Without a cap, every bag has one point per r x r cells of its rectangle, where r
 N tokens has N / r^2 keys, and attention costs N^2 / r^2. A cap makes the cost linear in N for large bags. Points in
 holes cost little, because their keys rarely take part, so the cap counts tissue and not the rectangle:
 
-* A bag is left as it is if its number of points times the share of its cells with tissue is at most ``max_keys``, and
-  its rectangle has at most 4 ``max_keys`` points. Scattered tissue may then lie under more than ``max_keys`` points.
+* A bag is left as it is under two conditions. Its number of points times the share of its cells with tissue is at most
+  ``max_keys``, and its rectangle has at most 4 ``max_keys`` points. Scattered tissue may then lie under more than
+  ``max_keys`` points.
 * Any other bag is thinned. It keeps only points whose block of cells holds tissue. The pitch of the points grows by one
   factor for both axes, which a bisection finds, so that at most ``max_keys`` points are kept.
 

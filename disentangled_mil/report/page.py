@@ -29,9 +29,9 @@ def write_report(
 ) -> Path:
     """Write the report of a finished run as one HTML file with all pictures and styles inside.
 
-    It holds what was run, metrics with 95 % intervals over patients, gains and headroom, ROC curves or Kaplan-Meier
-    curves of risk groups, calibration, the largest errors, curves of the training, and maps of slides. What the run
-    folder lacks is said on the page.
+    It holds options, metrics with 95 % intervals over patients, gains, headroom, calibration and the largest errors.
+    Its pictures are ROC curves or Kaplan-Meier curves of risk groups, curves of the training, and maps of slides. The
+    page says what the run folder lacks.
 
     Args:
         run: folder of the run.

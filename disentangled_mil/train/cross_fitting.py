@@ -1,8 +1,8 @@
-"""Cross-fitting: predictions for every patient from models that have not seen him.
+"""Cross-fitting: predictions for every patient from models that have not seen that patient.
 
-A model predicts the patients that it was trained on too well: its predictions repeat their labels. Cross-fitting trains
-one model per fold of the patients, on all other folds, and keeps of each model only the predictions for the patients
-that it has not seen. It works with every model.
+A model predicts the patients that it was trained on too well: its predictions repeat their labels. Cross-fitting
+trains one model per fold of the patients, on all other folds. It keeps only the predictions for patients that the
+model has not seen. It works with every model.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def cross_fit(
     resume: bool = True,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
-    r"""Predict every patient with models that have not seen him.
+    r"""Predict every patient with models that have not seen that patient.
 
     .. math:: \mathrm{prediction}_i = \operatorname{mean}_r f_{r, \mathrm{fold}_r(i)}(x_i)
 

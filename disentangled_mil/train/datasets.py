@@ -188,7 +188,7 @@ class CohortDataset:
 
         Args:
             size: samples per batch, over all processes.
-            generator: generator of a random order, in which samples of like size share a batch; see ``batch_order``.
+            generator: generator of a random order, in which samples of similar size share a batch; see ``batch_order``.
                 Processes share these batches. Without it samples keep their order, and every process reads all.
 
         Returns:

@@ -42,9 +42,9 @@ class TrainingOptions:
         temperature: temperature of the distilled predictions.
         distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
             the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
-        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
-            ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
-            has subspace vectors.
+        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen
+            that patient. ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does;
+            only this one has subspace vectors.
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
         teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;

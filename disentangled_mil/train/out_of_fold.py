@@ -3,9 +3,9 @@
 Teachers and linear models are cross-fitted over the same inner folds. The predictions of the teachers are the targets
 of distillation. The difference of both is the headroom: what is lost by slides alone, as far as a linear model tells.
 
-The task (weights of classes, intervals of time) and the expression pipeline, which sees no labels, are fitted once on
-all training patients, because student and teachers must share them. The penalties of the linear models are chosen once,
-too: two numbers that depend on all labels.
+The task (weights of classes, intervals of time) and the expression pipeline are fitted once on all training patients,
+because student and teachers must share them. The pipeline sees no labels. The penalties of the linear models are
+chosen once, too: two numbers that depend on all labels.
 """
 
 from dataclasses import asdict
