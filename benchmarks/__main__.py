@@ -15,7 +15,6 @@ from .measure import ceilings, measure
 
 _SHARE_OF_MEMORY = 0.7  # largest share that a candidate may take
 _FEWEST_TOKENS = 16  # a layer samples one key from 16 tokens
-_FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "scaling.svg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +65,7 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _show(path: Path, figure: Path) -> int:
+def _show(path: Path, folder: Path) -> int:
     """Print the table of the stored results and draw the figures."""
     records = results.read(path)
     if not records:
@@ -78,10 +77,10 @@ def _show(path: Path, figure: Path) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error}; the figure needs matplotlib: pip install matplotlib", file=sys.stderr)
         return 2
-    for case, drawn, target in (("scaling", draw, figure), ("growth", draw_growth, figure.with_name("growth.svg"))):
+    for case, drawn in (("scaling", draw), ("growth", draw_growth)):
         if chosen := [record for record in records if record["case"] == case]:
-            drawn(chosen, target)
-            print(f"drawn in {target}", file=sys.stderr)
+            drawn(chosen, folder / f"{case}.svg")
+            print(f"drawn in {folder / case}.svg", file=sys.stderr)
     return 0
 
 
@@ -93,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("cases", nargs="*", type=_case, metavar="CASE", help="cases to measure (default: all; see --list)")
     add("--list", action="store_true", help="name the cases and measure nothing")
-    add("--plot", nargs="?", type=Path, const=_FIGURE, metavar="FILE", help="print and draw stored results")
+    add("--plot", type=Path, metavar="FOLDER", help="print stored results, and draw scaling.svg and growth.svg")
     add("--pages", action="store_true", help="write the tables of the documentation from stored results")
     add("--size", nargs="+", type=_tokens, metavar="TOKENS", help="numbers of tokens (default: those of the case)")
     add("--device", type=_device, default="cpu", help="cpu or cuda (default: %(default)s)")

@@ -2,7 +2,7 @@
 
 Simulated slides have 125 to 28,000 tokens on round tissue, and at most 4,000 of them are read. Rows are the processor
 time of one pass of teacher and student, forward, backward and step, on one thread. First the cells of thinned slides
-stay as they were, or grow as ``thin`` lets them. Then batches are random, or hold samples of like size.
+stay as they were, or grow as ``thin`` lets them. Then batches are random, or hold samples of similar size.
 """
 
 import time
@@ -86,7 +86,7 @@ def main() -> None:
     random = list(torch.split(torch.randperm(SLIDES, generator=generator), BATCH))
     order = batch_order([bag.patches.shape[1] for bag in read], BATCH, torch.Generator().manual_seed(0))
     for name, model in models().items():
-        _row("batches of like size", 4000, name, seconds(model, read, random), seconds(model, read, order))
+        _row("batches of similar size", 4000, name, seconds(model, read, random), seconds(model, read, order))
 
 
 def _row(what: str, most: int, name: str, before: float, after: float) -> None:

@@ -120,7 +120,8 @@ def table(cohort: str, runs: Iterable[Run], *, brief: bool = False) -> str:
     lines.append(markdown_row(["---"] * (2 + len(columns))))
     for model, row in cells.items():
         values = (
-            " / ".join(shown(row[c].get(n), brief) for n in names) if c in row else "" for c, names in headlines.items()
+            " / ".join(shown(row[c].get(n), brief) for n in names) if c in row else _absent(model, c, cells)
+            for c, names in headlines.items()
         )
         lines.append(markdown_row([*_label(model), *values]))
     if not brief:
@@ -129,6 +130,11 @@ def table(cohort: str, runs: Iterable[Run], *, brief: bool = False) -> str:
             sources.setdefault(f"{_of(run)}: {run.source}", []).append(run.task)
         lines += ["", *(f"* {', '.join(tasks)}, {source}." for source, tasks in sources.items())]
     return "\n".join(lines)
+
+
+def _absent(model: str, column: tuple[str, str], cells: Mapping[str, Mapping[tuple[str, str], object]]) -> str:
+    """Say why a cell is empty: a run with a student but no distilled one has declined to distill."""
+    return "declined" if model == "distilled" and column in cells.get("student", {}) else ""
 
 
 def _of(run: Run) -> str:

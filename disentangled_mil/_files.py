@@ -24,8 +24,8 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
 
     Args:
         path: file to write; its old content stays until the new content is complete.
-        exclusive: whether a file that is there, or that another process writes first, is an error and stays. On a file
-            system without hard links, a file that another process writes at the same moment may be replaced.
+        exclusive: flag that makes a file that is there, or that another process writes first, an error; it stays. On a
+            file system without hard links, a file that another process writes at the same moment may be replaced.
 
     Yields:
         The temporary path to write to.
@@ -105,9 +105,9 @@ def check_outputs(
     Args:
         outputs: files to be written.
         inputs: files that are read. Nothing may be written into a folder among them, such as the ``.zarr`` of a slide.
-        overwrite: whether other files may be replaced.
+        overwrite: flag that allows to replace other files.
         what: name of an output in errors.
-        remedy: how a caller allows to replace it.
+        remedy: words of the error that say how to allow it.
 
     Raises:
         FileExistsError: an output is there.
@@ -178,7 +178,7 @@ def read_json(path: Path, requirement: str) -> dict[str, Any]:
 
     Args:
         path: file.
-        requirement: what the file must do, for the errors.
+        requirement: words of the errors that say what the file must do.
 
     Returns:
         The object.

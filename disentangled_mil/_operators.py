@@ -73,9 +73,10 @@ def with_gradient(
         returns: type of the named value that it returns, whose fields are tensors.
         empty: function that allocates the outputs, with the shapes and strides that ``forward`` returns.
         forward: function that computes the outputs.
-        backward: function of the inputs, the saved outputs, the gradients of the outputs (None where none arrives),
-            and the inputs with a bool in place of every tensor, which says whether its gradient is wanted. It returns
-            the inputs with the gradient in place of every tensor; one that is not wanted is ignored and may be None.
+        backward: function of four values: the inputs, the saved outputs, the gradients of the outputs (None where none
+            arrives), and the inputs with a bool in place of every tensor. The bool says whether its gradient is
+            wanted. The function returns the inputs with the gradient in place of every tensor. A gradient that is not
+            wanted is ignored and may be None.
             No gradient may share memory with another one or with an argument.
         saved: names of the outputs that ``backward`` reads; it gets None in place of the others.
         caller: public function that the error in forward mode names.

@@ -1,6 +1,9 @@
 """The private interfaces of PyTorch that the package uses, and what happens where a release lacks one.
 
-No other module may use a private name of PyTorch; ``tests/test_torch_private.py`` enforces it.
+No other module may use a private name of PyTorch; ``tests/test_torch_private.py`` enforces it. One name is given to
+PyTorch instead of taken from it: ``optim/_wrapper.py`` has a property ``_step_supports_amp_scaling``. ``GradScaler``
+reads it before a step, so :class:`~disentangled_mil.CGCOptimizer` can refuse gradients that are unscaled already. If
+a release no longer reads it, such a step is not refused.
 """
 
 import sys

@@ -226,17 +226,17 @@ def test_machine_reaches_something():
 
 def test_figure_is_drawn_from_what_was_kept(tmp_path, capsys, monkeypatch):
     out, figure = tmp_path / "results", tmp_path / "figures" / "scaling.svg"
-    assert run(out, "--plot", str(figure)) == 2
+    assert run(out, "--plot", str(figure.parent)) == 2
     assert "holds no results; measure first" in capsys.readouterr().err
     two = {name: cases.CASES["scaling"].candidates[name] for name in ("reference", "streaming")}
     monkeypatch.setitem(cases.CASES, "scaling", replace(cases.CASES["scaling"], candidates=two))
     assert run(out, "scaling", "--size", "40", "80", "--no-memory") == 0
     table = capsys.readouterr().out.split("\n\n")[0]
-    assert run(out, "--plot", str(figure)) == 0
+    assert run(out, "--plot", str(figure.parent)) == 0
     assert table in capsys.readouterr().out
     first = figure.read_text()
     assert "<svg" in first
-    assert run(out, "--plot", str(figure)) == 0
+    assert run(out, "--plot", str(figure.parent)) == 0
     assert figure.read_text() == first
 
 
@@ -280,6 +280,18 @@ def test_metric_that_is_not_known_is_said():
     assert "| linear | RNA | 0.900 / 0.800 |" in table
     assert "| linear | slides | – / – |" in table
     assert "* msi, linear and released models: a paper." in table
+
+
+def test_distillation_that_a_run_declined_is_said():
+    student = {"test": {"auc": [0.8]}}
+    runs = [
+        quality.Run("stomach", "msi", "train", {"student": student, "distilled": student}),
+        quality.Run("stomach", "subtype", "train", {"genes": student, "student": student}),
+        quality.Run("stomach", "grade", "a paper", {"linear; slides": student}),
+    ]
+    table = quality.table("stomach", runs)
+    assert "| **distilled student** | slides |  | 0.800 | declined |" in table
+    assert "| **SNN on genes** | RNA |  |  | 0.800 |" in table
 
 
 def test_tables_of_a_page_are_written_between_their_marks(tmp_path):

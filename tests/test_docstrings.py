@@ -1,13 +1,14 @@
 """Docstrings of the package follow one template; ``docs/conf.py`` and readers rely on it.
 
 Sections come in one order, and their headings stand alone. Entries of arguments, attributes and errors begin with a
-small letter, and errors do not begin with "If". References name their role, because a bare backquote is neither code
+small letter, and errors do not begin with "If". Entries of arguments begin with a noun, so not with "whether", "what"
+or "how". References name their role, because a bare backquote is neither code
 nor a reference.
 """
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,16 +30,20 @@ OTHERS = "Arguments|Parameters|Params|Return|Yield|Raise|Examples|Notes?|Referen
 # Words that keep their capital at the start of an entry.
 NAMES = {"True", "False", "None", "Adam", "Bernoulli", "Cox", "Ensembl", "Euclidean", "Gaussian", "Hungarian"}
 NAMES |= {"Lipschitz", "Python", "Triton", "Weibull"}
+NOT_YET = {"bags", "ops"}  # Rooms in which entries of arguments need not begin with a noun.
 
 HEADING = re.compile(rf"({'|'.join(SECTIONS)}|{OTHERS}):(.*)")
 ENTRY = re.compile(r"    \*{0,2}[\w.]+(?:, \*{0,2}\w+)*: (.+)")
 CAPITAL = re.compile(r"[A-Z][a-z]+(?![A-Za-z0-9_(])|A(?= [a-z(])")
+NO_NOUN = re.compile(r"(?:whether|True|False|what|how)\b")
 CODE = re.compile(r"``.+?``|:[\w:+-]+:`[^`]+`|`[^`<]+<[^`>]+>`__?|^ *(?:>>>|\.\.\.) .*?$", re.DOTALL | re.MULTILINE)
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Places and docstrings of the package."""
+def docstrings(without: Container[str] = ()) -> Iterator[tuple[str, str]]:
+    """Places and docstrings of the package, without those of some rooms."""
     for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).parts[0] in without:
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 docstring = ast.get_docstring(node)
@@ -83,6 +88,28 @@ def _departures_of_entry(section: str, line: str) -> Iterator[str]:
             yield f"capital letter: {line.strip()}"
 
 
+def entries_without_noun(docstring: str) -> Iterator[str]:
+    """Entries of arguments and attributes that do not begin with a noun."""
+    section = ""
+    for line in docstring.splitlines():
+        heading = HEADING.fullmatch(line.strip())
+        section = heading[1] if heading else section
+        entry = ENTRY.fullmatch(line)
+        if entry and section in ("Args", "Attributes") and NO_NOUN.match(entry[1]):
+            yield line.strip()
+
+
+def test_entries_of_arguments_begin_with_a_noun():
+    wrong = [f"{place}: {entry}" for place, text in docstrings(NOT_YET) for entry in entries_without_noun(text)]
+    assert wrong == []
+
+
+def test_an_entry_without_a_noun_is_found():
+    assert list(entries_without_noun(GOOD)) == []
+    wrong = GOOD.replace("a: first number", "a: whether it counts")
+    assert list(entries_without_noun(wrong)) == ["a: whether it counts. It may be"]
+
+
 def test_docstrings_follow_the_template():
     assert [f"{place}: {departure}" for place, text in docstrings() for departure in departures(text)] == []
 
@@ -92,7 +119,7 @@ GOOD = """Sum of ``a`` and :func:`b`, as in :math:`x_i`.
 Args:
     a: first number. It may be
         None.
-    *b: True where a number counts.
+    *b: mask of the numbers (True = it counts).
     **options: Lipschitz constant, or NaN.
 
 Raises:

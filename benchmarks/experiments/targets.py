@@ -43,7 +43,7 @@ class Permuted:
 
 @dataclass(frozen=True)
 class SmoothedLabels:
-    """Labels that are as uncertain as the targets: the same mean entropy, and nothing about the patient but his class.
+    """Labels that are as uncertain as the targets: the same mean entropy, and nothing about the patient but the class.
 
     Args:
         temperature: temperature of the distillation, at which entropies are compared.

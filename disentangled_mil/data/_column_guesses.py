@@ -34,7 +34,7 @@ class Columns(NamedTuple):
         patient: column of the patients, or None.
         slides: column of the slides, or None.
         matched: number of cells of the column of slides that are slides of the folder.
-        repeated: whether a patient has several rows.
+        repeated: flag, True if a patient has several rows.
         times: columns that may hold times.
         events: columns that may hold events, with the values that occur.
         labels: columns that may hold classes, with the values that occur.

@@ -24,7 +24,7 @@ class ExpressionFile(NamedTuple):
 
     Attributes:
         table: patients x genes, float64.
-        notes: what was recognized, in sentences.
+        notes: sentences that say what was recognized.
     """
 
     table: pd.DataFrame

@@ -50,8 +50,8 @@ def genes_of_date(name: str) -> tuple[str, ...]:
 def near_names(absent: Iterable[str], present: Sequence[str]) -> dict[str, str]:
     """Genes that a table lacks, but may hold under another name.
 
-    Names are alike if only case, dots, dashes and the ``X`` that R writes before a digit differ, or if a spreadsheet
-    may have turned the one into the other.
+    Names are alike if only case, dots, dashes and the ``X`` that R writes before a digit differ. They are also alike
+    if a spreadsheet may have turned one into the other.
 
     Args:
         absent: genes that the table lacks.

@@ -33,7 +33,7 @@ class Omics(NamedTuple):
         table: patients x genes.
         gene_sets: genes of every subspace.
         options: options of choice and scale, for all subspaces or by subspace.
-        notes: what was recognized, in sentences.
+        notes: sentences that say what was recognized.
     """
 
     table: pd.DataFrame

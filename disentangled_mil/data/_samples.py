@@ -17,10 +17,10 @@ class StoredBag:
     Args:
         paths: files; one slide keeps its coordinates, several are one bag without coordinates.
         transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6) in float32.
-        drop_augmented: whether augmented patches are left out.
+        drop_augmented: flag that leaves out augmented patches.
         step: side of a grid cell in the unit of the coordinates; by default from the file, see
             :func:`~.slides.read_bag`.
-        as_set: whether the coordinates of a single slide are left out too.
+        as_set: flag that leaves out the coordinates of a single slide, too.
         max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
 
     Raises:

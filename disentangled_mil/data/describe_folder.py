@@ -36,7 +36,7 @@ def describe_folder(folder: str | Path, out: str | Path, *, overwrite: bool = Fa
     Args:
         folder: folder of tables, gene sets and folders of slides, at most four levels deep.
         out: TOML file to write.
-        overwrite: whether ``out`` is replaced if it is there; never if it is a table, a gene set or a slide.
+        overwrite: flag that allows to replace ``out``, unless it is a table, a gene set or a slide.
 
     Returns:
         The text of the description.

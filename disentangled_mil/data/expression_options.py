@@ -16,12 +16,12 @@ class ExpressionOptions:
     """How genes are chosen and scaled.
 
     Args:
-        log1p: True for counts, FPKM or TPM, which are log-transformed first; False for values that are log-transformed
-            or z-scored already.
+        log1p: flag that takes the logarithm of the values first, for counts, FPKM or TPM; False for values that are
+            log-transformed or z-scored already.
         fraction: share of each gene set to keep, in (0, 1].
         statistic: ranking of the genes: ``"variance"`` of the limited values; ``"mad"``, the median absolute deviation;
-            or ``"dispersion"``, log(variance / mean) of the values before log1p, standardized within 20 bins of
-            log1p(mean) over the genes of all subspaces (Seurat's choice), for values >= 0.
+            or ``"dispersion"`` (Seurat's choice), for values >= 0. Dispersion is log(variance / mean) of the values
+            before log1p, standardized within 20 bins of log1p(mean) over the genes of all subspaces.
         clip: limit in robust standard deviations from the median; None for no limit.
         duplicates: treatment of several columns with one symbol, before log1p: ``"error"``, ``"mean"``, ``"max"`` or
             ``"first"``.

@@ -61,7 +61,7 @@ class SlideReading:
     Args:
         unit: unit of a sample, ``"slide"`` or ``"patient"`` (all slides of a patient in one bag).
         transform: transform of the features: ``"none"``, or ``"log"`` for probabilities: log(x + 1e-6).
-        drop_augmented: whether augmented patches are left out.
+        drop_augmented: flag that leaves out augmented patches.
         missing: rule for slides without tiles at a magnification: ``"error"`` or ``"allow"``.
         sets: magnifications whose bags have no coordinates.
         max_tokens: largest number of tiles to keep, by magnification.

@@ -21,7 +21,7 @@ class OpenGrid(Grid, parts=("cells", "mask", "count", "sizes"), constants=("shap
 
         Args:
             coords: (x, y) of every token.
-            mask: True where a token is real.
+            mask: mask of the tokens (True = real token).
             step: side of a cell, bag by bag.
 
         Shape:

@@ -61,8 +61,8 @@ def export_onnx(
         model: student, what :func:`~disentangled_mil.train.load_model` returns for one, a checkpoint, or a run folder
             that holds one student (``train --refit``, or ``demo``).
         path: file to write, which ends in ``.onnx``.
-        sets: whether bags have no coordinates. A checkpoint says itself which magnifications have none.
-        overwrite: whether a file that is there may be replaced.
+        sets: flag for bags without coordinates. A checkpoint says itself which magnifications have none.
+        overwrite: flag that allows to replace a file that is there.
         kinds: class of every kind of task.
 
     Returns:

@@ -32,13 +32,13 @@ def save_pretrained(
 
     Args:
         folder: folder to write to.
-        model: model, what :func:`~disentangled_mil.train.load_model` returns for one, its checkpoint, a run folder
-            that holds one student (``train --refit``, or ``demo``), a folder in it such as ``fold0``, or another folder
-            of this function.
+        model: model, result of :func:`~disentangled_mil.train.load_model`, or path. A path is that of a checkpoint,
+            of a run folder that holds one student (``train --refit``, or ``demo``), of a folder in it such as
+            ``fold0``, or of another folder of this function.
         run: folder of the finished run that trained the model; the card takes test sets and metrics from it. By
             default ``model`` itself, if it is a run folder.
         texts: texts of the card that no file knows, such as data and intended use.
-        overwrite: whether files that are there may be replaced.
+        overwrite: flag that allows to replace files that are there.
         kinds: class of every kind of task.
 
     Returns:
@@ -102,7 +102,7 @@ def from_pretrained(
     Args:
         name: folder, or repository of the Hub as ``owner/name``, which needs the extra ``hub``.
         revision: branch, tag or commit of the repository.
-        local_files_only: whether only files that were downloaded before are used.
+        local_files_only: flag that forbids downloads, so that only files that were downloaded before are used.
         kinds: class of every kind of task.
 
     Returns:

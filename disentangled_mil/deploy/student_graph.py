@@ -32,8 +32,8 @@ class StudentGraph(nn.Module):
         transform: transform of stored features, see :class:`~disentangled_mil.data.SlideReading`.
 
     Shape:
-        For every magnification: patches [B, N, features] and mask [B, N]; with coordinates also coords [B, N, 2] and
-        step [B], the side of a grid cell in the unit of the coordinates, both float64.
+        For every magnification: ``patches`` [B, N, features] and ``mask`` [B, N]. With coordinates also ``coords``
+        [B, N, 2] and ``step`` [B], both float64. The step is the side of a grid cell in the unit of the coordinates.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ def region_agreement(values: Tensor, truth: Tensor) -> dict[str, float]:
 
     Args:
         values: membership or score of every tile.
-        truth: True where a tile lies in the region.
+        truth: mask of the tiles that lie in the region.
 
     Shape:
         ``values`` [N], ``truth`` [N] bool.

@@ -24,9 +24,9 @@ def gene_attributions(
 
     .. math:: a_g = x_g \int_0^1 \frac{\partial f(t\,x)}{\partial x_g} \, dt
 
-    Expression is standardized, so the baseline 0 is the mean training patient. The attributions of all subspaces sum to
-    the difference of the score from that of a patient with the same slides and mean expression, except for the error of
-    the steps.
+    Expression is standardized, so the baseline 0 is the mean training patient. The attributions of all subspaces sum
+    to a difference of scores: that of the patient minus that of a patient with the same slides and mean expression.
+    This is exact except for the error of the steps.
 
     Args:
         teacher: teacher in evaluation mode.

@@ -55,7 +55,7 @@ def extract_slides(
         extractor: encoder and options.
         out: folder to write to; it is made.
         mpp: micrometers per pixel of level 0 of all slides, instead of those of their files.
-        quiet: whether no progress is shown.
+        quiet: flag that hides the progress.
 
     Returns:
         The files, and the slides that could not be read.

@@ -26,7 +26,7 @@ class Tissue(NamedTuple):
     """Where a slide shows tissue.
 
     Attributes:
-        mask: True where there is tissue [H, W].
+        mask: mask of the tissue [H, W] (True = tissue).
         scale: level-0 pixels per pixel of the mask.
     """
 

@@ -51,7 +51,7 @@ def tissue_share(mask: NDArray[np.bool_], scale: float, corners: Tensor, side: f
     """The share of every tile that is tissue.
 
     Args:
-        mask: True where there is tissue [H, W].
+        mask: mask of the tissue [H, W] (True = tissue).
         scale: level-0 pixels per pixel of the mask.
         corners: upper left corners (x, y) of the tiles in level-0 pixels.
         side: side of the tiles in level-0 pixels.

@@ -87,14 +87,14 @@ def inter_magnification_consistency(
         weight: weight of the variance (the released configuration: 1e4, which fits only normalized rows).
         normalize: ``"rows"`` (free of the scale of each map of ``attention_a``, and of one scale of all maps of
             ``attention_b``) or ``"none"``.
-        unbiased: whether to divide the variance by B - 1 instead of B.
+        unbiased: flag that divides the variance by B - 1 instead of B.
         alignment: weight of one minus the mean cosine.
         resolution: cells per side of the common grid on which lazy maps are compared by the mass of their keys. By
-            default, full maps of equal shape that are small enough to be kept are compared entry by entry, and all
-            others on a grid of 16 x 16, whose cost does not depend on the size of the maps. The loss is larger by
-            orders of magnitude on the grid, so ``weight`` must be chosen for it. Give a resolution where the batches of
-            one training would differ in how they are compared.
-        present: True where a sample has both magnifications; the others are left out. All have both by default.
+            default, full maps of equal shape that are small enough to be kept are compared entry by entry. All others
+            are compared on a grid of 16 x 16, whose cost does not depend on the size of the maps. The loss is larger
+            by orders of magnitude on the grid, so ``weight`` must be chosen for it. Give a resolution where the
+            batches of one training would differ in how they are compared.
+        present: mask of the samples that have both magnifications; the others are left out. All have both by default.
         process_group: processes whose samples count as one batch; all by default. A group of one process keeps the
             loss to its own samples.
 
@@ -147,8 +147,8 @@ def batch_similarity_consistency(
 ) -> Tensor:
     """How differently two magnifications relate the samples of a batch to each other.
 
-    Per head the maps' inner products among the samples, ``G = A A^T``, rows divided by their Euclidean norm;
-    the difference of the two magnifications' G is averaged over heads, squared and divided by B.
+    Each head has a matrix ``G = A A^T`` of inner products of the samples' maps, with rows divided by their Euclidean
+    norm. The difference of the two magnifications' G is averaged over heads, squared and divided by B.
 
     Args:
         a: attention maps at one magnification.

@@ -30,7 +30,7 @@ def discrete_time_nll(
         reduction: reduction over the batch, ``"mean"``, ``"sum"`` or ``"none"``.
 
     Shape:
-        logits [B, K], interval [B], event [B].
+        ``logits`` [B, K], ``interval`` [B], ``event`` [B].
 
     Returns:
         A scalar, or [B] for ``"none"``, in float32, or in float64 for float64 input.

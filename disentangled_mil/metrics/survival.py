@@ -34,9 +34,9 @@ def survival_metrics(
         all [n].
 
     Returns:
-        ``c_index`` from 0 to 1, NaN without a comparable pair; the numbers of pairs ``comparable_pairs``,
-        ``concordant``, ``discordant``, ``tied_risk`` and ``tied_time`` (comparable pairs of equal times); and the
-        counts ``patients`` and ``events``.
+        ``c_index`` from 0 to 1, NaN without a comparable pair, and the counts ``patients`` and ``events``. Numbers of
+        pairs are ``comparable_pairs``, ``concordant``, ``discordant``, ``tied_risk`` and ``tied_time`` (comparable
+        pairs of equal times).
 
     Raises:
         TypeError: times or events are dates or spans of time, which have a unit.

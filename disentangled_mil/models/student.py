@@ -111,8 +111,8 @@ class Student(nn.Module):
             of numbers.
         gate: rule of :class:`~disentangled_mil.MagnificationGate`.
         dropout: dropout probability of patch tokens and attention weights.
-        linear: share of a :class:`~disentangled_mil.LinearModel` on mean and standard deviation of the patches at
-            every magnification in the logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
+        linear: share of a :class:`~disentangled_mil.LinearModel` in the logits, from 0 to 1; the rest are the gated
+            logits. The model sees mean and standard deviation of the patches at every magnification. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``.
 
     Shape:

@@ -93,8 +93,8 @@ class Teacher(nn.Module):
         selection_heads: heads of the selection layer; they divide ``dim``.
         dropout: dropout probability of patch tokens and attention weights.
         gene_dropout: dropout probability of the gene layers.
-        linear: share of a :class:`~disentangled_mil.LinearModel` on genes and on mean and standard deviation of the
-            patches in the logits, from 0 to 1; the rest are the gated logits. 0 leaves it out.
+        linear: share of a :class:`~disentangled_mil.LinearModel` in the logits, from 0 to 1; the rest are the gated
+            logits. The model sees the genes, and mean and standard deviation of the patches. 0 leaves it out.
         **options: options of :class:`~disentangled_mil.DeformableCrossAttention`, such as ``bias`` and ``max_keys``;
             ``keep_weights`` is True by default, for the consistency loss.
 

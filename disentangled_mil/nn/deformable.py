@@ -45,7 +45,7 @@ class DeformableCrossAttention(nn.Module):
 
     N tokens have N / downsample^2 keys, and attention costs their product. The cap ``max_keys`` makes the cost linear
     for large bags: their reference points lie further apart, and those without tissue are left out. The default
-    leaves bags of up to 16,000 tokens as they are, also where tissue fills only a third of their rectangle.
+    leaves bags of up to 16,000 tokens as they are if tissue fills at least a quarter of their rectangle.
 
     Without grids, bags are sets. Then the keys are context tokens, without offsets and without a position bias:
     ``out = softmax(Q K^T / sqrt(d)) V``. The results do not depend on the order of the tokens.
@@ -69,7 +69,7 @@ class DeformableCrossAttention(nn.Module):
             its cells with tissue exceed the cap, or if it has more than 4 ``max_keys`` points. A thinned bag has at
             most this many points; other bags have at most four times as many. A set of more tokens has this many of
             them as keys.
-        keep_weights: whether to keep maps of at most 4 ``dim_head`` sampled keys when gradients are needed, so that
+        keep_weights: flag that keeps maps of at most 4 ``dim_head`` sampled keys when gradients are needed. Then
             ``attention.weights()`` and ``attention.vectors()`` (the consistency loss) need not compute them again.
         backend: implementation of :func:`~disentangled_mil.ops.biased_attention`.
 
@@ -84,8 +84,9 @@ class DeformableCrossAttention(nn.Module):
         Eqs 1-3 of the paper; DAT, Xia et al., CVPR 2022.
 
     Differs from the source:
-        Any rectangle with holes, unequal bags, rectangles of one cell; positions measured from cell centers and kept
-        inside of the rectangle of the bag; an interpolated position bias; a cap on keys.
+        Bags may be unequal, have any rectangle, also one of a single cell, and have holes. Positions are measured from
+        cell centers and kept inside of the rectangle of the bag. The position bias is interpolated, and keys are
+        capped.
 
     Example:
         >>> import torch
@@ -167,7 +168,7 @@ class DeformableCrossAttention(nn.Module):
             query_grid: grid of the queries, or a set of them; a set without padding by default.
             context_grid: grid or set of the context; that of the queries by default (the same tokens at the same
                 places). A displacement needs two places: if either is a set, both are taken as sets.
-            mask: mask of sets [B, N], instead of grids; True where a token of query and context is real.
+            mask: mask of sets [B, N], of query and context, instead of grids (True = real token).
 
         Returns:
             Tokens without the residual, and the lazy attention map.

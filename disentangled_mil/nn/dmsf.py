@@ -83,8 +83,8 @@ class DMSF(nn.Module):
         Eqs 1-5 of the paper.
 
     Differs from the source:
-        Any number of subspaces; several gene tokens, among which the selection layer can select; patch content in the
-        query map by default; masks, holes and true coordinates; see also
+        There may be any number of subspaces, and several gene tokens, among which the selection layer can select. The
+        query map holds patch content by default. Bags have masks, holes and true coordinates. See also
         :class:`~disentangled_mil.DeformableCrossAttention`.
 
     Example:
@@ -138,7 +138,7 @@ class DMSF(nn.Module):
             patches: patch tokens.
             genes: gene tokens of every subspace.
             grid: grid of the patches, or a set of them; a set without padding by default.
-            mask: mask of sets [B, N], instead of a grid; True where a patch is real.
+            mask: mask of sets [B, N], instead of a grid (True = real token).
 
         Returns:
             Subspace vectors, tokens, attention maps and gene selection.

@@ -83,7 +83,7 @@ class MagnificationGate(nn.Module):
 
         Args:
             logits: logits of every magnification.
-            present: True where a sample has the magnification; the others have weight zero. All have it by default. A
+            present: mask of the magnifications that a sample has; the others have weight zero. It has all by default. A
                 sample that has none is treated as if it had all.
 
         Returns:

@@ -65,10 +65,11 @@ class ITA(nn.Module):
             released code, without anchors.
         eps: number that is added to the sum of a prototype's weights exp(Linear(z)), which overflow in float32 above a
             score of 88. The released code has 1e-6.
-        self_following: whether backward passes in training mode move the anchors. False leaves them to :meth:`follow`.
+        self_following: flag that lets backward passes in training mode move the anchors. False leaves them to
+            :meth:`follow`.
 
     Shape:
-        tokens [B, N, C] in any floating-point type, mask [B, N] (True = real token).
+        ``tokens`` [B, N, C] in any floating-point type, ``mask`` [B, N] (True = real token).
 
     Returns:
         An :class:`ITAOutput`. The weights sum to one in every prototype that has tokens. A bag with fewer than K real
@@ -172,10 +173,10 @@ class ITA(nn.Module):
 
         Args:
             prototypes: prototypes by slot. They are detached here.
-            present: True = the bag has this prototype. Without it all are present.
+            present: mask of the prototypes that a bag has. Without it all are present.
 
         Shape:
-            prototypes [B, K, C], present [B, K].
+            ``prototypes`` [B, K, C], ``present`` [B, K].
 
         Raises:
             TypeError: ``present`` is not bool.

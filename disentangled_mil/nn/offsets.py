@@ -14,7 +14,7 @@ class OffsetNetwork(nn.Module):
         kernel_size: side S of the window in cells.
 
     Shape:
-        cells [B, G, M, channels], windows of flat indices [B, J, S, S] -> [B, G, J, 2].
+        ``cells`` [B, G, M, channels], windows of flat indices [B, J, S, S] -> [B, G, J, 2].
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:

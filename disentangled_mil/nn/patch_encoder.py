@@ -23,8 +23,8 @@ class PatchEncoder(nn.Module):
         dropout: probability of dropout of a channel of a token.
 
     Shape:
-        patches [B, N, features] in any floating-point type, mask [B, N] (True = real patch; without it all are real)
-        -> tokens [B, N, C].
+        ``patches`` [B, N, features] in any floating-point type, ``mask`` [B, N] (True = real token; without it all are
+        real) -> tokens [B, N, C].
 
     Returns:
         The tokens, in the type of the weights.
@@ -67,7 +67,7 @@ class PatchEncoder(nn.Module):
             patches: all patches, or an iterable of parts, so that only one part is in memory.
 
         Shape:
-            patches, or every part, [n, features].
+            ``patches``, or every part, [n, features].
 
         Raises:
             TypeError: patches are not floating-point.

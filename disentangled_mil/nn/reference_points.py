@@ -4,8 +4,9 @@ Without a cap, every bag has one point per r x r cells of its rectangle, where r
 N tokens has N / r^2 keys, and attention costs N^2 / r^2. A cap makes the cost linear in N for large bags. Points in
 holes cost little, because their keys rarely take part, so the cap counts tissue and not the rectangle:
 
-* A bag is left as it is if its number of points times the share of its cells with tissue is at most ``max_keys``, and
-  its rectangle has at most 4 ``max_keys`` points. Scattered tissue may then lie under more than ``max_keys`` points.
+* A bag is left as it is under two conditions. Its number of points times the share of its cells with tissue is at most
+  ``max_keys``, and its rectangle has at most 4 ``max_keys`` points. Scattered tissue may then lie under more than
+  ``max_keys`` points.
 * Any other bag is thinned. It keeps only points whose block of cells holds tissue. The pitch of the points grows by one
   factor for both axes, which a bisection finds, so that at most ``max_keys`` points are kept.
 
@@ -36,7 +37,7 @@ class ReferencePoints(NamedTuple):
         position: column and row on the coarse grid of the bag [B, J, 2].
         window: flat indices of the canvas cells that the offset network reads [B, J, S, S]; the index behind the last
             cell stands for "outside".
-        mask: True where the bag has that reference point [B, J].
+        mask: mask of the reference points that a bag has [B, J].
         size: (columns, rows) of the coarse grid of the bag [B, 2].
     """
 
@@ -111,7 +112,7 @@ def points_at(
 
     Args:
         index: points, counted row by row on the coarse grid of their bag [B, J], or [1, J] for all bags.
-        mask: True where the bag has that point [B, J].
+        mask: mask of the points that a bag has [B, J].
         grid: grid of the queries.
         size: (columns, rows) of the coarse grid of every bag [B, 2].
         pitch: cells from one point to the next along each axis [B, 2].

@@ -36,7 +36,7 @@ class GeneSelection(nn.Module):
         heads: number of attention heads, which divides ``dim``.
 
     Shape:
-        tokens [B, N, C], genes [B, T, C], mask [B, N] (True = real token; without it all are real).
+        ``tokens`` [B, N, C], ``genes`` [B, T, C], ``mask`` [B, N] (True = real token; without it all are real).
 
     Returns:
         A :class:`SelectionOutput`.

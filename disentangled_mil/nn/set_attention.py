@@ -17,7 +17,7 @@ class SetAttention(LazyAttention):
         mass_sums: the attention mass of each key, summed over the real queries [B, H, J].
         kept: None; :meth:`weights` computes the dense map.
         keys: index of the context token of every key [B, J]; None where key j is token j.
-        context_mask: True where a context token is real [B, M].
+        context_mask: mask of the context tokens [B, M] (True = real token).
 
     Example:
         >>> import torch

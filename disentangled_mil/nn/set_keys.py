@@ -14,7 +14,7 @@ class SetKeys(NamedTuple):
     Attributes:
         tokens: the chosen tokens, in any order; zeros where a bag has fewer [B, J, C].
         chosen: indices of the chosen tokens [B, J]; None if all tokens are keys, in their order.
-        mask: True where a bag has that key [B, J].
+        mask: mask of the keys that a bag has [B, J].
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
 
     Args:
         tokens: finite context tokens; padding may hold anything.
-        mask: True where a token is real.
+        mask: mask of the tokens (True = real token).
         most: largest number of keys of a bag, or None for any number.
 
     Shape:

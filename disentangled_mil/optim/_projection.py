@@ -17,7 +17,7 @@ class Coordinated(NamedTuple):
         gradients: coordinated gradients [S, R, P]. Rows without conflict are bit for bit those given.
         cosine: cosines of the gradients given [pairs, R], in the order of ``itertools.combinations(range(S), 2)``; 0 if
             a gradient has no direction.
-        projected: whether a row was changed [S, R].
+        projected: mask of the rows that were changed [S, R].
     """
 
     gradients: Tensor
@@ -34,10 +34,11 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
               \text{ for all } t \text{ with confidence}_t > \text{confidence}_s,
 
     which is the nearest point of a cone. For two subspaces in conflict it is the projection of :math:`g_s` onto the
-    orthogonal complement of :math:`g_t`. For more subspaces it is the projection onto the complement of a subset of the
-    :math:`g'_t`: of all :math:`2^n` subsets of the :math:`n` more confident subspaces, the longest projection that
-    conflicts with none of them. Projecting on one after the other would change more than needed, and its result would
-    depend on the order of equally confident subspaces. The cost doubles with every subspace.
+    orthogonal complement of :math:`g_t`. For more subspaces it is the projection onto the complement of a subset of
+    the :math:`g'_t`. All :math:`2^n` subsets of the :math:`n` more confident subspaces are tried, and the longest
+    projection that conflicts with none of them is taken. Projecting on one after the other would change more than
+    needed, and its result would depend on the order of equally confident subspaces. The cost doubles with every
+    subspace.
 
     Subspaces of equal confidence do not change each other, and a confidence of NaN changes nothing. A row that is zero
     or not finite is left as it is and conflicts with nothing. Two gradients do not conflict within rounding,
@@ -49,7 +50,7 @@ def coordinate(gradients: Tensor, confidence: Tensor) -> Coordinated:
         confidence: confidence of each subspace. Only the order counts.
 
     Shape:
-        gradients [S, R, P], R rows of P numbers that are independent of each other; confidence [S].
+        ``gradients`` [S, R, P], R rows of P numbers that are independent of each other; ``confidence`` [S].
 
     Returns:
         A :class:`Coordinated`.

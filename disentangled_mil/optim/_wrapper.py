@@ -98,7 +98,8 @@ class OptimizerWrapper(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """False. ``GradScaler.step`` reads it first, so gradients that are unscaled already are refused here.
 
-        The scaler knows optimizers by their identity, and would divide by the scale again.
+        The name is a private one of PyTorch: see ``_torch_private``. The scaler knows optimizers by their identity, and
+        would divide by the scale again.
         """
         if unscaled_by_calling_scaler(self.wrapped):
             raise RuntimeError(

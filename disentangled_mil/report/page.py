@@ -29,16 +29,16 @@ def write_report(
 ) -> Path:
     """Write the report of a finished run as one HTML file with all pictures and styles inside.
 
-    It holds what was run, metrics with 95 % intervals over patients, gains and headroom, ROC curves or Kaplan-Meier
-    curves of risk groups, calibration, the largest errors, curves of the training, and maps of slides. What the run
-    folder lacks is said on the page.
+    It holds options, metrics with 95 % intervals over patients, gains, headroom, calibration and the largest errors.
+    Its pictures are ROC curves or Kaplan-Meier curves of risk groups, curves of the training, and maps of slides. The
+    page says what the run folder lacks.
 
     Args:
         run: folder of the run.
         out: file to write, which ends in ``.html``; ``report.html`` in the folder by default, which is always replaced.
         maps: folder of the pictures of maps, as the command ``explain`` writes them; by default ``maps`` in the run
             folder and in those of its folds.
-        overwrite: whether another ``out`` is replaced if it is there; never if it is a file of the run.
+        overwrite: flag that allows to replace another ``out``, unless it is a file of the run.
         kinds: class of every kind of task.
 
     Returns:

@@ -59,7 +59,7 @@ def results_table(
         splits: metrics of every split (fold or seed), {model: {test set: {metric: value}}}.
         task: task, or the class of its kind, which names the headline metrics.
         test: name of the test set.
-        every: whether all measures of quality are shown instead of the headline.
+        every: flag that shows all measures of quality instead of the headline.
         chance: metrics by chance, for a first row.
 
     Returns:

@@ -85,8 +85,8 @@ class Classification(Task):
         Args:
             labels: label of every training patient.
             classes: classes in order; by default the sorted ones of ``labels``.
-            balanced: whether class k has the weight ``n / (K * n_k)``. Then all classes count the same, and the mean
-                weight of a training patient is 1.
+            balanced: flag that gives class k the weight ``n / (K * n_k)``. Then all classes count the same, and the
+                mean weight of a training patient is 1.
 
         Returns:
             The task.

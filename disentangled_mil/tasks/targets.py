@@ -11,7 +11,7 @@ class SurvivalTarget(NamedTuple):
 
     Attributes:
         interval: interval of the last observation [B], int64.
-        event: True where the event was observed, False where the time is censored [B], bool.
+        event: mask of the observed events [B], bool; False where the time is censored.
     """
 
     interval: Tensor

@@ -40,7 +40,7 @@ class Task(ABC):
 
     Attributes:
         kind: name of the kind in descriptions and checkpoints.
-        link: how logits become predictions: ``"softmax"`` over classes, ``"hazards"`` of intervals, or
+        link: function that makes predictions of logits: ``"softmax"`` over classes, ``"hazards"`` of intervals, or
             ``"identity"``.
         columns: columns that hold the labels.
         options: options of a description with their defaults, which are bool, int, float, str or a tuple of str.

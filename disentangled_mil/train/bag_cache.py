@@ -89,7 +89,7 @@ class BagCache:
 
         Args:
             samples: samples to read.
-            quiet: whether no progress bar is shown.
+            quiet: flag that hides the progress bar.
 
         Returns:
             The number of patches of every sample, over all magnifications.

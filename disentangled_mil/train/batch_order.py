@@ -1,4 +1,4 @@
-"""The order of samples in training: random, with samples of like size in one batch.
+"""The order of samples in training: random, with samples of similar size in one batch.
 
 A batch is padded to its longest bag, and layers spend time on padding. Slides differ in size by a factor of 100, so in
 random batches most tokens are padding. Therefore samples are shuffled, and each window of ``WINDOW`` batches is sorted
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 WINDOW = 8
-"""Batches among whose samples those of like size are put together."""
+"""Batches among whose samples those of similar size are put together."""
 SMALL = 1000
 """Tokens of the largest sample, over all magnifications, up to which the order is random."""
 

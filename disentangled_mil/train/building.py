@@ -18,7 +18,7 @@ from .processes import by_first
 from .stages import GeneStage, StudentStage, TeacherStage
 
 WITHOUT_GENES = ("prototype_1", "prototype_2")
-"""Subspaces of a student whom no genes tell what they are."""
+"""Names of a student's subspaces where no genes define them."""
 
 Targets = Mapping[str, DistillationTargets]
 

@@ -11,9 +11,9 @@ class CohortCheck:
     """The result of a check.
 
     Attributes:
-        lines: what was understood.
-        warnings: what may be wrong, with the remedy.
-        errors: what a run would refuse.
+        lines: lines that say what was understood.
+        warnings: points that may be wrong, with the remedy.
+        errors: points that a run would refuse.
     """
 
     lines: list[str] = field(default_factory=list)

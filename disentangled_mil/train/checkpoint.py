@@ -40,7 +40,7 @@ class SavedModel(NamedTuple):
     Attributes:
         model: model in evaluation mode.
         task: task that it was trained for, None if the checkpoint does not say.
-        reading: how the bags of its training were read, None if the checkpoint does not say.
+        reading: options with which the bags of its training were read; None if the checkpoint does not say.
         expression: pipeline of the expression that a teacher takes, None if the checkpoint does not say.
         notes: further JSON values.
     """
@@ -71,7 +71,7 @@ def save_model(
         path: path of the files without suffix.
         model: model to save.
         task: task for which it was trained.
-        reading: how slides are read, and from which encoder and magnification they come.
+        reading: options of reading slides, with their encoder and magnification.
         expression: fitted pipeline of the expression that a teacher or a network on genes takes.
         notes: further JSON values.
 

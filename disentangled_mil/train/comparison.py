@@ -103,10 +103,10 @@ def compare(splits: Sequence[Mapping[str, Evaluation]], *, resamples: int = 1000
         resamples: number of draws.
 
     Returns:
-        By test set: the ``metric``, the number of ``patients``, ``models`` (by name ``splits``, ``value``, ``low``,
-        ``high``), ``gains`` (``first``, ``second``, ``splits``, ``difference``, ``low``, ``high``), and
-        ``headroom_taken``, the gain of the distilled student over the student as a share of the teacher's; None
-        where the teacher has none.
+        A mapping for each test set. It has the ``metric``, the number of ``patients``, ``models`` (by name ``splits``,
+        ``value``, ``low``, ``high``) and ``gains`` (``first``, ``second``, ``splits``, ``difference``, ``low``,
+        ``high``). ``headroom_taken`` is the gain of the distilled student over the student as a share of the
+        teacher's gain; None where the teacher has none.
     """
     compared: dict[str, dict[str, Any]] = {}
     for test in splits[0]:

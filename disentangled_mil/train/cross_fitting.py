@@ -1,8 +1,8 @@
-"""Cross-fitting: predictions for every patient from models that have not seen him.
+"""Cross-fitting: predictions for every patient from models that have not seen that patient.
 
-A model predicts the patients that it was trained on too well: its predictions repeat their labels. Cross-fitting trains
-one model per fold of the patients, on all other folds, and keeps of each model only the predictions for the patients
-that it has not seen. It works with every model.
+A model predicts the patients that it was trained on too well: its predictions repeat their labels. Cross-fitting
+trains one model per fold of the patients, on all other folds. It keeps only the predictions for patients that the
+model has not seen. It works with every model.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def cross_fit(
     resume: bool = True,
     quiet: bool = False,
 ) -> dict[str, Tensor]:
-    r"""Predict every patient with models that have not seen him.
+    r"""Predict every patient with models that have not seen that patient.
 
     .. math:: \mathrm{prediction}_i = \operatorname{mean}_r f_{r, \mathrm{fold}_r(i)}(x_i)
 
@@ -75,12 +75,12 @@ def cross_fit(
         folds: number of folds K per repeat.
         repeats: number of repeats R, each with other folds. R K models are trained.
         seed: seed of the folds and of the models' seeds.
-        present: True = the sample takes part [n]. Others neither train a model nor get a prediction.
+        present: mask of the samples that take part [n]. Others neither train a model nor get a prediction.
         store: folder where the predictions of every part are kept as soon as it is finished. None keeps nothing.
         key: text that stands for all else that decides the predictions: data, options, versions. Stored parts of
             another key are refused.
-        resume: whether parts that lie in ``store`` are used; otherwise they are replaced.
-        quiet: whether nothing is written about the progress.
+        resume: flag that uses parts that lie in ``store``; otherwise they are replaced.
+        quiet: flag that hides the progress.
 
     Shape:
         ``patients``, ``strata``, ``present`` [n]; every prediction [n, ...].

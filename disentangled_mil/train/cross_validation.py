@@ -57,10 +57,10 @@ def run_cross_validation(
         folds_only: numbers of the folds to train, from 0. Other jobs may train the others in the same folder, at the
             same time; :func:`~disentangled_mil.train.join_folds` ends the run. By default all, and the run is ended.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
-        refit: whether students are trained on all patients at the end, with the same options, in the folder
-            ``final``. A finished run may be resumed for it.
-        resume: whether an interrupted run is continued.
-        quiet: whether no progress bars are shown.
+        refit: flag that trains students on all patients at the end, with the same options, in the folder ``final``. A
+            finished run may be resumed for it.
+        resume: flag that continues an interrupted run.
+        quiet: flag that hides the progress bars.
         kinds: class of every kind of task.
 
     Returns:

@@ -27,10 +27,10 @@ class Batch(NamedTuple):
         bags: bags of every magnification, of b samples; none if the dataset reads no slides. A process without samples
             of its own holds those of another one, which do not count.
         genes: {subspace: [b, G]}; zeros for samples without expression.
-        paired: True where the sample has expression [B].
+        paired: mask of the samples with expression [B].
         target: target of the task's loss, of B samples.
         rows: rows of the samples in the dataset [B].
-        tiles: True where the sample has tiles, by magnification [B].
+        tiles: masks of the samples with tiles [B], by magnification.
         counts: number of samples of every process; their sum is B.
     """
 
@@ -213,7 +213,7 @@ class CohortDataset:
 
         Args:
             size: samples per batch, over all processes.
-            generator: generator of a random order, in which samples of like size share a batch; see ``batch_order``.
+            generator: generator of a random order, in which samples of similar size share a batch; see ``batch_order``.
                 Processes share these batches. Without it samples keep their order, and every process reads all.
 
         Returns:

@@ -47,8 +47,8 @@ def run_demo(
         options: options of the training.
         patients: number of training patients, of held-out patients, and of external patients.
         threads: number of threads, ``"auto"``, or None for PyTorch's setting; see :mod:`.threads`.
-        resume: whether an interrupted run is continued.
-        quiet: whether no progress bars are shown.
+        resume: flag that continues an interrupted run.
+        quiet: flag that hides the progress bars.
 
     Returns:
         The table of results and the place of the files, as text.

@@ -23,8 +23,8 @@ class Split(NamedTuple):
     Attributes:
         train: training patients; those without expression serve the students only.
         tests: test patients by name of the test set; those without expression test the models of slides only.
-        lacking: whether another split of the same cohort may test patients without expression. Then all splits have
-            the same test sets.
+        lacking: flag, True if another split of the same cohort may test patients without expression. Then all splits
+            have the same test sets.
     """
 
     train: Cohort
@@ -38,8 +38,8 @@ class Result(NamedTuple):
     Attributes:
         metrics: {model: {test set: {metric: value}}}.
         predictions: predictions and labels, one row per model, test set and patient.
-        headroom: what there was to gain from the teacher; None where it was not measured. Distillation was declined
-            if it is there and ``metrics`` has no ``"distilled"``.
+        headroom: possible gain from the teacher; None where it was not measured. Distillation was declined if it is
+            there and ``metrics`` has no ``"distilled"``.
         evaluations: test sets, as the models predict them.
     """
 
@@ -75,8 +75,8 @@ def run_split(
         alter_targets: function from the targets of distillation and the training samples to other targets, for
             instance permuted ones as a control.
         cache: cache of bags.
-        resume: whether an interrupted training of the same split is continued.
-        quiet: whether no progress is shown.
+        resume: flag that continues an interrupted training of the same split.
+        quiet: flag that hides the progress.
 
     Returns:
         Metrics and predictions.

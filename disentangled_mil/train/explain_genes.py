@@ -24,7 +24,7 @@ class ExplainedGenes:
         table: table of expression.
         gene_sets: GMT file of the sets over which attributions are summed.
         patients: patients who must be in the table.
-        slides_are_patients: whether every slide counts as a patient, because no table names the patients.
+        slides_are_patients: flag that takes every slide as a patient, because no table names the patients.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -49,7 +49,7 @@ class Extras:
         mpp: micrometers per pixel of level 0, instead of those of the image or of the files.
         expression: table of expression, which a teacher needs.
         gene_sets: GMT file, whose sets attributions of genes are summed over.
-        anndata: whether a ``.h5ad`` is written for every magnification.
+        anndata: flag that writes a ``.h5ad`` for every magnification.
     """
 
     images: str | Path | None = None
@@ -90,11 +90,11 @@ def explain_slides(
         steps: side of a grid cell in the unit of the coordinates, by magnification; by default from the files.
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting.
-        allow_other_encoder: whether slides of another encoder than that of training are read all the same.
-        allow_other_tiles: whether slides are read all the same whose tiles at one magnification are not as wide as in
-            training, relative to those at another magnification.
-        overwrite: whether files in ``out`` are replaced if they are there; never those that are read.
-        quiet: whether no progress is shown.
+        allow_other_encoder: flag that allows slides of another encoder than that of training.
+        allow_other_tiles: flag that allows slides whose tiles at one magnification are not as wide as in training,
+            relative to those at another magnification.
+        overwrite: flag that allows to replace files in ``out``, except those that are read.
+        quiet: flag that hides the progress.
         kinds: class of every kind of task.
 
     Returns:

@@ -24,7 +24,7 @@ def over_folds(
         folds: number of folds.
         repeats: number of repeats with other folds.
         seed: seed of the folds.
-        present: True = the sample takes part [n]; by default all do.
+        present: mask of the samples that take part [n]; by default all do.
 
     Returns:
         The function, to which a function that teaches is given.

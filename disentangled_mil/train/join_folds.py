@@ -20,7 +20,7 @@ def join_folds(out: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS, quie
     Args:
         out: run folder of all jobs.
         kinds: class of every kind of task.
-        quiet: whether no progress is shown.
+        quiet: flag that hides the progress.
 
     Returns:
         The table of results and the place of the files, as text.
@@ -70,8 +70,8 @@ def finish_folds(
         folder: folder of the run.
         folders: folder of every fold.
         kinds: class of every kind of task.
-        same_versions: whether folds of different versions are refused.
-        quiet: whether no progress is shown.
+        same_versions: flag that refuses folds of different versions.
+        quiet: flag that hides the progress.
 
     Raises:
         FileNotFoundError: a fold is not finished.

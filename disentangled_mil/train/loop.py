@@ -43,8 +43,8 @@ def train_stage(
         validation: samples that choose the epoch.
         options: options of the training.
         folder: folder of the files.
-        resume: whether the training continues from the state in ``folder``, if there is one.
-        quiet: whether no progress bar is shown.
+        resume: flag that continues the training from the state in ``folder``, if there is one.
+        quiet: flag that hides the progress bar.
 
     Raises:
         FloatingPointError: the training or the validation loss is no longer finite.

@@ -101,7 +101,7 @@ def new_samples(
         folders: folder of slides, or file of one slide, for every magnification.
         patients: CSV with the columns ``slide`` and ``patient``; without it every slide is a patient.
         steps: side of a grid cell, by magnification; by default from the files.
-        reading: how slides are read.
+        reading: options of reading slides.
         width: number of features per patch.
 
     Returns:

@@ -42,19 +42,19 @@ class TrainingOptions:
         temperature: temperature of the distilled predictions.
         distill: ``"auto"`` trains a distilled student where the out-of-fold teacher is better than a linear model on
             the slides, with the 95 % interval of the difference above 0; ``"always"`` or ``"never"``.
-        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen him.
-            ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does; only this one
-            has subspace vectors.
+        distillation_targets: ``"out_of_fold"`` takes the targets of each patient from teachers that have not seen
+            that patient. ``"in_sample"`` takes them from the one teacher of all training patients, as the paper does;
+            only this one has subspace vectors.
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
         training_tokens: largest number of tokens of a bag, at each magnification, in a step of the training. Every
             epoch sees other tokens of a larger bag, spread evenly over the tissue. Predictions see all tokens.
         teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;
             larger bags are thinned evenly over the tissue. These are most of the networks of a run.
-        calibrate: whether logits out of fold are divided by the temperature that fits the labels best.
+        calibrate: flag that divides logits out of fold by the temperature that fits the labels best.
         linear: share of a linear model in the logits, on mean and standard deviation of the patches, and in the teacher
             on genes; 0 leaves it out.
-        cgc: whether the gradients of the subspaces are coordinated; a single subspace has nothing to coordinate.
+        cgc: flag that coordinates the gradients of the subspaces; a single subspace has nothing to coordinate.
         gate: rule that combines magnifications; the paper's is ``"max_confidence"``.
         seed: seed of initialization, order of samples, dropout and inner split, less than 2^32.
         device: device of the training.

@@ -3,9 +3,9 @@
 Teachers and linear models are cross-fitted over the same inner folds. The predictions of the teachers are the targets
 of distillation. The difference of both is the headroom: what is lost by slides alone, as far as a linear model tells.
 
-The task (weights of classes, intervals of time) and the expression pipeline, which sees no labels, are fitted once on
-all training patients, because student and teachers must share them. The penalties of the linear models are chosen once,
-too: two numbers that depend on all labels.
+The task (weights of classes, intervals of time) and the expression pipeline are fitted once on all training patients,
+because student and teachers must share them. The pipeline sees no labels. The penalties of the linear models are
+chosen once, too: two numbers that depend on all labels.
 """
 
 from dataclasses import asdict
@@ -79,7 +79,7 @@ class OutOfFold(NamedTuple):
 
     Attributes:
         targets: targets of every sample, by magnification.
-        headroom: what there is to gain.
+        headroom: possible gain from the teacher.
     """
 
     targets: dict[str, DistillationTargets]
@@ -104,12 +104,12 @@ def distill_out_of_fold(
     """Cross-fit teachers and linear models on the training samples with expression.
 
     Args:
-        builder: what the models of the split have in common.
+        builder: builder of the models of the split.
         train: training samples; those without expression get no target.
         validation: samples with expression that choose the teachers' epochs.
         folder: folder of the split; the teachers' predictions, logs and states go to ``teachers`` in it.
-        resume: whether finished parts and interrupted trainings in ``folder`` are continued.
-        quiet: whether no progress is shown.
+        resume: flag that uses finished parts and continues interrupted trainings in ``folder``.
+        quiet: flag that hides the progress.
 
     Returns:
         Targets of the training samples, and the headroom.

@@ -64,12 +64,11 @@ def predict_slides(
         device: device of the computation.
         threads: number of threads, ``"auto"`` to choose for every sample, or None for PyTorch's setting; see
             :mod:`.threads`.
-        allow_other_encoder: whether slides whose files name another encoder than those of training are read all the
-            same.
-        allow_other_tiles: whether slides are read all the same whose tiles at one magnification are not as wide as in
-            training, relative to those at another magnification.
-        overwrite: whether ``out`` is replaced if it is there; never if it is read.
-        quiet: whether no progress is shown.
+        allow_other_encoder: flag that allows slides whose files name another encoder than those of training.
+        allow_other_tiles: flag that allows slides whose tiles at one magnification are not as wide as in training,
+            relative to those at another magnification.
+        overwrite: flag that allows to replace ``out``, unless it is read.
+        quiet: flag that hides the progress.
         kinds: class of every kind of task.
 
     Returns:

@@ -99,7 +99,7 @@ class StageProgress:
         samples: samples of an epoch.
         epochs: number of epochs.
         done: epochs that were finished before.
-        quiet: whether nothing is shown.
+        quiet: flag that hides the progress.
     """
 
     def __init__(self, name: str, samples: int, epochs: int, *, done: int = 0, quiet: bool = False) -> None:
@@ -135,8 +135,8 @@ def announce(work: str, *, quiet: bool) -> None:
     """Print that a computation without a progress bar starts.
 
     Args:
-        work: what is computed.
-        quiet: whether nothing is shown.
+        work: name of what is computed.
+        quiet: flag that hides the progress.
     """
     if not quiet:
         print(f"computing {work} ...", file=sys.stderr, flush=True)

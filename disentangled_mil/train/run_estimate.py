@@ -1,10 +1,10 @@
 """An estimate of the time and memory of a run, from one training step of teacher and student on this machine.
 
-A step on one sample of random patches is measured twice: with few patches, which gives the constant part, and with the
-typical number of them, which gives the part per patch. Both grow in proportion to the steps and patches of the run. On
+A step on one sample of random patches is measured twice. With few patches it gives the constant part, and with the
+typical number of patches the part per patch. Both grow in proportion to the steps and patches of the run. On
 the CPU the time is that of the processor, divided by the threads, because other programs may delay a measurement.
 Reading, evaluation, linear models and the network on genes are not in it, and attention over slides of very different
-sizes is not linear. So the estimate tells minutes from hours and hours from days, and no more.
+sizes is not linear. So the estimate only distinguishes minutes from hours and hours from days.
 """
 
 import time

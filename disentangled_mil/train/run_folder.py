@@ -52,7 +52,7 @@ class RunFolder:
         name: name of the task.
         task: definition of the task.
         options: options of the training.
-        resume: whether a run is continued.
+        resume: flag that continues a run.
         decides: all else that decides the numbers of the run, as JSON values.
         only: names of the folds that this job trains, while others may train other folds; None for a whole run.
 
@@ -108,7 +108,7 @@ class RunFolder:
         """Check that a run, or a fold of one, is of this run.
 
         Args:
-            run: what decided its numbers.
+            run: facts that decide the numbers of the run.
             place: place of the run, for the error.
 
         Raises:
@@ -264,7 +264,7 @@ class RunFolder:
         Args:
             folders: folder of every split.
             results: results of every split.
-            quiet: whether no progress is shown.
+            quiet: flag that hides the progress.
 
         Returns:
             The table of results and the place of the files, as text.

@@ -24,7 +24,7 @@ class SavedStudent(NamedTuple):
         path: its checkpoint.
         model: student in evaluation mode.
         task: task for which it was trained.
-        reading: how slides are read.
+        reading: options of reading slides.
     """
 
     path: Path

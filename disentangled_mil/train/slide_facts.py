@@ -15,7 +15,7 @@ class SlideFacts(NamedTuple):
         slides: number of slides.
         tokens: number of patches.
         width: features per patch.
-        placed: whether patches have coordinates.
+        placed: flag, True if patches have coordinates.
         recognized: writer, encoder, magnification and size of the patches, as far as they are known.
     """
 

@@ -45,7 +45,7 @@ class Trained(NamedTuple):
     Attributes:
         task: task that was fitted on them.
         predict: function from samples to logits, by model.
-        headroom: what there was to gain from the teacher; None where it was not measured.
+        headroom: possible gain from the teacher; None where it was not measured.
         dataset: function that prepares other patients of the cohort for the models.
     """
 
@@ -79,8 +79,8 @@ def train_models(
         alter_targets: function from the targets of distillation and the training samples to other targets, for
             instance permuted ones as a control.
         cache: cache of bags.
-        resume: whether an interrupted training on the same patients is continued.
-        quiet: whether no progress is shown.
+        resume: flag that continues an interrupted training on the same patients.
+        quiet: flag that hides the progress.
 
     Returns:
         The models.

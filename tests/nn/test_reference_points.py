@@ -39,13 +39,28 @@ def default_cap() -> int:
 
 @pytest.mark.parametrize(
     "grid",
-    [Grid.square(2500), Grid.square(16000), rectangle(64, 250), disk(15900, 0.34), rectangle(5, 790)],
-    ids=["2,500", "16,000", "rectangle", "a third", "strip"],
-)
+    [
+        Grid.square(2500), Grid.square(16000), rectangle(64, 250), rectangle(6, 2666), rectangle(5, 790),
+        disk(15900, 0.34), disk(15900, 0.25), disk(6000, 0.1), disk(2500, 0.04),
+    ],
+    ids=["2,500", "16,000", "rectangle", "six wide", "strip", "a third", "a quarter", "a tenth", "a twenty-fifth"],
+)  # fmt: skip
 def test_the_default_leaves_bags_of_16_000_tokens_exactly_as_they_are(grid: Grid) -> None:
+    assert grid.sizes.prod() <= 64_000
     capped, uncapped = (even_points(grid, 4, 6, cap) for cap in (default_cap(), None))
     for found, expected in zip(capped, uncapped, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [disk(15900, 0.2), disk(8000, 0.1), disk(3000, 0.04), rectangle(5, 1000)],
+    ids=["a fifth", "a tenth", "a twenty-fifth", "strip"],
+)
+def test_the_default_thins_smaller_bags_in_rectangles_of_over_64_000_cells_or_narrower_than_six(grid: Grid) -> None:
+    assert grid.sizes.prod() > 64_000 or grid.sizes.min() < 6
+    capped, uncapped = (even_points(grid, 4, 6, cap) for cap in (default_cap(), None))
+    assert capped.mask.sum() < min(default_cap() + 1, int(uncapped.mask.sum()))
 
 
 @given(shape=bag_shapes, seed=seeds)

@@ -1,4 +1,4 @@
-"""Cross-fitting: no patient's label reaches his own prediction, parts are stored and used again."""
+"""Cross-fitting: no patient's label reaches the prediction for that patient, parts are stored and used again."""
 
 import signal
 import subprocess

@@ -87,7 +87,7 @@ def test_headroom_is_out_of_fold_over_the_patients_who_teach(finished_apart):
     assert headroom.low < headroom.difference < headroom.high
 
 
-def test_teachers_of_a_patient_have_not_seen_him_and_nobody_learns_from_patients_without_expression(
+def test_teachers_have_not_seen_the_patients_of_their_targets_and_nobody_learns_from_patients_without_expression(
     dataset, builder, taught, tmp_path
 ):
     validation = dataset

@@ -89,7 +89,7 @@ def reads_part(
     Args:
         files: files of one bag, at least one.
         most: largest number of tiles, ``max_tokens`` of :func:`read_bag`.
-        drop_augmented: whether augmented tiles are left out before.
+        drop_augmented: flag that leaves out augmented tiles before.
         features: name of the features, see :func:`read_bag`.
         coords: name of the coordinates, see :func:`read_bag`.
 

@@ -28,7 +28,7 @@ class StoredSlide(NamedTuple):
     """One slide in its file.
 
     Attributes:
-        source: what the file says about itself.
+        source: metadata of the file.
         features: features [N, C].
         block: number of rows that are read together at least, because they are compressed together.
         coords: function that reads the coordinates [N, 2]; None where there are none.

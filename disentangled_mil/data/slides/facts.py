@@ -16,7 +16,7 @@ def slide_source(
         *paths: files, at least one.
         features: name of the features dataset, see :func:`read_bag`.
         coords: name of the coordinates, see :func:`read_bag`.
-        as_set: whether coordinates do not matter.
+        as_set: flag, True if coordinates do not matter.
 
     Returns:
         The source. A slide without tiles has 0 ``tokens``.

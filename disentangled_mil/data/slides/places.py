@@ -40,7 +40,7 @@ def tile_places(
     Args:
         *paths: files of one bag, at least one.
         coords: name of the coordinates, see :func:`read_bag`.
-        drop_augmented: whether augmented tiles are left out.
+        drop_augmented: flag that leaves out augmented tiles.
         max_tokens: largest number of tiles to keep.
         seed: seed of the choice of these tiles.
 

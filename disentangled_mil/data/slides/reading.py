@@ -77,14 +77,14 @@ def read_bag(
         coords: name of the coordinates, which must then be there; by default that of the writer, if present.
         step: side of a grid cell in the unit of the coordinates; by default from the file, else inferred (see
             :meth:`~disentangled_mil.bags.Grid.from_coords`).
-        as_set: whether the coordinates of a single slide are left out too.
-        drop_augmented: whether augmented tiles are left out.
+        as_set: flag that leaves out the coordinates of a single slide, too.
+        drop_augmented: flag that leaves out augmented tiles.
         max_tokens: largest number of tiles to keep.
         seed: seed of the choice of these tiles.
-        quiet: whether no warning says that tiles are left out.
+        quiet: flag that hides the warning about tiles that are left out.
 
     Shape:
-        in the file: features [N, C], [1, N, C] or [C]; coords [N, 2] or [1, N, 2]; augmented [N].
+        in the file: ``features`` [N, C], [1, N, C] or [C]; ``coords`` [N, 2] or [1, N, 2]; ``augmented`` [N].
 
     Returns:
         A bag with B = 1, on the slide's own grid if it has coordinates, else a set; and its source.

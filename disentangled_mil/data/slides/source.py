@@ -21,7 +21,7 @@ class SlideSource(NamedTuple):
             ``"tensor"``, or ``"HDF5"`` for features without a mark of their writer.
         tokens: number of stored tiles.
         width: numbers per tile; 0 if an empty slide does not say it.
-        placed: whether tiles have coordinates.
+        placed: flag, True if tiles have coordinates.
         encoder: name of the encoder.
         magnification: objective magnification of the tiles.
         mpp: micrometers per pixel of the tiles.

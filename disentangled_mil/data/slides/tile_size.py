@@ -19,7 +19,7 @@ class TileSide(NamedTuple):
         path: file of the slide.
         side: side of a tile, in the unit of the coordinates.
         unit: unit of the coordinates, as in :class:`~.source.SlideSource`.
-        is_stride: whether it is the stride of the coordinates, which is less than the side where tiles overlap.
+        is_stride: flag, True for the stride of the coordinates, which is less than the side where tiles overlap.
     """
 
     path: Path
@@ -33,9 +33,9 @@ def tile_side(path: str | Path, *, metadata_alone: bool = False, stride_alone: b
 
     Args:
         path: file of the slide.
-        metadata_alone: whether coordinates are not read. Else their stride is the side of tiles without metadata, if
-            there are at least 32.
-        stride_alone: whether the side in the metadata does not count.
+        metadata_alone: flag that leaves coordinates unread. Otherwise their stride is the side of tiles without
+            metadata, if there are at least 32.
+        stride_alone: flag that ignores the side in the metadata.
 
     Returns:
         The side; None where it is not known, and where the unit is a pixel of the tile, in which all sides are equal.

@@ -40,7 +40,7 @@ def prediction_distillation(
             row of a sample of weight 0 may hold any value.
 
     Shape:
-        student_logits and teacher_logits [B, K], weight [B].
+        ``student_logits`` and ``teacher_logits`` [B, K], ``weight`` [B].
 
     Returns:
         A scalar in at least float32. It is never negative, and 0 only if both predictions are equal or all weights are

@@ -28,7 +28,7 @@ def representation_distillation(
             row of a sample of weight 0 may hold any value.
 
     Shape:
-        student [B, S, C], for ``"hungarian"`` [B, K, C] with K >= S; teacher [B, S, C]; weight [B].
+        ``student`` [B, S, C], for ``"hungarian"`` [B, K, C] with K >= S; ``teacher`` [B, S, C]; ``weight`` [B].
 
     Returns:
         A scalar in at least float32; 0 if all weights are 0.

@@ -37,7 +37,7 @@ def share_distillation(
             row of a sample of weight 0 may hold any value.
 
     Shape:
-        student_shares and teacher_shares [B, S, K], weight [B].
+        ``student_shares`` and ``teacher_shares`` [B, S, K], ``weight`` [B].
 
     Returns:
         A scalar in at least float32; 0 if all weights are 0.
@@ -81,7 +81,7 @@ def balance_shares(shares: Tensor, rows: Tensor | None = None) -> Tensor:
         rows: samples of the mean, as indices or a bool mask; by default all. Other rows get the same constants.
 
     Shape:
-        shares [B, S, K].
+        ``shares`` [B, S, K].
 
     Returns:
         The balanced shares.

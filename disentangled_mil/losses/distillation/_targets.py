@@ -15,8 +15,8 @@ class DistillationTargets(NamedTuple):
 
     Attributes:
         logits: logits of the teacher [B, K], float32.
-        present: True = the sample has a teacher [B]. Patients without a transcriptome have none. Their rows are zeros
-            and take no part in any loss.
+        present: mask of the samples that have a teacher [B]. Patients without a transcriptome have none. Their rows are
+            zeros and take no part in any loss.
         subspaces: subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces. None for targets
             of several teachers, whose vectors lie in different spaces.
         shares: share of each subspace in the logits [B, S, K], float32, in the order of the subspaces; or None.
@@ -43,12 +43,12 @@ class DistillationTargets(NamedTuple):
             logits: logits of the teacher.
             features: vector of the teacher per subspace, if there are any.
             shares: share of each subspace in the logits, if there are any.
-            present: True = the sample has a teacher. Without it all have one. Other rows may hold any value.
+            present: mask of the samples that have a teacher. Without it all have one. Other rows may hold any value.
             subspaces: names in the order of the student's prototypes. By default this is the order of ``features``,
                 or of ``shares``.
 
         Shape:
-            logits [B, K], every vector of features [B, C], every share [B, K], present [B].
+            ``logits`` [B, K], every vector of ``features`` [B, C], every share [B, K], ``present`` [B].
 
         Returns:
             The targets, in float32.

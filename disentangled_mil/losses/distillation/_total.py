@@ -50,8 +50,8 @@ class SubspaceDistillation(nn.Module):
             subspaces best, bag by bag.
 
     Shape:
-        student_logits [B, K]; student_prototypes [B, P, C] with P >= S, and P = S for ``"slot"``; student_shares
-        [B, S, K]; targets of logits [B, K], subspaces [B, S, C] and shares [B, S, K].
+        ``student_logits`` [B, K]; ``student_prototypes`` [B, P, C] with P >= S, and P = S for ``"slot"``;
+        ``student_shares`` [B, S, K]; targets of logits [B, K], ``subspaces`` [B, S, C] and ``shares`` [B, S, K].
 
     Returns:
         A :class:`DistillationLoss`. Samples without a teacher take no part. A batch of such samples gives 0 with a

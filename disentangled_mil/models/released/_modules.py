@@ -259,7 +259,7 @@ def _gate(logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Softmax and not its logarithm: two saturated predictions tie here.
 
     Args:
-        logits: of every magnification [B, K].
+        logits: logits of every magnification [B, K].
 
     Returns:
         The chosen logits [B, K], and the shares of the magnifications [B, M].
