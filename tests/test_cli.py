@@ -138,7 +138,12 @@ def test_train_prints_mean_and_spread_of_every_model(trained):
         done.stderr,
     )
     interval = r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]"
-    for pair in ("distilled student minus student", "teacher minus student", "student minus linear model"):
+    for pair in (
+        "distilled student minus student",
+        "teacher minus student",
+        "student minus linear model",
+        "teacher minus SNN",
+    ):
         assert re.search(rf"^{pair} +{interval}$", done.stdout, re.MULTILINE)
     assert len(re.findall(rf"^fold\d +\d+ .*{interval}", done.stdout, re.MULTILINE)) == 2
     assert {path.name for path in out.iterdir()} == {

@@ -40,7 +40,7 @@ class BagCache:
     """
 
     def __init__(self, limit: int = 4 << 30, read: Callable[[Sample], dict[str, Bag]] = methodcaller("load")) -> None:
-        self._read = read
+        self._load = read
         # Two cohorts may use one name, so the key is the identity. The sample is kept so that no other one takes it.
         self._kept: dict[int, tuple[Sample, dict[str, Bag]]] = {}
         self._facts: dict[int, tuple[Sample, BagFacts]] = {}
@@ -50,7 +50,7 @@ class BagCache:
         """The bag of every magnification."""
         if id(sample) in self._kept:
             return self._kept[id(sample)][1]
-        bags = self._read(sample)
+        bags = self._load(sample)
         if id(sample) not in self._facts:
             self._facts[id(sample)] = sample, _facts(bags)
         size = sum(bag.nbytes for bag in bags.values())
@@ -84,8 +84,26 @@ class BagCache:
 
         return BagCache(_ROOM_FOR_PARTS, read)
 
+    def read(self, samples: Sequence[Sample], *, quiet: bool = False) -> None:
+        """Read every sample once; each process reads its share.
+
+        Args:
+            samples: samples to read.
+            quiet: flag that hides the progress bar.
+        """
+        own = samples[rank() :: processes()]
+
+        def facts() -> list[BagFacts]:
+            # The bar ends its line before an error is printed.
+            with tqdm(own, desc="reading slides", unit="sample", disable=quiet) as bar:
+                return [self.facts(sample) for sample in bar]
+
+        parts = of_each(facts)
+        for number, sample in enumerate(samples):
+            self._facts[id(sample)] = sample, parts[number % len(parts)][number // len(parts)]
+
     def check(self, samples: Sequence[Sample], *, quiet: bool = False) -> list[int]:
-        """Read every sample once, so that a faulty file is refused before any training; each process reads its share.
+        """Read every sample once, so that a faulty file is refused before any training.
 
         Args:
             samples: samples to read.
@@ -97,20 +115,12 @@ class BagCache:
         Raises:
             ValueError: a file is refused, or some bags of a magnification have coordinates and others have none.
         """
-        own = samples[rank() :: processes()]
-
-        def read() -> list[BagFacts]:
-            # The bar ends its line before an error is printed.
-            with tqdm(own, desc="reading slides", unit="sample", disable=quiet) as bar:
-                return [self.facts(sample) for sample in bar]
-
+        self.read(samples, quiet=quiet)
         first: dict[str, tuple[str, bool]] = {}
-        parts = of_each(read)
         if rank() == 0:
             tell_partly_read(samples)
-        for number, sample in enumerate(samples):
-            facts = parts[number % len(parts)][number // len(parts)]
-            self._facts[id(sample)] = sample, facts
+        for sample in samples:
+            facts = self.facts(sample)
             for name in facts.statistics:
                 is_set = name in facts.sets
                 known, known_is_set = first.setdefault(name, (sample.name, is_set))

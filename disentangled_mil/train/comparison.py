@@ -11,7 +11,7 @@ from torch import Tensor
 from ..metrics import PairedDifference, bootstrap_patients, paired_difference, percentile_interval
 from ..tasks import Labels, Task
 
-PAIRS = (("distilled", "student"), ("teacher", "student"), ("student", "linear"))
+PAIRS = (("distilled", "student"), ("teacher", "student"), ("student", "linear"), ("teacher", "genes"))
 
 
 class Evaluation(NamedTuple):

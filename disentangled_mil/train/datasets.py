@@ -127,7 +127,7 @@ class CohortDataset:
         """
         part = self.subset(range(len(self)))
         part._cache = self._cache.thinned(most)
-        part._cache.check(part.samples, quiet=True)  # In several processes each one reads its share.
+        part._cache.read(part.samples, quiet=True)
         return part
 
     def drawn(self, most: int, draw: int) -> "CohortDataset":

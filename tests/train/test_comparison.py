@@ -42,14 +42,20 @@ def test_a_patient_is_drawn_with_all_samples(generator):
 
 
 def test_gains_are_differences_of_the_means_of_splits(generator):
-    splits = [{"test": evaluation(generator, linear=0.1, teacher=2.0, student=0.2, distilled=0.5)} for _ in range(3)]
+    of_models = {"linear": 0.1, "genes": 1.0, "teacher": 2.0, "student": 0.2, "distilled": 0.5}
+    splits = [{"test": evaluation(generator, **of_models)} for _ in range(3)]
     found = compare(splits, resamples=200)["test"]
     auc = {
         model: np.mean([TASK.metrics(s["test"].logits[model], {"label": LABELS}, range(20))["auc"] for s in splits])
         for model in splits[0]["test"].logits
     }
     gains = {(one["first"], one["second"]): one for one in found["gains"]}
-    assert list(gains) == [("distilled", "student"), ("teacher", "student"), ("student", "linear")]
+    assert list(gains) == [
+        ("distilled", "student"),
+        ("teacher", "student"),
+        ("student", "linear"),
+        ("teacher", "genes"),
+    ]
     for (first, second), one in gains.items():
         assert one["difference"] == pytest.approx(auc[first] - auc[second])
         assert one["low"] <= one["difference"] <= one["high"]

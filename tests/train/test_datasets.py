@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from disentangled_mil import Bag, Classification, DiscreteSurvival, Grid
-from disentangled_mil.data.cohort import Cohort, Sample
+from disentangled_mil.data.cohort import Cohort, Sample, StoredBag
+from disentangled_mil.data.slides import write_bag
+from disentangled_mil.train.bag_cache import BagCache
 from disentangled_mil.train.datasets import CohortDataset
 
 
@@ -172,3 +174,16 @@ def test_batches_without_slides_read_none_and_keep_their_order(monkeypatch):
     batch = dataset.without_slides().batch([0, 1])
     assert batch.bags == {}
     assert batch.tiles["20x"].tolist() == [True, True]
+
+
+def test_a_thinned_dataset_reads_again_without_the_warnings_of_the_first_reading(tmp_path):
+    coords = torch.cartesian_prod(torch.arange(5), torch.arange(5))
+    write_bag(tmp_path / "a.h5", torch.ones(25, 2), coords, step=1)
+    bag = StoredBag((tmp_path / "a.h5",), max_tokens=20)
+    clinical = pd.DataFrame({"stage": ["x"]}, index=["A"])
+    cohort = Cohort((Sample("A", "A", {"20x": bag}),), clinical, tasks={"stage": Classification.define(column="stage")})
+    cache = BagCache()
+    with pytest.warns(UserWarning, match="1 of 1 bags of slides are read in part"):
+        cache.check(cohort.samples, quiet=True)
+    thinned = CohortDataset(cohort, "stage", Classification(["x", "y"]), cache=cache).thinned(10)
+    assert thinned.batch([0]).bags["20x"].mask.sum() == 10
