@@ -6,7 +6,6 @@ sums of whole numbers, so that results repeat bit by bit.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from ..._operators import with_gradient, zeros_like
 from .._triton_runtime import interpreted
+from ..position_bias import BiasTable, CarriedBias, MLPBias
 from ._carried import Attended, AttentionArguments, CarriedScores
+from ._flat_network import FlatNetwork
 from ._streaming import NO_SECOND_GRADIENT
 from ._triton_launch import Launch
 
@@ -43,7 +44,6 @@ def triton_attention(scores: CarriedScores, value: Tensor, dropout: float, keep:
         TypeError: query, key or value is of another type than float16, bfloat16 and float32.
         ValueError: they are not on a CUDA device, or heads or a network are larger than kernels take.
     """
-    bias = scores.bias
     for name, tensor in {"query": scores.query, "key": scores.key, "value": value}.items():
         if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise TypeError(
@@ -55,7 +55,8 @@ def triton_attention(scores: CarriedScores, value: Tensor, dropout: float, keep:
                 f'{name} must be on a CUDA device for backend="triton", got {tensor.device}; '
                 'backend="reference" and backend="streaming" take any device'
             )
-    width, features = scores.query.shape[-1], len(bias.tensors[0]) if bias.kind == "network" else 0
+    width, network = scores.query.shape[-1], scores.bias.network
+    features = len(network.b1) if network else 0
     for name, size, found, most in (("query", "D", width, MOST_WIDTH), ("bias", "F", features, MOST_FEATURES)):
         if found > most:
             raise ValueError(
@@ -147,14 +148,15 @@ def _backward(given: AttentionArguments, results: _Attended, arriving: _Attended
     parts = (launch.chunks, *scores.key.shape)
     into_key, into_value, into_logit = room(*parts), room(*parts), room(*parts[:-1])
     moved_keys = room(*parts[:-1], 2) if has_bias and wanted.scores.key_position else None
+    flat = FlatNetwork(len(bias.network.b1), heads=1) if bias.network else None  # A program serves one head.
     sums, fineness = None, None
-    if want_bias and bias.kind == "table":
-        sums = torch.zeros(bias.tensors[0].shape, dtype=torch.int64, device=scores.query.device)
+    if want_bias and bias.table:
+        sums = torch.zeros(bias.table.values.shape, dtype=torch.int64, device=scores.query.device)
         # Whole numbers have no NaN. One among the scores makes their unit NaN, and with it the gradient.
         bound = _sum_of_changes(arriving_parts, given, launch.keep_scale)
         fineness = _LARGEST_SUM / torch.where(results.lse.isnan().any(), torch.nan, bound)
-    elif want_bias:
-        sums = room(launch.key_programs, launch.size * (launch.size + 5) + 1)
+    elif want_bias and flat:
+        sums = room(launch.key_programs, flat.size)
     launch.over_keys(
         "into_keys",
         delta=delta,
@@ -164,6 +166,7 @@ def _backward(given: AttentionArguments, results: _Attended, arriving: _Attended
         into_logit=into_logit,
         into_position=moved_keys,
         into_bias=sums,
+        BIAS_SIZE=flat.size if flat else 0,
     )
     zeros = zeros_like(scores)
     into_scores = zeros._replace(
@@ -173,12 +176,11 @@ def _backward(given: AttentionArguments, results: _Attended, arriving: _Attended
         key_position=zeros.key_position if moved_keys is None else per_group(moved_keys),
         logit=per_group(into_logit),
     )
-    if sums is not None:
-        if fineness is not None:
-            tensors = [sums / fineness.double()]
-        else:
-            tensors = _network_gradients(sums.view(*launch.key_programs_per_head, -1), bias.tensors)
-        into_scores = into_scores._replace(bias=bias._replace(tensors=tensors))
+    if sums is not None and fineness is not None:
+        into_scores = into_scores._replace(bias=CarriedBias.of(BiasTable(sums / fineness.double(), bias.reach)))
+    elif sums is not None and flat:
+        into_network = _network_gradient(flat, sums.view(*launch.key_programs_per_head, -1))
+        into_scores = into_scores._replace(bias=CarriedBias.of(into_network))
     return given._replace(scores=into_scores, value=into_value.sum(0))
 
 
@@ -195,13 +197,12 @@ _attend = with_gradient(
 )
 
 
-def _network_gradients(shares: Tensor, network: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the six tensors from the shares of programs [B G, I, programs, entries]."""
-    total = shares.sum((0, 2))  # [I, entries]; a program has only its own head's row of w3 and b3
-    sizes = [*(part.numel() for part in network[:4]), network[4].shape[1], 1]
-    *hidden, w3, b3 = torch.split(total, sizes, dim=1)
-    parts = [*(part.sum(0) for part in hidden), w3, b3]
-    return [part.reshape(like.shape).to(like.dtype, copy=True) for part, like in zip(parts, network, strict=True)]
+def _network_gradient(flat: FlatNetwork, shares: Tensor) -> MLPBias:
+    """The gradient of a network from the shares of programs [B G, I, programs, size], each for a single head."""
+    *hidden, w3, b3 = flat.split(shares.sum((0, 2)))  # each [I, *shape]
+    # Views would share memory with each other.
+    parts = [*(part.sum(0) for part in hidden), w3[:, 0].clone(), b3[:, 0].clone()]
+    return MLPBias(*parts)
 
 
 def _sum_of_changes(arriving: _Arriving, given: AttentionArguments, keep_scale: float) -> Tensor:

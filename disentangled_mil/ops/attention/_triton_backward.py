@@ -7,6 +7,7 @@ import triton.language as tl
 from ._triton_bias import (
     activations,
     add_to_table,
+    addresses_of,
     away_from,
     biases_of,
     last_layer,
@@ -15,6 +16,7 @@ from ._triton_bias import (
     network_slopes,
     table_slopes,
     through_network,
+    units_of,
 )
 from ._triton_tiles import (
     column_where,
@@ -194,6 +196,7 @@ def into_keys(
     KIND: tl.constexpr,
     SIZE: tl.constexpr,
     HIDDEN: tl.constexpr,
+    BIAS_SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
     BIAS_PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -201,9 +204,9 @@ def into_keys(
 ):
     """Gradients of a tile of keys from a chunk of the queries, and their part of the gradient of the bias.
 
-    Outputs have the shape [chunks, B, H, J, ...], except for the bias. Its gradient is one flat network for each
-    program, or one table for all programs. Entries of the table are whole numbers in units of 1 / ``fineness``, because
-    whole numbers have the same sum in any order.
+    Outputs have the shape [chunks, B, H, J, ...], except for the bias. Its gradient is one flat network of
+    ``BIAS_SIZE`` numbers for each program, or one table for all programs. Entries of the table are whole numbers in
+    units of 1 / ``fineness``, because whole numbers have the same sum in any order.
     """
     part, start, bag_head = tile_of_keys(keys, chunks, KEYS)
     bag, group, inner = head_of(bag_head, HEADS, GROUPS)
@@ -302,14 +305,12 @@ def into_keys(
         tl.store(into_position + 2 * (base + column), -tl.sum(along_x, 0), column < keys)
         tl.store(into_position + 2 * (base + column) + 1, -tl.sum(along_y, 0), column < keys)
     if KIND == "network" and into_bias is not None:
-        unit = tl.arange(0, HIDDEN)
-        there = unit < SIZE
-        into_bias += tl.program_id(0).to(tl.int64) * ((SIZE + 5) * SIZE + 1)
-        tl.store(into_bias + 2 * unit, into_w1x, there)
-        tl.store(into_bias + 2 * unit + 1, into_w1y, there)
-        tl.store(into_bias + 2 * SIZE + unit, into_b1, there)
-        square = unit[None, :] * SIZE + unit[:, None]
-        tl.store(into_bias + 3 * SIZE + square, into_w2, there[:, None] & there[None, :])
-        tl.store(into_bias + (3 + SIZE) * SIZE + unit, into_b2, there)
-        tl.store(into_bias + (4 + SIZE) * SIZE + unit, into_w3, there)
-        tl.store(into_bias + (5 + SIZE) * SIZE, tl.sum(tl.sum(changes, 1), 0))
+        w1, b1, w2, b2, w3, b3 = addresses_of(into_bias + tl.program_id(0).to(tl.int64) * BIAS_SIZE, 1, SIZE)
+        unit, exists, pair, both_exist = units_of(SIZE, HIDDEN)
+        tl.store(w1 + 2 * unit, into_w1x, exists)
+        tl.store(w1 + 2 * unit + 1, into_w1y, exists)
+        tl.store(b1 + unit, into_b1, exists)
+        tl.store(w2 + pair, into_w2, both_exist)
+        tl.store(b2 + unit, into_b2, exists)
+        tl.store(w3 + unit, into_w3, exists)
+        tl.store(b3, tl.sum(tl.sum(changes, 1), 0))

@@ -8,20 +8,40 @@ from ._triton_tiles import load_points
 
 
 @triton.jit
+def addresses_of(network, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """The addresses of w1, b1, w2, b2, w3 and b3 in the row that ``FlatNetwork`` describes."""
+    b1 = network + 2 * SIZE
+    w2 = b1 + SIZE
+    b2 = w2 + SIZE * SIZE
+    w3 = b2 + SIZE
+    return network, b1, w2, b2, w3, w3 + HEADS * SIZE
+
+
+@triton.jit
+def units_of(SIZE: tl.constexpr, HIDDEN: tl.constexpr):
+    """The units of a hidden layer and which of them exist, and the same for pairs of units, transposed."""
+    unit = tl.arange(0, HIDDEN)
+    exists = unit < SIZE
+    return unit, exists, unit[None, :] * SIZE + unit[:, None], exists[:, None] & exists[None, :]
+
+
+@triton.jit
 def load_bias(bias, inner, HEADS: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
-    """The weights of a head's network, or the address of its table."""
+    """The parameters of a head's network (w1 by column, b1, w2 transposed, b2, w3, b3), or the address of its table."""
     if KIND == "network":
-        unit = tl.arange(0, HIDDEN)
-        there = unit < SIZE
-        w1x = tl.load(bias + 2 * unit, there, 0.0)
-        w1y = tl.load(bias + 2 * unit + 1, there, 0.0)
-        b1 = tl.load(bias + 2 * SIZE + unit, there, 0.0)
-        square = unit[None, :] * SIZE + unit[:, None]  # transposed
-        w2 = tl.load(bias + 3 * SIZE + square, there[:, None] & there[None, :], 0.0)
-        b2 = tl.load(bias + (3 + SIZE) * SIZE + unit, there, 0.0)
-        w3 = tl.load(bias + (4 + SIZE + inner) * SIZE + unit, there, 0.0)
-        b3 = tl.load(bias + (4 + SIZE + HEADS) * SIZE + inner)
-        return w1x, w1y, b1, w2, b2, w3, b3
+        w1, b1, w2, b2, w3, b3 = addresses_of(bias, HEADS, SIZE)
+        unit, exists, pair, both_exist = units_of(SIZE, HIDDEN)
+        w1x = tl.load(w1 + 2 * unit, exists, 0.0)
+        w1y = tl.load(w1 + 2 * unit + 1, exists, 0.0)
+        return (
+            w1x,
+            w1y,
+            tl.load(b1 + unit, exists, 0.0),
+            tl.load(w2 + pair, both_exist, 0.0),
+            tl.load(b2 + unit, exists, 0.0),
+            tl.load(w3 + inner * SIZE + unit, exists, 0.0),
+            tl.load(b3 + inner),
+        )
     elif KIND == "table":
         return bias + inner * SIZE * SIZE
     else:
@@ -120,29 +140,33 @@ def log_spaced(x):
 @triton.jit
 def activations(network, x, y, PRECISION: tl.constexpr):
     """Both hidden layers of a network [QUERIES, HIDDEN]."""
-    hidden = log_spaced(x)[:, None] * network[0][None, :] + log_spaced(y)[:, None] * network[1][None, :]
-    hidden = tl.maximum(hidden + network[2][None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
-    last = tl.dot(hidden, network[3], input_precision=PRECISION) + network[4][None, :]
+    w1x, w1y, b1, w2, b2, _, _ = network
+    hidden = log_spaced(x)[:, None] * w1x[None, :] + log_spaced(y)[:, None] * w1y[None, :]
+    hidden = tl.maximum(hidden + b1[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+    last = tl.dot(hidden, w2, input_precision=PRECISION) + b2[None, :]
     return hidden, tl.maximum(last, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def last_layer(network, last):
     """Biases from the second hidden layer [QUERIES]."""
-    return tl.sum(last * network[5][None, :], 1) + network[6]
+    _, _, _, _, _, w3, b3 = network
+    return tl.sum(last * w3[None, :], 1) + b3
 
 
 @triton.jit
 def through_network(network, hidden, last, change, PRECISION: tl.constexpr):
     """The gradients of the second and the first hidden layer before their ReLU, from that of the biases."""
-    into_last = tl.where(last > 0, change[:, None] * network[5][None, :], 0.0)
-    into_hidden = tl.dot(into_last, tl.trans(network[3]), input_precision=PRECISION)
+    _, _, _, w2, _, w3, _ = network
+    into_last = tl.where(last > 0, change[:, None] * w3[None, :], 0.0)
+    into_hidden = tl.dot(into_last, tl.trans(w2), input_precision=PRECISION)
     return into_last, tl.where(hidden > 0, into_hidden, 0.0)
 
 
 @triton.jit
 def network_slopes(network, x, y, into_hidden):
     """Gradients of displacements from that of the first hidden layer."""
-    slope_x = tl.sum(into_hidden * network[0][None, :], 1) / (1 + tl.abs(x))
-    slope_y = tl.sum(into_hidden * network[1][None, :], 1) / (1 + tl.abs(y))
+    w1x, w1y, _, _, _, _, _ = network
+    slope_x = tl.sum(into_hidden * w1x[None, :], 1) / (1 + tl.abs(x))
+    slope_y = tl.sum(into_hidden * w1y[None, :], 1) / (1 + tl.abs(y))
     return slope_x, slope_y
