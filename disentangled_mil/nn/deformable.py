@@ -213,19 +213,25 @@ class DeformableCrossAttention(nn.Module):
             else MLPBias(*(part.clone() for part in self.position_bias.weights()))
         )
         scores = AttentionScores(
-            self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
+            query=self._heads(q),
+            key=self._heads(k),
+            query_position=query_position,
+            key_position=keys.place.normalized,
+            bias=bias,
+            key_logit=keys.logit,
+            query_mask=query_grid.mask,
         )
         keep = self.keep_weights and torch.is_grad_enabled() and is_small(scores)
         attended = self._attend(scores, v, keep)
         attention = DeformableAttention(
-            scores,
-            attended.mass,
-            attended.weights,
-            keys.coarse_positions,
-            keys.place.cells,
-            query_grid,
-            context_grid,
-            self.positions,
+            scores=scores,
+            mass_sums=attended.mass,
+            kept=attended.weights,
+            coarse_positions=keys.coarse_positions,
+            sampling_positions=keys.place.cells,
+            query_grid=query_grid,
+            context_grid=context_grid,
+            positions=self.positions,
         )
         return attended.out, attention
 
@@ -241,15 +247,22 @@ class DeformableCrossAttention(nn.Module):
         # Positions do not matter without a bias.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
-            self._heads(q),
-            self._heads(k),
-            q.new_zeros(q.shape[0], q.shape[2], 2),
-            q.new_zeros(q.shape[0], 1, k.shape[2], 2),
+            query=self._heads(q),
+            key=self._heads(k),
+            query_position=q.new_zeros(q.shape[0], q.shape[2], 2),
+            key_position=q.new_zeros(q.shape[0], 1, k.shape[2], 2),
             key_logit=logit[:, None],
             query_mask=query_mask,
         )
         attended = self._attend(scores, v, keep=False)
-        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.chosen, context_mask)
+        attention = SetAttention(
+            scores=scores,
+            mass_sums=attended.mass,
+            kept=attended.weights,
+            keys=keys.chosen,
+            context_mask=context_mask,
+        )
+        return attended.out, attention
 
     def _attend(self, scores: AttentionScores, v: Tensor, keep: bool) -> AttentionOutput:
         """Attend to values [B, G, J, I D]."""

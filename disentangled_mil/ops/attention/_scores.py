@@ -81,14 +81,14 @@ class AttentionScores:
     def _dense(self) -> Tensor:
         """The dense weights by the reference."""
         return dense_weights(
-            self.query,
-            self.key,
-            self.query_position,
-            self.key_position,
-            self.bias,
-            self.key_logit,
-            self.query_mask,
-            self.factor,
+            query=self.query,
+            key=self.key,
+            query_position=self.query_position,
+            key_position=self.key_position,
+            bias=self.bias,
+            key_logit=self.key_logit,
+            query_mask=self.query_mask,
+            scale=self.factor,
         )
 
     def attend(
@@ -119,14 +119,14 @@ class AttentionScores:
             logit = self.key_position.new_zeros(self.key_position.shape[:3])
         assert bias is None or isinstance(bias, (MLPBias, BiasTable))  # other functions go to the reference
         return CarriedScores(
-            self.query,
-            self.key,
-            self.query_position,
-            self.key_position,
-            mask,
-            logit,
-            CarriedBias.of(bias),
-            self.factor,
+            query=self.query,
+            key=self.key,
+            query_position=self.query_position,
+            key_position=self.key_position,
+            mask=mask,
+            logit=logit,
+            bias=CarriedBias.of(bias),
+            scale=self.factor,
         )
 
 
@@ -198,7 +198,9 @@ def biased_attention(
         >>> attended.out.shape, attended.mass.shape
         (torch.Size([2, 4, 9, 8]), torch.Size([2, 4, 3]))
     """
-    scores = AttentionScores(query, key, query_position, key_position, bias, key_logit, query_mask, scale)
+    scores = AttentionScores(
+        query, key, query_position, key_position, bias=bias, key_logit=key_logit, query_mask=query_mask, scale=scale
+    )
     return scores.attend(value, dropout=dropout, keep_weights=keep_weights, backend=backend)
 
 
