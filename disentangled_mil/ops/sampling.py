@@ -31,7 +31,7 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
     """The four cells of a map around each position, and their bilinear weights.
 
     Args:
-        position: position (x, y) in cells, with whole numbers at the centers of cells.
+        position: position (x, y) in cells, with integers at the centers of cells.
         width: number of columns of the map.
         height: number of rows of the map.
 

@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "streaming", "triton")
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`biased_attention` returns.
+    """The result of :func:`biased_attention`.
 
     Attributes:
         out: attended values [B, H, N, D]; zeros for a query that is masked out or has no key left.
@@ -159,12 +159,12 @@ def biased_attention(
         bias: network (:class:`MLPBias`, exact), table (:class:`BiasTable`, interpolated), or None. Only the reference
             accepts any other function of displacements [..., 2] -> [..., H / G]; ``BiasTable.of`` tabulates it.
         key_logit: term added to every score of a key; -inf takes the key out.
-        query_mask: mask of the queries (True = real). Padding may hold anything, also NaN, and costs nothing.
+        query_mask: mask of the queries (True = real token). Padding may hold anything, also NaN, and costs nothing.
         scale: factor of Q K^T; D ** -0.5 by default.
         dropout: probability of dropping an attention weight. The streamed implementation rounds it to a multiple of
             2^-16.
-        keep_weights: whether to return the weights too. They take 4 B H N J bytes, and save losses on the weights
-            from computing them again.
+        keep_weights: flag that asks for the weights too. They take 4 B H N J bytes, and losses on the weights need not
+            compute them again.
         backend: ``"reference"`` holds all N x J matrices. ``"streaming"`` holds one tile of them at a time.
             ``"triton"`` holds none outside of a kernel; it needs CUDA tensors of at most float32, D up to 256, and
             networks of up to 128 features. ``"auto"`` chooses kernels where they can run, for networks of up to 64
