@@ -49,7 +49,7 @@ def test_largest_negative_numbers_are_padding():
 @pytest.mark.parametrize(
     ("other", "convention", "message"),
     [
-        (torch.tensor([[0.0, 1.0], [0.5, 2.0]]), "real", r"other must hold values 0 or 1, got 0.5 at \[1, 0\]; give the"),
+        (torch.tensor([[0.0, 1.0], [0.5, 2.0]]), "real", r"other must hold values 0 or 1, got 0.5 at \[1, 0\]; give"),
         (torch.tensor([[torch.nan]]), "padding", r"0 or 1, got nan at \[0, 0\]"),
         (torch.tensor([[1.0]]), "additive", r"0 for a real token and at most -1e4 for padding, got 1.0 at \[0, 0\]"),
         (torch.tensor([2, -1]), "lengths", r"from 0 to the number of tokens, 2, got -1 at \[1\]"),
