@@ -35,7 +35,7 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         kernel: one number per cell of a window and channel, shared by the groups.
 
     Shape:
-        cells [B, G, M, C], window [B, J, S, S], kernel [S, S, C].
+        ``cells`` [B, G, M, C], ``window`` [B, J, S, S], ``kernel`` [S, S, C].
 
     Returns:
         The sums [B, G, J, C], in the type of ``cells``.
