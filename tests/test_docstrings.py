@@ -8,7 +8,7 @@ nor a reference.
 
 import ast
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +30,6 @@ OTHERS = "Arguments|Parameters|Params|Return|Yield|Raise|Examples|Notes?|Referen
 # Words that keep their capital at the start of an entry.
 NAMES = {"True", "False", "None", "Adam", "Bernoulli", "Cox", "Ensembl", "Euclidean", "Gaussian", "Hungarian"}
 NAMES |= {"Lipschitz", "Python", "Triton", "Weibull"}
-NOT_YET = {"bags", "ops"}  # Rooms in which entries of arguments need not begin with a noun.
 
 HEADING = re.compile(rf"({'|'.join(SECTIONS)}|{OTHERS}):(.*)")
 ENTRY = re.compile(r"    \*{0,2}[\w.]+(?:, \*{0,2}\w+)*: (.+)")
@@ -39,11 +38,9 @@ NO_NOUN = re.compile(r"(?:whether|True|False|what|how)\b")
 CODE = re.compile(r"``.+?``|:[\w:+-]+:`[^`]+`|`[^`<]+<[^`>]+>`__?|^ *(?:>>>|\.\.\.) .*?$", re.DOTALL | re.MULTILINE)
 
 
-def docstrings(without: Container[str] = ()) -> Iterator[tuple[str, str]]:
-    """Places and docstrings of the package, without those of some rooms."""
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Places and docstrings of the package."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] in without:
-            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 docstring = ast.get_docstring(node)
@@ -100,7 +97,7 @@ def entries_without_noun(docstring: str) -> Iterator[str]:
 
 
 def test_entries_of_arguments_begin_with_a_noun():
-    wrong = [f"{place}: {entry}" for place, text in docstrings(NOT_YET) for entry in entries_without_noun(text)]
+    wrong = [f"{place}: {entry}" for place, text in docstrings() for entry in entries_without_noun(text)]
     assert wrong == []
 
 

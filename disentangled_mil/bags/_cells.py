@@ -2,11 +2,11 @@
 
 If the side of a cell is not given, rule 1 gives it. Rule 2 replaces it if rule 1 fails. Rule 3 compares gaps.
 
-1. The side is the commonest gap between neighbors in a row or column, because each piece of tissue may have its own
+1. The side is the most common gap between neighbors in a row or column, because each piece of tissue may have its own
    lattice. The tokens of a row must have equal coordinates y, and those of a column equal x.
 2. Rule 1 fails if few tokens have such a neighbor, or if distinct coordinates would share cells (staggered rows). The
-   side is then a gap between columns or rows of the whole bag: the smallest that is at least half as common as the
-   commonest. If less than half of many gaps equal it, or if tokens of most columns lie off them, the coordinates are
+   side is then a gap between columns or rows of the whole bag: the smallest that is at least half as common as the most
+   common one. If less than half of many gaps equal it, or if tokens of most columns lie off them, the coordinates are
    refused.
 3. Gaps within 1% of each other are one gap, whose size is their mean. A lattice of a fractional side has such gaps if
    its coordinates are rounded, and its rows stay equal. If tokens lie off their rows, the side must be given.
@@ -17,13 +17,19 @@ import warnings
 import torch
 from torch import Tensor
 
-_LEAST_SHARE = 0.9  # Rule 1 needs this many commonest gaps per token, and this many cells per distinct coordinate.
-_ROUNDING = 0.01  # Relative difference of two gaps that are equal but for rounding.
-_LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if there are more than 64.
-_CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
-_MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
+# Rule 1 holds if this share of the tokens has the most common gap, and distinct coordinates have this share of cells.
+_LEAST_SHARE = 0.9
+# Rule 2 holds if this share of the gaps equals the side. It is tested if there are more gaps than the second number.
+_LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64
+# Rule 3: gaps are equal if their relative difference is at most this number.
+_ROUNDING = 0.01
 
-_FEW = 64  # A bag of at most this number of tokens may lie on one place.
+# What is refused: more cells than 200 (n + 80) for n tokens, which a wrong side or jittered coordinates cause,
+_CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80
+# and more distinct coordinates than this in a bag that is smaller than one cell, which a side in a wrong unit causes.
+_MOST_IN_ONE_CELL = 128
+# A warning is given if more tokens than this have one coordinate.
+_FEW = 64
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -42,7 +48,7 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
         )
     if (coords.amax(0) - coords.amin(0) < side).all() and (
         distinct := len(torch.unique(coords, dim=0))
-    ) > _MOST_IN_ONE_STEP:
+    ) > _MOST_IN_ONE_CELL:
         raise ValueError(
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
@@ -81,19 +87,22 @@ def lattice_step(coords: Tensor) -> float | None:
     if len(neighbors):
         gaps, counts = _count(neighbors)
         side, count = _mean_near(neighbors, gaps[counts.argmax()]), int(counts.max())
-        cells, distinct = (len(torch.unique(places, dim=0)) for places in (_cells_of(coords, side), coords))
+        cells, distinct = (len(torch.unique(points, dim=0)) for points in (_cells_of(coords, side), coords))
         if count >= _LEAST_SHARE * len(coords) and cells >= _LEAST_SHARE * distinct:
             return side
     columns_and_rows = [torch.unique(coords[:, axis]) for axis in (0, 1)]
-    gaps_of_axes = torch.cat([places.diff() for places in columns_and_rows])
+    gaps_of_axes = torch.cat([values.diff() for values in columns_and_rows])
     if len(gaps_of_axes) == 0:
         return None
     gaps, counts = _count(gaps_of_axes)
-    gap = gaps[2 * counts >= counts.max()][0]
+    gap = gaps[2 * counts >= counts.max()][0]  # The smallest that is at least half as common as the most common one.
     gaps_of_axes = gaps_of_axes[gaps_of_axes > _ROUNDING * gap]
     equal = (gaps_of_axes - gap).abs() <= _ROUNDING * gap
-    wide = torch.cat([_widths(places, _ROUNDING * gap) > 2 * _ROUNDING * gap for places in columns_and_rows])
-    if (len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal)) or 2 * wide.sum() > len(wide):
+    # Rounding moves tokens to both sides of their column, so tokens lie off a column that is wider than two roundings.
+    wide = torch.cat([_widths(values, _ROUNDING * gap) > 2 * _ROUNDING * gap for values in columns_and_rows])
+    few_agree = len(equal) > _MANY_GAPS and equal.sum() < _LEAST_AGREEMENT * len(equal)
+    most_are_wide = 2 * wide.sum() > len(wide)
+    if few_agree or most_are_wide:
         raise ValueError(
             f"coords must lie on a grid: {equal.sum()} of {len(equal)} gaps between columns or rows agree, and tokens "
             f"of {wide.sum()} of {len(wide)} lie off them; give the patch size as step"
@@ -108,7 +117,7 @@ def _cells_of(coords: Tensor, side: float) -> Tensor:
 
 
 def _gaps_to_neighbors(coords: Tensor) -> Tensor:
-    """From every token [n, 2] to the next one of the same row, if there is one."""
+    """The gap from every token [n, 2] to the next one of the same row, if there is one."""
     by_column = coords[coords[:, 0].argsort()]
     by_row = by_column[by_column[:, 1].argsort(stable=True)]
     right, down = by_row.diff(dim=0).unbind(1)
@@ -116,11 +125,12 @@ def _gaps_to_neighbors(coords: Tensor) -> Tensor:
     return right[same_row & (right > 0)]
 
 
-def _widths(places: Tensor, apart: Tensor) -> Tensor:
-    """From the first to the last of distinct places, ascending, in every run of neighbors that are not ``apart``."""
-    first = places.diff(prepend=places[:1] - 2 * apart) > apart
+def _widths(values: Tensor, apart: Tensor) -> Tensor:
+    """The extent of every cluster of sorted coordinates; a gap above ``apart`` separates clusters."""
+    # The value before the first one is far enough away for a cluster to begin.
+    first = values.diff(prepend=values[:1] - 2 * apart) > apart
     last = torch.cat([first[1:], first.new_ones(1)])
-    return places[last] - places[first]
+    return values[last] - values[first]
 
 
 def _count(gaps: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Values of tensors that move as a tensor does, and that torch.export and tree_map can take apart."""
+"""A base class of immutable tensor containers that have ``to`` and ``pin_memory`` and are pytree nodes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +12,7 @@ Values = TypeVar("Values", bound="TensorCollection")
 
 
 class TensorCollection:
-    """Base of immutable values whose attributes are tensors, or values of this kind.
+    """Base of immutable containers whose attributes are tensors, or containers of this kind.
 
     A subclass gives the names of these attributes as ``parts``, and those of its others as ``constants``, which become
     part of an exported program.
@@ -37,7 +37,7 @@ class TensorCollection:
         Args:
             device: device, by default that of each tensor.
             dtype: floating-point type; by default each tensor keeps its own. Integers and masks always do.
-            non_blocking: whether copies from pinned memory may go on while the program does.
+            non_blocking: flag for asynchronous copies from pinned memory.
 
         Returns:
             A new value; tensors that need no change are shared.
@@ -60,7 +60,7 @@ class TensorCollection:
         return self._map(moved)
 
     def pin_memory(self: Values) -> Values:
-        """The same in page-locked memory, from which copies to a GPU need not be waited for."""
+        """The same in page-locked memory, from which copies to a GPU can be asynchronous."""
         return self._map(Tensor.pin_memory)
 
     def detach(self: Values) -> Values:
@@ -80,7 +80,7 @@ class TensorCollection:
 
     @classmethod
     def _of(cls: type[Values], parts: Iterable[Any], constants: Iterable[Any]) -> Values:
-        """A value from its attributes, which may be anything while a tree is taken apart: nothing is checked."""
+        """A value from its attributes, without checks: a pytree may hold anything in their place."""
         value = object.__new__(cls)
         vars(value).update(zip((*cls._parts, *cls._constants), (*parts, *constants), strict=True))
         return value

@@ -14,7 +14,7 @@ def grid_for(tokens: Tensor, grid: Grid | TokenSet | None, mask: Tensor | None, 
     Args:
         tokens: tokens [B, N, C].
         grid: grid or set of the tokens.
-        mask: mask of sets [B, N], instead of a grid; True where a token is real. The default is sets without padding.
+        mask: mask of sets [B, N], instead of a grid (True = real token). The default is sets without padding.
         name: name of the grid in errors.
 
     Returns:

@@ -87,7 +87,7 @@ class Bag(TensorCollection, parts=("patches", "grid")):
 
         Args:
             width: number of features, as in the other bags.
-            placed: whether the other bags have coordinates.
+            placed: flag that says that the other bags have coordinates.
 
         Returns:
             A bag of one token that is masked out.
@@ -110,7 +110,7 @@ class Bag(TensorCollection, parts=("patches", "grid")):
 
     @property
     def mask(self) -> Tensor:
-        """True where a token is real [B, N]."""
+        """The mask of the tokens [B, N] (True = real token)."""
         return self.grid.mask
 
     def __len__(self) -> int:

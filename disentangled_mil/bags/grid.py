@@ -29,9 +29,9 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
 
     Args:
         cells: column and row of the cell of every token, counted from the upper left corner of its bag; 0 for padding.
-        mask: True where a token is real.
+        mask: mask of the tokens (True = real token).
         shapes: (width, height) of the rectangle of every bag, in cells.
-        full: whether all bags have one size and fill it row by row, so that token n lies on cell n in every bag.
+        full: flag that says that all bags have one size and fill it row by row: token n lies on cell n in every bag.
             Computed if not given.
         count: number of tokens in every cell of the canvas, row by row. Computed if not given.
         nearest: flat index of the occupied cell nearest to every cell of the canvas; occupied cells, and cells of a bag
@@ -118,12 +118,12 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
     def from_coords(cls, coords: Tensor, *, mask: Tensor | None = None, step: float | None = None) -> "Grid":
         """Lay tokens out by their true coordinates.
 
-        The default side of a cell is a common gap between tokens, usually the commonest between neighbors in a row or
-        column.
+        The default side of a cell is a common gap between tokens, usually the most common one between neighbors in a
+        row or column.
 
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
-            mask: True where a token is real; all of them by default.
+            mask: mask of the tokens (True = real token). Without it all tokens are real.
             step: side of one cell in the unit of ``coords``.
 
         Shape:
@@ -161,7 +161,7 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         """Lay the real tokens of each bag, in their order, row by row on a square.
 
         Args:
-            mask: True where a token is real.
+            mask: mask of the tokens (True = real token).
 
         Shape:
             ``mask`` [B, N].
@@ -331,7 +331,7 @@ def _nearest(occupied: Tensor, width: int, height: int, sides: Sequence[int]) ->
     """Find the occupied cell nearest to every cell.
 
     Args:
-        occupied: True for cells with tokens [B, H * W].
+        occupied: mask of the cells [B, H * W] (True = cell with tokens).
         width: columns of the canvas.
         height: rows of the canvas.
         sides: width and height of every bag, one after the other; none if all bags are full.

@@ -1,4 +1,4 @@
-"""Masks of tokens as other packages write them, and the way back.
+"""Conversion of masks of tokens from and to those of other packages.
 
 In this package True is a real token. Others count in four ways: ``"real"`` (1 or True is a real token: CLAM, MIL-Lab,
 torchmil and tokenizers), ``"padding"`` (1 or True is padding: ``key_padding_mask`` of PyTorch), ``"additive"`` (a term
@@ -16,7 +16,7 @@ _LEAST = -1e4  # Terms of padding are at most this, also in float16.
 
 
 def mask_from(other: Tensor, convention: str, *, tokens: int | None = None) -> Tensor:
-    """The mask of this package, True where a token is real, from that of another one.
+    """The mask of this package (True = real token) from that of another one.
 
     Args:
         other: mask, terms or lengths of another package.
@@ -31,7 +31,7 @@ def mask_from(other: Tensor, convention: str, *, tokens: int | None = None) -> T
 
     Raises:
         TypeError: ``other`` is no tensor, or ``tokens`` no integer.
-        ValueError: the convention is unknown, a shape differs, or a value is none of the convention.
+        ValueError: the convention is unknown, a shape differs, or a value does not belong to the convention.
 
     Example:
         >>> import torch
@@ -47,9 +47,9 @@ def mask_from(other: Tensor, convention: str, *, tokens: int | None = None) -> T
     if convention == "lengths":
         return _first(other, tokens)
     if convention == "additive":
-        _check_values((other == 0) | (other <= _LEAST), "0 for a real token and at most -1e4 for padding")
+        _check_values(other, (other == 0) | (other <= _LEAST), "0 for a real token and at most -1e4 for padding")
         return other == 0
-    _check_values((other == 0) | (other == 1), "0 or 1")
+    _check_values(other, (other == 0) | (other == 1), "0 or 1")
     return other == (convention == "real")
 
 
@@ -57,8 +57,8 @@ def mask_to(mask: Tensor, convention: str, *, dtype: torch.dtype | None = None) 
     """The opposite of :func:`mask_from`.
 
     Args:
-        mask: mask of this package, True where a token is real.
-        convention: meaning of the values that are made.
+        mask: mask of this package (True = real token).
+        convention: meaning of the values of the result.
         dtype: type of the result; by default bool for ``"real"`` and ``"padding"``, float32 for ``"additive"``, and
             int64 for ``"lengths"``.
 
@@ -70,7 +70,7 @@ def mask_to(mask: Tensor, convention: str, *, dtype: torch.dtype | None = None) 
 
     Raises:
         TypeError: the mask is no bool tensor.
-        ValueError: the convention is unknown, or lengths are wanted of a bag whose real tokens do not come first.
+        ValueError: the convention is unknown, or the real tokens of a bag do not come first and lengths are asked for.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ def mask_to(mask: Tensor, convention: str, *, dtype: torch.dtype | None = None) 
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
     lengths = mask.sum(1)
     if not torch.equal(mask, _first(lengths, mask.shape[1])):
-        raise ValueError("mask must have the real tokens of every bag first to be told by lengths")
+        raise ValueError("mask must have the real tokens of every bag first, because lengths express no other order")
     return lengths.to(dtype or torch.int64)
 
 
@@ -99,10 +99,14 @@ def _first(lengths: Tensor, tokens: int | None) -> Tensor:
     if tokens is not None:
         check_count("tokens", tokens)
     count = longest if tokens is None else tokens
-    _check_values((lengths >= 0) & (lengths <= count), f"from 0 to the number of tokens, {count}")
+    _check_values(lengths, (lengths >= 0) & (lengths <= count), f"from 0 to the number of tokens, {count}")
     return torch.arange(count, device=lengths.device) < lengths[:, None]
 
 
-def _check_values(allowed: Tensor, wanted: str) -> None:
+def _check_values(other: Tensor, allowed: Tensor, wanted: str) -> None:
     if not bool(allowed.all()):
-        raise ValueError(f"other must hold values {wanted}, got others; give the convention of the package it is from")
+        first = (~allowed).nonzero()[0].tolist()
+        raise ValueError(
+            f"other must hold values {wanted}, got {other[tuple(first)].item()} at {first}; "
+            "give the convention of the package it is from"
+        )

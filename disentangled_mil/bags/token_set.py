@@ -19,7 +19,7 @@ class TokenSet(TensorCollection, parts=("mask",)):
     except for rounding: results of a token move with the token, and results of a bag stay.
 
     Args:
-        mask: True where a token is real.
+        mask: mask of the tokens (True = real token).
 
     Shape:
         ``mask`` [B, N].

@@ -191,17 +191,6 @@ class Cohort:
         """
         return self.subset(self.paired)
 
-    def without_expression(self) -> "Cohort":
-        """The cohort of the patients without expression.
-
-        Returns:
-            The cohort of these patients.
-
-        Raises:
-            ValueError: all patients have expression.
-        """
-        return self.subset(patient for patient in self.patients if patient not in self.paired)
-
     def genes_found(self) -> dict[str, tuple[int, int]]:
         """For each subspace, the number of its genes in the expression table, and the number of its genes."""
         symbols = set() if self.expression is None else set(columns_of(self.expression))

@@ -190,13 +190,13 @@ class DeformableCrossAttention(nn.Module):
         context_grid = grid_for(context, context_grid, None, "context_grid")
         real = query_grid.mask[..., None]
         query = torch.where(real, query, 0).to(self.to_q.weight.dtype)
-        q = self._project(self.to_q, _apart(query, self.groups))  # [B, G, N, I D]
+        q = self._project(self.to_q, _split_groups(query, self.groups))  # [B, G, N, I D]
         out, attention = (
             self._attend_on_grids(q, context, query_grid, context_grid)
             if isinstance(query_grid, Grid) and isinstance(context_grid, Grid)
             else self._attend_in_sets(q, context, query_grid.mask, context_grid.mask)
         )
-        return DeformableOutput(torch.where(real, self.to_out(_together(out)), 0), attention)
+        return DeformableOutput(torch.where(real, self.to_out(_merge_groups(out)), 0), attention)
 
     def _attend_on_grids(
         self, q: Tensor, context: Tensor, query_grid: Grid, context_grid: Grid
@@ -214,19 +214,25 @@ class DeformableCrossAttention(nn.Module):
             else MLPBias(*(part.clone() for part in self.position_bias.weights()))
         )
         scores = AttentionScores(
-            self._heads(q), self._heads(k), query_position, keys.place.normalized, bias, keys.logit, query_grid.mask
+            query=self._heads(q),
+            key=self._heads(k),
+            query_position=query_position,
+            key_position=keys.place.normalized,
+            bias=bias,
+            key_logit=keys.logit,
+            query_mask=query_grid.mask,
         )
         keep = self.keep_weights and torch.is_grad_enabled() and is_small(scores)
         attended = self._attend(scores, v, keep)
         attention = DeformableAttention(
-            scores,
-            attended.mass,
-            attended.weights,
-            keys.coarse_positions,
-            keys.place.cells,
-            query_grid,
-            context_grid,
-            self.positions,
+            scores=scores,
+            mass_sums=attended.mass,
+            kept=attended.weights,
+            coarse_positions=keys.coarse_positions,
+            sampling_positions=keys.place.cells,
+            query_grid=query_grid,
+            context_grid=context_grid,
+            positions=self.positions,
         )
         return attended.out, attention
 
@@ -236,21 +242,28 @@ class DeformableCrossAttention(nn.Module):
         """Attend to context tokens, whatever their order, from queries [B, G, N, I D]; [B, H, N, D] and the map."""
         self.positions.check_sets()
         keys = set_keys(context, context_mask, self.max_keys)
-        tokens = _apart(keys.tokens.to(self.to_k.weight.dtype), self.groups)
+        tokens = _split_groups(keys.tokens.to(self.to_k.weight.dtype), self.groups)
         k, v = self._project(self.to_k, tokens), self._project(self.to_v, tokens)
         v = with_zero_gradients(v, self.to_offsets, self.position_bias)
         # Positions do not matter without a bias.
         logit = q.new_zeros(keys.mask.shape, dtype=torch.float32).masked_fill(~keys.mask, -torch.inf)
         scores = AttentionScores(
-            self._heads(q),
-            self._heads(k),
-            q.new_zeros(q.shape[0], q.shape[2], 2),
-            q.new_zeros(q.shape[0], 1, k.shape[2], 2),
+            query=self._heads(q),
+            key=self._heads(k),
+            query_position=q.new_zeros(q.shape[0], q.shape[2], 2),
+            key_position=q.new_zeros(q.shape[0], 1, k.shape[2], 2),
             key_logit=logit[:, None],
             query_mask=query_mask,
         )
         attended = self._attend(scores, v, keep=False)
-        return attended.out, SetAttention(scores, attended.mass, attended.weights, keys.chosen, context_mask)
+        attention = SetAttention(
+            scores=scores,
+            mass_sums=attended.mass,
+            kept=attended.weights,
+            keys=keys.chosen,
+            context_mask=context_mask,
+        )
+        return attended.out, attention
 
     def _attend(self, scores: AttentionScores, v: Tensor, keep: bool) -> AttentionOutput:
         """Attend to values [B, G, J, I D]."""
@@ -269,9 +282,9 @@ class DeformableCrossAttention(nn.Module):
         coarse_positions = points.position[:, None] + widened(offset).tanh() * self.offset_scale
         normalized = self.positions.normalize(coarse_positions, points.size[:, None, None])
         place = self.positions.place(normalized, grid)
-        apart = _apart(context.to(place.cells.dtype), self.groups)
+        by_group = _split_groups(context.to(place.cells.dtype), self.groups)
         corners, share = self.positions.corners(grid, place.cells)
-        sampled = bilinear_sample(grid.cell_means(apart).flatten(0, 1), corners)  # [B G, J, C / G]
+        sampled = bilinear_sample(grid.cell_means(by_group).flatten(0, 1), corners)  # [B G, J, C / G]
         tokens, share = (torch.unflatten(x, 0, (-1, self.groups)) for x in (sampled, share))
         return _Keys(tokens.to(self.to_k.weight.dtype), _logit(share, points, grid), coarse_positions, place)
 
@@ -315,12 +328,12 @@ def _logit(share: Tensor, points: ReferencePoints, grid: Grid) -> Tensor:
     return torch.where(touches, torch.where(touches, share, 1).log(), torch.where(stranded, 0.0, -torch.inf))
 
 
-def _apart(tokens: Tensor, groups: int) -> Tensor:
+def _split_groups(tokens: Tensor, groups: int) -> Tensor:
     """Channels of tokens by group [B, N, G D] -> [B, G, N, D]."""
     # einops is not used here, because torch.compile traces how it reads a pattern: half of the tracing of a layer.
     return torch.unflatten(tokens, 2, (groups, -1)).transpose(1, 2)
 
 
-def _together(tokens: Tensor) -> Tensor:
-    """The opposite of _apart [B, G, N, D] -> [B, N, G D]."""
+def _merge_groups(tokens: Tensor) -> Tensor:
+    """The opposite of _split_groups [B, G, N, D] -> [B, N, G D]."""
     return tokens.transpose(1, 2).flatten(2)

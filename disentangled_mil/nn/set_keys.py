@@ -22,10 +22,10 @@ class SetKeys(NamedTuple):
     mask: Tensor
 
 
-def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
-    """Choose the keys of every bag: all tokens of a bag of at most ``most``, else a sample spread over its content.
+def set_keys(tokens: Tensor, mask: Tensor, max_keys: int | None) -> SetKeys:
+    """Choose the keys of every bag: all tokens of a bag of at most ``max_keys``, else a sample spread over its content.
 
-    The sample is systematic: it takes every (n / most)-th token in the order of
+    The sample is systematic: it takes every (n / max_keys)-th token in the order of
     :func:`~disentangled_mil.ops.content_order`. Keys are then as dense as the tokens they come from, so that an average
     over keys is close to that over tokens. The choice itself has no gradient.
 
@@ -36,13 +36,13 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
     Args:
         tokens: finite context tokens; padding may hold anything.
         mask: mask of the tokens (True = real token).
-        most: largest number of keys of a bag, or None for any number.
+        max_keys: largest number of keys of a bag, or None for any number.
 
     Shape:
         ``tokens`` [B, N, C], ``mask`` [B, N].
 
     Returns:
-        The keys, J = min(N, most).
+        The keys, J = min(N, max_keys).
 
     Example:
         >>> import torch
@@ -52,13 +52,14 @@ def set_keys(tokens: Tensor, mask: Tensor, most: int | None) -> SetKeys:
         [2.0, 4.0]
     """
     tokens = torch.where(mask[..., None], tokens, 0)
-    few = isinstance(tokens.shape[1], int) and tokens.shape[1] <= (most or 0)  # An exporter's sizes are no integers.
-    if most is None or few:
+    # An exporter's sizes are no integers.
+    few = isinstance(tokens.shape[1], int) and tokens.shape[1] <= (max_keys or 0)
+    if max_keys is None or few:
         return SetKeys(tokens, None, mask)
     count = mask.sum(1, keepdim=True)
-    rank = torch.arange(most, device=tokens.device)[None]
+    rank = torch.arange(max_keys, device=tokens.device)[None]
     own = rank < count
-    # A larger bag has ``most`` strata of equal size; their middles are its keys.
-    rank = torch.where(count > most, (2 * rank + 1) * count // (2 * most), rank)
+    # A larger bag has ``max_keys`` strata of equal size; their middles are its keys.
+    rank = torch.where(count > max_keys, (2 * rank + 1) * count // (2 * max_keys), rank)
     chosen = content_order(tokens, mask).gather(1, torch.where(own, rank, 0))
     return SetKeys(tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])), chosen, own)

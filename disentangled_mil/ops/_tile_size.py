@@ -2,11 +2,11 @@
 
 import torch
 
-# Tiles fit the caches of a CPU. On other devices every launch has a cost, and tiles are larger by this factor; all that
-# is made of one tile then takes some 300 MB in float32.
+# Tiles fit the caches of a CPU. On other devices every launch has a cost, and tiles are larger by this factor. In
+# float32, the temporary tensors of one tile then take about 300 MB.
 DEVICE_FACTOR = 32
 
 
-def on_device(size: int, device: torch.device) -> int:
+def tile_size(on_cpu: int, device: torch.device) -> int:
     """The size of a tile on a device, from that on a CPU."""
-    return size if device.type == "cpu" else DEVICE_FACTOR * size
+    return on_cpu if device.type == "cpu" else DEVICE_FACTOR * on_cpu

@@ -19,7 +19,7 @@ def content_order(tokens: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         tokens: finite tokens; padding may hold anything.
-        mask: True where a token is real.
+        mask: mask of the tokens (True = real token).
 
     Shape:
         ``tokens`` [B, N, C], ``mask`` [B, N].

@@ -21,7 +21,7 @@ def log_survival(logits: Tensor) -> Tensor:
         logits: hazard logits.
 
     Shape:
-        logits [..., K].
+        ``logits`` [..., K].
 
     Returns:
         ``log S`` [..., K], in float32, or in float64 for float64 input.
@@ -49,7 +49,7 @@ def outcome_log_probability(logits: Tensor) -> Tensor:
         logits: hazard logits.
 
     Shape:
-        logits [..., K].
+        ``logits`` [..., K].
 
     Returns:
         ``log P`` [..., K + 1], in float32, or in float64 for float64 input.
@@ -77,7 +77,7 @@ def risk(logits: Tensor) -> Tensor:
         logits: hazard logits.
 
     Shape:
-        logits [..., K].
+        ``logits`` [..., K].
 
     Returns:
         The risk [...], between -K and 0, in float32, or in float64 for float64 input.

@@ -34,12 +34,12 @@ def match_prototypes(
     Args:
         prototypes: prototypes of every bag.
         subspaces: subspace vectors of every bag, or anchors of the subspaces.
-        present: True = the bag has this prototype. Without it all are present. Subspaces prefer prototypes that are
-            present; missing prototypes go to the subspaces that are left.
+        present: mask of the prototypes (True = the bag has it). Without it all are present. Subspaces prefer prototypes
+            that are present; missing prototypes go to the subspaces that are left.
         metric: ``"euclidean"`` for the squared distance, ``"cosine"`` for one minus the cosine.
 
     Shape:
-        prototypes [B, K, C], subspaces [B, S, C] with S <= K, present [B, K].
+        ``prototypes`` [B, K, C], ``subspaces`` [B, S, C] with S <= K, ``present`` [B, K].
 
     Returns:
         The index of each subspace's prototype [B, S], int64, without a gradient. A bag with a value that is not finite

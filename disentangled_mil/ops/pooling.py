@@ -11,10 +11,10 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         tokens: token features. Padding may hold any value, even NaN.
-        mask: True = real token.
+        mask: mask of the tokens (True = real token).
 
     Shape:
-        tokens [B, N, C], mask [B, N].
+        ``tokens`` [B, N, C], ``mask`` [B, N].
 
     Returns:
         The means [B, C]; zeros for a bag without real tokens.

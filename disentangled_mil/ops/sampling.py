@@ -31,12 +31,12 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
     """The four cells of a map around each position, and their bilinear weights.
 
     Args:
-        position: position (x, y) in cells, with whole numbers at the centers of cells.
+        position: position (x, y) in cells, with integers at the centers of cells.
         width: number of columns of the map.
         height: number of rows of the map.
 
     Shape:
-        position [..., J, 2].
+        ``position`` [..., J, 2].
 
     Returns:
         Indices into the map, flattened row by row, and weights. Cells outside of the map have weight zero.
@@ -70,7 +70,7 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
         corners: corners of the positions, from :func:`bilinear_corners`.
 
     Shape:
-        maps [L, cells, C], corners [L, J, 4].
+        ``maps`` [L, cells, C], ``corners`` [L, J, 4].
 
     Returns:
         Samples [L, J, C].
@@ -87,7 +87,7 @@ def read_cells(maps: Tensor, cell: Tensor) -> Tensor:
         cell: flat indices of cells.
 
     Shape:
-        maps [L, cells, C], cell [L, ...].
+        ``maps`` [L, cells, C], ``cell`` [L, ...].
 
     Returns:
         The cells [L, ..., C].
@@ -113,7 +113,7 @@ def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
         cells: number of cells of the map.
 
     Shape:
-        values [L, J], corners [L, J, 4].
+        ``values`` [L, J], ``corners`` [L, J, 4].
 
     Returns:
         Flattened maps [L, cells].

@@ -36,7 +36,7 @@ def segment_mean(
             means slightly toward zero.
 
     Shape:
-        tokens [B, N, C], assignment [B, N], weight [B, N].
+        ``tokens`` [B, N, C], ``assignment`` [B, N], ``weight`` [B, N].
 
     Returns:
         The means [B, K, C]; zero for a segment without tokens or without weight.
@@ -88,7 +88,7 @@ def segment_softmax(logits: Tensor, assignment: Tensor, segments: int) -> Tensor
         segments: number of segments K.
 
     Shape:
-        logits [B, N], assignment [B, N].
+        ``logits`` [B, N], ``assignment`` [B, N].
 
     Returns:
         Weights [B, N] that sum to one in every segment that has tokens. They are zero for tokens of no segment.

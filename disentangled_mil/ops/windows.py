@@ -12,13 +12,13 @@ the gradient of the kernel is the sum of gradient times cell. The backward pass 
 *What it costs.* O(B G J S^2 C) operations, and the memory of one kernel row of the windows.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import check_floating, check_shape
-from .._operators import operator, refuse_forward_mode, refuse_gradient
+from .._operators import with_gradient
 from .._precision import wide_dtype
 
 
@@ -32,10 +32,10 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
     Args:
         cells: flattened maps of G groups of channels.
         window: flat index of each cell of a window. M stands for a cell outside of the map, which counts as zero.
-        kernel: one number per place and channel, shared by the groups.
+        kernel: one number per cell of a window and channel, shared by the groups.
 
     Shape:
-        cells [B, G, M, C], window [B, J, S, S], kernel [S, S, C].
+        ``cells`` [B, G, M, C], ``window`` [B, J, S, S], ``kernel`` [S, S, C].
 
     Returns:
         The sums [B, G, J, C], in the type of ``cells``.
@@ -65,62 +65,62 @@ def depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
         check_shape(name, tensor, spec, sizes)
     if window.dtype != torch.int64:
         raise TypeError(f"window must hold torch.int64 indices, got {window.dtype}")
-    refuse_forward_mode("depthwise_windows", (cells, kernel))
-    summed: Tensor = _depthwise_windows(cells, window, kernel.to(cells.dtype))
-    return summed
+    return _depthwise_windows(_Arguments(cells, window, kernel.to(cells.dtype))).sums
 
 
-@operator("depthwise_windows")
-def _depthwise_windows(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
+class _Arguments(NamedTuple):
+    cells: Tensor  # [B, G, M, C]
+    window: Tensor  # [B, J, S, S]
+    kernel: Tensor  # [S, S, C]
+
+
+class _Results(NamedTuple):
+    sums: Tensor  # [B, G, J, C]
+
+
+def _empty(given: _Arguments) -> _Results:
+    cells = given.cells
+    return _Results(cells.new_empty(*cells.shape[:2], given.window.shape[1], cells.shape[3]))
+
+
+def _forward(given: _Arguments) -> _Results:
+    cells, window, kernel = given
     wide = wide_dtype(cells)
-    summed = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
+    sums = cells.new_zeros(*cells.shape[:2], window.shape[1], cells.shape[3], dtype=wide)
     flat, shape = cells.flatten(0, 2), (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
     for row, weight in enumerate(kernel.to(wide)):
-        index, inside = _places(cells, window[:, :, row], wide)
-        summed += _read(flat, index, shape, wide).mul_(inside * weight).sum(3)
-    return summed.to(cells.dtype)
+        index, inside = _rows(cells, window[:, :, row], wide)
+        sums += _read(flat, index, shape, wide).mul_(inside * weight).sum(3)
+    return _Results(sums.to(cells.dtype))
 
 
-@_depthwise_windows.register_fake
-def _empty(cells: Tensor, window: Tensor, kernel: Tensor) -> Tensor:
-    return cells.new_empty(*cells.shape[:2], window.shape[1], cells.shape[3])
-
-
-@operator("depthwise_windows_backward")
-def _backward(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: _Arguments) -> _Arguments:
+    cells, window, kernel = given
     batch, groups, count, channels = cells.shape
     wide = wide_dtype(cells)
-    arriving = gradient.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
-    into_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
-    into_kernel = torch.zeros_like(kernel, dtype=wide)
+    grad_sums = arriving.sums.to(wide)[:, :, :, None]  # [B, G, J, 1, C]
+    grad_cells = cells.new_zeros(batch * groups * count, channels, dtype=wide)
+    grad_kernel = torch.zeros_like(kernel, dtype=wide)
     flat, shape = cells.flatten(0, 2), (*cells.shape[:2], *window.shape[1:3], cells.shape[3])
     for row, weight in enumerate(kernel.to(wide)):
-        index, inside = _places(cells, window[:, :, row], wide)
+        index, inside = _rows(cells, window[:, :, row], wide)
         read = _read(flat, index, shape, wide)
-        into_kernel[row] = (read.mul_(arriving).sum(1, keepdim=True) * inside).sum((0, 1, 2))
-        change = torch.mul(arriving, inside * weight, out=read).view(-1, channels)
-        into_cells.scatter_add_(0, index[:, None].expand_as(change), change)
-    return into_cells.view_as(cells).to(cells.dtype), into_kernel.to(kernel.dtype)
+        grad_kernel[row] = (read.mul_(grad_sums).sum(1, keepdim=True) * inside).sum((0, 1, 2))
+        grad_read = torch.mul(grad_sums, inside * weight, out=read).view(-1, channels)
+        grad_cells.scatter_add_(0, index[:, None].expand_as(grad_read), grad_read)
+    return given._replace(cells=grad_cells.view_as(cells), kernel=grad_kernel)
 
 
-@_backward.register_fake
-def _like_inputs(gradient: Tensor, cells: Tensor, window: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    return cells.new_empty(cells.shape), torch.empty_like(kernel)
-
-
-def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _pass_back(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
-    into_cells, into_kernel = _backward(gradient, *ctx.saved_tensors)
-    return into_cells, None, into_kernel
-
-
-_depthwise_windows.register_autograd(_pass_back, setup_context=_remember)
-
-
-refuse_gradient(_backward, "depthwise_windows has no gradient of a gradient")
+_depthwise_windows = with_gradient(
+    "depthwise_windows",
+    _Arguments,
+    _Results,
+    empty=_empty,
+    forward=_forward,
+    backward=_backward,
+    caller="depthwise_windows",
+    no_second="depthwise_windows has no gradient of a gradient",
+)
 
 
 def _read(flat: Tensor, index: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -128,7 +128,7 @@ def _read(flat: Tensor, index: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
     return torch.index_select(flat, 0, index).view(shape).to(dtype)
 
 
-def _places(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rows(cells: Tensor, window: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Rows of the flattened cells that a kernel row reads [B G J S], and 1 inside of the map [B, 1, J, S, 1]."""
     batch, groups, count, _ = cells.shape
     inside = window < count

@@ -65,22 +65,22 @@ class BagCache:
             self.load(sample)
         return self._facts[id(sample)][1]
 
-    def larger(self, samples: Sequence[Sample], most: int) -> int:
-        """The number of bags with more than ``most`` tokens, over all magnifications."""
-        return sum(count > most for sample in samples for count in self.facts(sample).tokens.values())
+    def larger(self, samples: Sequence[Sample], max_tokens: int) -> int:
+        """The number of bags with more than ``max_tokens`` tokens, over all magnifications."""
+        return sum(count > max_tokens for sample in samples for count in self.facts(sample).tokens.values())
 
-    def thinned(self, most: int) -> "BagCache":
-        """A cache of the same bags with at most ``most`` tokens each, spread evenly over the tissue.
+    def thinned(self, max_tokens: int) -> "BagCache":
+        """A cache of the same bags with at most ``max_tokens`` tokens each, spread evenly over the tissue.
 
         Args:
-            most: largest number of tokens of a bag.
+            max_tokens: largest number of tokens of a bag.
 
         Returns:
             The cache.
         """
 
         def read(sample: Sample) -> dict[str, Bag]:
-            return {name: thin(bag, most) for name, bag in self.load(sample).items()}
+            return {name: thin(bag, max_tokens) for name, bag in self.load(sample).items()}
 
         return BagCache(_ROOM_FOR_PARTS, read)
 

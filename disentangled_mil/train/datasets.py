@@ -90,7 +90,7 @@ class CohortDataset:
         self.target = task.target_of_labels(self.labels)
         self.paired, self.genes = _genes(cohort, self.patients, pipeline)
         self._cache = cache if cache is not None else BagCache()
-        self._most, self._draw, self._reads_slides = sys.maxsize, 0, True
+        self._max_tokens, self._draw, self._reads_slides = sys.maxsize, 0, True
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -112,36 +112,36 @@ class CohortDataset:
         part.target = select_target(self.target, index)
         part.paired = self.paired[index]
         part.genes = {name: values[index] for name, values in self.genes.items()}
-        part._cache, part._most, part._draw = self._cache, self._most, self._draw
+        part._cache, part._max_tokens, part._draw = self._cache, self._max_tokens, self._draw
         part._reads_slides = self._reads_slides
         return part
 
-    def thinned(self, most: int) -> "CohortDataset":
-        """The dataset with at most ``most`` tokens in a bag, spread evenly over the tissue.
+    def thinned(self, max_tokens: int) -> "CohortDataset":
+        """The dataset with at most ``max_tokens`` tokens in a bag, spread evenly over the tissue.
 
         Args:
-            most: largest number of tokens of a bag.
+            max_tokens: largest number of tokens of a bag.
 
         Returns:
             The dataset, with bags in memory of its own.
         """
         part = self.subset(range(len(self)))
-        part._cache = self._cache.thinned(most)
+        part._cache = self._cache.thinned(max_tokens)
         part._cache.read(part.samples, quiet=True)
         return part
 
-    def drawn(self, most: int, draw: int) -> "CohortDataset":
+    def drawn(self, max_tokens: int, draw: int) -> "CohortDataset":
         """The dataset for one epoch: as :meth:`thinned`, but the tokens are chosen when a batch is read.
 
         Args:
-            most: largest number of tokens of a bag.
+            max_tokens: largest number of tokens of a bag.
             draw: number of the draw; another number gives other tokens.
 
         Returns:
             The dataset, which shares the bags in memory.
         """
         part = self.subset(range(len(self)))
-        part._most, part._draw = most, draw
+        part._max_tokens, part._draw = max_tokens, draw
         return part
 
     def without_slides(self) -> "CohortDataset":
@@ -174,7 +174,7 @@ class CohortDataset:
     @cached_property
     def uniform(self) -> bool:
         """Whether all bags of all magnifications fill rectangles of one and the same shape, and are left whole."""
-        if self._cache.larger(self.samples, self._most):
+        if self._cache.larger(self.samples, self._max_tokens):
             return False
         shapes = {shape for sample in self.samples for shape in self._cache.facts(sample).rectangles.values()}
         return len(shapes) == 1 and None not in shapes
@@ -222,13 +222,13 @@ class CohortDataset:
         if generator is None:
             return read_ahead(self.batch, torch.split(torch.arange(len(self)), size))
         tokens = [self._cache.facts(sample).tokens.values() for sample in self.samples]
-        rows = batch_order([sum(min(count, self._most) for count in of) for of in tokens], size, generator)
+        rows = batch_order([sum(min(count, self._max_tokens) for count in of) for of in tokens], size, generator)
         own, count = rank(), processes()
         # Samples of a batch may be sorted by size, so that every process takes each n-th one.
         return read_ahead(lambda batch: self.batch(*(batch[share::count] for share in range(count)), own=own), rows)
 
     def _bags(self, sample: Sample) -> dict[str, Bag]:
-        return {name: thin(bag, self._most, seed=self._draw) for name, bag in self._cache.load(sample).items()}
+        return {name: thin(bag, self._max_tokens, seed=self._draw) for name, bag in self._cache.load(sample).items()}
 
     def outputs(
         self, size: int, device: torch.device | str, compute: Callable[[Batch], Sequence[Tensor]]

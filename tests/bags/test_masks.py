@@ -49,9 +49,10 @@ def test_largest_negative_numbers_are_padding():
 @pytest.mark.parametrize(
     ("other", "convention", "message"),
     [
-        (torch.tensor([[0.5]]), "real", "other must hold values 0 or 1, got others"),
-        (torch.tensor([[1.0]]), "additive", "0 for a real token and at most -1e4 for padding"),
-        (torch.tensor([-1]), "lengths", "from 0 to the number of tokens"),
+        (torch.tensor([[0.0, 1.0], [0.5, 2.0]]), "real", r"other must hold values 0 or 1, got 0.5 at \[1, 0\]; give"),
+        (torch.tensor([[torch.nan]]), "padding", r"0 or 1, got nan at \[0, 0\]"),
+        (torch.tensor([[1.0]]), "additive", r"0 for a real token and at most -1e4 for padding, got 1.0 at \[0, 0\]"),
+        (torch.tensor([2, -1]), "lengths", r"from 0 to the number of tokens, 2, got -1 at \[1\]"),
         (torch.tensor([1]), "real", r"other must have shape \[B, N\]"),
         (torch.tensor([[1]]), "mine", "convention must be"),
     ],

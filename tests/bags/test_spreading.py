@@ -78,5 +78,5 @@ def test_a_bag_that_is_small_enough_is_the_same_object_and_an_empty_one_stays_em
 
 
 def test_the_number_of_tokens_is_checked():
-    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
         thin(Bag.from_slide(torch.zeros(5, 2)), 0)

@@ -61,12 +61,11 @@ def test_a_subset_keeps_samples_labels_and_expression_of_its_patients_in_order()
 
 def test_patients_are_split_by_whether_they_have_expression():
     assert cohort().with_expression().patients == ("A", "C")
-    unpaired = cohort().without_expression()
-    assert unpaired.patients == ("B",)
+    unpaired = cohort().subset(["B"])
     assert len(unpaired.expression) == 0
     pipeline = cohort().fit_expression()
     assert pipeline.transform(unpaired.expression)["tumor"].shape == (0, 1)
-    assert cohort(expression=None).without_expression().patients == ("A", "B", "C")
+    assert cohort(expression=None).paired == frozenset()
 
 
 def test_genes_are_counted_by_symbol():
@@ -83,7 +82,6 @@ def test_genes_are_counted_by_symbol():
         (lambda: cohort().subset([]), "none"),
         (lambda: cohort().subset(["A", "Z"]), "Z"),
         (lambda: cohort(expression=None).with_expression(), "none"),
-        (lambda: cohort().with_expression().without_expression(), "none"),
     ],
 )
 def test_subsets_of_nobody_or_of_strangers_are_refused(select, got):

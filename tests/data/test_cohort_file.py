@@ -830,7 +830,6 @@ tme = ["TME"]
     assert (len(cohort.patients), len(cohort.samples), cohort.width) == (771, 771, 186)
     paired = cohort.with_expression()
     assert len(paired.patients) == 547
-    assert len(cohort.without_expression().patients) == 224
     assert len(cohort.labels("survival")) == 769
     assert set(cohort.labels("grading")["label"]) == {"G2", "G3", "G4"}
     assert paired.labels("diagnosis")["label"].value_counts().to_dict() == {

@@ -87,8 +87,6 @@ def tiles(entries: int, *, piecewise: bool = False) -> Iterator[None]:
             "attention._bag.LEAST_QUERIES": 1,
             "attention._bag.LEAST_QUERIES_OF_BIAS": 1,
             "position_bias._network.MOST_PAIRS": entries,
-            "position_bias._values.MOST_PAIRS": entries,
-            "position_bias._piecewise.MOST_PAIRS": entries,
             "position_bias._piecewise.LARGEST_SHARE": math.inf if piecewise else 0,
         }.items():
             patch.setattr(f"disentangled_mil.ops.{name}", size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..._precision import wide_dtype
-from .._tile_size import on_device
+from .._tile_size import tile_size
 from ..position_bias import BiasTile, BiasWanted, TiledBias
 from ._carried import CarriedScores
 
@@ -42,11 +42,11 @@ class BagScores:
         self.rows, self.columns = _where(mask), _where((logit != -math.inf).any(0))
         self.query = take(carried.query[bag], 1, self.rows)  # [H, N, D]
         self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, J, D]
-        # Tables view places as complex numbers, and contiguous() may leave odd strides where a side is one. NaN is
+        # Tables view positions as complex numbers, and contiguous() may leave odd strides where a side is one. NaN is
         # overwritten in these copies.
-        self.query_place, self.key_place = (
-            place.to(self.wide).clone(memory_format=torch.contiguous_format)
-            for place in (
+        self.query_position, self.key_position = (
+            position.to(self.wide).clone(memory_format=torch.contiguous_format)
+            for position in (
                 take(carried.query_position[bag], 0, self.rows),
                 take(carried.key_position[bag], 1, self.columns),
             )
@@ -60,14 +60,14 @@ class BagScores:
         self.logit, self.with_keys = self._without_empty_groups(logit)  # [H, 1, J], [H, 1, 1]
 
     def _move_nan(self, logit: Tensor) -> Tensor:
-        """Move NaN from places to queries and key logits [G, J]; the logits."""
-        # A NaN place makes its scores NaN, because tables must not be read at NaN.
-        if (of_query := self.query_place.isnan().any(-1, keepdim=True)).any():
+        """Replace NaN positions by 0 and make their scores NaN. Returns the key logits [G, J]."""
+        # Tables must not be read at NaN.
+        if (of_query := self.query_position.isnan().any(-1, keepdim=True)).any():
             self.query = self.query.masked_fill(of_query, math.nan)
-            self.query_place.nan_to_num_(0, math.inf, -math.inf)
-        if (of_key := self.key_place.isnan().any(-1)).any():
+            self.query_position.nan_to_num_(0, math.inf, -math.inf)
+        if (of_key := self.key_position.isnan().any(-1)).any():
             logit = logit.masked_fill(of_key, math.nan)
-            self.key_place.nan_to_num_(0, math.inf, -math.inf)
+            self.key_position.nan_to_num_(0, math.inf, -math.inf)
         return logit
 
     def _without_empty_groups(self, logit: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -85,9 +85,9 @@ class BagScores:
 
     def biases(self, tile: slice) -> BiasTile | None:
         """The biases of a tile, if there are any."""
-        if self.bias is None or self.key_place.shape[1] == 0:
+        if self.bias is None or self.key_position.shape[1] == 0:
             return None
-        return self.bias.tile(self.query_place[tile], self.key_place)
+        return self.bias.tile(self.query_position[tile], self.key_position)
 
     def weights(self, tile: slice, biases: BiasTile | None) -> Tensor:
         """The softmax of a tile's scores [H, t, J]; zeros for heads without keys."""
@@ -106,7 +106,7 @@ class BagScores:
         return take(rows, 2, self.columns) if keys else rows
 
     def write(self, values: Tensor, target: Tensor, tile: slice) -> None:
-        """Write the values of a tile to their places in a tensor of the bag [H, N, ...]."""
+        """Write the values of a tile to its rows in a tensor of the bag [H, N, ...]."""
         if self.rows is None:
             target[:, tile] = values
         else:
@@ -121,59 +121,59 @@ class BagGradient:
 
     Args:
         scores: scores of the bag.
-        wanted: scores with a bool in place of every tensor, which says whether its gradient is needed.
-        into: gradient of the whole batch, with zeros in the place of the bag. Each tile writes its queries there at
-            once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
+        wanted: scores with a bool in place of every tensor: True = its gradient is needed.
+        target: gradient of the whole batch, in which that of the bag is still zero. Each tile writes its queries there
+            at once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
     """
 
-    def __init__(self, scores: BagScores, wanted: CarriedScores, into: CarriedScores) -> None:
-        self.scores, self.into = scores, into
+    def __init__(self, scores: BagScores, wanted: CarriedScores, target: CarriedScores) -> None:
+        self.scores, self.target = scores, target
         self.want_logit = bool(wanted.logit)
         self.wanted_of_bias = BiasWanted(
             any(wanted.bias.tensors), bool(wanted.query_position), bool(wanted.key_position)
         )
         self.key = torch.zeros_like(scores.scaled_key)  # [H, J, D]
-        self.query_place = torch.zeros_like(scores.query_place)  # [N, 2]
-        self.key_place = torch.zeros_like(scores.key_place)  # [G, J, 2]
+        self.query_position = torch.zeros_like(scores.query_position)  # [N, 2]
+        self.key_position = torch.zeros_like(scores.key_position)  # [G, J, 2]
         self.logit = torch.zeros_like(scores.scaled_key[..., 0])  # [H, J]
 
-    def add(self, tile: slice, into_scores: Tensor, biases: BiasTile | None) -> None:
+    def add(self, tile: slice, grad_scores: Tensor, biases: BiasTile | None) -> None:
         """Add the gradients that a tile passes back.
 
         Args:
             tile: queries of the tile.
-            into_scores: gradient of the scores [H, t, J].
+            grad_scores: gradient of the scores [H, t, J].
             biases: biases of the tile; None if they have to be computed, or if there are none.
         """
         scores = self.scores
-        scores.write(into_scores @ scores.scaled_key, self.into.query[scores.bag], tile)
-        self.key.baddbmm_(into_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
+        scores.write(grad_scores @ scores.scaled_key, self.target.query[scores.bag], tile)
+        self.key.baddbmm_(grad_scores.transpose(1, 2), scores.query[:, tile].to(scores.wide))
         if self.want_logit:
-            self.logit += into_scores.sum(1)
+            self.logit += grad_scores.sum(1)
         if not any(self.wanted_of_bias):
             return
         if biases := biases or scores.biases(tile):
-            per_group = into_scores.view(scores.groups, scores.heads // scores.groups, *into_scores.shape[1:])
+            per_group = grad_scores.view(scores.groups, scores.heads // scores.groups, *grad_scores.shape[1:])
             queries, keys = biases.backward(per_group, self.wanted_of_bias)
             if queries is not None:
-                self.query_place[tile] += queries
+                self.query_position[tile] += queries
             if keys is not None:
-                self.key_place += keys
+                self.key_position += keys
 
     def finish(self) -> None:
-        """Write the sums over tiles to the bag's place in the gradient of the batch, except for the bias."""
-        scores, into, bag = self.scores, self.into, self.scores.bag
-        tokens, keys = into.query.shape[2], into.key.shape[2]
-        into.key[bag] = put(self.key * scores.scale, 1, scores.columns, keys)
-        into.query_position[bag] = put(self.query_place, 0, scores.rows, tokens)
-        into.key_position[bag] = put(self.key_place, 1, scores.columns, keys)
+        """Write the sums over tiles to the gradient of the batch, except for the bias."""
+        scores, target, bag = self.scores, self.target, self.scores.bag
+        tokens, keys = target.query.shape[2], target.key.shape[2]
+        target.key[bag] = put(self.key * scores.scale, 1, scores.columns, keys)
+        target.query_position[bag] = put(self.query_position, 0, scores.rows, tokens)
+        target.key_position[bag] = put(self.key_position, 1, scores.columns, keys)
         per_group = self.logit.view(scores.groups, scores.heads // scores.groups, -1).sum(1)
-        into.logit[bag] = put(per_group, 1, scores.columns, keys)
+        target.logit[bag] = put(per_group, 1, scores.columns, keys)
 
 
 def queries_at_once(query: Tensor, groups: int, keys: int, bias: TiledBias | None) -> int:
     """The number of queries [H, N, D] in a tile."""
-    count = max(LEAST_QUERIES, on_device(ENTRIES, query.device) // max(1, len(query) * keys))
+    count = max(LEAST_QUERIES, tile_size(ENTRIES, query.device) // max(1, len(query) * keys))
     if bias is None:
         return count
     return int(min(count, max(LEAST_QUERIES_OF_BIAS, bias.most_pairs / max(1, groups * keys))))
@@ -185,7 +185,7 @@ def take(tensor: Tensor, dim: int, index: Tensor | None) -> Tensor:
 
 
 def put(tensor: Tensor, dim: int, index: Tensor | None, size: int) -> Tensor:
-    """The transpose of :func:`take`: the entries at their places among ``size``, zeros elsewhere."""
+    """The transpose of :func:`take`: the entries at their indices in a dimension of ``size``, zeros elsewhere."""
     if index is None:
         return tensor
     shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
@@ -193,5 +193,5 @@ def put(tensor: Tensor, dim: int, index: Tensor | None, size: int) -> Tensor:
 
 
 def _where(mask: Tensor) -> Tensor | None:
-    """The indices where a mask is True; None if that is everywhere."""
+    """The indices where a mask is True; None if it is True everywhere."""
     return None if mask.all() else mask.nonzero().squeeze(1)

@@ -9,15 +9,15 @@ from ..position_bias import CarriedBias, TiledBias, tiled
 
 
 class CarriedScores(NamedTuple):
-    """What the softmax of attention is taken of, as operators take it: nothing is optional.
+    """The ingredients of the attention scores as operator arguments. Every field has a value.
 
     Attributes:
         query: queries [B, H, N, D].
         key: keys [B, H, J, D].
-        query_position: places of the queries [B, N, 2].
-        key_position: places of the keys [B, G, J, 2].
-        mask: whether a query is real [B, N].
-        logit: terms of the keys [B, G, J].
+        query_position: positions of the queries [B, N, 2].
+        key_position: positions of the keys [B, G, J, 2].
+        mask: mask of the queries [B, N] (True = real token).
+        logit: logits of the keys, which are added to their scores [B, G, J].
         bias: position bias.
         scale: factor of Q K^T.
     """
@@ -41,7 +41,7 @@ class CarriedScores(NamedTuple):
 
         Args:
             bias: position bias of the batch.
-            wanted: scores with a bool in place of every tensor, which says whether its gradient is needed.
+            wanted: scores with a bool in place of every tensor: True = its gradient is needed.
 
         Returns:
             The gradient of all scores.
@@ -52,14 +52,14 @@ class CarriedScores(NamedTuple):
 
 
 class AttentionArguments(NamedTuple):
-    """What an operator of attention takes.
+    """The arguments of an operator of attention.
 
     Attributes:
-        scores: scores of the weights.
+        scores: ingredients of the scores.
         value: values [B, H, J, D].
         dropout: probability of dropping a weight.
         seed: seed of the dropped weights; None without dropout.
-        keep: whether the weights are returned.
+        keep: flag that asks for the weights too.
     """
 
     scores: CarriedScores
@@ -70,7 +70,7 @@ class AttentionArguments(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """What an operator of attention returns.
+    """The results of an operator of attention.
 
     Attributes:
         out: attended values [B, H, N, D].

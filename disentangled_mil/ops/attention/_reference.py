@@ -9,6 +9,7 @@ from ..position_bias import Bias
 
 
 def dense_weights(
+    *,
     query: Tensor,
     key: Tensor,
     query_position: Tensor,

@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "streaming", "triton")
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`biased_attention` returns.
+    """The result of :func:`biased_attention`.
 
     Attributes:
         out: attended values [B, H, N, D]; zeros for a query that is masked out or has no key left.
@@ -81,14 +81,14 @@ class AttentionScores:
     def _dense(self) -> Tensor:
         """The dense weights by the reference."""
         return dense_weights(
-            self.query,
-            self.key,
-            self.query_position,
-            self.key_position,
-            self.bias,
-            self.key_logit,
-            self.query_mask,
-            self.factor,
+            query=self.query,
+            key=self.key,
+            query_position=self.query_position,
+            key_position=self.key_position,
+            bias=self.bias,
+            key_logit=self.key_logit,
+            query_mask=self.query_mask,
+            scale=self.factor,
         )
 
     def attend(
@@ -119,14 +119,14 @@ class AttentionScores:
             logit = self.key_position.new_zeros(self.key_position.shape[:3])
         assert bias is None or isinstance(bias, (MLPBias, BiasTable))  # other functions go to the reference
         return CarriedScores(
-            self.query,
-            self.key,
-            self.query_position,
-            self.key_position,
-            mask,
-            logit,
-            CarriedBias.of(bias),
-            self.factor,
+            query=self.query,
+            key=self.key,
+            query_position=self.query_position,
+            key_position=self.key_position,
+            mask=mask,
+            logit=logit,
+            bias=CarriedBias.of(bias),
+            scale=self.factor,
         )
 
 
@@ -159,12 +159,12 @@ def biased_attention(
         bias: network (:class:`MLPBias`, exact), table (:class:`BiasTable`, interpolated), or None. Only the reference
             accepts any other function of displacements [..., 2] -> [..., H / G]; ``BiasTable.of`` tabulates it.
         key_logit: term added to every score of a key; -inf takes the key out.
-        query_mask: mask of the queries (True = real). Padding may hold anything, also NaN, and costs nothing.
+        query_mask: mask of the queries (True = real token). Padding may hold anything, also NaN, and costs nothing.
         scale: factor of Q K^T; D ** -0.5 by default.
         dropout: probability of dropping an attention weight. The streamed implementation rounds it to a multiple of
             2^-16.
-        keep_weights: whether to return the weights too. They take 4 B H N J bytes, and save losses on the weights
-            from computing them again.
+        keep_weights: flag that asks for the weights too. They take 4 B H N J bytes, and losses on the weights need not
+            compute them again.
         backend: ``"reference"`` holds all N x J matrices. ``"streaming"`` holds one tile of them at a time.
             ``"triton"`` holds none outside of a kernel; it needs CUDA tensors of at most float32, D up to 256, and
             networks of up to 128 features. ``"auto"`` chooses kernels where they can run, for networks of up to 64
@@ -198,7 +198,9 @@ def biased_attention(
         >>> attended.out.shape, attended.mass.shape
         (torch.Size([2, 4, 9, 8]), torch.Size([2, 4, 3]))
     """
-    scores = AttentionScores(query, key, query_position, key_position, bias, key_logit, query_mask, scale)
+    scores = AttentionScores(
+        query, key, query_position, key_position, bias=bias, key_logit=key_logit, query_mask=query_mask, scale=scale
+    )
     return scores.attend(value, dropout=dropout, keep_weights=keep_weights, backend=backend)
 
 

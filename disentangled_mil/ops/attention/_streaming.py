@@ -12,7 +12,7 @@ from ..._precision import wide_dtype
 from ..._torch_private import softmax_backward
 from ._bag import BagGradient, BagScores, put, take
 from ._carried import Attended, AttentionArguments, CarriedScores
-from ._dropout import Dropout, thinned
+from ._dropout import Dropout, apply_mask
 
 NO_SECOND_GRADIENT = 'a gradient of a gradient needs backend="reference": the others have only the first'
 
@@ -50,7 +50,7 @@ def _forward(given: AttentionArguments) -> Attended:
             bag_mass += weights.sum(1)
             if given.keep:
                 scores.write(put(weights, 2, scores.columns, kept.shape[2]), kept, tile)
-            scores.write(thinned(weights, drop.draw(weights)) @ values, out, tile)
+            scores.write(apply_mask(weights, drop.draw(weights)) @ values, out, tile)
             del weights  # before the next tile's are made
         mass.copy_(put(bag_mass, 1, scores.columns, mass.shape[1]))
     return results
@@ -59,38 +59,38 @@ def _forward(given: AttentionArguments) -> Attended:
 def _backward(
     given: AttentionArguments, results: Attended, arriving: Attended, wanted: AttentionArguments
 ) -> AttentionArguments:
-    into = zeros_like(given)
+    gradient = zeros_like(given)
     bias = given.scores.tiled_bias()
     for bag in range(len(given.value)):
         scores = BagScores(given.scores, bias, bag)
-        gradient = BagGradient(scores, wanted.scores, into.scores)
+        bag_gradient = BagGradient(scores, wanted.scores, gradient.scores)
         drop = Dropout(given.dropout, given.seed, bag, given.value.device)
         values = take(given.value[bag], 1, scores.columns).to(scores.wide) * drop.scale  # [H, J, D]
-        into_values = torch.zeros_like(values)
+        grad_values = torch.zeros_like(values)
         kept = results.weights[bag] if given.keep else None
-        into_out, into_mass, into_kept = (None if part is None else part[bag] for part in arriving)
+        grad_out, grad_mass, grad_kept = (None if part is None else part[bag] for part in arriving)
         for tile in scores.tiles():
             biases = None if given.keep else scores.biases(tile)
             weights = scores.weights(tile, biases) if kept is None else scores.read(kept, tile, keys=True)
-            stays = None
-            if into_out is None:
-                into_weights = torch.zeros_like(weights)
+            keep_mask = None
+            if grad_out is None:
+                grad_weights = torch.zeros_like(weights)
             else:
-                into_tile = scores.read(into_out, tile).to(scores.wide)  # [H, t, D]
-                stays = drop.draw(weights)
-                into_weights = thinned(into_tile @ values.transpose(1, 2), stays)
-                into_values.baddbmm_(thinned(weights, stays).transpose(1, 2), into_tile)
-            if into_mass is not None:
-                into_weights += take(into_mass, 1, scores.columns)[:, None]
-            if into_kept is not None and given.keep:
-                into_weights += scores.read(into_kept, tile, keys=True)
-            into_scores = softmax_backward(into_weights, weights)
-            del weights, into_weights, stays  # before the bias makes tiles of its own
-            gradient.add(tile, into_scores, biases)
-            del into_scores, biases  # before the next tile's are made
-        gradient.finish()
-        into.value[bag] = put(into_values * drop.scale, 1, scores.columns, into.value.shape[2])
-    return into._replace(scores=into.scores.with_bias(bias, wanted.scores))
+                grad_tile = scores.read(grad_out, tile).to(scores.wide)  # [H, t, D]
+                keep_mask = drop.draw(weights)
+                grad_weights = apply_mask(grad_tile @ values.transpose(1, 2), keep_mask)
+                grad_values.baddbmm_(apply_mask(weights, keep_mask).transpose(1, 2), grad_tile)
+            if grad_mass is not None:
+                grad_weights += take(grad_mass, 1, scores.columns)[:, None]
+            if grad_kept is not None and given.keep:
+                grad_weights += scores.read(grad_kept, tile, keys=True)
+            grad_scores = softmax_backward(grad_weights, weights)
+            del weights, grad_weights, keep_mask  # before the bias makes tiles of its own
+            bag_gradient.add(tile, grad_scores, biases)
+            del grad_scores, biases  # before the next tile's are made
+        bag_gradient.finish()
+        gradient.value[bag] = put(grad_values * drop.scale, 1, scores.columns, gradient.value.shape[2])
+    return gradient._replace(scores=gradient.scores.with_bias(bias, wanted.scores))
 
 
 _streaming = with_gradient(

@@ -8,20 +8,40 @@ from ._triton_tiles import load_points
 
 
 @triton.jit
+def addresses_of(network, HEADS: tl.constexpr, SIZE: tl.constexpr):
+    """The addresses of w1, b1, w2, b2, w3 and b3 in the row that ``FlatNetwork`` describes."""
+    b1 = network + 2 * SIZE
+    w2 = b1 + SIZE
+    b2 = w2 + SIZE * SIZE
+    w3 = b2 + SIZE
+    return network, b1, w2, b2, w3, w3 + HEADS * SIZE
+
+
+@triton.jit
+def units_of(SIZE: tl.constexpr, HIDDEN: tl.constexpr):
+    """The units of a hidden layer and which of them exist, and the same for pairs of units, transposed."""
+    unit = tl.arange(0, HIDDEN)
+    exists = unit < SIZE
+    return unit, exists, unit[None, :] * SIZE + unit[:, None], exists[:, None] & exists[None, :]
+
+
+@triton.jit
 def load_bias(bias, inner, HEADS: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
-    """The weights of a head's network, or the address of its table."""
+    """The parameters of a head's network (w1 by column, b1, w2 transposed, b2, w3, b3), or the address of its table."""
     if KIND == "network":
-        unit = tl.arange(0, HIDDEN)
-        there = unit < SIZE
-        w1x = tl.load(bias + 2 * unit, there, 0.0)
-        w1y = tl.load(bias + 2 * unit + 1, there, 0.0)
-        b1 = tl.load(bias + 2 * SIZE + unit, there, 0.0)
-        square = unit[None, :] * SIZE + unit[:, None]  # transposed
-        w2 = tl.load(bias + 3 * SIZE + square, there[:, None] & there[None, :], 0.0)
-        b2 = tl.load(bias + (3 + SIZE) * SIZE + unit, there, 0.0)
-        w3 = tl.load(bias + (4 + SIZE + inner) * SIZE + unit, there, 0.0)
-        b3 = tl.load(bias + (4 + SIZE + HEADS) * SIZE + inner)
-        return w1x, w1y, b1, w2, b2, w3, b3
+        w1, b1, w2, b2, w3, b3 = addresses_of(bias, HEADS, SIZE)
+        unit, exists, pair, both_exist = units_of(SIZE, HIDDEN)
+        w1x = tl.load(w1 + 2 * unit, exists, 0.0)
+        w1y = tl.load(w1 + 2 * unit + 1, exists, 0.0)
+        return (
+            w1x,
+            w1y,
+            tl.load(b1 + unit, exists, 0.0),
+            tl.load(w2 + pair, both_exist, 0.0),
+            tl.load(b2 + unit, exists, 0.0),
+            tl.load(w3 + inner * SIZE + unit, exists, 0.0),
+            tl.load(b3 + inner),
+        )
     elif KIND == "table":
         return bias + inner * SIZE * SIZE
     else:
@@ -46,9 +66,9 @@ def biases_of(
     """Biases of a tile [QUERIES, KEYS]; a network leaves zeros for keys that are taken out."""
     if KIND == "table":
         # Neighboring lanes serve neighboring queries, which read neighboring nodes.
-        from_x, from_y = load_points(key_position, base, column, column < keys)
-        low_x, share_x = _cell(x[None, :] - from_x[:, None], reach, SIZE)
-        low_y, share_y = _cell(y[None, :] - from_y[:, None], reach, SIZE)
+        key_x, key_y = load_points(key_position, base, column, column < keys)
+        low_x, share_x = _cell(x[None, :] - key_x[:, None], reach, SIZE)
+        low_y, share_y = _cell(y[None, :] - key_y[:, None], reach, SIZE)
         a, b, c, d = _corners(source, low_x, low_y, SIZE)
         upper, lower = a + (b - a) * share_x, c + (d - c) * share_x
         return tl.trans(upper + (lower - upper) * share_y)
@@ -57,29 +77,29 @@ def biases_of(
         start = tl.min(column, 0)
         for j in range(start, tl.minimum(start + column.shape[0], keys)):
             if tl.load(logit + base + j) != float("-inf"):
-                away_x, away_y = away_from(x, y, key_position, base + j)
-                _, last = activations(source, away_x, away_y, PRECISION)
+                displacement_x, displacement_y = displacements_from(x, y, key_position, base + j)
+                _, last = activations(source, displacement_x, displacement_y, PRECISION)
                 biases += tl.where((column == j)[None, :], last_layer(source, last)[:, None], 0.0)
     return biases
 
 
 @triton.jit
-def away_from(x, y, key_position, j):
-    """Displacements from one key."""
+def displacements_from(x, y, key_position, j):
+    """Displacements of queries from one key."""
     return x - tl.load(key_position + 2 * j), y - tl.load(key_position + 2 * j + 1)
 
 
 @triton.jit
 def _cell(x, reach, SIZE: tl.constexpr):
     """The node of a table before x, and the share of the way to the next node, which is NaN for NaN."""
-    place = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
-    low = tl.minimum(tl.maximum(place.to(tl.int32), 0), SIZE - 2)
-    return low, tl.where(x == x, place - low, float("nan"))
+    coordinate = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
+    low = tl.minimum(tl.maximum(coordinate.to(tl.int32), 0), SIZE - 2)
+    return low, tl.where(x == x, coordinate - low, float("nan"))
 
 
 @triton.jit
 def _corners(table, low_x, low_y, SIZE: tl.constexpr):
-    """The four nodes around a place, row by row."""
+    """The values of a cell's four nodes, row by row."""
     corner = table + (low_y * SIZE + low_x)
     a, b = tl.load(corner).to(tl.float32), tl.load(corner + 1).to(tl.float32)
     return a, b, tl.load(corner + SIZE).to(tl.float32), tl.load(corner + SIZE + 1).to(tl.float32)
@@ -91,19 +111,19 @@ def table_slopes(table, x, y, reach, SIZE: tl.constexpr):
     low_x, share_x = _cell(x, reach, SIZE)
     low_y, share_y = _cell(y, reach, SIZE)
     a, b, c, d = _corners(table, low_x, low_y, SIZE)
-    steep, twist = (SIZE - 1) / (2 * reach), d - c - b + a
-    slope_x = tl.where(tl.abs(x) < reach, (b - a + twist * share_y) * steep, 0.0)
-    slope_y = tl.where(tl.abs(y) < reach, (c - a + twist * share_x) * steep, 0.0)
+    cells_per_unit, twist = (SIZE - 1) / (2 * reach), d - c - b + a
+    slope_x = tl.where(tl.abs(x) < reach, (b - a + twist * share_y) * cells_per_unit, 0.0)
+    slope_y = tl.where(tl.abs(y) < reach, (c - a + twist * share_x) * cells_per_unit, 0.0)
     return slope_x, slope_y
 
 
 @triton.jit
-def add_to_table(table, x, y, change, reach, SIZE: tl.constexpr):
-    """Distribute each change over the four nodes around its place, in whole numbers."""
+def add_to_table(table, x, y, added, reach, SIZE: tl.constexpr):
+    """Distribute each addend over the four nodes around its displacement, in integers."""
     low_x, share_x = _cell(x, reach, SIZE)
     low_y, share_y = _cell(y, reach, SIZE)
     corner = table + (low_y * SIZE + low_x)
-    upper, lower = change * (1 - share_y), change * share_y
+    upper, lower = added * (1 - share_y), added * share_y
     tl.atomic_add(corner, (upper * (1 - share_x)).to(tl.int64), sem="relaxed")
     tl.atomic_add(corner + 1, (upper * share_x).to(tl.int64), sem="relaxed")
     tl.atomic_add(corner + SIZE, (lower * (1 - share_x)).to(tl.int64), sem="relaxed")
@@ -120,29 +140,33 @@ def log_spaced(x):
 @triton.jit
 def activations(network, x, y, PRECISION: tl.constexpr):
     """Both hidden layers of a network [QUERIES, HIDDEN]."""
-    hidden = log_spaced(x)[:, None] * network[0][None, :] + log_spaced(y)[:, None] * network[1][None, :]
-    hidden = tl.maximum(hidden + network[2][None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
-    last = tl.dot(hidden, network[3], input_precision=PRECISION) + network[4][None, :]
+    w1x, w1y, b1, w2, b2, _, _ = network
+    hidden = log_spaced(x)[:, None] * w1x[None, :] + log_spaced(y)[:, None] * w1y[None, :]
+    hidden = tl.maximum(hidden + b1[None, :], 0.0, propagate_nan=tl.PropagateNan.ALL)
+    last = tl.dot(hidden, w2, input_precision=PRECISION) + b2[None, :]
     return hidden, tl.maximum(last, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def last_layer(network, last):
     """Biases from the second hidden layer [QUERIES]."""
-    return tl.sum(last * network[5][None, :], 1) + network[6]
+    _, _, _, _, _, w3, b3 = network
+    return tl.sum(last * w3[None, :], 1) + b3
 
 
 @triton.jit
-def through_network(network, hidden, last, change, PRECISION: tl.constexpr):
+def through_network(network, hidden, last, grad_biases, PRECISION: tl.constexpr):
     """The gradients of the second and the first hidden layer before their ReLU, from that of the biases."""
-    into_last = tl.where(last > 0, change[:, None] * network[5][None, :], 0.0)
-    into_hidden = tl.dot(into_last, tl.trans(network[3]), input_precision=PRECISION)
-    return into_last, tl.where(hidden > 0, into_hidden, 0.0)
+    _, _, _, w2, _, w3, _ = network
+    grad_last = tl.where(last > 0, grad_biases[:, None] * w3[None, :], 0.0)
+    grad_hidden = tl.dot(grad_last, tl.trans(w2), input_precision=PRECISION)
+    return grad_last, tl.where(hidden > 0, grad_hidden, 0.0)
 
 
 @triton.jit
-def network_slopes(network, x, y, into_hidden):
+def network_slopes(network, x, y, grad_hidden):
     """Gradients of displacements from that of the first hidden layer."""
-    slope_x = tl.sum(into_hidden * network[0][None, :], 1) / (1 + tl.abs(x))
-    slope_y = tl.sum(into_hidden * network[1][None, :], 1) / (1 + tl.abs(y))
+    w1x, w1y, _, _, _, _, _ = network
+    slope_x = tl.sum(grad_hidden * w1x[None, :], 1) / (1 + tl.abs(x))
+    slope_y = tl.sum(grad_hidden * w1y[None, :], 1) / (1 + tl.abs(y))
     return slope_x, slope_y

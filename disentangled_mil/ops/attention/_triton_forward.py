@@ -4,10 +4,7 @@
 import triton
 import triton.language as tl
 
-from ._triton_bias import (
-    biases_of,
-    load_bias,
-)
+from ._triton_bias import biases_of, load_bias
 from ._triton_tiles import (
     dropout_factors,
     end_of,
@@ -68,11 +65,11 @@ def attend(
     summed = tl.zeros([QUERIES, WIDTH], tl.float32)
     for start in range(0, end_of(real, keys), KEYS):
         column = start + tl.arange(0, KEYS)
-        extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
-        if is_any(extra != float("-inf")):
+        key_logit = tl.load(logit + group * keys + column, column < keys, float("-inf"))
+        if is_any(key_logit != float("-inf")):
             k = load_rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
             v = load_rows(value, bag_head * keys, column, column < keys, DIM, WIDTH)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + key_logit[None, :]
             scores += biases_of(
                 source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
             )
@@ -128,18 +125,20 @@ def weigh_keys(
     part, start, bag_head = tile_of_keys(keys, chunks, KEYS)
     bag, group, inner = head_of(bag_head, HEADS, GROUPS)
     column = start + tl.arange(0, KEYS)
-    extra = tl.load(logit + group * keys + column, column < keys, float("-inf"))
+    key_logit = tl.load(logit + group * keys + column, column < keys, float("-inf"))
     k = load_rows(key, bag_head * keys, column, column < keys, DIM, WIDTH)
     source = load_bias(bias, inner, HEADS // GROUPS, KIND, SIZE, HIDDEN)
 
     total = tl.zeros([QUERIES, KEYS], tl.float32)
-    for first in range(part * chunk, end_of(extra != float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES):
+    for first in range(
+        part * chunk, end_of(key_logit != float("-inf"), tl.minimum((part + 1) * chunk, queries)), QUERIES
+    ):
         row = first + tl.arange(0, QUERIES)
         real = tl.load(mask + bag * queries + row, row < queries, 0) != 0
         if is_any(real):
             q = load_rows(query, bag_head * queries, row, real, DIM, WIDTH)
             x, y = load_points(query_position, bag * queries, row, row < queries)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + extra[None, :]
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + key_logit[None, :]
             scores += biases_of(
                 source, x, y, key_position, logit, group * keys, column, keys, reach, KIND, SIZE, BIAS_PRECISION
             )

@@ -15,7 +15,7 @@ Conventions of all kernels:
   log-sum-exp +inf, so that its weights are zero.
 """
 
-from ._triton_backward import into_keys, into_queries
+from ._triton_backward import grad_keys, grad_queries
 from ._triton_forward import attend, weigh_keys
 
-__all__ = ["attend", "into_keys", "into_queries", "weigh_keys"]
+__all__ = ["attend", "grad_keys", "grad_queries", "weigh_keys"]

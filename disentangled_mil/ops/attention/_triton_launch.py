@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._triton_runtime import load
-from ..position_bias import CarriedBias
 from ._carried import AttentionArguments
+from ._flat_network import FlatNetwork
 
 # Programs per multiprocessor. Where there are fewer tiles of keys, several programs share the queries.
 _PROGRAMS = 4
@@ -24,11 +24,12 @@ class Launch:
     def __init__(self, given: AttentionArguments, **known: Tensor | None) -> None:
         scores, bias, dropout = given.scores, given.scores.bias, given.dropout
         query, keys = scores.query, scores.key.shape[2]
-        self.device, self.kind = query.device, bias.kind
+        self.device = query.device
         batch, heads, tokens, width = query.shape
         groups = scores.logit.shape[1]
-        self.size = bias.tensors[0].shape[-2] if bias.tensors else 1  # side of the table, or features of the network
-        tile, self.options = _tile(self.kind, query.dtype, _padded(width), _padded(self.size))
+        network, table = bias.network, bias.table
+        size = len(network.b1) if network else table.values.shape[-1] if table else 1  # features, or side of the table
+        tile, self.options = _tile(bias.kind, query.dtype, _padded(width), _padded(size))
         query_tiles, key_tiles = _ceil(tokens, tile["QUERIES"]), _ceil(keys, tile["KEYS"])
         share = max(1, _ceil(_programs(self.device), batch * heads * key_tiles or 1))
         chunk = max(1, _ceil(query_tiles, share))  # in tiles
@@ -45,7 +46,7 @@ class Launch:
             "key_position": scores.key_position.contiguous(),
             "mask": scores.mask.contiguous(),
             "logit": scores.logit.contiguous(),
-            "bias": _flat(bias),
+            "bias": FlatNetwork.pack(network) if network else table.values.contiguous() if table else None,
             "seed": given.seed,
             "queries": tokens,
             "keys": keys,
@@ -59,35 +60,28 @@ class Launch:
             "GROUPS": groups,
             "DIM": width,
             "WIDTH": _padded(width),
-            "KIND": self.kind,
-            "SIZE": self.size,
-            "HIDDEN": _padded(self.size),
+            "KIND": bias.kind,
+            "SIZE": size,
+            "HIDDEN": _padded(size),
             "PRECISION": _precision(self.device),
             "BIAS_PRECISION": _precision(self.device) if query.dtype == torch.float32 else "tf32",
             **tile,
         }
 
-    def over_queries(self, name: str, **own: Tensor | None) -> None:
+    def over_queries(self, name: str, **own: Tensor | int | None) -> None:
         """Run a kernel with one program for each tile of queries."""
         self._run(name, self.query_programs, own)
 
-    def over_keys(self, name: str, **own: Tensor | None) -> None:
+    def over_keys(self, name: str, **own: Tensor | int | None) -> None:
         """Run a kernel with one program for each tile of keys and chunk of queries."""
         self._run(name, self.key_programs, own)
 
-    def _run(self, name: str, programs: int, own: dict[str, Tensor | None]) -> None:
+    def _run(self, name: str, programs: int, own: dict[str, Tensor | int | None]) -> None:
         kernel = getattr(_kernels(), name)
         arguments = self.arguments | own
         if programs:
             with torch.cuda.device(self.device if self.device.type == "cuda" else -1):
                 kernel[(programs,)](**{name: arguments[name] for name in kernel.arg_names}, **self.options)
-
-
-def _flat(bias: CarriedBias) -> Tensor | None:
-    """The tensors of a network in a row, or the table."""
-    if bias.kind == "network":
-        return torch.cat([part.flatten().float() for part in bias.tensors])
-    return bias.tensors[0].contiguous() if bias.kind == "table" else None
 
 
 def _kernels() -> ModuleType:

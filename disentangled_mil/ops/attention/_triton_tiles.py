@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def head_of(bag_head, HEADS: tl.constexpr, GROUPS: tl.constexpr):
-    """The bag, the group among all bags, and the place among the heads of the group."""
+    """The bag, the group among the groups of all bags, and the head among the heads of the group."""
     bag, head = bag_head // HEADS, bag_head % HEADS
     inner: tl.constexpr = HEADS // GROUPS
     return bag, bag * GROUPS + head // inner, head % inner
@@ -62,8 +62,8 @@ def store_entries(matrix, base, row, real, column, entries, columns):
 @triton.jit
 def load_points(position, base, row, real):
     """The coordinates x and y of positions."""
-    place = position + 2 * (base + row)
-    return tl.load(place, real, 0.0), tl.load(place + 1, real, 0.0)
+    address = position + 2 * (base + row)
+    return tl.load(address, real, 0.0), tl.load(address + 1, real, 0.0)
 
 
 @triton.jit

@@ -12,7 +12,6 @@ and keep O(N) numbers. Bags are clustered one after the other, without their pad
 *What its backward is.* There is none. Clusters are integers, and scores only choose the centers.
 
 *What it costs.* O(N^2 C) operations. The streamed search does most of them as one to two matrix products N x N x C.
-From 2,500 tokens on, it takes less time than two such products alone (``python -m benchmarks density-peaks``).
 """
 
 import math
@@ -26,8 +25,8 @@ from ..._operators import operator
 from ..._precision import wide_dtype
 from .._triton_runtime import available, load
 from ..content_order import content_order
-from ._distances import Distances
-from ._plain import ROUNDINGS, plain_density_peaks
+from ._distances import ROUNDINGS, Distances
+from ._plain import plain_density_peaks
 from ._reference import DenseDistances, distances
 from ._streaming import StreamedDistances
 
@@ -76,14 +75,14 @@ def density_peaks(
         tokens: finite tokens. Half precisions are computed in float32.
         clusters: number of clusters K of a bag.
         neighbors: number of nearest tokens that define the density. A bag with fewer tokens uses all of them.
-        mask: True = real token. Without a mask all tokens are real.
+        mask: mask of the tokens (True = real token). Without it all tokens are real.
         backend: implementation. ``"reference"`` holds all pairwise distances. ``"streaming"`` finds the same clusters,
             bit for bit, tile by tile. ``"triton"`` runs kernels on a CUDA device, which round differently.
             ``"auto"`` takes the reference up to 128 tokens, then kernels on a CUDA device with Triton, else streaming.
             An explicit choice is never replaced.
 
     Shape:
-        tokens [B, N, C], mask [B, N].
+        ``tokens`` [B, N, C], ``mask`` [B, N].
 
     Returns:
         A :class:`DensityPeaks` with ``assignment`` [B, N], ``centers`` [B, K] and ``score`` [B, N].

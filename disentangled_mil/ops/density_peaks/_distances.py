@@ -4,9 +4,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+# Tokens whose distance is at most this number of roundings of the spread of the bag are equally dense.
+ROUNDINGS = 64
+
 
 class Distances(Protocol):
-    """Distances of the tokens [N, C] of a bag. ``nearest`` is called once, and then :meth:`gap`."""
+    """Distances of the tokens [N, C] of a bag. ``nearest`` is called before ``gap``, which may use what it found."""
 
     def __init__(self, tokens: Tensor) -> None: ...
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from ..content_order import content_order
-
-# Tokens whose distance is at most this many roundings of the spread of the bag are equally dense.
-ROUNDINGS = 64
+from ._distances import ROUNDINGS
 
 
 def plain_density_peaks(
@@ -29,7 +27,7 @@ def plain_density_peaks(
     nearest = torch.nn.functional.pad(squares, (0, neighbors), value=inf).topk(neighbors, largest=False).values
     found = nearest.isfinite()
     density = -torch.where(found, nearest, 0).sum(2) / found.sum(2).clamp(min=1)  # [B, N]
-    rank = _places(density.masked_fill(~real, -inf))
+    rank = _ranks(density.masked_fill(~real, -inf))
     gap = squares.masked_fill(rank[:, None] >= rank[..., None], inf).amin(2)
     largest = squares.masked_fill(~(real[:, None] & real[..., None]), 0).amax((1, 2))[:, None]
     gap = torch.where(rank == 0, largest, gap)
@@ -73,7 +71,7 @@ def _descending(values: Tensor) -> Tensor:
     return values.sort(dim=1, descending=True, stable=True).indices
 
 
-def _places(values: Tensor) -> Tensor:
-    """The place of every value in descending order [B, N]."""
+def _ranks(values: Tensor) -> Tensor:
+    """The rank of every value in descending order, from 0 [B, N]."""
     order = _descending(values)
     return torch.zeros_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))

@@ -23,5 +23,6 @@ class DenseDistances:
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances [..., N, M] as sums over differences. Equal tokens are at distance zero, and tiles change nothing."""
+    """Distances [..., N, M] as sums over differences."""
+    # Without a product, equal tokens have distance zero, and a distance does not depend on its tile.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")

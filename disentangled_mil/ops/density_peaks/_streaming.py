@@ -70,12 +70,12 @@ class StreamedDistances:
         self.reliable = bool(self.squared_norms.max() < precision.max / 8)
 
     def nearest(self, count: int) -> Tensor:
-        """The smallest distances of every token to any token, itself included, ascending [N, count]."""
+        """The smallest distances of every token to any token, ascending [N, count]; stores candidates for ``gap``."""
         self.found = self._search(torch.arange(len(self.tokens), device=self.tokens.device), count)
         return self.found.distances.topk(count, largest=False).values
 
     def gap(self, rank: Tensor) -> Tensor:
-        """Each token's distance [N] to the nearest of lower rank, meaning denser; for rank 0 the largest."""
+        """Distances [N] to the nearest token of lower rank, for rank 0 the largest; call ``nearest`` before."""
         not_lower = rank[self.found.columns] >= rank[:, None]
         gap = self.found.distances.masked_fill(not_lower, math.inf).amin(1)
         # The negation also selects NaN.
@@ -147,5 +147,5 @@ def _smallest(tile: Tensor, count: int) -> tuple[Tensor, Tensor]:
     chosen = groups.amin(1).topk(count, largest=False).indices  # [R, count]
     starts = torch.arange(0, tile.shape[1], groups.shape[2], device=tile.device)  # [_GROUP]
     columns = (starts[:, None] + chosen[:, None]).flatten(1)  # [R, _GROUP * count]
-    smallest, place = tile.gather(1, columns).topk(count, largest=False)
-    return smallest, columns.gather(1, place)
+    smallest, index = tile.gather(1, columns).topk(count, largest=False)
+    return smallest, columns.gather(1, index)

@@ -44,8 +44,8 @@ def nearest(
             taken = tl.argmin(squared, 1)[:, None] == tl.arange(0, COLUMNS)[None, :]
             squared = tl.where(taken, float("inf"), squared)
             least, worst = tl.min(squared, 1), tl.max(best, 1)
-    place = (tl.program_id(1) * size + row).to(tl.int64)[:, None] * SLOTS + slot[None, :]
-    tl.store(out + place, best, (row < size)[:, None])
+    index = (tl.program_id(1) * size + row).to(tl.int64)[:, None] * SLOTS + slot[None, :]
+    tl.store(out + index, best, (row < size)[:, None])
 
 
 @triton.jit
@@ -76,9 +76,9 @@ def nearest_earlier(
         earlier = column[None, :] < row[:, None]
         least = tl.minimum(least, tl.min(tl.where(earlier, squared, float("inf")), 1))
         most = tl.maximum(most, tl.max(tl.where(earlier, squared, 0.0), 1))
-    place = tl.program_id(1) * size + row
-    tl.store(gap + place, least, row < size)
-    tl.store(farthest + place, most, row < size)
+    index = tl.program_id(1) * size + row
+    tl.store(gap + index, least, row < size)
+    tl.store(farthest + index, most, row < size)
 
 
 @triton.jit

@@ -12,11 +12,13 @@ Bias: TypeAlias = MLPBias | BiasTable | Callable[[Tensor], Tensor] | None
 
 
 class CarriedBias(NamedTuple):
-    """A position bias whose tensors are in a list, because operators take no optional values of several kinds.
+    """One form for every kind of bias: its kind, its tensors and its reach.
+
+    Operators have fixed argument types, so they cannot take an :class:`MLPBias` or a :class:`BiasTable`.
 
     Attributes:
         kind: ``"none"``, ``"network"`` or ``"table"``.
-        tensors: tensors of the network or of the table.
+        tensors: the six parameters of the network, or the values of the table.
         reach: reach of the table; 1 for other kinds.
     """
 
@@ -33,8 +35,16 @@ class CarriedBias(NamedTuple):
             return cls("network", list(bias), 1.0)
         return cls("table", [bias.values], bias.reach)
 
+    @property
+    def network(self) -> MLPBias | None:
+        """The network; None for another kind."""
+        return MLPBias(*self.tensors) if self.kind == "network" else None
+
+    @property
+    def table(self) -> BiasTable | None:
+        """The table; None for another kind."""
+        return BiasTable(self.tensors[0], self.reach) if self.kind == "table" else None
+
     def unpacked(self) -> MLPBias | BiasTable | None:
         """The opposite of :meth:`of`."""
-        if self.kind == "none":
-            return None
-        return MLPBias(*self.tensors) if self.kind == "network" else BiasTable(self.tensors[0], self.reach)
+        return self.network or self.table

@@ -7,11 +7,16 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 
 from ..._torch_private import relu_backward
-from .._tile_size import on_device
-from ._tiled import BiasWanted, into_places
+from .._tile_size import tile_size
+from ._tiled import BiasWanted, position_gradients
 
 # A tile holds the hidden layers of this number of pairs: with 32 features in float32, they fit into the L2 cache.
 MOST_PAIRS = 11 << 10
+
+
+def pairs_at_once(device: torch.device) -> int:
+    """The number of pairs whose hidden layers a tile holds."""
+    return tile_size(MOST_PAIRS, device)
 
 
 class MLPBias(NamedTuple):
@@ -73,32 +78,32 @@ class HiddenLayers:
         """The biases [M, I]."""
         return torch.addmm(self.network.b3, self.second, self.network.w3.T)
 
-    def backward(self, gradient: Tensor, into: MLPBias | None, *, want_displacement: bool) -> Tensor | None:
+    def backward(self, gradient: Tensor, grad_network: MLPBias | None, *, want_displacement: bool) -> Tensor | None:
         """Pass a gradient back to the network and to the displacements.
 
         Args:
             gradient: gradient of the biases [M, I].
-            into: sums to which the gradients of the network are added; None if they are not needed.
-            want_displacement: whether the gradient of the displacements is needed.
+            grad_network: sums to which the gradient of the network is added; None if it is not needed.
+            want_displacement: flag that asks for the gradient of the displacements.
 
         Returns:
             The gradient of the displacements [M, 2], or None.
         """
         network = self.network
         product = torch.mul if len(network.w3) == 1 else torch.mm  # Both are right for one head; mul is faster.
-        into_second = relu_backward(product(gradient, network.w3), self.second)
-        into_first = relu_backward(into_second @ network.w2, self.first)
-        if into is not None:
-            into.b3.add_(gradient.sum(0))
-            into.w3.addmm_(gradient.T, self.second)
-            into.b2.add_(into_second.sum(0))
-            into.w2.addmm_(into_second.T, self.first)
-            into.b1.add_(into_first.sum(0))
-            into.w1.add_((self.spaced.T @ into_first).T)  # The product is faster in this order.
+        grad_second = relu_backward(product(gradient, network.w3), self.second)
+        grad_first = relu_backward(grad_second @ network.w2, self.first)
+        if grad_network is not None:
+            grad_network.b3.add_(gradient.sum(0))
+            grad_network.w3.addmm_(gradient.T, self.second)
+            grad_network.b2.add_(grad_second.sum(0))
+            grad_network.w2.addmm_(grad_second.T, self.first)
+            grad_network.b1.add_(grad_first.sum(0))
+            grad_network.w1.add_((self.spaced.T @ grad_first).T)  # The product is faster in this order.
         if not want_displacement:
             return None
-        into_spaced = torch.mm(into_first, network.w1.T.contiguous().T)
-        return into_spaced.div_(self.displacement.abs().add_(1))
+        grad_spaced = torch.mm(grad_first, network.w1.T.contiguous().T)
+        return grad_spaced.div_(self.displacement.abs().add_(1))
 
 
 class TiledNetwork:
@@ -106,20 +111,36 @@ class TiledNetwork:
 
     def __init__(self, network: MLPBias) -> None:
         self.network = network
-        self.into = MLPBias(*map(torch.zeros_like, network))
+        self._gradient = MLPBias(*map(torch.zeros_like, network))
 
     @property
     def most_pairs(self) -> float:
         """The number of pairs above which a tile becomes slower."""
-        return on_device(MOST_PAIRS, self.network.w1.device)
+        return pairs_at_once(self.network.w1.device)
 
     def tile(self, queries: Tensor, keys: Tensor) -> "NetworkTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
         return NetworkTile(self, queries[:, None] - keys[:, None])
 
+    def add(
+        self, layers: HiddenLayers, gradient: Tensor, *, want_bias: bool = True, want_displacement: bool = False
+    ) -> Tensor | None:
+        """Pass a gradient [M, I] back through hidden layers, and add that of the network to the sum.
+
+        Args:
+            layers: hidden layers of this network.
+            gradient: gradient of their biases.
+            want_bias: flag that asks for the gradient of the network.
+            want_displacement: flag that asks for the gradient of the displacements.
+
+        Returns:
+            The gradient of the displacements [M, 2], or None.
+        """
+        return layers.backward(gradient, self._gradient if want_bias else None, want_displacement=want_displacement)
+
     def gradient(self) -> MLPBias:
         """The sum of the gradients that all tiles have passed back."""
-        return self.into
+        return self._gradient
 
 
 class NetworkTile:
@@ -134,17 +155,19 @@ class NetworkTile:
         return self.layers.values().view(*self.shape[:-1], -1).movedim(-1, 1).contiguous()
 
     def backward(self, gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the places from that of the biases [G, I, t, J]."""
+        """Gradients of the positions from that of the biases [G, I, t, J]."""
         per_pair = gradient.movedim(1, -1).flatten(0, -2)
-        into_displacement = self.layers.backward(
-            per_pair, self.bias.into if wanted.bias else None, want_displacement=wanted.queries or wanted.keys
+        grad_displacement = self.bias.add(
+            self.layers, per_pair, want_bias=wanted.bias, want_displacement=wanted.queries or wanted.keys
         )
-        return (None, None) if into_displacement is None else into_places(into_displacement.view(self.shape), wanted)
+        if grad_displacement is None:
+            return None, None
+        return position_gradients(grad_displacement.view(self.shape), wanted)
 
 
 def log_spaced(displacement: Tensor) -> Tensor:
     """sign(d) log(1 + abs(d)) of each coordinate; its derivative 1 / (1 + abs(d)) holds at 0 too."""
     # Slopes of clamp at its limits differ between releases of PyTorch.
-    left = displacement < 0
-    onwards = displacement.masked_fill(left, 0).log1p()
-    return torch.where(left, -displacement.where(left, 0).neg().log1p(), onwards)
+    negative = displacement < 0
+    of_positive = displacement.masked_fill(negative, 0).log1p()
+    return torch.where(negative, -displacement.where(negative, 0).neg().log1p(), of_positive)

@@ -1,4 +1,9 @@
-"""A network of ReLUs that is read from a table. The table gives its values wherever it is affine, up to rounding.
+"""The exact bias of a network on a CPU, read from a table wherever the network is affine.
+
+It serves large attentions: tabulating must cost less than ``LARGEST_SHARE`` of evaluating every pair. Values are those
+of the network up to rounding, at any displacement. Displacements between positions in [-1, 1] are read from the table.
+Attention of 2,500 queries and 144 keys, forward and backward, takes 1 / 1.6 of the time that it takes
+with the network for every pair.
 
 The network is affine in log-spaced displacements except where one of its 2 F hidden units changes its sign. It is
 evaluated once at the nodes of a table of S x S cells. The first layer is affine. A unit of it that has the same sign at
@@ -8,8 +13,7 @@ bilinear reading gives its values and slopes, and reading backwards gives its gr
 only beyond a margin for rounding. The network evaluates every pair in a kinked cell, in a cell at the edge, and beyond.
 
 Kinks cross about 2 F S cells. A node costs about two evaluations of the network, so the total of 2 S^2 + 2 F pairs / S
-evaluations is least at S^3 = F pairs / 2. Attention of 2,500 queries and 144 keys, forward and backward, is 1.6 times
-as quick as with the network for every pair.
+evaluations is least at S^3 = F pairs / 2.
 """
 
 import math
@@ -18,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._network import MOST_PAIRS, HiddenLayers, MLPBias, TiledNetwork
+from ._network import HiddenLayers, MLPBias, TiledNetwork, pairs_at_once
 from ._table import BiasTable, TableTile, TiledTable
-from ._tiled import BiasWanted, into_places
+from ._tiled import BiasWanted, position_gradients
 
-# Displacements that the table covers: those between places in [-1, 1].
+# Displacements that the table covers: those between positions in [-1, 1].
 _REACH = 2.0
 # Slopes are differences of rounded values, divided by the pitch. In a finer table of float32 their error grows.
 _MOST_CELLS = 1024
@@ -50,22 +54,21 @@ class TiledPiecewise:
         # The inner cells cover the reach. Those at the edge catch all displacements beyond.
         self.side = math.log1p(_REACH) * cells / (cells - 2)
         self.nodes = torch.linspace(-self.side, self.side, cells + 1, dtype=network.w1.dtype, device="cpu")
-        heads = len(network.w3)
-        self.table = TiledTable(BiasTable(network.w1.new_empty(heads, cells + 1, cells + 1), 1.0))
+        values = network.w1.new_empty(len(network.w3), cells + 1, cells + 1)
         self.kinked = torch.ones(cells, cells, dtype=torch.bool, device="cpu")
         for rows in self._stripes(shared=1):
-            values, signs = _values_and_signs(network, self._displacements(rows), self.side)
-            self.table.table.values[:, rows] = values
+            values[:, rows], signs = _values_and_signs(network, self._displacements(rows), self.side)
             of_two = signs[:, 1:] + signs[:, :-1]  # [2 F, r - 1, S + 1]
             of_corners = of_two[..., 1:] + of_two[..., :-1]  # [2 F, r - 1, S]
             self.kinked[rows.start : rows.stop - 1] = (of_corners.abs_() != 4).any(0)
         for edge in (self.kinked[0], self.kinked[-1], self.kinked[:, 0], self.kinked[:, -1]):
             edge.fill_(True)
+        self.table = TiledTable(BiasTable(values, 1.0))
 
     @property
     def most_pairs(self) -> float:
         """The number of pairs in a tile, whose kinked ones fill about one tile of the network."""
-        return MOST_PAIRS / self.kinked.float().mean().item()
+        return self.exact.most_pairs / self.kinked.float().mean().item()
 
     def tile(self, queries: Tensor, keys: Tensor) -> "PiecewiseTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
@@ -73,17 +76,17 @@ class TiledPiecewise:
 
     def gradient(self) -> MLPBias:
         """The sum of the gradients that all tiles have passed back, also through the nodes of the table."""
-        into_values = self.table.gradient().values.movedim(0, -1)  # [S + 1, S + 1, I]
+        grad_values = self.table.gradient().values.movedim(0, -1)  # [S + 1, S + 1, I]
         # Each node passes its gradient back once, so these stripes share no rows.
         for rows in self._stripes(shared=0):
             layers = HiddenLayers(self.exact.network, self._displacements(rows).view(-1, 2))
-            layers.backward(into_values[rows].flatten(0, 1), self.exact.into, want_displacement=False)
+            self.exact.add(layers, grad_values[rows].flatten(0, 1))
         return self.exact.gradient()
 
-    def kinked_pairs(self, place: Tensor) -> Tensor:
-        """The indices of those pairs that the network evaluates, from places [M, 2] in [-1, 1]."""
-        # As grid_sample finds the cell that it reads. At a node the other cells may have other slopes.
-        cell = place.add(1).mul_(self.cells / 2).clamp_(0, self.cells - 1).int()
+    def kinked_pairs(self, coordinate: Tensor) -> Tensor:
+        """The indices of those pairs that the network evaluates, from coordinates [M, 2] in [-1, 1]."""
+        # The cell is the one that grid_sample reads. At a node the other cells may have other slopes.
+        cell = coordinate.add(1).mul_(self.cells / 2).clamp_(0, self.cells - 1).int()
         kinked = self.kinked.view(-1).index_select(0, torch.add(cell[:, 0], cell[:, 1], alpha=self.cells))
         return torch.from_numpy(np.flatnonzero(kinked.numpy()))  # much faster than nonzero()
 
@@ -103,7 +106,7 @@ class TiledPiecewise:
             The rows of every stripe.
         """
         count = len(self.nodes)
-        step = max(1, MOST_PAIRS // count)
+        step = max(1, pairs_at_once(self.nodes.device) // count)
         return [slice(start, min(start + step + shared, count)) for start in range(0, count - shared, step)]
 
 
@@ -112,13 +115,13 @@ class PiecewiseTile:
 
     def __init__(self, bias: TiledPiecewise, displacement: Tensor) -> None:
         self.bias, self.displacement = bias, displacement
-        place = displacement.abs().log1p_().copysign_(displacement).div_(bias.side)
+        coordinate = displacement.abs().log1p_().copysign_(displacement).div_(bias.side)
         # grid_sample at NaN may read anywhere in memory. At the edge the network is evaluated anyway.
-        place.nan_to_num_(1, 1, -1)
+        coordinate.nan_to_num_(1, 1, -1)
         groups, queries, keys, _ = displacement.shape
         # All groups share one copy of the table, because one per group would be too large.
-        self.read = TableTile(bias.table, place.view(1, groups * queries, keys, 2))
-        self.pairs = bias.kinked_pairs(place.view(-1, 2))  # [P]
+        self.read = TableTile(bias.table, coordinate.view(1, groups * queries, keys, 2))
+        self.pairs = bias.kinked_pairs(coordinate.view(-1, 2))  # [P]
         self.layers = HiddenLayers(bias.exact.network, displacement.view(-1, 2)[self.pairs])
 
     def values(self) -> Tensor:
@@ -129,22 +132,25 @@ class PiecewiseTile:
         return values.view(-1, groups, queries, keys).transpose(0, 1).contiguous()
 
     def backward(self, gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the places from that of the biases [G, I, t, J]."""
+        """Gradients of the positions from that of the biases [G, I, t, J]."""
         per_pair = gradient.transpose(0, 1).flatten(1).clone()  # [I, G t J]
-        want_place = wanted.queries or wanted.keys
-        of_kinked = self.layers.backward(
-            per_pair[:, self.pairs].T, self.bias.exact.into if wanted.bias else None, want_displacement=want_place
+        want_positions = wanted.queries or wanted.keys
+        grad_kinked = self.bias.exact.add(
+            self.layers, per_pair[:, self.pairs].T, want_bias=wanted.bias, want_displacement=want_positions
         )
         per_pair[:, self.pairs] = 0
-        into_place = self.read.backward_place(
-            per_pair.view(1, -1, *self.read.place.shape[1:3]), want_bias=wanted.bias, want_place=want_place
+        grad_coordinate = self.read.backward_coordinate(
+            per_pair.view(1, -1, *self.read.coordinate.shape[1:3]),
+            want_bias=wanted.bias,
+            want_coordinate=want_positions,
         )
-        if into_place is None or of_kinked is None:
+        if grad_coordinate is None or grad_kinked is None:
             return None, None
-        slope = self.displacement.abs().add_(1).mul_(self.bias.side)
-        into_displacement = into_place.view_as(slope).div(slope)
-        into_displacement.view(-1, 2)[self.pairs] = of_kinked
-        return into_places(into_displacement, wanted)
+        # The coordinate of a displacement d is sign(d) log(1 + abs(d)) / side.
+        inverse_slope = self.displacement.abs().add_(1).mul_(self.bias.side)
+        grad_displacement = grad_coordinate.view_as(inverse_slope).div(inverse_slope)
+        grad_displacement.view(-1, 2)[self.pairs] = grad_kinked
+        return position_gradients(grad_displacement, wanted)
 
 
 def _values_and_signs(network: MLPBias, displacement: Tensor, side: float) -> tuple[Tensor, Tensor]:

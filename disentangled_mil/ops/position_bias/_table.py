@@ -9,10 +9,9 @@ from torch.nn.functional import grid_sample
 
 from ..._checks import check_count, check_interval
 from ..._torch_private import grid_sample_backward
-from ._tiled import BiasWanted, into_places
+from ._tiled import BiasWanted, position_gradients
 
 LARGEST_REACH = 1e6
-_FAR = 1e6  # at least every reach
 
 
 class BiasTable(NamedTuple):
@@ -70,11 +69,11 @@ class BiasTable(NamedTuple):
 
     def __call__(self, displacement: Tensor) -> Tensor:
         """Bias of each displacement [..., 2] -> [..., I]."""
-        place = (displacement.to(self.values.dtype) / self.reach).reshape(1, 1, -1, 2)
+        coordinate = (displacement.to(self.values.dtype) / self.reach).reshape(1, 1, -1, 2)
         # grid_sample at NaN may read anywhere in memory.
-        known = place.nan_to_num(0, posinf=2, neginf=-2)
+        known = coordinate.nan_to_num(0, posinf=2, neginf=-2)
         read: Tensor = grid_sample(self.values[None], known, align_corners=True, padding_mode="border")
-        read = read.masked_fill(place.isnan().any(-1)[:, None], torch.nan)
+        read = read.masked_fill(coordinate.isnan().any(-1)[:, None], torch.nan)
         bias: Tensor = read[0, :, 0].T.reshape(*displacement.shape[:-1], len(self.values))
         return bias
 
@@ -100,48 +99,55 @@ class TiledTable:
     most_pairs = torch.inf
 
     def __init__(self, table: BiasTable) -> None:
-        self.table, self.into = table, torch.zeros_like(table.values)
+        self.table, self._grad_values = table, torch.zeros_like(table.values)
 
     def tile(self, queries: Tensor, keys: Tensor) -> "TableTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
-        # Infinite places become finite ones beyond every table. Their difference would be NaN, and grid_sample at NaN
-        # may read anywhere in memory. Complex numbers are subtracted faster than pairs.
+        # Infinite positions become finite ones beyond every table. The difference of two infinite ones would be NaN,
+        # and grid_sample at NaN may read anywhere in memory. Complex numbers are subtracted faster than pairs.
         query, key = (
-            torch.view_as_complex(place.clamp(-_FAR, _FAR) / self.table.reach)[:, None] for place in (queries, keys)
+            torch.view_as_complex(position.clamp(-LARGEST_REACH, LARGEST_REACH) / self.table.reach)[:, None]
+            for position in (queries, keys)
         )
         return TableTile(self, torch.view_as_real(query - key))
 
+    def add(self, grad_values: Tensor) -> None:
+        """Add a gradient of the values [I, R, R] to the sum."""
+        self._grad_values += grad_values
+
     def gradient(self) -> BiasTable:
         """The sum of the gradients that all tiles have passed back."""
-        return self.table._replace(values=self.into)
+        return self.table._replace(values=self._grad_values)
 
 
 class TableTile:
-    """The biases of a table at places [G, t, J, 2], in units of its reach."""
+    """The biases of a table at coordinates [G, t, J, 2]: displacements in units of its reach."""
 
-    def __init__(self, bias: TiledTable, place: Tensor) -> None:
-        self.bias, self.place = bias, place
+    def __init__(self, bias: TiledTable, coordinate: Tensor) -> None:
+        self.bias, self.coordinate = bias, coordinate
         # Every group has a copy of the table, because PyTorch distributes copies over threads.
-        self.tables = bias.table.values.expand(len(place), -1, -1, -1)
+        self.tables = bias.table.values.expand(len(coordinate), -1, -1, -1)
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
-        return grid_sample(self.tables, self.place, align_corners=True, padding_mode="border")
+        return grid_sample(self.tables, self.coordinate, align_corners=True, padding_mode="border")
 
     def backward(self, gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the places from that of the biases [G, I, t, J]."""
-        into_place = self.backward_place(gradient, want_bias=wanted.bias, want_place=wanted.queries or wanted.keys)
-        if into_place is None:
+        """Gradients of the positions from that of the biases [G, I, t, J]."""
+        grad_coordinate = self.backward_coordinate(
+            gradient, want_bias=wanted.bias, want_coordinate=wanted.queries or wanted.keys
+        )
+        if grad_coordinate is None:
             return None, None
-        queries, keys = into_places(into_place, wanted)
+        queries, keys = position_gradients(grad_coordinate, wanted)
         reach = self.bias.table.reach
         return None if queries is None else queries / reach, None if keys is None else keys / reach
 
-    def backward_place(self, gradient: Tensor, *, want_bias: bool, want_place: bool) -> Tensor | None:
-        """The gradient of the places [G, t, J, 2] in units of the reach, if it is wanted; the table's is added up."""
-        into_tables, into_place = grid_sample_backward(
-            gradient, self.tables, self.place, wanted=(want_bias, want_place)
+    def backward_coordinate(self, gradient: Tensor, *, want_bias: bool, want_coordinate: bool) -> Tensor | None:
+        """The gradient of the coordinates [G, t, J, 2], if it is wanted; that of the table is added to its sum."""
+        grad_tables, grad_coordinate = grid_sample_backward(
+            gradient, self.tables, self.coordinate, wanted=(want_bias, want_coordinate)
         )
         if want_bias:
-            self.bias.into += into_tables.sum(0)
-        return into_place if want_place else None
+            self.bias.add(grad_tables.sum(0))
+        return grad_coordinate if want_coordinate else None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class BiasWanted(NamedTuple):
-    """Which gradients the backward pass of a tile needs: of the bias itself, of the queries' and the keys' places."""
+    """Which gradients the backward pass of a tile needs: those of the bias, of query and of key positions."""
 
     bias: bool
     queries: bool
@@ -24,7 +24,7 @@ class BiasTile(Protocol):
         """The biases [G, I, t, J]."""
 
     def backward(self, gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the places of the queries [t, 2] and of the keys [G, J, 2]; None where not wanted.
+        """Gradients of the positions of the queries [t, 2] and of the keys [G, J, 2]; None where not wanted.
 
         The gradient of the bias itself is added to that of the :class:`TiledBias` which made the tile.
 
@@ -33,7 +33,7 @@ class BiasTile(Protocol):
             wanted: gradients that are needed.
 
         Returns:
-            The gradients of the places.
+            The gradients of the positions.
         """
 
 
@@ -45,12 +45,12 @@ class TiledBias(Protocol):
         """The number of pairs of a query and a key above which a tile becomes slower or too large."""
 
     def tile(self, queries: Tensor, keys: Tensor) -> BiasTile:
-        """The biases between queries [t, 2] and keys [G, J, 2]; no place may be NaN."""
+        """The biases between queries at [t, 2] and keys at [G, J, 2]; no position may be NaN."""
 
     def gradient(self) -> "MLPBias | BiasTable":
         """The gradient of the bias; to be called once, after the backward passes of all tiles."""
 
 
-def into_places(gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
+def position_gradients(gradient: Tensor, wanted: BiasWanted) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of queries [t, 2] and keys [G, J, 2] from that of the displacements query - key [G, t, J, 2]."""
     return gradient.sum((0, 2)) if wanted.queries else None, -gradient.sum(1) if wanted.keys else None

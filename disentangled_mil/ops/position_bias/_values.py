@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..._operators import with_gradient, zeros_like
 from ..._precision import wide_dtype
-from .._tile_size import on_device
-from ._network import MOST_PAIRS, HiddenLayers, MLPBias
+from ._network import HiddenLayers, MLPBias, pairs_at_once
 
 
 def network_biases(network: MLPBias, displacement: Tensor) -> Tensor:
@@ -58,17 +57,18 @@ def _forward(given: _Arguments) -> _Results:
 
 
 def _backward(given: _Arguments, _: _Results, arriving: _Results, wanted: _Arguments) -> _Arguments:
-    into = zeros_like(given)
+    gradient = zeros_like(given)
     for part in _parts(given):
         layers = HiddenLayers(given.network, given.displacement[part])
-        into_part = layers.backward(arriving.biases[part], into.network, want_displacement=bool(wanted.displacement))
-        if into_part is not None:
-            into.displacement[part] = into_part
-    return into
+        want_displacement = bool(wanted.displacement)
+        grad_part = layers.backward(arriving.biases[part], gradient.network, want_displacement=want_displacement)
+        if grad_part is not None:
+            gradient.displacement[part] = grad_part
+    return gradient
 
 
 def _parts(given: _Arguments) -> Iterator[slice]:
-    step = on_device(MOST_PAIRS, given.displacement.device)
+    step = pairs_at_once(given.displacement.device)
     return (slice(start, start + step) for start in range(0, len(given.displacement), step))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from disentangled_mil.ops import AttentionScores, BiasTable, MLPBias, biased_attention
-from disentangled_mil.ops.attention import choose_backend
+from disentangled_mil.ops.attention._scores import choose_backend
 from tests.support.attention import draw, leaves, slopes
 from tests.support.operators import calls
 

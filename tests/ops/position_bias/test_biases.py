@@ -12,7 +12,7 @@ from torch import Tensor
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import BiasTable, MLPBias
-from disentangled_mil.ops.position_bias import log_spaced
+from disentangled_mil.ops.position_bias._network import log_spaced
 
 few = settings(max_examples=20)
 seeds = st.integers(0, 10**6)

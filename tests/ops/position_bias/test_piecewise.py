@@ -12,7 +12,7 @@ from torch import Tensor
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil._torch_private import grid_sample_backward
 from disentangled_mil.ops import MLPBias, biased_attention
-from disentangled_mil.ops.position_bias import BiasWanted, _piecewise
+from disentangled_mil.ops.position_bias import BiasWanted, _network
 from disentangled_mil.ops.position_bias._network import TiledNetwork
 from disentangled_mil.ops.position_bias._piecewise import TiledPiecewise, cells_for
 from tests.support.attention import draw, leaves, slopes, tiles
@@ -67,7 +67,7 @@ def test_values_and_gradients_are_the_networks_inside_and_outside_of_the_table(
     seed: int, features: int, outputs: int, sizes: tuple[int, int, int], cells: int, reach: float
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_piecewise, "MOST_PAIRS", 100)  # several stripes of nodes
+        patch.setattr(_network, "MOST_PAIRS", 100)  # several stripes of nodes
         assert_is_the_network(network(seed, features, outputs), *places(seed, *sizes, reach), cells)
 
 

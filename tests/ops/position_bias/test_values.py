@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from disentangled_mil import ContinuousPositionBias
 from disentangled_mil.ops import MLPBias
-from disentangled_mil.ops.position_bias import _values, network_biases
+from disentangled_mil.ops.position_bias import _network, network_biases
 from tests.support.operators import calls
 
 
@@ -42,7 +42,7 @@ def test_values_and_gradients_are_the_networks(
         tensor.requires_grad_(any(tensor is leaf for leaf in leaves))
     expected = bias(displacement)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_values, "MOST_PAIRS", at_once)
+        patch.setattr(_network, "MOST_PAIRS", at_once)
         found = network_biases(bias, displacement)
         arriving = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(found, expected)
