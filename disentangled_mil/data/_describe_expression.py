@@ -29,7 +29,8 @@ def expression_lines(guesses: dict[Path, Columns], clinical: Path, gmt: list[Pat
         table, layout = max(wide, key=lambda path: len(guesses[path].header)), TableLayout()
     else:
         yield ""
-        yield "# No table of expression was found. The command train needs one: add [expression] and [genes]."
+        yield "# No table of expression was found. Students are trained on slides and labels alone."
+        yield "# A teacher needs [expression] and [genes]."
         return
     sets = read_gmt(gmt[0]) if gmt else {}
     symbols = {gene_symbol(gene) for members in sets.values() for gene in members}

@@ -168,3 +168,10 @@ def test_control_characters_and_other_encodings_of_names_make_no_broken_file(tmp
     with pytest.raises(ValueError, match=r"names of files must be in UTF-8, got '.*B\\udcf6': rename it"):
         describe_folder(tmp_path, tmp_path / "other.toml")
     assert not (tmp_path / "other.toml").exists()
+
+
+def test_a_folder_without_expression_is_said_to_train_students(tmp_path):
+    _folder(tmp_path, TABLE)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "# No table of expression was found. Students are trained on slides and labels alone." in text
+    assert "train needs" not in text
