@@ -36,7 +36,7 @@ class ClinicalTable(NamedTuple):
 
     Attributes:
         table: one row per patient; text, and None where a column of a task has no value.
-        slides: names of the slides of every patient, without the ending of a file.
+        slides: names of the slides of every patient, without the ending of a file; none where no row names one.
         path: file of the table.
         lines: line of every patient, the first one if there are several.
     """
@@ -58,13 +58,16 @@ class _Columns:
     barcodes: str
 
 
-def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
+def read_clinical(
+    folder: Path, section: Section, tasks: Mapping[str, TaskDefinition], *, without_slides: bool
+) -> ClinicalTable:
     """Read the clinical table, and check the labels of all tasks line by line.
 
     Args:
         folder: folder of the description.
         section: the table ``[clinical]`` of the description.
         tasks: tasks of the cohort.
+        without_slides: whether rows may name no slide.
 
     Returns:
         The table and the slides of every patient.
@@ -91,11 +94,17 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
     section.known.append("missing")
     section.end()
 
-    return _read(path, columns, missing, tasks)
+    return _read(path, columns, missing, tasks, without_slides)
 
 
 @reads_file
-def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
+def _read(
+    path: Path,
+    columns: _Columns,
+    missing: frozenset[str],
+    tasks: Mapping[str, TaskDefinition],
+    without_slides: bool,
+) -> ClinicalTable:
     """The patients of the table, line by line."""
     rows = read_rows(path)
     header = [cell.strip() for cell in next(rows).cells]
@@ -112,13 +121,16 @@ def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping
     slides: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
     owners: dict[str, str] = {}
+    unnamed: list[str] = []  # rows without a slide
     for line, cells in rows:
         where = f"{path}, line {line}:"
         cell: dict[str, str] = dict(zip(header, map(str.strip, cells), strict=True))
         if not any(cell.values()):
             continue  # a spreadsheet leaves lines of delimiters at the end
         patient = _patient(where, cell[columns.patient], columns, known=records)
-        names = _slides(where, patient, cell[columns.slides], columns, owners)
+        names = [] if plain_cell(cell[columns.slides]) in missing else _slides(where, patient, cell, columns, owners)
+        if not names:
+            unnamed.append(f"{where} every patient must have a slide, got none for {patient!r}")
         record = {c: _label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
         for name, task in tasks.items():
             try:
@@ -132,6 +144,11 @@ def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping
         slides.setdefault(patient, []).extend(names)
     if not records:
         raise ValueError(f"{path}: must have at least one patient, got only a header")
+    if unnamed and not without_slides:
+        raise ValueError(
+            f"{unnamed[0]}; {len(unnamed)} rows name none: remove them, or name their slides in column "
+            f'{columns.slides!r}; missing = "allow" in [slides] leaves them out'
+        )
     table = pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id"))
     return ClinicalTable(table, slides, path, lines)
 
@@ -161,14 +178,9 @@ def _patient(where: str, name: str, columns: _Columns, *, known: Collection[str]
     return patient
 
 
-def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict[str, str]) -> list[str]:
+def _slides(where: str, patient: str, row: Mapping[str, str], columns: _Columns, owners: dict[str, str]) -> list[str]:
     """The slides of a row, which are new and stay inside the folders of slides."""
-    names = [slide_name(name) for name in cell.split(columns.separator) if name.strip()]
-    if not names:
-        raise ValueError(
-            f"{where} every patient must have a slide, got none for {patient!r}: remove the row, or name its slides "
-            f"in column {columns.slides!r}"
-        )
+    names = [slide_name(name) for name in row[columns.slides].split(columns.separator) if name.strip()]
     for name in names:
         parts = re.split(r"[/\\]", name)
         if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:

@@ -750,9 +750,65 @@ def test_slides_may_lack_a_magnification_where_the_description_allows_it(folder,
     assert cohort.reading().sets == (() if unit == "slide" else ("10x", "20x"))
     assert set(cohort.reading().tiles) == {"10x", "20x"}
     assert len(cohort_digest(cohort)) == 64
-    (folder / "10x" / "b1.h5").unlink()
-    with pytest.raises(FileNotFoundError, match=r"10x/b1\.h5: there is no such file"):
+
+
+ALLOWED = '[slides]\nmissing = "allow"\n[slides.10x]'
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+@pytest.mark.parametrize("empty", [(0, 5), (0,), None])
+def test_slides_and_patients_without_any_tiles_are_left_out_with_their_number_where_it_is_allowed(folder, empty, unit):
+    for name in ("a2", "b1"):
+        for place in ("10x", "20x"):
+            (folder / place / f"{name}.h5").unlink()
+            if empty is not None:
+                write_hdf5(folder / place / f"{name}.h5", features=np.zeros(empty, "float32"))
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED.replace("missing", f'bag = "{unit}"\nmissing'))
+    change(folder, "expression.csv", "C,1", "B,7,8,9\nC,1")
+    message = (
+        r"COHORT\.toml: \[slides\] left out are 2 of 4 slides without a file or without tiles \(a2, b1\) and 1 of 3 "
+        r"patients without a slide with tiles \(B\)"
+    )
+    with pytest.warns(UserWarning, match=message):
+        cohort = read_cohort(path)
+    assert (cohort.unit, cohort.patients, cohort.paired) == (unit, ("A", "C"), {"A", "C"})
+    assert [sample.load()["20x"].patches.shape[1] for sample in cohort.samples] == [6, 6]
+
+
+def test_a_cohort_without_any_tiles_is_refused(folder):
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED)
+    for file in (*folder.glob("10x/*"), *folder.glob("20x/*")):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"10x/a1\.h5: .* 4 of 4 slides .* or remove their rows$"):
         read_cohort(path)
+
+
+@pytest.mark.parametrize("cell", ["", ";", "NA"])
+def test_patients_without_a_slide_are_counted_and_left_out_where_it_is_allowed(folder, cell):
+    change(folder, "clinical.csv", "B,b1", f"B,{cell}")
+    change(folder, "clinical.csv", "C,c1", f"C,{cell}")
+    message = (
+        r"clinical\.csv, line 3: every patient must have a slide, got none for 'B'; 2 rows name none: remove them, or "
+        r"name their slides in column 'slides'; missing = \"allow\" in \[slides\] leaves them out"
+    )
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED)
+    with pytest.warns(UserWarning, match=r"left out are 2 of 3 patients without a slide with tiles \(B, C\)"):
+        assert read_cohort(path).patients == ("A",)
+
+
+def test_all_slides_without_tiles_are_counted_where_they_are_refused(folder):
+    for name in ("a2", "b1"):
+        write_hdf5(folder / "20x" / f"{name}.h5", features=np.zeros((0,), "float32"))
+    (folder / "20x" / "c1.h5").unlink()
+    message = (
+        r"20x/a2\.h5: a slide must hold at least one patch, got none; 2 of 4 slides have none in .*20x, and 1 are "
+        r"without a file: remove their rows; missing = \"allow\" in \[slides\] reads the other magnifications, and "
+        r"leaves out slides without any"
+    )
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
 
 
 def test_files_of_several_kinds_are_found_by_the_name_of_the_slide(folder):
