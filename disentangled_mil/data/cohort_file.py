@@ -80,7 +80,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         clip = 10.0                       # limit in robust standard deviations; inf for none
         duplicates = "error"              # or "mean", "max", "first": columns of one symbol
         missing = "error"                 # or "impute": genes that another table lacks
-        scale = "recognized"              # or "counts", "linear", "log", "z-scores", "fractions", which is believed
+        scale = "recognized"              # or "counts", "linear", "log", "centered", "z-scores", "fractions",
+                                          # "unknown", which is believed; a warning says where it looks wrong
         genes_in = "recognized"           # or "columns", "rows"
         patient = ""                      # column of the patients, if it is not the first
         suffix = ""                       # ending of the genes' columns, e.g. "_rnaseq"; others are not read
