@@ -14,6 +14,7 @@ from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
 from ._section import Section
+from ._table_numbers import Thousands
 from .slides import slide_name
 from .table_layout import BARCODES
 
@@ -122,6 +123,7 @@ def _read(
     lines: dict[str, int] = {}
     owners: dict[str, str] = {}
     unnamed: list[str] = []  # rows without a slide
+    thousands = {column: Thousands() for column in labels if decimal_commas}
     for line, cells in rows:
         where = f"{path}, line {line}:"
         cell: dict[str, str] = dict(zip(header, map(str.strip, cells), strict=True))
@@ -131,6 +133,8 @@ def _read(
         names = [] if plain_cell(cell[columns.slides]) in missing else _slides(where, patient, cell, columns, owners)
         if not names:
             unnamed.append(f"{where} every patient must have a slide, got none for {patient!r}")
+        for column, numbers in thousands.items():
+            numbers.look(line, [cell[column]])
         record = {c: _label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
         for name, task in tasks.items():
             try:
@@ -144,6 +148,8 @@ def _read(
         slides.setdefault(patient, []).extend(names)
     if not records:
         raise ValueError(f"{path}: must have at least one patient, got only a header")
+    for column, numbers in thousands.items():
+        numbers.check(f"{path}, column {column!r}")
     if unnamed and not without_slides:
         raise ValueError(
             f"{unnamed[0]}; {len(unnamed)} rows name none: remove them, or name their slides in column "
@@ -215,7 +221,12 @@ def _label(cell: str, missing: Collection[str], decimal_commas: bool) -> str | N
     """A cell of a task's column; None where it holds a marker for no value."""
     if plain_cell(cell) in missing:
         return None
-    return cell.replace(",", ".") if decimal_commas and _DECIMAL_COMMA.fullmatch(cell) else cell
+    return with_point(cell) if decimal_commas else cell
+
+
+def with_point(cell: str) -> str:
+    """A cell, with a decimal comma replaced by a point."""
+    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def plain_cell(text: str) -> str:
