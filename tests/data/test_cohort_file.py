@@ -941,3 +941,22 @@ def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
         assert 2 * width - 2 <= wide <= 2 * width
         assert 2 * height - 2 <= high <= 2 * height
         assert bags["20x"].patches.isfinite().all()
+
+
+def test_times_with_separators_of_thousands_are_refused(folder):
+    (folder / "clinical.csv").write_text(CLINICAL.replace(";", "|").replace(",", ";").replace(";10;", ";1.164;"))
+    change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nseparator = "|"')
+    message = r"clinical\.csv, column 'os_days': numbers must have no separators of thousands, got '1\.164' in line 2"
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    change(folder, "clinical.csv", "1.164", "1.16")
+    assert read_cohort(folder / "COHORT.toml").labels("survival")["time"].tolist() == [1.16, 7.0]
+
+
+def test_genes_under_other_names_are_told_with_the_section_of_their_table(folder):
+    change(folder, "expression.csv", "TP53", "tp.53")
+    message = (
+        r"COHORT\.toml: \[expression\] table lacks 1 genes of 'tumor' .* TP53 as 'tp\.53'; rename them in the file$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        read_cohort(folder / "COHORT.toml").fit_expression()
