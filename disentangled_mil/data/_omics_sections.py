@@ -140,7 +140,7 @@ def _part(folder: Path, name: str, section: Section, genes: Section, patients: C
     notes.append(f"scale recognized: {scale}")
     if scale.name not in _LOOKS.get(options.scale, SCALES):
         warnings.warn(
-            f"{source}: {section.name} scale = {options.scale!r} is believed, and the table looks like {scale}: "
+            f"{section.name} scale = {options.scale!r} is believed, and {source} looks like {scale}: "
             'correct scale and log1p, or set scale = "unknown" if this is wrong',
             stacklevel=5,
         )

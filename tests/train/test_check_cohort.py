@@ -112,9 +112,8 @@ def test_a_stated_scale_that_the_table_contradicts_is_warned_of(description, tmp
     warnings = [text for text in check_cohort(path, OPTIONS, task="grading").warnings if "is believed" in text]
     assert len(warnings) == (looks is not None)
     for text in warnings:
-        assert "expression.csv.gz: " in text
-        assert f"[expression] {keys.splitlines()[0].replace(chr(34), chr(39))} is believed, and" in text
-        assert f"looks like {looks} (" in text
+        assert f"[expression] {keys.splitlines()[0].replace(chr(34), chr(39))} is believed, and " in text
+        assert f"expression.csv.gz looks like {looks} (" in text
         assert 'correct scale and log1p, or set scale = "unknown"' in text
 
 
