@@ -60,7 +60,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
         [['patient', 'EGFR'], ['A', '1.5']]
     """
     path = Path(path)
-    width, end = None, 0
+    width, end, read = None, 0, 0
     with reading(path), _opened(path) as file:
         skipped, header = _header(file)
         try:
@@ -72,12 +72,12 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                 line = skipped + reader.line_num
                 width = len(cells) if width is None else width
                 if len(cells) != width:
-                    hint = "; R leaves out the header's first cell: write the table with col.names = NA"
+                    every = read == 1 and all(len(others) in (0, len(cells)) for others in reader)
                     raise ValueError(
-                        f"{path}, line {line}: a row must have {width} cells like the header, "
-                        f"got {len(cells)}{hint if len(cells) == width + 1 else ''}"
+                        f"{path}, line {line}: a row must have {width} cells like the header, got {len(cells)}"
+                        f"{_width_remedy(len(cells) - width, reader.dialect.delimiter, every)}"
                     )
-                end = line
+                end, read = line, read + 1
                 yield Row(end, cells)
         except csv.Error as error:
             raise ValueError(
@@ -171,6 +171,13 @@ def unguarded(text: str) -> str:
 
 def _guarded_cell(value: object) -> object:
     return guarded(value) if isinstance(value, str) else value
+
+
+def _width_remedy(more: int, delimiter: str, every: bool) -> str:
+    """What to do about a row, or about every row, that has more cells than the header."""
+    if more == 1 and every:
+        return "; R leaves out the header's first cell: write the table with col.names = NA"
+    return f"; a text that holds {delimiter!r} must stand in quotes" if more > 0 and delimiter != "\t" else ""
 
 
 def _kind(path: Path) -> str:

@@ -14,6 +14,7 @@ from .._tables import delimiter_of, read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
 from ._section import Section
+from ._table_numbers import Thousands
 from .slides import slide_name
 from .table_layout import BARCODES
 
@@ -36,7 +37,7 @@ class ClinicalTable(NamedTuple):
 
     Attributes:
         table: one row per patient; text, and None where a column of a task has no value.
-        slides: names of the slides of every patient, without the ending of a file.
+        slides: names of the slides of every patient, without the ending of a file; none where no row names one.
         path: file of the table.
         lines: line of every patient, the first one if there are several.
     """
@@ -58,13 +59,16 @@ class _Columns:
     barcodes: str
 
 
-def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
+def read_clinical(
+    folder: Path, section: Section, tasks: Mapping[str, TaskDefinition], *, without_slides: bool
+) -> ClinicalTable:
     """Read the clinical table, and check the labels of all tasks line by line.
 
     Args:
         folder: folder of the description.
         section: the table ``[clinical]`` of the description.
         tasks: tasks of the cohort.
+        without_slides: whether rows may name no slide.
 
     Returns:
         The table and the slides of every patient.
@@ -91,11 +95,17 @@ def read_clinical(folder: Path, section: Section, tasks: Mapping[str, TaskDefini
     section.known.append("missing")
     section.end()
 
-    return _read(path, columns, missing, tasks)
+    return _read(path, columns, missing, tasks, without_slides)
 
 
 @reads_file
-def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping[str, TaskDefinition]) -> ClinicalTable:
+def _read(
+    path: Path,
+    columns: _Columns,
+    missing: frozenset[str],
+    tasks: Mapping[str, TaskDefinition],
+    without_slides: bool,
+) -> ClinicalTable:
     """The patients of the table, line by line."""
     rows = read_rows(path)
     header = [cell.strip() for cell in next(rows).cells]
@@ -112,13 +122,19 @@ def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping
     slides: dict[str, list[str]] = {}
     lines: dict[str, int] = {}
     owners: dict[str, str] = {}
+    unnamed: list[str] = []  # rows without a slide
+    thousands = {column: Thousands() for column in labels if decimal_commas}
     for line, cells in rows:
         where = f"{path}, line {line}:"
         cell: dict[str, str] = dict(zip(header, map(str.strip, cells), strict=True))
         if not any(cell.values()):
             continue  # a spreadsheet leaves lines of delimiters at the end
         patient = _patient(where, cell[columns.patient], columns, known=records)
-        names = _slides(where, patient, cell[columns.slides], columns, owners)
+        names = [] if plain_cell(cell[columns.slides]) in missing else _slides(where, patient, cell, columns, owners)
+        if not names:
+            unnamed.append(f"{where} every patient must have a slide, got none for {patient!r}")
+        for column, numbers in thousands.items():
+            numbers.look(line, [cell[column]])
         record = {c: _label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
         for name, task in tasks.items():
             try:
@@ -132,6 +148,13 @@ def _read(path: Path, columns: _Columns, missing: frozenset[str], tasks: Mapping
         slides.setdefault(patient, []).extend(names)
     if not records:
         raise ValueError(f"{path}: must have at least one patient, got only a header")
+    for column, numbers in thousands.items():
+        numbers.check(f"{path}, column {column!r}")
+    if unnamed and not without_slides:
+        raise ValueError(
+            f"{unnamed[0]}; {len(unnamed)} rows name none: remove them, or name their slides in column "
+            f'{columns.slides!r}; missing = "allow" in [slides] leaves them out'
+        )
     table = pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id"))
     return ClinicalTable(table, slides, path, lines)
 
@@ -161,14 +184,9 @@ def _patient(where: str, name: str, columns: _Columns, *, known: Collection[str]
     return patient
 
 
-def _slides(where: str, patient: str, cell: str, columns: _Columns, owners: dict[str, str]) -> list[str]:
+def _slides(where: str, patient: str, row: Mapping[str, str], columns: _Columns, owners: dict[str, str]) -> list[str]:
     """The slides of a row, which are new and stay inside the folders of slides."""
-    names = [slide_name(name) for name in cell.split(columns.separator) if name.strip()]
-    if not names:
-        raise ValueError(
-            f"{where} every patient must have a slide, got none for {patient!r}: remove the row, or name its slides "
-            f"in column {columns.slides!r}"
-        )
+    names = [slide_name(name) for name in row[columns.slides].split(columns.separator) if name.strip()]
     for name in names:
         parts = re.split(r"[/\\]", name)
         if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:
@@ -203,7 +221,12 @@ def _label(cell: str, missing: Collection[str], decimal_commas: bool) -> str | N
     """A cell of a task's column; None where it holds a marker for no value."""
     if plain_cell(cell) in missing:
         return None
-    return cell.replace(",", ".") if decimal_commas and _DECIMAL_COMMA.fullmatch(cell) else cell
+    return with_point(cell) if decimal_commas else cell
+
+
+def with_point(cell: str) -> str:
+    """A cell, with a decimal comma replaced by a point."""
+    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def plain_cell(text: str) -> str:

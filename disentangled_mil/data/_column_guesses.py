@@ -3,14 +3,15 @@
 import re
 from collections.abc import Collection
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 from .._checks import as_number
 from .._errors import reads_file
-from .._tables import read_rows
+from .._tables import delimiter_of, read_rows
 from ._barcodes import tcga_patient
-from ._clinical import MISSING_VALUES, plain_cell
+from ._clinical import MISSING_VALUES, plain_cell, with_point
 from .slides import slide_name
 
 _PEEK = 2000
@@ -79,6 +80,7 @@ def guess_columns(path: Path, slides: Collection[str]) -> Columns:
     header = [name.strip() for name in next(rows).cells]
     cells = [row.cells for row in islice(rows, _PEEK)]
     values = {name: [row[i].strip() for row in cells] for i, name in enumerate(header)}
+    read = with_point if delimiter_of(path) != "," else str
     known = set(slides)
     matches = {name: sum(bool(known & _names(cell)) for cell in column) for name, column in values.items()}
     slide = max(matches, key=lambda name: matches[name], default=None)
@@ -94,7 +96,7 @@ def guess_columns(path: Path, slides: Collection[str]) -> Columns:
         if name and name not in (patient, slide)
     }
     numeric = [
-        name for name, found in others.items() if found and all(as_number(cell) == as_number(cell) for cell in found)
+        name for name, found in others.items() if found and all(isfinite(as_number(read(cell))) for cell in found)
     ]
     events = {name: found for name, found in others.items() if _EVENT.search(name) and len(found) == 2}
     times = [name for name in numeric if _TIME.search(name) and name not in events and len(others[name]) > 2]

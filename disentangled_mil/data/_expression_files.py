@@ -35,8 +35,9 @@ def read_expression(path: str | Path, layout: TableLayout | None = None) -> pd.D
     r"""Read an expression table: patients and genes, in rows and columns or the other way round.
 
     A column that has no name and only counts the rows is refused. Decimal commas are read where semicolons or tabs
-    separate the cells. Rows of one patient that are equal count once, for tables with one row per slide. A gene that is
-    missing (``NA``) in all of several patients is left out, and a warning names it; a single missing cell is refused.
+    separate the cells. Rows of one patient that are equal count once, for tables with one row per slide. Genes that are
+    missing (``NA``) in a patient, genes without a name, and patients without any value are left out, and a warning
+    names them. Nothing is imputed. A second header, as Firehose writes it, is left out.
 
     Args:
         path: ``.csv``, ``.tsv`` or ``.txt`` file in UTF-8, also with ``.gz`` behind it; ``.parquet`` (extra
@@ -51,7 +52,8 @@ def read_expression(path: str | Path, layout: TableLayout | None = None) -> pd.D
         FileNotFoundError: there is no such file.
         ModuleNotFoundError: the extra that reads the file is not installed.
         FileError: the file is no readable table, has no gene or no patient, a patient is there twice with different
-            values or has no name, or a cell is no finite number. The message names file, line and gene.
+            values or has no name, a cell is no finite number, or numbers have separators of thousands. The message
+            names file, line and gene.
 
     Example:
         >>> import tempfile
@@ -74,11 +76,9 @@ def read_expression_file(path: Path, layout: TableLayout, known: Names) -> Expre
     if matrix.genes_in_rows:
         values, patients, genes = values.T, matrix.columns, matrix.rows
         places = [f"column {name!r}" for name in patients]
-    values, genes = _with_values(path, values, patients, genes)
-    notes = [_orientation_note(layout, matrix.genes_in_rows, len(patients), len(genes))]
-    if matrix.skipped:
-        notes.append(f"{len(matrix.skipped)} other columns are not read: {first_of(matrix.skipped)}")
+        values, genes = _with_names(path, values, genes, matrix.places)
     patients = [name.strip() for name in patients]
+    notes = [_orientation_note(layout, matrix.genes_in_rows, len(patients), len(genes)), *matrix.notes]
     kept = list(range(len(patients)))
     if layout.barcodes == "patient":
         aliquots = one_aliquot_each(patients)
@@ -110,7 +110,7 @@ def read_expression_file(path: Path, layout: TableLayout, known: Names) -> Expre
             stacklevel=4,
         )
     table = pd.DataFrame(values[kept], index=pd.Index(patients, name="patient_id"), columns=genes)
-    return ExpressionFile(table, notes)
+    return ExpressionFile(_with_values(path, table), notes)
 
 
 def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, genes: int) -> str:
@@ -120,27 +120,54 @@ def _orientation_note(layout: TableLayout, in_rows: bool | None, patients: int, 
     return f"{patients} patients x {genes} genes, genes in {'rows' if in_rows else 'columns'} ({how})"
 
 
-def _with_values(path: Path, values: Array, patients: Sequence[str], genes: list[str]) -> tuple[Array, list[str]]:
-    """The genes with values: portals write NA for z-scores of a constant gene. Single missing cells are refused."""
-    empty = np.atleast_1d(np.isnan(values).all(axis=0) & (len(values) > 1))
-    lost, kept = ([gene for gene, none in zip(genes, empty, strict=True) if none == state] for state in (True, False))
-    if not kept:
-        raise ValueError(f"{path}: must have at least one gene with values, got {len(lost)} without: {first_of(lost)}")
-    values = values[:, ~empty]
-    finite = np.isfinite(values)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"{path}, patient {patients[row]!r}, gene {kept[column]!r}: must be a finite number, got "
-            f"{values[row, column]}"
-        )
-    if lost:
+def _with_names(path: Path, values: Array, genes: list[str], places: Sequence[str]) -> tuple[Array, list[str]]:
+    """The genes that have a name; cBioPortal leaves symbols empty."""
+    unnamed = [place for place, gene in zip(places, genes, strict=True) if not gene]
+    if unnamed:
         warnings.warn(
-            f"{path}: {len(lost)} of {len(genes)} genes have no value in any patient and are left out: "
-            f"{first_of(lost)}",
+            f"{path}: {len(unnamed)} of {len(genes)} genes have no name and are left out: {first_of(unnamed)}",
             stacklevel=5,
         )
-    return values, kept
+    named = [place for place, gene in enumerate(genes) if gene]
+    return values[:, named], [genes[place] for place in named]
+
+
+def _with_values(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """The patients with values, and the genes that have one in each of them."""
+    infinite = np.argwhere(np.isinf(table.to_numpy()))
+    if len(infinite):
+        row, column = infinite[0]
+        raise ValueError(
+            f"{path}, patient {table.index[row]!r}, gene {table.columns[column]!r}: must be a finite number, got "
+            f"{table.iat[row, column]}: correct the value, or remove its patient or gene"
+        )
+    absent = table.isna().to_numpy()
+    if not absent.any():
+        return table
+    if absent.all():
+        genes = list(map(str, table.columns))
+        raise ValueError(
+            f"{path}: must have at least one gene with values, got {len(genes)} without: {first_of(genes)}"
+        )
+    there = ~absent.all(axis=1)
+    absent = absent[there]
+    everywhere = absent.all(axis=0)
+    partly = absent.any(axis=0) & ~everywhere
+    most = table.index[there][absent[:, partly].sum(axis=1).argmax()]
+    if (everywhere | partly).all():
+        raise ValueError(
+            f"{path}: must have at least one gene with a value in every patient, got none; most are missing in "
+            f"{most!r}: fill the cells, or remove patients"
+        )
+    for lost, names, what in (
+        (~there, table.index, "patients have no value"),
+        (everywhere, table.columns, "genes have no value in any patient"),
+        (partly, table.columns, f"genes have no value in some patients, most in {most!r},"),
+    ):
+        if lost.any():
+            named = first_of(list(map(str, names[lost])))
+            warnings.warn(f"{path}: {lost.sum()} of {len(names)} {what} and are left out: {named}", stacklevel=5)
+    return table.loc[there, ~(everywhere | partly)]
 
 
 def _without_repeats(path: Path, patients: Sequence[str], values: Array, places: Sequence[str]) -> list[int]:
@@ -148,7 +175,7 @@ def _without_repeats(path: Path, patients: Sequence[str], values: Array, places:
     firsts: dict[str, int] = {}
     for row, patient in enumerate(patients):
         first = firsts.setdefault(patient, row)
-        if not np.array_equal(values[row], values[first]):
+        if not np.array_equal(values[row], values[first], equal_nan=True):
             raise ValueError(
                 f"{path}, {places[row]}: patients must be different, got {patient!r} again ({places[first]}) with "
                 "other values: keep one row of each patient"

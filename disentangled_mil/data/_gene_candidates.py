@@ -25,16 +25,19 @@ def candidates_of(subspace: str, members: Sequence[str], places: Mapping[str, ob
     return present
 
 
-def warn_of_lost_genes(gene_sets: Mapping[str, Sequence[str]], places: Mapping[str, object]) -> None:
+def warn_of_lost_genes(
+    gene_sets: Mapping[str, Sequence[str]], places: Mapping[str, object], source: str | None
+) -> None:
     """Warn of genes that the table may hold under another name, and of descriptions that are genes."""
     used = {gene_symbol(member) for members in gene_sets.values() for member in members}
     unused = [name for name in places if name not in used]
+    remedy = "rename them in the file" if source else "rename the columns, e.g. table.rename(columns=...)"
     for subspace, members in gene_sets.items():
         near = near_names((gene for gene in map(gene_symbol, members) if gene not in places), unused)
         if near:
             warnings.warn(
-                f"table lacks {len(near)} genes of {subspace!r} that it may hold under other names: {listed(near)}; "
-                "rename the columns, e.g. table.rename(columns=...)",
+                f"{f'{source} ' if source else ''}table lacks {len(near)} genes of {subspace!r} that it may hold under "
+                f"other names: {listed(near)}; {remedy}",
                 stacklevel=4,
             )
     descriptions = gene_sets.descriptions if isinstance(gene_sets, GeneSets) else {}

@@ -19,11 +19,21 @@ from ._barcodes import tcga_patient
 from ._expression_files import read_expression_file
 from ._expression_tables import SOURCE
 from ._matrix_files import Names
-from ._scale import recognize_scale
+from ._scale import SCALES, recognize_scale
 from ._section import Section
 from .expression_options import ExpressionOptions
 from .gene_sets import GeneSets, gene_subspaces, gene_symbol, read_gmt
 from .table_layout import TableLayout
+
+# What tables of a stated scale look like; one without an entry may look like anything.
+_LOOKS = {
+    "counts": ("counts", "linear", "unknown"),
+    "linear": ("counts", "linear", "fractions", "unknown"),
+    "log": ("log", "centered", "z-scores", "fractions", "unknown"),
+    "centered": ("log", "centered", "z-scores", "unknown"),
+    "z-scores": ("centered", "z-scores", "unknown"),
+    "fractions": ("fractions", "unknown"),
+}
 
 
 class Omics(NamedTuple):
@@ -104,6 +114,7 @@ def _joined(name: str, parts: Sequence[_Part]) -> Omics:
     sets = GeneSets(
         {subspace: genes for part in parts for subspace, genes in part.gene_sets.items()},
         {subspace: texts for part in parts for subspace, texts in part.gene_sets.descriptions.items()},
+        {subspace: several for part in parts for subspace, several in part.gene_sets.parts.items()},
     )
     options = {subspace: part.options for part in parts for subspace in part.gene_sets}
     return Omics(table, sets, options, tuple(note for part in parts for note in part.notes))
@@ -125,12 +136,24 @@ def _part(folder: Path, name: str, section: Section, genes: Section, patients: C
     with reading(source):
         table = _of_patients(source, section.name, table, patients)
     # Genes of the sets decide on the scale in training; all genes of the table tell more of it here.
-    notes.append(f"scale recognized: {recognize_scale(table.to_numpy())}")
+    scale = recognize_scale(table.to_numpy())
+    notes.append(f"scale recognized: {scale}")
+    if scale.name not in _LOOKS.get(options.scale, SCALES):
+        warnings.warn(
+            f"{section.name} scale = {options.scale!r} is believed, and {source} looks like {scale}: "
+            'correct scale and log1p, or set scale = "unknown" if this is wrong',
+            stacklevel=5,
+        )
+
+    def prefixed(members: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"{name}:{gene_symbol(gene)}" for gene in members)
+
     if name:
         table = table.set_axis([f"{name}:{gene_symbol(str(gene))}" for gene in table.columns], axis=1)
         sets = GeneSets(
-            {s: tuple(f"{name}:{gene_symbol(gene)}" for gene in members) for s, members in sets.items()},
-            {s: tuple(f"{name}:{gene_symbol(text)}" for text in texts) for s, texts in sets.descriptions.items()},
+            {s: prefixed(members) for s, members in sets.items()},
+            {s: prefixed(texts) for s, texts in sets.descriptions.items()},
+            {s: {one: prefixed(genes) for one, genes in parts.items()} for s, parts in sets.parts.items()},
         )
     return _Part(name, table, sets, options, [f"{source.name}: {note}" for note in notes])
 

@@ -10,7 +10,7 @@ _GENE = re.compile(r"ENS[A-Z]*G\d{11}(\.\d+)?(\|.*)?|[^|]+\|\d+")
 # Headers of a column of genes, without case and punctuation.
 _HEADERS = """
 gene genes geneid genesymbol genename hugosymbol symbol ensemblid ensemblgeneid ensembl entrezgeneid hybridizationref
-idref probeid probe name
+compositeelementref idref probeid probe name
 """
 _GENE_HEADERS = frozenset(_HEADERS.split())
 
@@ -47,7 +47,19 @@ def genes_in_rows(
     columns = _share(across, is_gene) + _share(down, is_patient)
     if rows != columns:
         return rows > columns
-    return True if re.sub(r"[^a-z]", "", first.casefold()) in _GENE_HEADERS else None
+    return True if is_gene_header(first) else None
+
+
+def is_gene_header(cell: str) -> bool:
+    """Whether a cell is the usual header of a column of genes.
+
+    Args:
+        cell: cell of a header.
+
+    Returns:
+        True for such as ``Gene_ID`` and ``Hugo Symbol``.
+    """
+    return re.sub(r"[^a-z]", "", cell.casefold()) in _GENE_HEADERS
 
 
 def _share(names: Sequence[str], known: Callable[[str], bool]) -> float:

@@ -1,12 +1,13 @@
 """The section [slides] of a description: a file per slide and magnification, compared before anything is read."""
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from .._checks import check_choice, check_subspaces, unknown_key
+from .._checks import check_choice, check_subspaces, first_of, unknown_key
 from ..bags import Bag
 from ._samples import Sample, StoredBag
 from ._section import Section
@@ -32,7 +33,8 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
         slides: names of the slides of every patient.
 
     Returns:
-        Samples, whose bags stay in their files.
+        Samples, whose bags stay in their files. Where the section allows it, slides and patients without any tiles are
+        left out, and a warning gives their number.
 
     Raises:
         FileNotFoundError: a folder or a slide is missing.
@@ -47,7 +49,7 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
     check_choice(f"{section.name} missing", missing, MISSING)
     names = [name for patient in slides.values() for name in patient]
     parts = _magnifications(folder, section, names, as_set=unit == "patient")
-    _check_there(list(parts.values()), names, allow=missing == "allow")
+    slides = _with_tiles(section.name, slides, list(parts.values()), allow=missing == "allow")
     width = _check_alike(list(parts.values()))
 
     def bag(part: _Magnification, members: Sequence[str]) -> StoredBag | Bag:
@@ -101,26 +103,58 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
     return parts
 
 
-def _check_there(parts: Sequence[_Magnification], names: Sequence[str], *, allow: bool) -> None:
-    """Every slide has tiles at every magnification, or at one of them where ``allow`` is True."""
-    remedy = '; missing = "allow" in [slides] reads the other magnifications' if len(parts) > 1 and not allow else ""
+def _with_tiles(
+    section: str, slides: Mapping[str, list[str]], parts: Sequence[_Magnification], *, allow: bool
+) -> dict[str, list[str]]:
+    """The slides with tiles at every magnification, or at one of them where ``allow`` is True."""
+    names = [name for patient in slides.values() for name in patient]
+    full = {name for part in parts for name, source in part.sources.items() if source.tokens}
+    if not allow or not full:
+        _check_there(parts, names, allow)
+    if not names:
+        raise ValueError(f"{section} must have at least one slide, got none in the clinical table")
+    kept = {patient: [name for name in own if name in full] for patient, own in slides.items()}
+    lost = [name for name in names if name not in full]
+    lacking = [patient for patient, own in kept.items() if not own]
+    if lost or lacking:
+        texts = [
+            f"{len(several)} of {count} {what} ({first_of(several)})"
+            for several, count, what in (
+                (lost, len(names), "slides without a file or without tiles"),
+                (lacking, len(slides), "patients without a slide with tiles"),
+            )
+            if several
+        ]
+        warnings.warn(f"{section} left out are {' and '.join(texts)}", stacklevel=5)
+    return {patient: own for patient, own in kept.items() if own}
+
+
+def _check_there(parts: Sequence[_Magnification], names: Sequence[str], allowed: bool) -> None:
+    """Every slide has tiles at every magnification."""
+    others = (
+        "reads the other magnifications, and leaves out slides without any" if len(parts) > 1 else "leaves them out"
+    )
+    remedy = "" if allowed else f'; missing = "allow" in [slides] {others}'
     for name in names:
-        found = [part.sources.get(name) for part in parts]
-        if allow and any(source is not None and source.tokens for source in found):
-            continue
-        for part, source in zip(parts, found, strict=True):
+        for part in parts:
+            source = part.sources.get(name)
+            if source is not None and source.tokens:
+                continue
+            absent = sum(other not in part.sources for other in names)
+            empty = sum(not other.tokens for other in part.sources.values())
+            counted = f"{absent} of {len(names)} slides of the clinical table are missing in {part.folder}"
             if source is None:
-                absent = sum(other not in part.sources for other in names)
                 raise FileNotFoundError(
-                    f"{part.folder / name}.h5: there is no such file, nor one of another ending; {absent} of "
-                    f"{len(names)} slides of the clinical table are missing in {part.folder}: correct their names or "
-                    f"folder, or remove their rows{remedy}"
+                    f"{part.folder / name}.h5: there is no such file, nor one of another ending; {counted}"
+                    f"{f', and {empty} are without patches' if empty else ''}: correct their names or folder, or "
+                    f"remove their rows{remedy}"
                 )
-            if not source.tokens:
-                raise SlideError(
-                    f"{source.files[0]}: a slide must hold at least one patch, got none; leave the slide out{remedy}",
-                    source.files[0],
-                )
+            raise SlideError(
+                f"{source.files[0]}: a slide must hold at least one patch, got none; {empty} of {len(names)} slides "
+                f"have none in {part.folder}{f', and {absent} are without a file' if absent else ''}: remove their rows"
+                f"{remedy}",
+                source.files[0],
+            )
 
 
 def _check_magnification(name: str, section: str, sources: Iterable[SlideSource]) -> None:

@@ -1,7 +1,6 @@
 """Numbers of text tables, in the dialects of those who write them."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -11,24 +10,60 @@ from .._tables import Row, delimiter_of
 
 _MISSING = frozenset(("", "na", "nan", "n/a", "#n/a", "null"))  # without case
 _COMMA = re.compile(r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}")
+_SMALL = re.compile(r"[1-9]\d{0,2}")
+
+
+class Thousands:
+    """Whether whole numbers are written with separators of thousands, which would be read as decimal marks.
+
+    Such numbers have three digits behind every mark, and those without a mark are below 1,000.
+    """
+
+    def __init__(self) -> None:
+        self.possible = True
+        self.first = ""  # first cell that may have a separator, with its line
+        self.small = False  # whether a whole number below 1,000 is there
+
+    def look(self, line: int, cells: Sequence[str]) -> None:
+        """Look at the cells of one row; they are of no interest any more once a number has another form."""
+        if not self.possible:
+            return
+        for cell in map(str.strip, cells):
+            if _GROUPED.fullmatch(cell):
+                self.first = self.first or f"{cell!r} in line {line}"
+            elif _SMALL.fullmatch(cell):
+                self.small = True
+            elif cell != "0" and cell.casefold() not in _MISSING:
+                self.possible = False
+                return
+
+    def check(self, where: str) -> None:
+        """Refuse the numbers, if all of them have this form."""
+        if self.possible and self.first and self.small:
+            raise ValueError(
+                f"{where}: numbers must have no separators of thousands, got {self.first}, and all numbers with a mark "
+                "have three digits behind it: write whole numbers without the mark, or decimals with another number "
+                "of digits"
+            )
 
 
 class TableNumbers:
     """The numbers of a text table; its decimal mark is the point, or the comma where no comma separates cells.
 
-    A gene that is missing in all of several patients is NaN. Any other cell that is no finite number is an error.
+    A missing cell is NaN. Any other cell that is no finite number is an error.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], kind: str) -> None:
         self.path, self.columns, self.kind = path, columns, kind
         self.may_be_comma = delimiter_of(path) != ","
         self.marks: dict[str, str] = {}
-        self.absent: Counter[int] = Counter()  # missing cells of every column
-        self.first: dict[int, tuple[int, str]] = {}  # line and text of the first of them
+        self.thousands = Thousands()
 
     def of(self, row: Row, cells: list[str]) -> list[float]:
         """The numbers of one row."""
         if self.may_be_comma:
+            self.thousands.look(row.line, cells)
             cells = self._with_points(row, cells)
         try:
             numbers = list(map(float, cells))
@@ -38,24 +73,14 @@ class TableNumbers:
         except ValueError:
             pass
         numbers = list(map(as_number, cells))
-        absent = [i for i, cell in enumerate(cells) if cell.strip().casefold() in _MISSING]
-        whole_gene = self.kind == "patient" and len(absent) == len(cells) > 1
         for place, number in enumerate(numbers):
-            if not isfinite(number) and not whole_gene and (self.kind == "patient" or place not in absent):
+            if not isfinite(number) and cells[place].strip().casefold() not in _MISSING:
                 raise self._refusal(row.line, self.columns[place], cells[place])
-        if self.kind == "gene":
-            self.absent.update(absent)
-            for place in absent:
-                self.first.setdefault(place, (row.line, cells[place]))
         return numbers
 
-    def end(self, patients: int) -> None:
-        """Refuse genes in columns that are missing in some patients."""
-        partly = [place for place, count in self.absent.items() if count < patients or patients == 1]
-        if partly:
-            place = min(partly, key=lambda place: self.first[place][0])
-            line, cell = self.first[place]
-            raise self._refusal(line, self.columns[place], cell)
+    def end(self) -> None:
+        """Refuse separators of thousands, which would be read as decimal marks."""
+        self.thousands.check(str(self.path))
 
     def _refusal(self, line: int, column: str, cell: str) -> ValueError:
         remedy = "fill the cell, or remove its row or column"

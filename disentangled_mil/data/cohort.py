@@ -12,7 +12,7 @@ from ..tasks import Labels, Task, TaskDefinition
 from ._expression_tables import SOURCE, columns_of
 from ._samples import Sample, StoredBag
 from .expression import ExpressionOptions, ExpressionPipeline
-from .gene_sets import by_subspace, gene_symbol
+from .gene_sets import GeneSets, by_subspace, gene_symbol
 from .slide_reading import MISSING, UNITS, SlideReading, TileFacts
 from .tile_ratios import usual_ratios
 
@@ -196,6 +196,16 @@ class Cohort:
         symbols = set() if self.expression is None else set(columns_of(self.expression))
         sets = {subspace: set(map(gene_symbol, genes)) for subspace, genes in self.gene_sets.items()}
         return {subspace: (len(genes & symbols), len(genes)) for subspace, genes in sets.items()}
+
+    def genes_found_by_set(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """For each subspace of several gene sets, the same numbers of every set."""
+        symbols = set() if self.expression is None else set(columns_of(self.expression))
+        found: dict[str, dict[str, tuple[int, int]]] = {}
+        for subspace, parts in self.gene_sets.parts.items() if isinstance(self.gene_sets, GeneSets) else ():
+            sets = {name: set(map(gene_symbol, genes)) for name, genes in parts.items()}
+            if len(sets) > 1:
+                found[subspace] = {name: (len(genes & symbols), len(genes)) for name, genes in sets.items()}
+        return found
 
     def genes_constant(self) -> tuple[str, ...]:
         """The genes of the subspaces that have one value for all patients of the expression table."""

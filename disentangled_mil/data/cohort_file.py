@@ -61,7 +61,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         bag = "slide"                     # or "patient": all slides of a patient in one bag
         transform = "none"                # or "log" for probabilities: log(x + 1e-6)
         drop_augmented = false            # leave augmented patches (STAMP) out
-        missing = "error"                 # or "allow": a slide may lack a magnification, or have no tile there
+        missing = "error"                 # or "allow": a slide may lack a magnification, or have no tile there;
+                                          # slides and patients without any tiles are left out
 
         [slides.10x]                      # one section per magnification, named as you like
         folder = "features/10x"           # holds <slide>.h5, .h5ad, .pt or .zarr, see disentangled_mil.data.slides
@@ -79,7 +80,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         clip = 10.0                       # limit in robust standard deviations; inf for none
         duplicates = "error"              # or "mean", "max", "first": columns of one symbol
         missing = "error"                 # or "impute": genes that another table lacks
-        scale = "recognized"              # or "counts", "linear", "log", "z-scores", "fractions", which is believed
+        scale = "recognized"              # or "counts", "linear", "log", "centered", "z-scores", "fractions",
+                                          # "unknown", which is believed; a warning says where it looks wrong
         genes_in = "recognized"           # or "columns", "rows"
         patient = ""                      # column of the patients, if it is not the first
         suffix = ""                       # ending of the genes' columns, e.g. "_rnaseq"; others are not read
@@ -107,7 +109,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         gmt = "drivers.gmt"
         amplified = ["ONCOGENES"]
 
-    Patients of an expression table whom the clinical table lacks are left out, and a warning gives their number.
+    Patients of an expression table whom the clinical table lacks are left out, and a warning gives their number. So are
+    slides and patients without tiles where ``missing`` is ``"allow"``.
 
     Args:
         path: TOML file.
@@ -119,9 +122,9 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     Raises:
         FileNotFoundError: the description, a table or a slide is missing.
         FileError: the description has an unknown or a missing key or a value of the wrong type; a table is
-            malformed; a patient or a slide is there twice; a patient has no slide; a task is of an unknown kind, or a
-            cell is no label of it; a file of features is unreadable, empty or of another width; no patient of an
-            expression table is in the clinical table. Messages name file, line, reason and remedy.
+            malformed; a patient or a slide is there twice; a patient or a slide has no tiles; a task is of an unknown
+            kind, or a cell is no label of it; a file of features is unreadable, empty or of another width; no patient
+            of an expression table is in the clinical table. Messages name file, line, reason and remedy.
 
     Example:
         See the quick start.
@@ -134,22 +137,24 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     description.end()
 
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
-    clinical_table = read_clinical(path.parent, clinical, tasks)
-    table = clinical_table.table
+    missing = slides.content.get("missing", "error")
+    clinical_table = read_clinical(path.parent, clinical, tasks, without_slides=missing == "allow")
     samples = read_samples(path.parent, slides, clinical_table.slides)
+    sampled = {sample.patient for sample in samples}
+    table = clinical_table.table.loc[[patient in sampled for patient in clinical_table.table.index]]
     cohort = Cohort(
         samples,
         table,
         unit=slides.content.get("bag", "slide"),
         tasks=tasks,
-        missing=slides.content.get("missing", "error"),
+        missing=missing,
     )
-    omics = read_omics(path.parent, description, table.index)
+    omics = read_omics(path.parent, description, clinical_table.table.index)
     if omics is None:
         return cohort
     return replace(
         cohort,
-        expression=omics.table,
+        expression=omics.table.loc[[patient in sampled for patient in omics.table.index]],
         gene_sets=omics.gene_sets,
         expression_options=omics.options,
         notes=omics.notes,

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from .._files import check_outputs, replacing
 from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns
-from ._describe_expression import expression_lines
+from ._describe_expression import expression_lines, holds_genes
 from ._toml_text import bare, quoted, relative, shown
 from .slides import SUFFIXES, SlideSource, difference, slide_files, slide_name, slide_source
 
@@ -25,6 +25,7 @@ class _Contents(NamedTuple):
     tables: list[Path]
     gmt: list[Path]
     features: list[Path]
+    frames: list[Path]  # tables of expression that are no text
 
 
 def describe_folder(folder: str | Path, out: str | Path, *, overwrite: bool = False) -> str:
@@ -61,7 +62,7 @@ def describe_folder(folder: str | Path, out: str | Path, *, overwrite: bool = Fa
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
     contents = _contents(folder)
-    check_outputs([out], [*contents.tables, *contents.gmt, *contents.features], overwrite=overwrite)
+    check_outputs([out], [*contents.tables, *contents.gmt, *contents.features, *contents.frames], overwrite=overwrite)
     if not contents.slides:
         raise ValueError(
             f"{folder}: must hold a folder of slides ({', '.join(SUFFIXES)}), got none: extract features first"
@@ -78,7 +79,7 @@ def describe_folder(folder: str | Path, out: str | Path, *, overwrite: bool = Fa
 
 
 def _contents(folder: Path) -> _Contents:
-    contents = _Contents({}, [], [], [])
+    contents = _Contents({}, [], [], [], [])
     for place, folders, files in os.walk(folder):
         here = Path(place)
         stores = [here / name for name in folders if name.endswith(".zarr")]
@@ -90,7 +91,10 @@ def _contents(folder: Path) -> _Contents:
         if len(here.relative_to(folder).parts) >= _DEPTH:
             folders.clear()
         paths = [here / name for name in sorted(files) if not name.startswith(".")]
-        features = [path for path in (*paths, *stores) if path.suffix in SUFFIXES]
+        genes = [path for path in paths if path.suffix == ".h5ad" and holds_genes(path)]
+        genes = genes if len(genes) == 1 else []  # several are slides without coordinates
+        contents.frames.extend([*genes, *(path for path in paths if path.suffix == ".parquet")])
+        features = [path for path in (*paths, *stores) if path.suffix in SUFFIXES and path not in genes]
         if features:
             contents.slides[here] = [slide_name(path.name) for path in features]
         contents.features.extend(features)
@@ -112,11 +116,18 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
         seen = ", ".join(path.name for path in contents.tables) or "no table"
         raise ValueError(
             f"{folder}: must hold a table with columns of patients and slides, got {seen}: name them e.g. "
-            "patient_id and slides"
+            f"patient_id and slides{_without_slides(guesses, names)}"
         )
     columns = guesses[clinical]
+    expression = list(expression_lines(guesses, clinical, contents.gmt, contents.frames, base))
     yield "# A guess from the files of this folder. Look at every line, then run: python -m disentangled_mil check FILE"
     yield from others
+    for path, guess in guesses.items():
+        if guess.patient and path != clinical and not any(path.name in line for line in expression):
+            yield (
+                f"# {shown([path.name])} names patients too ({shown([guess.patient])}) and is not read: to use its "
+                f"columns, add them to {shown([clinical.name])}."
+            )
     yield ""
     yield "[clinical]"
     yield f"table = {quoted(relative(clinical, base))}"
@@ -146,7 +157,7 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
         recognized = f" ({shown([source.summary])})" if source else ""
         yield f"{mark}[slides.{quoted(name)}]    # {len(slides)} slides{recognized}"
         yield f"{mark}folder = {quoted(relative(place, base))}"
-    yield from expression_lines(guesses, clinical, contents.gmt, base)
+    yield from expression
 
 
 def _clinical(guesses: dict[Path, Columns]) -> Path | None:
@@ -155,6 +166,17 @@ def _clinical(guesses: dict[Path, Columns]) -> Path | None:
         path: columns for path, columns in guesses.items() if columns.slides and (columns.patient or columns.matched)
     }
     return max(usable, key=lambda path: usable[path].matched, default=None)
+
+
+def _without_slides(guesses: dict[Path, Columns], names: Collection[str]) -> str:
+    """What to add to a table that has patients and no slides, such as the clinical table of a portal."""
+    path = next((path for path, columns in guesses.items() if columns.patient), None)
+    if path is None:
+        return ""
+    return (
+        f"; {path.name} names patients in {guesses[path].patient!r}, and lacks a column of slides: add one with the "
+        f"names of their files, such as {min(names)!r}, separated by semicolons where a patient has several"
+    )
 
 
 def _tasks(columns: Columns) -> Iterator[str]:

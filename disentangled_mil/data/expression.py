@@ -16,7 +16,7 @@ from .._errors import FileError, reading
 from .._files import json_digest, read_json, replacing
 from .._schema import check_state
 from ._expression_files import read_expression
-from ._expression_tables import Array, columns_of, gather, log1p_of
+from ._expression_tables import SOURCE, Array, columns_of, gather, log1p_of
 from ._gene_candidates import candidates_of, warn_of_lost_genes
 from ._gene_names import listed, near_names
 from ._gene_statistics import GeneStatistics, fit_statistics, limit
@@ -131,7 +131,7 @@ class ExpressionPipeline:
         given = ExpressionOptions() if options is None else options
         places = columns_of(table)
         candidates = {s: candidates_of(s, members, places) for s, members in gene_sets.items()}
-        warn_of_lost_genes(gene_sets, places)
+        warn_of_lost_genes(gene_sets, places, table.attrs.get(SOURCE))
         chosen: dict[str, tuple[str, ...]] = {}
         statistics: dict[str, GeneStatistics] = {}
         for shared, subspaces in _groups(given, candidates):

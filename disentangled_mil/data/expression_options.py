@@ -8,7 +8,7 @@ from ._variable_genes import STATISTICS
 
 DUPLICATES = ("error", "mean", "max", "first")
 MISSING = ("error", "impute")
-_LOGARITHMIC = ("log", "z-scores")
+LOGARITHMIC = ("log", "centered", "z-scores")  # scales of values that must not be logged again
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ExpressionOptions:
             is 0 after scaling.
         scale: scale of the table: ``"recognized"`` from the training patients, and refused where ``log1p`` contradicts
             it; or the scale itself, which is then believed: ``"counts"``, ``"linear"`` (TPM, FPKM), ``"log"``,
-            ``"z-scores"``, ``"fractions"`` or ``"unknown"``.
+            ``"centered"`` (log-ratios), ``"z-scores"``, ``"fractions"`` or ``"unknown"``.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -59,5 +59,5 @@ class ExpressionOptions:
         check_choice("duplicates", self.duplicates, DUPLICATES)
         check_choice("missing", self.missing, MISSING)
         check_choice("scale", self.scale, ("recognized", *SCALES))
-        if self.log1p and self.scale in _LOGARITHMIC:
+        if self.log1p and self.scale in LOGARITHMIC:
             raise ValueError(f"log1p must be False for scale {self.scale!r}, got True")

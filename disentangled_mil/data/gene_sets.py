@@ -44,6 +44,7 @@ class GeneSets(dict[str, tuple[str, ...]]):
     Args:
         sets: genes by the name of the set.
         descriptions: descriptions by the same names; a set formed from several has those of all.
+        parts: genes of the sets from which a set was formed, by the same names.
 
     Example:
         >>> from disentangled_mil.data.gene_sets import GeneSets
@@ -51,9 +52,15 @@ class GeneSets(dict[str, tuple[str, ...]]):
         {'TME': ('CD2',)}
     """
 
-    def __init__(self, sets: Mapping[str, tuple[str, ...]], descriptions: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self,
+        sets: Mapping[str, tuple[str, ...]],
+        descriptions: Mapping[str, tuple[str, ...]],
+        parts: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
+    ) -> None:
         super().__init__(sets)
         self.descriptions = dict(descriptions)
+        self.parts = dict(parts or {})
 
 
 def by_subspace(gene_sets: Mapping[str, Sequence[str]] | Sequence[str]) -> Mapping[str, Sequence[str]]:
@@ -173,4 +180,5 @@ def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Seque
             for subspace, names in choice.items()
         },
         {subspace: tuple(text for name in names for text in known.get(name, ())) for subspace, names in choice.items()},
+        {subspace: {name: tuple(sets[name]) for name in names} for subspace, names in choice.items()},
     )

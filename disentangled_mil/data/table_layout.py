@@ -15,7 +15,8 @@ class TableLayout:
     Args:
         genes_in: place of the genes: ``"columns"``, ``"rows"``, or ``"recognized"`` from the names of genes and
             patients; columns where no name tells.
-        patient: column of the patients' names in a table with genes in columns; the first one by default.
+        patient: column of the patients' names in a table with genes in columns, or of ``obs`` in a ``.h5ad`` file; by
+            default the first one, or the index of ``obs``.
         suffix: ending of the columns of genes, such as ``"_rnaseq"``. It is removed, and other columns are not read. By
             default all columns are genes.
         symbols: table of identifiers and symbols, for instance of Ensembl. Its first two columns are read, and versions

@@ -119,7 +119,10 @@ class DiscreteSurvival(Task):
         _check_any_event(observed)
         events = int(observed.sum())
         if bins > events:
-            raise ValueError(f"bins must be at most the number of observed events, {events}, got {bins}")
+            raise ValueError(
+                f"bins must be at most the number of observed events, {events}, got {bins}: set bins to {events} or "
+                "less"
+            )
         # In whole numbers, unlike np.quantile: an edge that is a time of an event must not be rounded to just after it.
         ordered = np.sort(times[observed])
         below, part = np.divmod(np.arange(1, bins) * (len(ordered) - 1), bins)
@@ -128,7 +131,7 @@ class DiscreteSurvival(Task):
         if (inside == 0).any():
             raise ValueError(
                 f"bins must leave no interval without an event, got bins = {bins} with edges {edges.tolist()} "
-                f"for {events} observed events"
+                f"for {events} observed events, of which several share a time: take fewer bins"
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 

@@ -35,14 +35,20 @@ def check_expression(cohort: Cohort, check: CohortCheck) -> dict[str, int]:
 def _check_genes(cohort: Cohort, check: CohortCheck) -> None:
     """The genes of every subspace that the table has; a warning where it lacks most of them."""
     genes = 0 if cohort.expression is None else cohort.expression.shape[1]
-    absent = cohort.genes_absent()
+    absent, by_set = cohort.genes_absent(), cohort.genes_found_by_set()
     if constant := cohort.genes_constant():
         check.warnings.append(
             f"[expression]: {len(constant)} genes of the subspaces have one value for all patients "
             f"({first_of(constant)}), so they tell nothing; remove them, or look for the fault in the table"
         )
     for subspace, (found, wanted) in cohort.genes_found().items():
-        check.say(f"genes {subspace}", f"{found} of {wanted} genes are in the table")
+        lowest = sorted(by_set.get(subspace, {}).items(), key=lambda entry: entry[1][0] / entry[1][1])
+        several = first_of([f"{name} {there} of {members}" for name, (there, members) in lowest])
+        check.say(
+            f"genes {subspace}",
+            f"{found} of {wanted} genes are in the table",
+            *([f"by gene set, lowest share first: {several}"] if several else []),
+        )
         if found < _LEAST_SHARE * wanted:
             check.warnings.append(
                 f"{subspace}: {wanted - found} of {wanted} genes are not among the {genes} genes of the table "

@@ -1,12 +1,13 @@
 """Cross-validation by patient on a cohort of one's own."""
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from .._checks import check_count
+from .._checks import as_number, check_count
 from ..data.cohort import Cohort, columns_of_labels
 from ..data.cohort_file import described_files, read_cohort, read_description
 from ..data.folds import PatientSplit, patient_folds
@@ -229,7 +230,9 @@ def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[Pati
                 definition.check_labels(columns_of_labels(some))
         except ValueError as error:
             raise ValueError(f"task {task!r}, {error}{whose}") from error
-    strata = _strata(definition.kind.strata(columns_of_labels(labels)), paired, folds)
+    groups = definition.kind.strata(columns_of_labels(labels))
+    _warn_of_alike(task, groups)
+    strata = _strata(groups, paired, folds)
     try:
         splits = patient_folds(labels.index, strata, folds=folds, seed=seed)
     except ValueError as error:
@@ -240,6 +243,20 @@ def task_folds(cohort: Cohort, task: str, *, folds: int, seed: int) -> list[Pati
             "without [expression] and [genes], students are trained alone"
         )
     return splits
+
+
+def _warn_of_alike(task: str, groups: Sequence[Hashable]) -> None:
+    """Warn of classes that may be one, written in two ways."""
+    written: dict[Hashable, Hashable] = {}
+    for group in sorted(set(groups), key=str):
+        number, plain = as_number(group), " ".join(str(group).casefold().split())
+        first = written.setdefault(number if number == number else plain, group)
+        if first != group:
+            warnings.warn(
+                f"task {task!r}: classes {first!r} and {group!r} differ in case, blanks or the form of a number only; "
+                "if they are one class, write them alike in the clinical table",
+                stacklevel=3,
+            )
 
 
 def _strata(labels: Sequence[Hashable], paired: Sequence[bool], folds: int) -> list[str]:

@@ -750,9 +750,65 @@ def test_slides_may_lack_a_magnification_where_the_description_allows_it(folder,
     assert cohort.reading().sets == (() if unit == "slide" else ("10x", "20x"))
     assert set(cohort.reading().tiles) == {"10x", "20x"}
     assert len(cohort_digest(cohort)) == 64
-    (folder / "10x" / "b1.h5").unlink()
-    with pytest.raises(FileNotFoundError, match=r"10x/b1\.h5: there is no such file"):
+
+
+ALLOWED = '[slides]\nmissing = "allow"\n[slides.10x]'
+
+
+@pytest.mark.parametrize("unit", ["slide", "patient"])
+@pytest.mark.parametrize("empty", [(0, 5), (0,), None])
+def test_slides_and_patients_without_any_tiles_are_left_out_with_their_number_where_it_is_allowed(folder, empty, unit):
+    for name in ("a2", "b1"):
+        for place in ("10x", "20x"):
+            (folder / place / f"{name}.h5").unlink()
+            if empty is not None:
+                write_hdf5(folder / place / f"{name}.h5", features=np.zeros(empty, "float32"))
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED.replace("missing", f'bag = "{unit}"\nmissing'))
+    change(folder, "expression.csv", "C,1", "B,7,8,9\nC,1")
+    message = (
+        r"COHORT\.toml: \[slides\] left out are 2 of 4 slides without a file or without tiles \(a2, b1\) and 1 of 3 "
+        r"patients without a slide with tiles \(B\)"
+    )
+    with pytest.warns(UserWarning, match=message):
+        cohort = read_cohort(path)
+    assert (cohort.unit, cohort.patients, cohort.paired) == (unit, ("A", "C"), {"A", "C"})
+    assert [sample.load()["20x"].patches.shape[1] for sample in cohort.samples] == [6, 6]
+
+
+def test_a_cohort_without_any_tiles_is_refused(folder):
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED)
+    for file in (*folder.glob("10x/*"), *folder.glob("20x/*")):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"10x/a1\.h5: .* 4 of 4 slides .* or remove their rows$"):
         read_cohort(path)
+
+
+@pytest.mark.parametrize("cell", ["", ";", "NA"])
+def test_patients_without_a_slide_are_counted_and_left_out_where_it_is_allowed(folder, cell):
+    change(folder, "clinical.csv", "B,b1", f"B,{cell}")
+    change(folder, "clinical.csv", "C,c1", f"C,{cell}")
+    message = (
+        r"clinical\.csv, line 3: every patient must have a slide, got none for 'B'; 2 rows name none: remove them, or "
+        r"name their slides in column 'slides'; missing = \"allow\" in \[slides\] leaves them out"
+    )
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    path = change(folder, "COHORT.toml", "[slides.10x]", ALLOWED)
+    with pytest.warns(UserWarning, match=r"left out are 2 of 3 patients without a slide with tiles \(B, C\)"):
+        assert read_cohort(path).patients == ("A",)
+
+
+def test_all_slides_without_tiles_are_counted_where_they_are_refused(folder):
+    for name in ("a2", "b1"):
+        write_hdf5(folder / "20x" / f"{name}.h5", features=np.zeros((0,), "float32"))
+    (folder / "20x" / "c1.h5").unlink()
+    message = (
+        r"20x/a2\.h5: a slide must hold at least one patch, got none; 2 of 4 slides have none in .*20x, and 1 are "
+        r"without a file: remove their rows; missing = \"allow\" in \[slides\] reads the other magnifications, and "
+        r"leaves out slides without any"
+    )
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
 
 
 def test_files_of_several_kinds_are_found_by_the_name_of_the_slide(folder):
@@ -884,3 +940,22 @@ def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
         assert 2 * width - 2 <= wide <= 2 * width
         assert 2 * height - 2 <= high <= 2 * height
         assert bags["20x"].patches.isfinite().all()
+
+
+def test_times_with_separators_of_thousands_are_refused(folder):
+    (folder / "clinical.csv").write_text(CLINICAL.replace(";", "|").replace(",", ";").replace(";10;", ";1.164;"))
+    change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nseparator = "|"')
+    message = r"clinical\.csv, column 'os_days': numbers must have no separators of thousands, got '1\.164' in line 2"
+    with pytest.raises(FileError, match=message):
+        read_cohort(folder / "COHORT.toml")
+    change(folder, "clinical.csv", "1.164", "1.16")
+    assert read_cohort(folder / "COHORT.toml").labels("survival")["time"].tolist() == [1.16, 7.0]
+
+
+def test_genes_under_other_names_are_told_with_the_section_of_their_table(folder):
+    change(folder, "expression.csv", "TP53", "tp.53")
+    message = (
+        r"COHORT\.toml: \[expression\] table lacks 1 genes of 'tumor' .* TP53 as 'tp\.53'; rename them in the file$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        read_cohort(folder / "COHORT.toml").fit_expression()

@@ -1,5 +1,7 @@
 """The command init writes a description that check accepts, and overwrites nothing."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -168,3 +170,60 @@ def test_control_characters_and_other_encodings_of_names_make_no_broken_file(tmp
     with pytest.raises(ValueError, match=r"names of files must be in UTF-8, got '.*B\\udcf6': rename it"):
         describe_folder(tmp_path, tmp_path / "other.toml")
     assert not (tmp_path / "other.toml").exists()
+
+
+def test_a_folder_without_expression_is_said_to_train_students(tmp_path):
+    _folder(tmp_path, TABLE)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "# No table of expression was found. Students are trained on slides and labels alone." in text
+    assert "train needs" not in text
+
+
+def _expression(patients: int = 6, genes: int = 30) -> pd.DataFrame:
+    values = np.random.default_rng(0).poisson(np.geomspace(1, 5000, genes), (patients, genes)) + 0.5
+    return pd.DataFrame(values, [f"p{n}" for n in range(patients)], [f"GENE{n}" for n in range(genes)])
+
+
+@pytest.mark.parametrize("name", ["rna.csv", "rna.parquet", "rna.h5ad"])
+def test_tables_of_expression_of_every_kind_are_found(tmp_path, name):
+    _folder(tmp_path, TABLE)
+    (tmp_path / "sets.gmt").write_text("TUMOR\td\tGENE1\tGENE2\nTME\td\tGENE3\tGENE4\n")
+    if name.endswith("csv"):
+        _expression().to_csv(tmp_path / name, sep=";", decimal=",")
+    elif name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+        _expression().to_parquet(tmp_path / name)
+    else:
+        pytest.importorskip("anndata").AnnData(_expression()).write_h5ad(tmp_path / name)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert f'table = "{name}"' in text
+    assert "log1p = true    # scale: linear values" in text
+    cohort = read_cohort(tmp_path / "cohort.toml")
+    assert (len(cohort.paired), cohort.magnifications) == (6, ("slides",))
+    with pytest.raises(ValueError, match=f"{name}: must be another file than .*, which is read"):
+        describe_folder(tmp_path, tmp_path / name, overwrite=True)
+
+
+def test_times_with_decimal_commas_are_times(tmp_path):
+    rows = "".join(f"p{n};s{n};{n},5;{n % 2}\n" for n in range(6))
+    _folder(tmp_path, "patient_id;slides;os_months;event\n" + rows)
+    describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert read_cohort(tmp_path / "cohort.toml").tasks["survival"].columns == {"time": "os_months", "event": "event"}
+
+
+def test_a_table_of_patients_that_is_not_read_is_named_with_a_remedy(tmp_path):
+    _folder(tmp_path, "case_id,slide_id\n" + "".join(f"p{n},s{n}.svs\n" for n in range(6)))
+    portal = "case_submitter_id\tvital_status\n" + "".join(f"p{n}\t{'Dead' if n % 2 else 'Alive'}\n" for n in range(6))
+    (tmp_path / "portal.tsv").write_text(portal)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    line = (
+        "# portal.tsv names patients too (case_submitter_id) and is not read: to use its columns, add them to clinical"
+    )
+    assert line in text
+    (tmp_path / "clinical.csv").unlink()
+    message = (
+        r"got portal\.tsv: name them .*; portal\.tsv names patients in 'case_submitter_id', and lacks a column of "
+        "slides: add one with the names of their files, such as 's0', separated by semicolons"
+    )
+    with pytest.raises(ValueError, match=message):
+        describe_folder(tmp_path, tmp_path / "other.toml")

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 
 from disentangled_mil.data import TableLayout, read_expression
+from disentangled_mil.data._expression_files import read_expression_file
+from disentangled_mil.data._matrix_files import Names
 
 VALUES = pd.DataFrame(
     [[1.5, 0.0, 20.25], [2.0, 3.5, 0.5]],
@@ -89,9 +91,30 @@ def test_a_table_with_one_row_per_slide_and_clinical_columns_is_read_by_patient_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            ",gene,TCGA-02-0047\n0,EGFR|1,1\n1,CD2|2,2\n",
+            r"\.\.\.\), .* index: write the table .* \('gene'\) come first$",
+        ),
         (",patient_id,EGFR\n0,A,1\n1,B,2\n", r"line 2: .* got row numbers \(0, 1, \.\.\.\), .* patient = 'patient_id'"),
         ("Unnamed: 0,case,EGFR\n1,A,1\n2,B,2\n", r"the first column must hold patients or genes, got row numbers"),
         ("EGFR,CD2\nA,1,2\n", r"line 2: a row must have 2 cells like the header, got 3; R leaves out"),
+        (
+            "id,CD2\nA,1\nB,1,2\n",
+            r"line 3: a row must have 2 cells .*, got 3; a text that holds ',' must stand in quot",
+        ),
+        (
+            "id,CD2\nA,1,2\nB,1\n",
+            r"line 2: a row must have 2 cells .*, got 3; a text that holds ',' must stand in quot",
+        ),
+        ("gene\tTCGA-02-0047\nENSG\tx\n", r"line 2, patient 'TCGA-02-0047': must be a finite number, got 'x'"),
+        ("Hybridization REF\tTCGA-02-0047\nid\traw\n", r"patient 'TCGA-02-0047': must be a finite number, got 'raw'"),
+        ("Hybridization REF\tTCGA-02-0047\nGene_ID\traw\n", r"must have at least one gene, got only headers"),
+        (
+            "Hybridization REF\tTCGA-02-0047\tTCGA-02-0047\ngene_id\traw_count\tscaled_estimate\nEGFR|1\t1\t2\n",
+            r"line 2: the columns of values must hold one kind of values, got raw_count, scaled_estimate in a second",
+        ),
+        ("id;EGFR;CD2\nA;1.164;0\nB;845;12.001\n", r"no separators of thousands, got '1\.164' in line 2, and all numb"),
+        ("id\tEGFR\tCD2\nA\t1,164\t7\n", r"no separators of thousands, got '1,164' in line 2, .* write whole numbers"),
         ("id;EGFR;CD2\nA;1,5;2\nB;1.000,5;2\n", r"one decimal mark, .* got '1,5' in line 2 and '1\.000,5' in line 3"),
         ("id;EGFR\nA;1,234,567\n", r"line 2, gene 'EGFR': must be a finite number, got '1,234,567'"),
         ("gene,A\nEGFR,high\n", r"line 2, patient 'A': must be a finite number, got 'high'"),
@@ -161,9 +184,60 @@ def test_real_tpm_is_read_the_same_from_the_layout_of_a_portal(shared, tmp_path)
     np.testing.assert_allclose(read.to_numpy(), table.to_numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("text", ["id;A;B\np;1.164;0\nq;2.25;3\n", "id;A\np;0.164\nq;3\n", "id;A\np;1.164\nq;1000\n"])
+def test_decimals_with_three_digits_are_no_thousands(tmp_path, text):
+    assert read_expression(write(tmp_path, text)).iat[0, 0] % 1 == pytest.approx(0.164)
+
+
+def test_a_gene_that_is_named_like_a_header_is_no_second_header(tmp_path):
+    table = read_expression(write(tmp_path, "id;TCGA-02-0047\nGENE1;1,5\nGENE|3;2,5\n"))
+    assert list(table) == ["GENE1", "GENE|3"]
+
+
+def test_the_second_header_of_firehose_is_left_out(tmp_path):
+    text = VALUES.T.rename_axis("Hybridization REF").to_csv(sep="\t")
+    path = write(tmp_path, text.replace("\n", "\ngene_id\tnormalized_count\tnormalized_count\n", 1), "rsem.txt")
+    pd.testing.assert_frame_equal(read_expression(path), VALUES)
+    notes = read_expression_file(path, TableLayout(), Names()).notes
+    assert notes[1] == "line 2 is a second header and is left out: gene_id, normalized_count"
+
+
+def test_genes_without_a_name_are_left_out_with_their_number_and_lines(tmp_path):
+    text = "Hugo_Symbol\tEntrez_Gene_Id\tTCGA-02-0047\nEGFR\t1956\t1.5\n\t100\t2\nCD2\t914\t3\n\t101\t2\n"
+    with pytest.warns(UserWarning, match="2 of 4 genes have no name and are left out: line 3, line 5"):
+        assert list(read_expression(write(tmp_path, text, "data_mrna.txt"))) == ["EGFR", "CD2"]
+    with pytest.raises(ValueError, match="line 3: a row must start with its patient, got an empty cell"):
+        read_expression(write(tmp_path, "id,EGFR\nA,1\n,2\n"))
+
+
+@pytest.mark.parametrize("sets", ["symbols", "identifiers"])
+@pytest.mark.parametrize("name", ["t.tsv", "t.parquet"])
+def test_the_column_that_holds_the_genes_of_the_sets_names_them(tmp_path, name, sets):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    ids = ["ENSG00000146648.3", "ENSG00000116824.9"]
+    table = pd.DataFrame({"gene_name": ["EGFR", "CD2"], "A": [1.0, 2.0]}, index=pd.Index(ids, name="gene_id"))
+    table.to_parquet(tmp_path / name) if name.endswith("parquet") else table.to_csv(tmp_path / name, sep="\t")
+    wanted = ["EGFR", "CD2"] if sets == "symbols" else [identifier.partition(".")[0] for identifier in ids]
+    read = read_expression_file(tmp_path / name, TableLayout(), Names({"A"}, set(wanted)))
+    assert list(read.table) == (wanted if sets == "symbols" else ids)
+    assert any("named by the column 'gene_name'" in note for note in read.notes) == (sets == "symbols")
+
+
+def test_patients_of_an_anndata_file_may_stand_in_obs(tmp_path):
+    anndata = pytest.importorskip("anndata", reason=".h5ad needs the extra anndata")
+    obs = pd.DataFrame({"patient_id": VALUES.index, "age": 50}, index=["0", "1"])
+    anndata.AnnData(VALUES.to_numpy(), obs=obs, var=pd.DataFrame(index=VALUES.columns)).write_h5ad(tmp_path / "t.h5ad")
+    pd.testing.assert_frame_equal(read_expression(tmp_path / "t.h5ad", TableLayout(patient="patient_id")), VALUES)
+    with pytest.raises(ValueError, match=r"obs must have the column 'case' \(patient\), got patient_id, age; without"):
+        read_expression(tmp_path / "t.h5ad", TableLayout(patient="case"))
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_a_gene_that_is_missing_everywhere_is_left_out_and_a_single_missing_cell_is_refused(tmp_path, name, transposed):
+def test_genes_that_a_patient_lacks_and_patients_without_values_are_left_out_with_their_number(
+    tmp_path, name, transposed
+):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     path, table = tmp_path / name, VALUES.assign(**{"HBM|3042": np.nan, "PRY|9081": np.nan})
@@ -174,7 +248,20 @@ def test_a_gene_that_is_missing_everywhere_is_left_out_and_a_single_missing_cell
         pd.testing.assert_frame_equal(read_expression(path), VALUES)
     table.loc["TCGA-06-0125", "HBM|3042"] = 1.0
     save(table.T if transposed else table, path)
-    with pytest.raises(ValueError, match=r"(gene|patient) .*: must be a finite number, got"):
+    message = r"1 of 5 genes have no value in some patients, most in 'TCGA-02-0047', and are left out: HBM\|3042"
+    with pytest.warns(UserWarning, match=message), pytest.warns(UserWarning, match="1 of 5 genes .* any patient"):
+        pd.testing.assert_frame_equal(read_expression(path), VALUES)
+    table = pd.concat([VALUES, VALUES.iloc[:1].set_axis(["TCGA-02-0001"]) * np.nan])
+    save(table.T if transposed else table, path)
+    with pytest.warns(UserWarning, match="1 of 3 patients have no value and are left out: TCGA-02-0001"):
+        pd.testing.assert_frame_equal(read_expression(path), VALUES)
+    table.iloc[0, :2], table.iloc[1, 2] = np.nan, np.nan
+    save(table.T if transposed else table, path)
+    with pytest.raises(ValueError, match="got none; most are missing in 'TCGA-02-0047': f"):
+        read_expression(path)
+    table.iloc[1, 2] = np.inf
+    save(table.T if transposed else table, path)
+    with pytest.raises(ValueError, match=r"(gene|patient) .*: must be a finite number, got '?inf'?: "):
         read_expression(path)
     save(VALUES * np.nan, path)
     with pytest.raises(ValueError, match="must have at least one gene with values, got 3 without: EGFR"):

@@ -43,7 +43,7 @@ def test_linear_values_without_a_logarithm_are_refused_unless_the_scale_is_state
     ExpressionPipeline.fit(table, sets, ExpressionOptions(log1p=False, scale="linear"))
 
 
-@pytest.mark.parametrize("scale", ["log", "z-scores"])
+@pytest.mark.parametrize("scale", ["log", "centered", "z-scores"])
 def test_log1p_contradicts_a_stated_scale(scale):
     with pytest.raises(ValueError, match=f"log1p must be False for scale '{scale}', got True"):
         ExpressionOptions(scale=scale)
@@ -66,3 +66,24 @@ def test_real_tpm_and_its_logarithms_are_recognized(shared):
         values = arrays["tpm"].astype(float)[:, ::40]
     assert recognize_scale(values).name == "linear"
     assert {recognize_scale(log(values + 1)).name for log in (np.log, np.log2, np.log10)} == {"log"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_centered_logarithms_and_copy_numbers_are_no_z_scores(seed):
+    logs = np.log2(tpm().to_numpy() + 1)
+    rng = np.random.default_rng(seed)
+    tables = (
+        logs - np.median(logs, axis=0),
+        rng.normal(size=(60, 200)) * rng.uniform(0.3, 1.5, 200),
+        rng.integers(-2, 3, (60, 200)).astype(float),
+    )
+    for table in tables:
+        assert recognize_scale(table).name == "centered"
+        assert str(recognize_scale(table)).startswith("centered values, such as log-ratios (")
+
+
+@pytest.mark.parametrize("patients", [5, 20, 60])
+def test_z_scores_of_some_of_their_patients_are_recognized(patients):
+    values = np.random.default_rng(0).normal(size=(300, 400))
+    scores = (values - values.mean(axis=0)) / values.std(axis=0)
+    assert recognize_scale(scores[:patients]).name == "z-scores"

@@ -98,6 +98,47 @@ def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_pat
     assert "clinical.csv, line 2: task 'survival', column 'grade': event must be 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("keys", "looks"),
+    [
+        ('scale = "z-scores"\nlog1p = false', "linear values, such as TPM or FPKM"),
+        ('scale = "fractions"', "linear values, such as TPM or FPKM"),
+        ('scale = "counts"', None),
+        ('scale = "unknown"', None),
+    ],
+)
+def test_a_stated_scale_that_the_table_contradicts_is_warned_of(description, tmp_path, keys, looks):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[expression]", f"[expression]\n{keys}")
+    warnings = [text for text in check_cohort(path, OPTIONS, task="grading").warnings if "is believed" in text]
+    assert len(warnings) == (looks is not None)
+    for text in warnings:
+        assert f"[expression] {keys.splitlines()[0].replace(chr(34), chr(39))} is believed, and " in text
+        assert f"expression.csv.gz looks like {looks} (" in text
+        assert 'correct scale and log1p, or set scale = "unknown"' in text
+
+
+def test_classes_that_may_be_one_are_warned_of(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    table = pd.read_csv(tmp_path / "clinical.csv")
+    table.loc[table.index % 2 == 0, "grade"] = table["grade"].str.replace("G2", "g2").str.replace("G3", "3")
+    table.loc[table.index % 2 == 1, "grade"] = table["grade"].str.replace("G3", "3.0")
+    table.to_csv(tmp_path / "clinical.csv", index=False)
+    warnings = check_cohort(path, OPTIONS, task="grading").warnings
+    for pair in ("'G2' and 'g2'", "'3' and '3.0'"):
+        text = f"task 'grading': classes {pair} differ in case, blanks or the form of a number only"
+        assert sum(text in warning for warning in warnings) == 1
+
+
+def test_genes_are_counted_for_each_of_several_gene_sets(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", 'tumor = ["tumor"]', 'tumor = ["tumor", "MORE"]')
+    gene = (tmp_path / "gene_sets.gmt").read_text().split("\t")[2]
+    with (tmp_path / "gene_sets.gmt").open("a") as file:
+        file.write(f"MORE\tsource\t{gene}\tA1\tA2\n")
+    text = str(check_cohort(path, OPTIONS, task="grading"))
+    assert "genes tumor     30 of 32 genes are in the table\n" in text
+    assert f"{'':<16}by gene set, lowest share first: MORE 1 of 3, tumor 30 of 30\n" in text
+
+
 def test_patients_left_out_are_warned_of(description, tmp_path):
     path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
     lines = (tmp_path / "clinical.csv").read_text().splitlines()
