@@ -68,7 +68,7 @@ def read_clinical(
         folder: folder of the description.
         section: the table ``[clinical]`` of the description.
         tasks: tasks of the cohort.
-        without_slides: whether rows may name no slide.
+        without_slides: flag that allows rows without a slide.
 
     Returns:
         The table and the slides of every patient.

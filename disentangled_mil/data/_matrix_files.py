@@ -50,7 +50,7 @@ class Matrix(NamedTuple):
         values: values [rows, columns], which may hold NaN.
         places: place of every row in the file, for errors.
         genes_in_rows: place of the genes; None where no name told, and columns were assumed.
-        notes: what was left out or used beside the values, in sentences.
+        notes: sentences on what was left out, or used beside the values.
     """
 
     rows: list[str]

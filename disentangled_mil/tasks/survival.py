@@ -131,7 +131,7 @@ class DiscreteSurvival(Task):
         if (inside == 0).any():
             raise ValueError(
                 f"bins must leave no interval without an event, got bins = {bins} with edges {edges.tolist()} "
-                f"for {events} observed events, of which several share a time: take fewer bins"
+                f"for {events} observed events; several share a time: take fewer bins"
             )
         return cls(torch.from_numpy(edges), alpha=alpha)
 
