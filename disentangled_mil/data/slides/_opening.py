@@ -33,7 +33,7 @@ def open_slide(path: Path, features: str | None, coords: str | None, *, as_set: 
         except PermissionError as error:
             raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
         if is_folder:
-            with open_zarr_slide(path, features, coords) as slide:
+            with open_zarr_slide(path, features, coords, as_set=as_set) as slide:
                 if not as_set and slide.coords is None:
                     refuse_shapes(path, slide.source)
                 yield slide
@@ -46,7 +46,7 @@ def open_slide(path: Path, features: str | None, coords: str | None, *, as_set: 
             with open_hdf5(path) as file:
                 if is_anndata(file):
                     require_anndata(path)
-                    yield open_anndata_group(path, file, coords)
+                    yield open_anndata_group(path, file, coords, as_set=as_set)
                     return
                 slide = open_hdf5_slide(path, file, features, coords)
                 if not as_set and slide.coords is None and slide.source.tokens > 1:

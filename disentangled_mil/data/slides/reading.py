@@ -55,7 +55,7 @@ def read_bag(
     STAMP            HDF5 ``feats`` and ``coords``; the file's attributes say encoder and tile size. Coordinates
                      are micrometers. Those of the first version are pixels of tiles of 224 for 256 micrometers
     AnnData          ``X``, and ``obsm["spatial"]`` or the columns ``x`` and ``y`` of ``obs``, in ``.h5ad`` or in a
-                     table of a ``.zarr``. Needs the extra ``anndata``
+                     table of a ``.zarr``. Other names in use are known. Needs the extra ``anndata``
     slide encoders   a vector [C] or [1, C], which is a bag of one. Coordinates of its tiles are left out
     released method  HDF5 ``Res_feature`` [1, N, C] without coordinates
     ===============  =====================================================================================
