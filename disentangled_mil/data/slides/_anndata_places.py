@@ -97,9 +97,8 @@ def _numbers(path: Path, table: str, column: "pd.Series[Any]") -> Array:
             f"{path}: the column {name!r} of {table} must hold numbers, got {kind}; write it as numbers, "
             f"{table}[{name!r}] = pandas.to_numeric({table}[{name!r}])"
         )
-    if not isinstance(kind, pd.api.extensions.ExtensionDtype):
-        return column.to_numpy()
-    return column.to_numpy(float, na_value=np.nan)
+    nullable = isinstance(kind, pd.api.extensions.ExtensionDtype)
+    return np.asarray(column.to_numpy(float, na_value=np.nan) if nullable else column)
 
 
 def _known(

@@ -20,6 +20,7 @@ _AUGMENTED = "augmented"
 _SIDES = ("patch_size_level0", "patch_size", "overlap")
 _OF_TRIDENT = {"patch_size_level0", "target_magnification"}
 _FIRST_STAMP = 224, 256.0  # pixels and micrometers of a tile
+_UNITS = {"um": "micrometers", "µm": "micrometers", "μm": "micrometers", "px": "pixels"}  # by the attribute of STAMP
 _FOLDERS_ABOVE = 3  # CLAM's features lie in FOLDER/h5_files, and its patches beside it or one folder above.
 
 
@@ -55,7 +56,7 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
     if "encoder" in values.attrs or not _OF_TRIDENT.isdisjoint(place_notes):
         return _trident(path, slide, {**file.attrs, **values.attrs}, place_notes)
     if values.name == "/feats" or "extractor" in file.attrs:
-        return _stamp(slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
+        return _stamp(path, slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
     if values.name == "/Res_feature":
         return slide._replace(source=slide.source._replace(writer="released method"))
     return slide if places is None else clam_slide(path, slide)
@@ -111,21 +112,34 @@ def _trident(path: Path, slide: StoredSlide, notes: Mapping[str, Any], places: M
     )
 
 
-def _stamp(slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> StoredSlide:
+def _stamp(path: Path, slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> StoredSlide:
     pixels = number(notes.get("tile_size_px"))
     side = number(notes.get("tile_size_um")) or number(notes.get("tile_size"))
-    unit = "micrometers" if side else None
+    placed = slide.source.placed
+    unit = _stamp_unit(path, notes, side) if placed else None
     mpp = side / pixels if side and pixels else None
     encoder = text(notes.get("encoder")) or text(notes.get("extractor"))
-    if side is None and integers and encoder is not None:
+    if side is None and unit is None and "unit" not in notes and integers and encoder is not None:
         side, unit, mpp = float(_FIRST_STAMP[0]), "tile pixels", _FIRST_STAMP[1] / _FIRST_STAMP[0]
-    tile = side if slide.source.placed else None
-    placed = slide.source.placed
-    unit_um = (1.0 if unit == "micrometers" else mpp) if placed else None
-    source = slide.source._replace(
-        writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit if placed else None, unit_um=unit_um
-    )
+    tile = side if placed else None
+    unit_um = {"micrometers": 1.0, "tile pixels": mpp}.get(unit) if unit else None
+    source = slide.source._replace(writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit, unit_um=unit_um)
     return slide._replace(source=source, step=lambda: tile)
+
+
+def _stamp_unit(path: Path, notes: Mapping[str, Any], side: float | None) -> str | None:
+    """The unit of coordinates; None for pixels, because the attributes do not tell in which level of the slide."""
+    stated = text(notes.get("unit"))
+    if stated is None:
+        return "micrometers" if side else None
+    unit = _UNITS.get(stated.casefold())
+    if unit is None or (unit == "pixels" and side):
+        size = f" with a tile of {side:g} micrometers" if side else ""
+        raise SlideError(
+            f"{path}: the attribute unit must be 'um' for micrometers, or 'px' without a tile size in micrometers, got "
+            f"{stated!r}{size}; correct the attributes"
+        )
+    return "micrometers" if unit == "micrometers" else None
 
 
 def _step(path: Path, sides: Mapping[str, Any]) -> float:

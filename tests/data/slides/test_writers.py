@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disentangled_mil.bags import TokenSet
-from disentangled_mil.data.slides import read_bag, slide_source
+from disentangled_mil.data.slides import SlideError, read_bag, slide_source
 from tests.support import slides
 
 
@@ -145,6 +145,36 @@ def test_slides_of_one_or_two_tiles_lie_on_the_lattice_of_their_tile(name, count
     features, _ = drawn(count, 4, "float32", 0)
     path = LAYOUTS[name].write(tmp_path, "slide", features, np.array([[0, 0], [5 * 448, 448]])[:count])
     assert read_bag(path).bag.grid.shapes == (((1, 1),) if count == 1 else ((6, 2),))
+
+
+def test_the_unit_of_stamp_is_read(tmp_path):
+    features, coords = drawn(40, 4, "float32", 1)
+    path = slides.stamp(tmp_path, "slide", features, coords)
+
+    def note(**notes: object) -> None:
+        with h5py.File(path, "a") as file:
+            for name in ("unit", "tile_size_um", "tile_size_px", "tile_size"):
+                file.attrs.pop(name, None)
+            file.attrs.update(notes)
+
+    note(unit="µm", tile_size_um=112.0)
+    assert read_bag(path).source[8:] == (112, "micrometers", 1)
+    note(unit="um", tile_size_px=224)
+    assert read_bag(path).source[7:] == (None, 112, "micrometers", 1)
+    note(tile_size=112.0)
+    assert read_bag(path).source[7:] == (None, 112, "micrometers", 1)
+    # Pixels of no known level have no known size, and their stride is the side of a tile.
+    note(unit="px", tile_size_px=224)
+    bag, source = read_bag(path)
+    assert source[7:] == (None, 112, None, None)
+    assert bag.grid.shapes == read_bag(path, step=112).bag.grid.shapes
+    message = r"slide\.h5: the attribute unit must be 'um' .*, got"
+    note(unit="px", tile_size_um=112.0, tile_size_px=224)
+    with pytest.raises(SlideError, match=rf"{message} 'px' with a tile of 112 micrometers; correct the attributes"):
+        slide_source(path)
+    note(unit="inch")
+    with pytest.raises(SlideError, match=rf"{message} 'inch'; correct"):
+        slide_source(path)
 
 
 def test_a_tensor_without_a_file_of_coordinates_is_a_set(tmp_path):
