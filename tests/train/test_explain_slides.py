@@ -96,13 +96,27 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert f"error: {tmp_path / 'typo'}.json: no such file" in capsys.readouterr().err
 
 
-def test_a_slide_that_is_refused_late_is_a_failure_on_the_way(student, slides, tmp_path, capsys):
+def test_a_slide_that_is_refused_late_is_a_failure_on_the_way_and_does_not_stop_the_others(
+    student, slides, tmp_path, capsys
+):
     places = [f"{name}={folder}" for name, folder in slides.items()]
-    with h5py.File(slides["10x"] / "B.h5", "r+") as file:
+    with h5py.File(slides["10x"] / "A.h5", "r+") as file:
         file["features"][0, 1] = np.nan
     assert main(["explain", str(student), *places, "--out", str(tmp_path / "maps")]) == 1
-    assert "B.h5: features must be finite" in capsys.readouterr().err
-    assert (tmp_path / "maps" / "A.csv").exists()
+    said = capsys.readouterr().err
+    assert "maps: holds maps of 1 slides, without 1 of 2 slides that were refused: A: " in said
+    assert "A.h5: features must be finite" in said
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"B.csv", "B.png", "B.geojson"}
+
+
+def test_an_image_that_is_refused_late_does_not_stop_the_others(student, slides, tmp_path):
+    pytest.importorskip("openslide")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "A.svs").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"holds maps of 1 slides, without 1 of 2 slides .*: A: .*A\.svs"):
+        explain_slides(student, slides, tmp_path / "maps", Extras(images=images))
+    assert (tmp_path / "maps" / "B.csv").exists()
 
 
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):
