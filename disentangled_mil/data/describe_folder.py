@@ -90,7 +90,7 @@ def _contents(folder: Path) -> _Contents:
         if len(here.relative_to(folder).parts) >= _DEPTH:
             folders.clear()
         paths = [here / name for name in sorted(files) if not name.startswith(".")]
-        features = [path for path in (*paths, *stores) if path.suffix in SUFFIXES]
+        features = [path for path in (*paths, *stores) if path.suffix.lower() in SUFFIXES]
         if features:
             contents.slides[here] = [slide_name(path.name) for path in features]
         contents.features.extend(features)

@@ -171,7 +171,7 @@ def files_of(samples: Sequence[Sample]) -> list[Path]:
 
 def _is_slide(path: Path) -> bool:
     """Whether a path is one slide and no folder of slides; the ``.zarr`` of a slide is a folder too."""
-    return path.is_file() or (path.is_dir() and path.suffix in SUFFIXES)
+    return path.is_file() or (path.is_dir() and path.suffix.lower() in SUFFIXES)
 
 
 def _owners(path: str | Path | None, slides: Sequence[str]) -> dict[str, str]:
