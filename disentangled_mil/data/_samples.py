@@ -7,7 +7,7 @@ from pathlib import Path
 from .._checks import check_choice, check_count
 from ..bags import Bag
 from .slide_reading import TRANSFORMS, transformed
-from .slides import SlideSource, check_places, read_bag, reads_part, slide_source
+from .slides import SlideSource, check_places, check_step, read_bag, reads_part, slide_source
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class StoredBag:
         max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
 
     Raises:
+        TypeError: an option has another type.
         ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
             is less than 1.
 
@@ -47,10 +48,11 @@ class StoredBag:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.paths, (str, Path)):
+            raise TypeError(f"paths must be a tuple of paths, got the path {str(self.paths)!r}")
         if not self.paths:
             raise ValueError("paths must hold at least one file, got none")
-        if self.step is not None and not 0 < self.step < float("inf"):
-            raise ValueError(f"step must be positive and finite, got {self.step}")
+        check_step(self.step)
         check_choice("transform", self.transform, TRANSFORMS)
         if self.max_tokens is not None:
             check_count("max_tokens", self.max_tokens)

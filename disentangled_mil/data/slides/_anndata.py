@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ._anndata_places import find_places, read_anndata_places
-from ._hdf5 import check_complete, check_coords, check_features, check_held
+from ._hdf5 import check_complete, check_coords, check_features, check_held, raised_in
 from ._stored import Array, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
@@ -64,7 +64,7 @@ def open_anndata_group(
 
     def places() -> Array:
         found = read_anndata_places(path, place, lambda part: _read(path, group[part])) if place else np.empty(0)
-        check_coords(path, found, count)
+        check_coords(path, found, count, width)
         return found
 
     return StoredSlide(
@@ -108,9 +108,9 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None, *, as_
         name = features or names[0]
         encoder = name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else None
         yield open_anndata_group(path, tables[name], coords, encoder, tables.get("tile_spec"), as_set=as_set)
-    except SlideError:
-        raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SlideError) or not raised_in(error, "zarr", "numcodecs"):
+            raise
         raise SlideError(f"{path}: must be a complete zarr folder: {error}; write it again") from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ._hdf5 import COORDS, FEATURES, check_features, dataset, open_hdf5, read_coords, read_rows
+from ._hdf5 import COORDS, FEATURES, are_of_tiles_behind, check_features, dataset, open_hdf5, read_coords, read_rows
 from ._stored import Array, Rows, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
@@ -41,15 +41,16 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
     values = dataset(path, file, FEATURES if features is None else (features,))
     count, width = check_features(path, values)
     places = None
-    # The tiles behind the vector of a slide encoder may be listed beside it.
     if values.ndim > 1 and (coords is not None or any(name in file for name in COORDS)):
         places = dataset(path, file, COORDS if coords is None else (coords,))
+        if coords is None and are_of_tiles_behind(count, places.shape):
+            places = None
     rows: Rows = values if values.ndim == 2 else _WithoutAxis(values)
     slide = StoredSlide(
         SlideSource((path,), "HDF5", count, width, places is not None),
         rows,
         values.chunks[-2] if values.chunks and values.ndim > 1 else 1,
-        None if places is None else lambda: read_coords(path, places, count),
+        None if places is None else lambda: read_coords(path, places, count, width),
         (lambda: _flags(path, file, count)) if _AUGMENTED in file else None,
     )
     place_notes = {} if places is None else dict(places.attrs)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._errors import reading
 from ...bags import Grid, lattice_step
 from ._choice import Choice, share_tiles
-from ._opening import as_paths, open_slide
+from ._opening import as_paths, check_step, open_slide
 from ._stored import Array, StoredSlide
 from ._values import as_coords, read_places
 from .source import SlideError, SlideSource
@@ -100,7 +100,8 @@ def check_places(path: str | Path, *, step: float | None = None) -> None:
             ...
         disentangled_mil.data.slides.source.SlideError: ...slide.h5: coords must lie between 0 and 10,000,000, got ...
     """
-    path = Path(path)
+    (path,) = as_paths([path])
+    check_step(step)
     with open_slide(path, None, None, as_set=False) as slide:
         places = read_places(slide)
         if places is not None and slide.source.tokens:

@@ -113,13 +113,15 @@ def test_the_vector_of_a_slide_encoder_is_a_bag_of_one(tmp_path, shape, key):
     path = slides.write_hdf5(tmp_path / "slide.h5", **{key: values.reshape(shape)})
     with h5py.File(path, "a") as file:
         file.attrs.update(encoder="titan", feat_type="slide")
-        if len(shape) == 1:
-            file["coords"] = np.zeros((50, 2), "int64")  # of the tiles behind it
+        file["coords"] = np.zeros((50, 2), "int64")  # of the tiles behind it
     bag, source = read_bag(path)
     assert torch.equal(bag.patches, torch.from_numpy(values)[None, None])
     assert isinstance(bag.grid, TokenSet)
     assert (source.tokens, source.width, source.placed) == (1, 768, False)
     assert source.encoder == ("titan" if key == "feats" else None)
+    if len(shape) == 2:
+        with pytest.raises(SlideError, match=r"coords must have shape \[N, 2\] = \[1, 2\] like the features, got"):
+            read_bag(path, coords="coords")
 
 
 def test_the_tile_of_clam_without_its_patches_is_the_stride(tmp_path):
@@ -198,6 +200,11 @@ class Code:
     ("content", "message"),
     [
         (Code(), r"must hold a tensor that torch\.load\(weights_only=True\) reads, got UnpicklingError"),
+        (
+            np.ones((2, 3), "float32"),
+            r"must hold a tensor that torch\.load\(weights_only=True\) reads, got UnpicklingError, so [ -~]*; save a "
+            r"tensor, torch\.save\(torch\.from_numpy\(features\), path\), or features with coordinates by write_bag$",
+        ),
         ({"features": torch.ones(2, 3)}, "must hold one floating-point tensor alone, got dict"),
         (
             torch.ones(2, 3, dtype=torch.int64),
@@ -220,8 +227,14 @@ def test_a_tensor_has_no_names_and_as_many_rows_as_coordinates(tmp_path):
         with pytest.raises(ValueError, match=rf"slide\.pt: {argument} must be None for a tensor"):
             read_bag(path, **{argument: "uni"})
     torch.save(torch.ones(4, 4), path)
-    with pytest.raises(ValueError, match=r"slide\.h5: coords must have shape \[N, 2\] = \[4, 2\] .*, got \[5, 2\]"):
+    message = (
+        r"slide\.h5: coords must have .* = \[4, 2\] like the features in .*slide\.pt, got \[5, 2\]; extract the slide"
+    )
+    with pytest.raises(ValueError, match=message):
         read_bag(path)
+    for vector in (torch.ones(4), torch.ones(1, 4)):  # of a slide encoder, beside the coordinates of its tiles
+        torch.save(vector, path)
+        assert isinstance(read_bag(path).bag.grid, TokenSet)
 
 
 def test_a_cut_tensor_is_refused(tmp_path):
