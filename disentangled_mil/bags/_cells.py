@@ -23,7 +23,7 @@ _LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
-_FEW = 64  # A bag of at most this number of tokens may lie on one place.
+_FEW = 8  # A bag of at most this number of tokens may lie on one place.
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -38,7 +38,7 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
     if extent.prod() > _CELLS_PER_TOKEN * (len(coords) + _MORE_TOKENS):
         raise ValueError(
             f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
-            f"of side {side:g}; give the patch size as step"
+            f"of side {side:g}; give the patch size as step, or leave out tokens that lie far from the others"
         )
     if (coords.amax(0) - coords.amin(0) < side).all() and (
         distinct := len(torch.unique(coords, dim=0))

@@ -123,23 +123,33 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
 def _check_places(cohort: Cohort, ordered: Sequence[str], check: CohortCheck) -> None:
     """Read the coordinates of every slide that keeps them; features are read in training.
 
-    Warn where tiles of a lower magnification are smaller than those of a higher one.
+    Warn where all tiles lie on one place, and where tiles of a lower magnification are smaller than those of a higher
+    one.
     """
-    faults = []
+    faults, at_one_place = [], []
     smaller: Counter[tuple[str, str]] = Counter()
+    stored = [bag for sample in cohort.samples for bag in sample.bags.values() if isinstance(bag, StoredBag)]
     for sample in cohort.samples:
         for bag in sample.bags.values():
             if isinstance(bag, StoredBag):
                 try:
-                    bag.check_places()
+                    with warnings.catch_warnings(record=True) as said:
+                        warnings.simplefilter("always")
+                        bag.check_places()
                 except ValueError as error:
                     faults.append(str(error))
+                at_one_place += [bag.paths[0] for warning in said if "on one place" in str(warning.message)]
         if not faults:
             smaller.update({pair for sides in sides_of_slides(sample.bags) for pair in smaller_tiles(sides, ordered)})
     for (low, high), count in smaller.items():
         check.warnings.append(
             f"{count} of {len(cohort.samples)} samples have smaller tiles at {low} than at {high}: are the folders "
             "swapped?"
+        )
+    if at_one_place:
+        check.warnings.append(
+            f"{len(at_one_place)} of {len(stored)} bags of slides have all tiles on one place, such as "
+            f"{at_one_place[0]}: write the coordinates of the tiles, or features without coordinates"
         )
     check.errors += faults[:_SHOWN]
     if len(faults) > _SHOWN:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 
@@ -82,6 +83,18 @@ def test_swapped_folders_of_magnifications_are_suspected(description, tmp_path):
     warnings = check_cohort(path, OPTIONS).warnings
     for what in ("more patches", "smaller tiles"):
         assert any(f"{what} at 10x than at 20x: are the folders swapped?" in warning for warning in warnings)
+
+
+def test_coordinates_that_are_all_alike_are_suspected_and_counted(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[clinical]", "[clinical]")
+    files = sorted((tmp_path / "slides" / "20x").iterdir())
+    for file in files[:2]:
+        with h5py.File(file, "r+") as content:
+            content["coords"][:] = 0
+    check = check_cohort(path, OPTIONS)
+    message = f"2 of {2 * len(files)} bags of slides have all tiles on one place, such as {files[0]}: write the coord"
+    assert [text for text in check.warnings if "one place" in text and text.startswith(message)]
+    assert not any(text.startswith("coords put all") for text in check.warnings)
 
 
 def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_path, capsys):
