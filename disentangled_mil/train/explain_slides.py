@@ -218,6 +218,7 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
     for name, bag in sample.bags.items():
         if not isinstance(bag, StoredBag):
             continue  # The sample has no tiles at this magnification.
+        bag.check_places()
         start = 0
         for places in tile_places(*bag.paths, drop_augmented=bag.drop_augmented, max_tokens=bag.max_tokens):
             path = places.source.files[0]
@@ -231,7 +232,7 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
                 )
             if not len(places.coords):
                 continue  # The share of a small slide in max_tokens is no tile.
-            side = places.tile or steps.get(name)
+            side = places.source.tile or steps.get(name) or places.tile
             if side is None:
                 raise SlideError(
                     f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE", path

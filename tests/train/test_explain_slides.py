@@ -119,6 +119,22 @@ def test_an_image_that_is_refused_late_does_not_stop_the_others(student, slides,
     assert (tmp_path / "maps" / "B.csv").exists()
 
 
+def test_the_given_side_of_a_cell_is_that_of_tiles_of_which_nothing_else_is_known(student, tmp_path, capsys):
+    for name in SIZES:
+        (tmp_path / name).mkdir()
+        write_bag(tmp_path / name / "A.h5", torch.ones(2, 8), torch.tensor([[0, 0], [40_000, 20_000]]))
+    command = ["explain", str(student), *(f"{name}={tmp_path / name}" for name in SIZES)]
+    assert main([*command, "--out", str(tmp_path / "maps")]) == 2
+    assert "A.h5: a map needs the side of a tile, got none; give it by --step 10x=SIDE" in capsys.readouterr().err
+    steps = [text for name, side in SIZES.items() for text in ("--step", f"{name}={side}")]
+    assert main([*command, *steps, "--out", str(tmp_path / "maps")]) == 0
+    features = json.loads((tmp_path / "maps" / "A.geojson").read_text())["features"]
+    assert {corner[0][2][0] for corner in (f["geometry"]["coordinates"] for f in features)} == {448, 40_448}
+    # A cell of a tenth of the tile makes too large a grid, which is said before the first map.
+    assert main([*command, "--step", "10x=896", "--step", "20x=44.8", "--out", str(tmp_path / "other")]) == 2
+    assert "A.h5: coords must lie on a grid: 2 tokens would span 894 x 447 cells of" in capsys.readouterr().err
+
+
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):
     run, maps = tmp_path / "my run", tmp_path / "the maps"
     checkpoint = save(run, Student(**MODEL), name="student")

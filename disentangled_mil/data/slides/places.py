@@ -13,6 +13,8 @@ from ._stored import Array, StoredSlide
 from ._values import as_coords, read_places
 from .source import SlideError, SlideSource
 
+_LARGEST_TILE = 16_384  # 512 pixels at 1.25x of a scan at 40x. A longer stride is the distance of far tiles.
+
 
 class TilePlaces(NamedTuple):
     """Where the tiles of one slide lie.
@@ -20,7 +22,8 @@ class TilePlaces(NamedTuple):
     Attributes:
         source: writer, encoder, magnification and tile size.
         coords: upper left corners (x, y) of the tiles [n, 2]; None where the file has none.
-        tile: side of a tile in the unit of the coordinates; None where the file does not show it.
+        tile: side of a tile in the unit of the coordinates, from the metadata or else the stride; None where the file
+            does not show it.
     """
 
     source: SlideSource
@@ -73,7 +76,7 @@ def tile_places(
                 continue
             every = as_coords(stored)
             rows, _ = Choice(drop_augmented, share, seed).of(slide, None if share is None else stored)
-            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or lattice_step(every)))
+            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or _tile(lattice_step(every))))
     return tuple(found)
 
 
@@ -119,5 +122,10 @@ def lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tens
         # All tiles count, also those that are not kept. Overlapping tiles are nearer than their size.
         stride = lattice_step(coords)
         step = min((side for side in (stride, source.tile) if side is not None), default=None)
-        source = source._replace(tile=source.tile or stride)
+        source = source._replace(tile=source.tile or _tile(stride))
     return coords, step, source
+
+
+def _tile(stride: float | None) -> float | None:
+    """The side of a tile that a stride shows, if it is none of tiles that lie far apart."""
+    return None if stride is None or stride > _LARGEST_TILE else stride

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disentangled_mil.bags import TokenSet
-from disentangled_mil.data.slides import SlideError, read_bag, slide_source
+from disentangled_mil.data.slides import SlideError, read_bag, slide_source, tile_places
 from tests.support import slides
 
 
@@ -132,6 +132,18 @@ def test_the_tile_of_clam_without_its_patches_is_the_stride(tmp_path):
     bag, source = read_bag(path)
     assert source.tile == 448
     assert torch.equal(bag.grid.cells[0], torch.from_numpy((coords - coords.min(axis=0)) // 448))
+
+
+def test_the_distance_of_far_tiles_is_no_side_of_a_tile(tmp_path):
+    path = slides.write_hdf5(
+        tmp_path / "slide.h5", features=np.ones((2, 4), "float32"), coords=np.array([[0, 0], [90_000, 50_000]])
+    )
+    bag, source = read_bag(path)
+    assert (source.tile, bag.grid.shapes) == (None, ((3, 2),))
+    assert tile_places(path)[0].tile is None
+    message = r"slide\.h5: coords must lie on a grid: 2 tokens would span 202 x 113 cells of side 448; give .* far from"
+    with pytest.raises(SlideError, match=message):
+        read_bag(path, step=448)
 
 
 def test_overlapping_tiles_of_clam_do_not_share_cells(tmp_path):
