@@ -47,7 +47,7 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
             places = None
     rows: Rows = values if values.ndim == 2 else _WithoutAxis(values)
     slide = StoredSlide(
-        SlideSource((path,), "HDF5", count, width, places is not None),
+        SlideSource((path,), "HDF5", count, width, places is not None, augmented=_count_flags(path, file, count)),
         rows,
         values.chunks[-2] if values.chunks and values.ndim > 1 else 1,
         None if places is None else lambda: read_coords(path, places, count, width),
@@ -157,6 +157,14 @@ def _step(path: Path, sides: Mapping[str, Any]) -> float:
             f"{path}: attributes of coords must give a positive side of a grid cell, got {noted}; give it as step"
         )
     return step
+
+
+def _count_flags(path: Path, file: h5py.File, count: int) -> int:
+    """The number of augmented patches; flags of another number are refused only where they are needed."""
+    stored = file.get(_AUGMENTED)
+    if not isinstance(stored, h5py.Dataset) or stored.shape not in ((count,), (1, count)):
+        return 0
+    return int(_flags(path, file, count).sum())
 
 
 def _flags(path: Path, file: h5py.File, count: int) -> Array:

@@ -159,10 +159,13 @@ def test_big_endian_and_small_integer_storage_is_read(tmp_path):
     assert bag.grid.shapes == ((3, 2),)
 
 
-def test_augmented_patches_are_dropped_only_on_demand(tmp_path):
+def test_augmented_patches_are_counted_and_dropped_only_on_demand(tmp_path):
     coords = COORDS[[0, 1, 2, 2]]
     path = write(tmp_path / "slide.h5", feats=features(), coords=coords, augmented=[False, False, False, True])
     assert read_bag(path).bag.patches.shape == (1, 4, 3)
+    assert slide_source(path).augmented == 1
+    assert str(slide_source(path)).endswith(", 1 tiles are augmented copies")
+    assert slide_source(path, path).augmented == 2
     dropped = read_bag(path, drop_augmented=True).bag
     assert torch.equal(dropped.patches[0], torch.from_numpy(features()[:3]))
     assert dropped.grid.cells[0].tolist() == [[0, 0], [1, 0], [0, 1]]
