@@ -22,6 +22,8 @@ class StoredBag:
             :func:`~.slides.read_bag`.
         as_set: whether the coordinates of a single slide are left out too.
         max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
+        features: name of the features, see :func:`~.slides.read_bag`.
+        coords: name of the coordinates, see :func:`~.slides.read_bag`.
 
     Raises:
         TypeError: an option has another type.
@@ -46,6 +48,8 @@ class StoredBag:
     step: float | None = None
     as_set: bool = False
     max_tokens: int | None = None
+    features: str | None = None
+    coords: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.paths, (str, Path)):
@@ -59,7 +63,7 @@ class StoredBag:
 
     def source(self) -> SlideSource:
         """What the files say about themselves, from their metadata alone."""
-        return slide_source(*self.paths, as_set=self.as_set)
+        return slide_source(*self.paths, features=self.features, coords=self.coords, as_set=self.as_set)
 
     def check_places(self) -> None:
         """Check the coordinates where they are kept, without reading the features.
@@ -69,11 +73,17 @@ class StoredBag:
             ValueError: :func:`~.slides.read_bag` refuses the coordinates.
         """
         if len(self.paths) == 1 and not self.as_set:
-            check_places(self.paths[0], step=self.step)
+            check_places(self.paths[0], step=self.step, features=self.features, coords=self.coords)
 
     def is_partly_read(self) -> bool:
         """Whether tiles are left out, because there are more than ``max_tokens``; features are not read."""
-        return reads_part(self.paths, self.max_tokens, drop_augmented=self.drop_augmented)
+        return reads_part(
+            self.paths,
+            self.max_tokens,
+            drop_augmented=self.drop_augmented,
+            features=self.features,
+            coords=self.coords,
+        )
 
     def load(self) -> Bag:
         """Read the bag, without a warning where ``is_partly_read()``, because a cohort has many of them.
@@ -88,6 +98,8 @@ class StoredBag:
         """
         bag = read_bag(
             *self.paths,
+            features=self.features,
+            coords=self.coords,
             step=self.step,
             as_set=self.as_set,
             drop_augmented=self.drop_augmented,

@@ -220,7 +220,13 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
             continue  # The sample has no tiles at this magnification.
         bag.check_places()
         start = 0
-        for places in tile_places(*bag.paths, drop_augmented=bag.drop_augmented, max_tokens=bag.max_tokens):
+        for places in tile_places(
+            *bag.paths,
+            features=bag.features,
+            coords=bag.coords,
+            drop_augmented=bag.drop_augmented,
+            max_tokens=bag.max_tokens,
+        ):
             path = places.source.files[0]
             if not places.source.tokens:
                 continue

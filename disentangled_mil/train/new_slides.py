@@ -148,6 +148,8 @@ def new_samples(
             steps.get(name),
             as_set,
             reading.max_tokens.get(name),
+            reading.features.get(name),
+            reading.coords.get(name),
         )
 
     return [

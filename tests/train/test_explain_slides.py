@@ -135,6 +135,22 @@ def test_the_given_side_of_a_cell_is_that_of_tiles_of_which_nothing_else_is_know
     assert "A.h5: coords must lie on a grid: 2 tokens would span 894 x 447 cells of" in capsys.readouterr().err
 
 
+def test_names_in_the_files_are_those_of_training(student, slides, tmp_path):
+    explain_slides(student, slides, tmp_path / "maps")
+    for folder in slides.values():
+        for path in folder.iterdir():
+            with h5py.File(path, "r+") as file:
+                file.move("features", "embeddings")
+                file.move("coords", "coords_level0")
+    with pytest.raises(ValueError, match=r"must have a dataset features, .*; name it by features = 'embeddings'"):
+        explain_slides(student, slides, tmp_path / "named")
+    names = {"features": dict.fromkeys(SIZES, "embeddings"), "coords": dict.fromkeys(SIZES, "coords_level0")}
+    torch.manual_seed(0)
+    assert explain_slides(save(tmp_path, Student(**MODEL), name="other", **names), slides, tmp_path / "named")
+    for path in (tmp_path / "maps").glob("*.csv"):
+        assert (tmp_path / "named" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):
     run, maps = tmp_path / "my run", tmp_path / "the maps"
     checkpoint = save(run, Student(**MODEL), name="student")

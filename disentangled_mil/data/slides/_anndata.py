@@ -96,14 +96,15 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None, *, as_
     try:
         root: Any = zarr.open_group(str(path), mode="r")
         if is_anndata(root):
+            check_unnamed(path, features)
             yield open_anndata_group(path, root, coords, as_set=as_set)
             return
         tables = root.get("tables", {})
         names = [name for name in tables if is_anndata(tables[name]) and "X" in tables[name]]
         if features not in names if features is not None else len(names) != 1:
             raise SlideError(
-                f"{path}: must hold one table with features, or the argument features must name one, "
-                f"got {', '.join(sorted(names)) or 'none'}"
+                f"{path}: must hold one table with features, or features = 'NAME' must name one of several, got "
+                f"{', '.join(sorted(names)) or 'none'}"
             )
         name = features or names[0]
         encoder = name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else None
@@ -173,6 +174,12 @@ def _read(path: Path, element: Any) -> Any:
         raise SlideError(
             f"{path}: {element.name} must be an element of AnnData: {error}; write the table again", path
         ) from error
+
+
+def check_unnamed(path: Path, features: str | None) -> None:
+    """Check that no name of features would be passed over."""
+    if features not in (None, "X"):
+        raise SlideError(f"{path}: features must be 'X' or absent for a table of AnnData, got {features!r}")
 
 
 def require_anndata(path: Path) -> None:

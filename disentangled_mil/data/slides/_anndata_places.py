@@ -1,7 +1,7 @@
 """Coordinates in AnnData: a key of ``obsm``, or two columns of ``obs``, under the names that are in use.
 
-``obsm["spatial"]`` stands before the columns ``x`` and ``y``, and these before the other names, of which a table may
-have one. What looks like coordinates under an unknown name is refused, because it would silently be ignored.
+``obsm["spatial"]`` stands before the columns ``x`` and ``y``, and these before the other names. A table may have one
+of the other names. What looks like coordinates under an unknown name is refused, because it would silently be ignored.
 """
 
 import re

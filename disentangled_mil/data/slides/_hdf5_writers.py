@@ -69,8 +69,8 @@ def refuse_other_coordinates(path: Path, file: h5py.File) -> None:
         shape = tuple(getattr(item, "shape", None) or ())
         if "coord" in name.casefold() and name not in COORDS and len(shape) in (2, 3) and shape[-1] == 2:
             raise SlideError(
-                f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, "
-                f"or be named by the argument coords, got {name}"
+                f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, got {name}; name it by "
+                f"coords = {name!r}"
             )
 
 

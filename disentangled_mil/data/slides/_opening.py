@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..._checks import check_type
 from ..._errors import reading
-from ._anndata import is_anndata, open_anndata_group, open_zarr_slide, refuse_shapes, require_anndata
+from ._anndata import check_unnamed, is_anndata, open_anndata_group, open_zarr_slide, refuse_shapes, require_anndata
 from ._hdf5 import open_hdf5
 from ._hdf5_writers import open_hdf5_slide, refuse_other_coordinates
 from ._stored import StoredSlide
@@ -62,6 +62,7 @@ def open_slide(path: Path, features: str | None, coords: str | None, *, as_set: 
             with open_hdf5(path) as file:
                 if is_anndata(file):
                     require_anndata(path)
+                    check_unnamed(path, features)
                     yield open_anndata_group(path, file, coords, as_set=as_set)
                     return
                 slide = open_hdf5_slide(path, file, features, coords)

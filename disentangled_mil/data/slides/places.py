@@ -33,6 +33,7 @@ class TilePlaces(NamedTuple):
 
 def tile_places(
     *paths: str | Path,
+    features: str | None = None,
     coords: str | None = None,
     drop_augmented: bool = False,
     max_tokens: int | None = None,
@@ -42,6 +43,7 @@ def tile_places(
 
     Args:
         *paths: files of one bag, at least one.
+        features: name of the features, see :func:`read_bag`.
         coords: name of the coordinates, see :func:`read_bag`.
         drop_augmented: whether augmented tiles are left out.
         max_tokens: largest number of tiles to keep.
@@ -68,8 +70,8 @@ def tile_places(
     """
     files = as_paths(paths)
     found = []
-    for path, share in zip(files, share_tiles(files, max_tokens, None, coords), strict=True):
-        with open_slide(path, None, coords, as_set=False) as slide:
+    for path, share in zip(files, share_tiles(files, max_tokens, features, coords), strict=True):
+        with open_slide(path, features, coords, as_set=False) as slide:
             stored = read_places(slide) if slide.source.tokens else None
             if stored is None:
                 found.append(TilePlaces(slide.source, None, slide.source.tile))
@@ -80,12 +82,16 @@ def tile_places(
     return tuple(found)
 
 
-def check_places(path: str | Path, *, step: float | None = None) -> None:
+def check_places(
+    path: str | Path, *, step: float | None = None, features: str | None = None, coords: str | None = None
+) -> None:
     """Check the coordinates of a slide as :func:`read_bag` does, without reading its features.
 
     Args:
         path: file of the slide.
         step: side of a grid cell, see :func:`read_bag`.
+        features: name of the features, see :func:`read_bag`.
+        coords: name of the coordinates, see :func:`read_bag`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -105,12 +111,12 @@ def check_places(path: str | Path, *, step: float | None = None) -> None:
     """
     (path,) = as_paths([path])
     check_step(step)
-    with open_slide(path, None, None, as_set=False) as slide:
+    with open_slide(path, features, coords, as_set=False) as slide:
         places = read_places(slide)
         if places is not None and slide.source.tokens:
             with reading(path, kind=SlideError):
-                coords, side, _ = lattice(slide, places, step)
-                Grid.from_coords(coords, step=side)
+                corners, side, _ = lattice(slide, places, step)
+                Grid.from_coords(corners, step=side)
 
 
 def lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tensor, float | None, SlideSource]:

@@ -122,3 +122,11 @@ def test_sparse_and_absent_features_are_named(tmp_path, suffix):
         (table.write_zarr if suffix == ".zarr" else table.write_h5ad)(path)
     with pytest.raises(SlideError, match=r"X must be an array of features, got none; store the features as X"):
         read_bag(path)
+
+
+def test_no_name_of_features_is_passed_over(tmp_path):
+    for suffix in (".h5ad", ".zarr"):
+        path = written(tmp_path / f"slide{suffix}")
+        assert read_bag(path, features="X").bag.patches.shape == (1, 12, 4)
+        with pytest.raises(SlideError, match=r"features must be 'X' or absent for a table of AnnData, got 'X_uni'"):
+            read_bag(path, features="X_uni")

@@ -90,7 +90,10 @@ def test_both_names_of_coordinates_are_understood(tmp_path, name):
 
 def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
     path = write(tmp_path / "slide.h5", features=features(), Coords_level0=COORDS)
-    message = r"slide\.h5: coordinates must be in a dataset coords or coordinates, .* got Coords_level0$"
+    name = "Coords_level0"
+    message = (
+        rf"slide\.h5: coordinates must be in a dataset coords or coordinates, got {name}; .* by coords = '{name}'$"
+    )
     with pytest.raises(ValueError, match=message):
         read_bag(path)
     assert read_bag(path, coords="Coords_level0").bag.grid.shapes == ((3, 2),)
