@@ -29,7 +29,7 @@ _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80
 # and more distinct coordinates than this in a bag that is smaller than one cell, which a side in a wrong unit causes.
 _MOST_IN_ONE_CELL = 128
 # A warning is given if more tokens than this have one coordinate.
-_FEW = 64
+_FEW = 8
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -44,7 +44,7 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
     if extent.prod() > _CELLS_PER_TOKEN * (len(coords) + _MORE_TOKENS):
         raise ValueError(
             f"coords must lie on a grid: {len(coords)} tokens would span {extent[0]:.0f} x {extent[1]:.0f} cells "
-            f"of side {side:g}; give the patch size as step"
+            f"of side {side:g}; give the patch size as step, or leave out tokens that lie far from the others"
         )
     if (coords.amax(0) - coords.amin(0) < side).all() and (
         distinct := len(torch.unique(coords, dim=0))

@@ -130,7 +130,8 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
 
         Returns:
-            The grid; every bag begins at its upper left corner. A warning says if all of many tokens lie on one place.
+            The grid; every bag begins at its upper left corner. A warning says if more than 8 tokens all lie on
+            one place.
 
         Raises:
             ValueError: a coordinate of a real token is not finite; ``step`` is not positive, or so large that more than

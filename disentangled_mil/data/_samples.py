@@ -7,7 +7,7 @@ from pathlib import Path
 from .._checks import check_choice, check_count
 from ..bags import Bag
 from .slide_reading import TRANSFORMS, transformed
-from .slides import SlideSource, check_places, read_bag, reads_part, slide_source
+from .slides import SlideSource, check_places, check_step, read_bag, reads_part, slide_source
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,11 @@ class StoredBag:
             :func:`~.slides.read_bag`.
         as_set: flag that leaves out the coordinates of a single slide, too.
         max_tokens: largest number of tiles to keep, see :func:`~.slides.read_bag`.
+        features: name of the features, see :func:`~.slides.read_bag`.
+        coords: name of the coordinates, see :func:`~.slides.read_bag`.
 
     Raises:
+        TypeError: an option has another type.
         ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
             is less than 1.
 
@@ -45,19 +48,22 @@ class StoredBag:
     step: float | None = None
     as_set: bool = False
     max_tokens: int | None = None
+    features: str | None = None
+    coords: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.paths, (str, Path)):
+            raise TypeError(f"paths must be a tuple of paths, got the path {str(self.paths)!r}")
         if not self.paths:
             raise ValueError("paths must hold at least one file, got none")
-        if self.step is not None and not 0 < self.step < float("inf"):
-            raise ValueError(f"step must be positive and finite, got {self.step}")
+        check_step(self.step)
         check_choice("transform", self.transform, TRANSFORMS)
         if self.max_tokens is not None:
             check_count("max_tokens", self.max_tokens)
 
     def source(self) -> SlideSource:
         """What the files say about themselves, from their metadata alone."""
-        return slide_source(*self.paths, as_set=self.as_set)
+        return slide_source(*self.paths, features=self.features, coords=self.coords, as_set=self.as_set)
 
     def check_places(self) -> None:
         """Check the coordinates where they are kept, without reading the features.
@@ -67,11 +73,17 @@ class StoredBag:
             ValueError: :func:`~.slides.read_bag` refuses the coordinates.
         """
         if len(self.paths) == 1 and not self.as_set:
-            check_places(self.paths[0], step=self.step)
+            check_places(self.paths[0], step=self.step, features=self.features, coords=self.coords)
 
     def is_partly_read(self) -> bool:
         """Whether tiles are left out, because there are more than ``max_tokens``; features are not read."""
-        return reads_part(self.paths, self.max_tokens, drop_augmented=self.drop_augmented)
+        return reads_part(
+            self.paths,
+            self.max_tokens,
+            drop_augmented=self.drop_augmented,
+            features=self.features,
+            coords=self.coords,
+        )
 
     def load(self) -> Bag:
         """Read the bag, without a warning where ``is_partly_read()``, because a cohort has many of them.
@@ -86,6 +98,8 @@ class StoredBag:
         """
         bag = read_bag(
             *self.paths,
+            features=self.features,
+            coords=self.coords,
             step=self.step,
             as_set=self.as_set,
             drop_augmented=self.drop_augmented,

@@ -22,6 +22,8 @@ class _Magnification(NamedTuple):
     sources: dict[str, SlideSource]
     step: float | None
     max_tokens: int | None
+    features: str | None
+    coords: str | None
 
 
 def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]) -> tuple[Sample, ...]:
@@ -56,7 +58,8 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
         known = [part.sources[name] for name in members if name in part.sources]
         paths = tuple(path for source in known if source.tokens for path in source.files)
         if paths:
-            return StoredBag(paths, transform, drop_augmented, part.step, unit == "patient", part.max_tokens)
+            names = part.features, part.coords
+            return StoredBag(paths, transform, drop_augmented, part.step, unit == "patient", part.max_tokens, *names)
         return Bag.empty(width, placed=any(source.placed for source in part.sources.values()))
 
     def sample(name: str, patient: str, members: Sequence[str]) -> Sample:
@@ -75,10 +78,11 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
             words = unknown_key(key, section.known, more=", and a section per magnification")
             raise ValueError(f"{section.name} {words}")
     parts: dict[str, _Magnification] = {}
-    read: dict[Path, SlideSource] = {}  # Magnifications may share a folder.
+    read: dict[tuple[Path, str | None, str | None], SlideSource] = {}  # Magnifications may share a folder.
     for magnification, part in section.sections().items():
         place = folder / part.take("folder", str)
         step, max_tokens = part.optional("step", float), part.optional("max_tokens", int)
+        features, coords = part.optional("features", str), part.optional("coords", str)
         part.end()
         if step is not None and not 0 < step < inf:
             raise ValueError(f"{part.name} step must be positive and finite, got {step:g}")
@@ -92,11 +96,12 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
         for name in names:
             path = files.get(slide_name(name))
             if path is not None:
-                if path not in read:
-                    read[path] = slide_source(path, as_set=as_set)
-                sources[name] = read[path]
+                asked = path, features, coords
+                if asked not in read:
+                    read[asked] = slide_source(path, features=features, coords=coords, as_set=as_set)
+                sources[name] = read[asked]
         _check_magnification(magnification, part.name, sources.values())
-        parts[magnification] = _Magnification(place, sources, step, max_tokens)
+        parts[magnification] = _Magnification(place, sources, step, max_tokens, features, coords)
     if not parts:
         raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
     check_subspaces(parts, f"{section.name} magnifications")

@@ -151,6 +151,8 @@ class Cohort:
             tuple(name for name in first if not placed[name]),
             {name: bag.max_tokens for name, bag in stored.items() if bag.max_tokens is not None},
             {name: TileFacts.of(source, ratios.get(name)) for name, source in sources.items()},
+            {name: bag.features for name, bag in stored.items() if bag.features is not None},
+            {name: bag.coords for name, bag in stored.items() if bag.coords is not None},
         )
 
     def subset(self, patients: Iterable[str]) -> "Cohort":

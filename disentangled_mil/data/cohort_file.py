@@ -68,6 +68,8 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         folder = "features/10x"           # holds <slide>.h5, .h5ad, .pt or .zarr, see disentangled_mil.data.slides
         # step = 448                      # side of a grid cell in the unit of the coordinates, if files lack it
         # max_tokens = 4000               # keep this number of the tiles of a larger slide, spread evenly
+        # features = "uni_tiles"          # name of the features in the files, or of a table of .zarr, if it is unusual
+        # coords = "coords_um"            # name of the coordinates in the files, if it is unusual
 
         [slides.20x]                      # magnifications may share a folder
         folder = "features/20x"

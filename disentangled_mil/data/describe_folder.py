@@ -94,7 +94,7 @@ def _contents(folder: Path) -> _Contents:
         genes = [path for path in paths if path.suffix == ".h5ad" and holds_genes(path)]
         genes = genes if len(genes) == 1 else []  # several are slides without coordinates
         contents.frames.extend([*genes, *(path for path in paths if path.suffix == ".parquet")])
-        features = [path for path in (*paths, *stores) if path.suffix in SUFFIXES and path not in genes]
+        features = [path for path in (*paths, *stores) if path.suffix.lower() in SUFFIXES and path not in genes]
         if features:
             contents.slides[here] = [slide_name(path.name) for path in features]
         contents.features.extend(features)

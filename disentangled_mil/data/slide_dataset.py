@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import first_of
+from .._checks import check_count, check_mapping, check_type, first_of
 from ..bags import Bag, collate_samples
 from ._samples import StoredBag
 from .slide_reading import SlideReading, TileFacts
@@ -32,6 +32,7 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
 
     Raises:
         FileNotFoundError: a folder, or a slide of the labels in a folder, is missing.
+        TypeError: an argument has another type.
         ValueError: there is no folder or no label, a label is missing or is no class, or two slides have one name.
 
     Example:
@@ -56,6 +57,12 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         *,
         max_tokens: int | None = None,
     ) -> None:
+        check_mapping("folders", folders)
+        if isinstance(labels, pd.DataFrame):
+            raise TypeError("labels must be one column of a table, such as table['label'], got a DataFrame")
+        check_type("labels", labels, (Mapping, pd.Series), "a mapping or a series from names of slides")
+        if max_tokens is not None:
+            check_count("max_tokens", max_tokens)
         if not len(folders) or not len(labels):
             raise ValueError(f"folders and labels must not be empty, got {len(folders)} folders, {len(labels)} labels")
         names, values = zip(*labels.items(), strict=True)
@@ -66,6 +73,7 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise ValueError(f"labels must name every slide once, got {twice!r} twice")
         for name, label in zip(self.names, values, strict=True):
+            check_type(f"label of {name!r}", label, Hashable, "hashable")
             if pd.api.types.is_scalar(label) and pd.isna(label):
                 raise ValueError(f"labels must have a value for every slide, got {label!r} for {name!r}")
         self.classes = tuple(_ordered(values) if classes is None else classes)
@@ -116,8 +124,20 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
 
         Returns:
             The bags of every magnification, and the class indices [B].
+
+        Raises:
+            TypeError: ``items`` is no sequence of items.
         """
+        if not isinstance(items, Sequence) or not all(isinstance(item, tuple) and len(item) == 2 for item in items):
+            raise TypeError(f"items must be a sequence of items (bags, target) of a data set, got {_kinds(items)}")
         return collate_samples(bags for bags, _ in items), torch.tensor([target for _, target in items])
+
+
+def _kinds(items: object) -> str:
+    """The types of what was given for items, in words; one item is a pair itself."""
+    if not isinstance(items, Sequence):
+        return type(items).__name__
+    return f"a {type(items).__name__} of {', '.join(type(item).__name__ for item in items)}"
 
 
 def _ordered(labels: Iterable[Hashable]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_interval
+from .._checks import check_choice, check_count, check_interval, check_type
 from .._errors import reading
 from .._schema import check_state
 from .slides import SlideSource
@@ -27,7 +27,9 @@ _STATE = {
     "tiles": dict[str, dict[str, Any]],
 }
 _TILES = {"encoder": str | None, "width": int | None, "magnification": float | None, "mpp": float | None}
-_SINCE = {"relative_side": float | None}  # Models that were saved before have no such key.
+# Models that were saved before have no such keys.
+_NAMES = {"features": dict[str, str], "coords": dict[str, str]}
+_SINCE = {"relative_side": float | None}
 
 
 class TileFacts(NamedTuple):
@@ -66,6 +68,8 @@ class SlideReading:
         sets: magnifications whose bags have no coordinates.
         max_tokens: largest number of tiles to keep, by magnification.
         tiles: encoder, width and magnification of the training tiles, by magnification.
+        features: name of the features in the files, by magnification; see :func:`~.slides.read_bag`.
+        coords: name of the coordinates in the files, by magnification.
 
     Raises:
         TypeError: a count is no integer, facts of tiles are no :class:`TileFacts`, or a relative side is no number.
@@ -85,6 +89,8 @@ class SlideReading:
     sets: Sequence[str] = ()
     max_tokens: Mapping[str, int] = field(default_factory=dict)
     tiles: Mapping[str, TileFacts] = field(default_factory=dict)
+    features: Mapping[str, str] = field(default_factory=dict)
+    coords: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, UNITS)
@@ -96,6 +102,9 @@ class SlideReading:
         object.__setattr__(self, "sets", tuple(self.sets))
         for name, count in self.max_tokens.items():
             check_count(f"max_tokens[{name!r}]", count)
+        for key in ("features", "coords"):
+            for name, value in getattr(self, key).items():
+                check_type(f"{key}[{name!r}]", value, str, "a name")
         for name, facts in self.tiles.items():
             if not isinstance(facts, TileFacts):
                 raise TypeError(f"tiles[{name!r}] must be TileFacts, got {type(facts).__name__}")
@@ -111,7 +120,7 @@ class SlideReading:
         Raises:
             ValueError: another magnification is named.
         """
-        for key in ("sets", "max_tokens", "tiles"):
+        for key in ("sets", "max_tokens", "tiles", "features", "coords"):
             if unknown := [name for name in getattr(self, key) if name not in magnifications]:
                 raise ValueError(f"{key} must be of the magnifications {', '.join(magnifications)}, got {unknown[0]!r}")
 
@@ -133,7 +142,7 @@ class SlideReading:
         Raises:
             FileError: the state lacks a key or has an unknown one, or a value is of the wrong type or out of range.
         """
-        values = check_state(state, _STATE)
+        values = check_state(state, _STATE, _NAMES)
         tiles = {
             name: TileFacts(**check_state(facts, _TILES, _SINCE, key=f"tiles.{name}"))
             for name, facts in values["tiles"].items()

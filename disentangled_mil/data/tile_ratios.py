@@ -37,14 +37,20 @@ def sides_of_slides(bags: Mapping[str, Bag | StoredBag]) -> Iterator[dict[str, T
     alone = {name: bag.as_set or bag.step is not None or len(bag.paths) > 1 for name, bag in stored.items()}
     for name, bag in stored.items():
         for path in map(Path, bag.paths):
-            side = tile_side(path, metadata_alone=alone[name])
+            side = tile_side(path, features=bag.features, coords=bag.coords, metadata_alone=alone[name])
             if side is not None:
                 slides.setdefault(slide_name(path.name), {})[name] = side
     for sides in slides.values():
         if len({side.is_stride for side in sides.values()}) > 1:
             # Where tiles overlap, a side in the metadata is wider than a stride, so strides are compared.
             strides = {
-                name: tile_side(side.path, metadata_alone=alone[name], stride_alone=True)
+                name: tile_side(
+                    side.path,
+                    features=stored[name].features,
+                    coords=stored[name].coords,
+                    metadata_alone=alone[name],
+                    stride_alone=True,
+                )
                 for name, side in sides.items()
             }
             sides = {name: side for name, side in strides.items() if side is not None}

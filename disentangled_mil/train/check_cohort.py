@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from .check_report import CohortCheck, lacking
 from .cross_validation import task_folds
 from .options import TrainingOptions
 from .progress import duration
-from .run_estimate import CohortSize, estimate_run
+from .run_estimate import CohortSize, estimate_run, has_teachers_out_of_fold
 from .slide_facts import SlideFacts, slide_facts, span
 from .threads import Threads, using_threads
 
@@ -27,6 +27,7 @@ _DEFAULTS = TrainingOptions()
 # Losses, evaluation, reading and the genes alone are not in the estimate. A run of 2 epochs on 61 simulated slides of
 # 510 patches took 2.7 times the estimate.
 _SLOWER = 3
+_OF_AUGMENTED = "drop_augmented = true in [slides] leaves them out, false reads them"
 _SHOWN = 5  # errors of one kind
 _LEAST_PATIENTS = 5  # of a class, or with an event, in the test patients of a fold
 
@@ -73,7 +74,11 @@ def check_cohort(
     width = next(iter(facts.values()))[0].width
     tokens = {name: [one.tokens for one in several] for name, several in facts.items()}
     changed = [f"{name} = {value!r}" for name, value in asdict(options).items() if value != getattr(_DEFAULTS, name)]
-    check.say("training", f"{', '.join(changed)}; all other options are the defaults" if changed else "defaults")
+    check.say(
+        "training",
+        f"{', '.join(changed)}; all other options are the defaults" if changed else "defaults",
+        *_cuts(tokens, options, with_genes=bool(genes)),
+    )
     known = [count for count in outputs if count]
     if known and not check.errors:
         totals = [sum(counts) for counts in zip(*tokens.values(), strict=True)]
@@ -102,11 +107,15 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
         there = {sample.patient for sample, one in zip(cohort.samples, several, strict=True) if one.tokens}
         counted = Counter(one.recognized for one in several)
         placed = sum(one.placed for one in several)
+        read, stored = (span([getattr(one, count) for one in several]) for count in ("tokens", "stored"))
+        augmented = sum(one.augmented for one in several)
         check.say(
             f"slides {name}",
             f"{sum(one.slides for one in several)} slides of {len(there)} patients, "
-            f"{span([one.tokens for one in several])} patches in a sample, {several[0].width} features per patch",
+            f"{read} patches in a sample{'' if read == stored else f' are read of {stored}'}, {several[0].width} "
+            "features per patch",
             *(f"recognized: {text} ({count})" for text, count in counted.items()),
+            *([f"augmented: {augmented:,} patches repeat others; {_OF_AUGMENTED}"] if augmented else []),
             *lacking("no slide", cohort.patients, there),
         )
         if 0 < placed < slides:
@@ -120,26 +129,47 @@ def _check_slides(cohort: Cohort, check: CohortCheck) -> dict[str, list[SlideFac
     return facts
 
 
+def _cuts(tokens: Mapping[str, Sequence[int]], options: TrainingOptions, *, with_genes: bool) -> Iterator[str]:
+    """What training leaves out of large bags, in a line for every option that does so."""
+    counts = [count for of in tokens.values() for count in of]
+    caps = [("training_tokens", options.training_tokens, "each epoch trains on other ones; predictions see all")]
+    if with_genes and has_teachers_out_of_fold(options):
+        caps.append(("teacher_tokens", options.teacher_tokens, "teachers of targets out of fold see no others"))
+    for name, most, meaning in caps:
+        if larger := sum(count > most for count in counts):
+            yield f"{larger:,} of {len(counts):,} bags hold more patches than {name} = {most:,}: {meaning}"
+
+
 def _check_places(cohort: Cohort, ordered: Sequence[str], check: CohortCheck) -> None:
     """Read the coordinates of every slide that keeps them; features are read in training.
 
-    Warn where tiles of a lower magnification are smaller than those of a higher one.
+    Warn where all tiles lie on one place, and where tiles of a lower magnification are smaller than those of a higher
+    one.
     """
-    faults = []
+    faults, at_one_place = [], []
     smaller: Counter[tuple[str, str]] = Counter()
+    stored = [bag for sample in cohort.samples for bag in sample.bags.values() if isinstance(bag, StoredBag)]
     for sample in cohort.samples:
         for bag in sample.bags.values():
             if isinstance(bag, StoredBag):
                 try:
-                    bag.check_places()
+                    with warnings.catch_warnings(record=True) as said:
+                        warnings.simplefilter("always")
+                        bag.check_places()
                 except ValueError as error:
                     faults.append(str(error))
+                at_one_place += [bag.paths[0] for warning in said if "on one place" in str(warning.message)]
         if not faults:
             smaller.update({pair for sides in sides_of_slides(sample.bags) for pair in smaller_tiles(sides, ordered)})
     for (low, high), count in smaller.items():
         check.warnings.append(
             f"{count} of {len(cohort.samples)} samples have smaller tiles at {low} than at {high}: are the folders "
             "swapped?"
+        )
+    if at_one_place:
+        check.warnings.append(
+            f"{len(at_one_place)} of {len(stored)} bags of slides have all tiles on one place, such as "
+            f"{at_one_place[0]}: write the coordinates of the tiles, or features without coordinates"
         )
     check.errors += faults[:_SHOWN]
     if len(faults) > _SHOWN:

@@ -80,6 +80,9 @@ def explain_slides(
     A student's map shows its prototypes and attention. A teacher's map shows the attention of every subspace, and
     ``genes.csv`` and ``gene_sets.csv`` tell which genes move the prediction for each patient.
 
+    The metadata and coordinates of all slides are checked before the first map. A slide whose features or image are
+    refused later does not stop the others, and the error at the end names it.
+
     Args:
         model: checkpoint of a student or teacher, or a run folder that holds one student (``train --refit``, or
             ``demo``).
@@ -148,17 +151,22 @@ def explain_slides(
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)
     network.to(device)
-    written = []
+    written, failures = [], dict[str, Exception]()
     work_begins()
     progress = tqdm(samples, desc="explaining", unit="sample", disable=quiet)
     for sample, placed in zip(progress, places, strict=True):
-        bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+        try:
+            bags = {name: bag.to(device) for name, bag in collate_samples([sample.load()]).items()}
+            behind = {slide: read_thumbnail(images[slide]) for slide in placed if slide in images}
+        except (ValueError, OSError) as error:
+            failures[sample.name] = error
+            continue
         with using_threads(threads, [sum(bag.patches.shape[1] for bag in bags.values())], batch_size=1):
             views = _views(network, bags, None if genes is None else genes.of(sample.patient))
             if isinstance(network, Teacher) and genes is not None:
                 genes.explain(network, bags, sample.patient, sample.name, task)
         for slide, parts in placed.items():
-            image = read_thumbnail(images[slide]) if slide in images else None
+            image = behind.get(slide)
             maps = {part.magnification: _map(part, views[part.magnification], network, image, extras) for part in parts}
             _write(out, slide, maps, image, f"{slide} (this student {NOT_NAMED})" if unnamed else slide)
             if extras.anndata:
@@ -171,6 +179,12 @@ def explain_slides(
             written.append(slide)
     if genes is not None:
         genes.write(out)
+    if failures:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise ValueError(
+            f"{out}: holds maps of {len(written)} slides, without {len(failures)} of {len(samples)} "
+            f"{reading.unit}s that were refused: {reasons}"
+        )
     return written
 
 
@@ -204,8 +218,15 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
     for name, bag in sample.bags.items():
         if not isinstance(bag, StoredBag):
             continue  # The sample has no tiles at this magnification.
+        bag.check_places()
         start = 0
-        for places in tile_places(*bag.paths, drop_augmented=bag.drop_augmented, max_tokens=bag.max_tokens):
+        for places in tile_places(
+            *bag.paths,
+            features=bag.features,
+            coords=bag.coords,
+            drop_augmented=bag.drop_augmented,
+            max_tokens=bag.max_tokens,
+        ):
             path = places.source.files[0]
             if not places.source.tokens:
                 continue
@@ -217,7 +238,7 @@ def _places(sample: Sample, steps: Mapping[str, float]) -> dict[str, list[_Part]
                 )
             if not len(places.coords):
                 continue  # The share of a small slide in max_tokens is no tile.
-            side = places.tile or steps.get(name)
+            side = places.source.tile or steps.get(name) or places.tile
             if side is None:
                 raise SlideError(
                     f"{path}: a map needs the side of a tile, got none; give it by --step {name}=SIDE", path

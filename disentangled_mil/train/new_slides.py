@@ -148,6 +148,8 @@ def new_samples(
             steps.get(name),
             as_set,
             reading.max_tokens.get(name),
+            reading.features.get(name),
+            reading.coords.get(name),
         )
 
     return [
@@ -171,7 +173,7 @@ def files_of(samples: Sequence[Sample]) -> list[Path]:
 
 def _is_slide(path: Path) -> bool:
     """Whether a path is one slide and no folder of slides; the ``.zarr`` of a slide is a folder too."""
-    return path.is_file() or (path.is_dir() and path.suffix in SUFFIXES)
+    return path.is_file() or (path.is_dir() and path.suffix.lower() in SUFFIXES)
 
 
 def _owners(path: str | Path | None, slides: Sequence[str]) -> dict[str, str]:

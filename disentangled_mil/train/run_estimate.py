@@ -99,7 +99,7 @@ def _work(
     counts = list(tokens.values())
     fold = len(counts[0]) * (folds - 1)
     # Each of the K teachers out of fold sees (K - 1) / K of the samples, and a part of large bags.
-    apart = options.teacher_repeats * (options.teacher_folds - 1) * _out_of_fold(options)
+    apart = options.teacher_repeats * (options.teacher_folds - 1) * has_teachers_out_of_fold(options)
     seen = sum(min(n, options.teacher_tokens) for of in counts for n in of) / max(1, sum(sum(of) for of in counts))
     teachers = fold * (1 + apart) * size.paired * bool(size.genes)
     return (teachers, (1 + apart * seen) / (1 + apart)), (fold * _students(size, options), 1.0)
@@ -109,12 +109,20 @@ def _models(size: CohortSize, options: TrainingOptions) -> str:
     """The models of a fold in words."""
     count = options.teacher_repeats * options.teacher_folds
     parts = ["one teacher"] if size.genes else []
-    parts += [f"{count} teachers for targets out of fold"] if size.genes and _out_of_fold(options) else []
+    parts += [f"{count} teachers for targets out of fold"] if size.genes and has_teachers_out_of_fold(options) else []
     students = "two students" if _students(size, options) == 2 else "one student"
     return f"{', '.join(parts)} and {students}" if parts else students
 
 
-def _out_of_fold(options: TrainingOptions) -> bool:
+def has_teachers_out_of_fold(options: TrainingOptions) -> bool:
+    """Whether teachers are trained for targets out of fold, if there is expression.
+
+    Args:
+        options: options of the training.
+
+    Returns:
+        True if they are.
+    """
     return options.distill == "auto" or (options.distill == "always" and options.distillation_targets == "out_of_fold")
 
 

@@ -13,10 +13,12 @@ class SlideFacts(NamedTuple):
 
     Attributes:
         slides: number of slides.
-        tokens: number of patches.
+        tokens: number of patches that are read.
         width: features per patch.
         placed: flag, True if patches have coordinates.
         recognized: writer, encoder, magnification and size of the patches, as far as they are known.
+        stored: number of patches in the files.
+        augmented: number of these that are augmented copies of others.
     """
 
     slides: int
@@ -24,6 +26,8 @@ class SlideFacts(NamedTuple):
     width: int
     placed: bool
     recognized: str
+    stored: int
+    augmented: int = 0
 
 
 def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
@@ -42,10 +46,13 @@ def slide_facts(bag: Bag | StoredBag) -> SlideFacts:
     if isinstance(bag, Bag):
         tokens, width = int(bag.mask.sum()), bag.patches.shape[2]
         recognized = "in memory" if tokens else "no tiles"
-        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), recognized)
+        return SlideFacts(int(tokens > 0), tokens, width, not isinstance(bag.grid, TokenSet), recognized, tokens)
     source = bag.source()
-    tokens = source.tokens if bag.max_tokens is None else min(source.tokens, bag.max_tokens)
-    return SlideFacts(len(source.files), tokens, source.width, source.placed, source.summary)
+    tokens = source.tokens - (source.augmented if bag.drop_augmented else 0)
+    tokens = tokens if bag.max_tokens is None else min(tokens, bag.max_tokens)
+    return SlideFacts(
+        len(source.files), tokens, source.width, source.placed, source.summary, source.tokens, source.augmented
+    )
 
 
 def tell_partly_read(samples: Sequence[Sample]) -> None:

@@ -201,6 +201,9 @@ def test_a_step_in_another_unit_is_refused() -> None:
     with pytest.raises(ValueError, match=message):
         Grid.from_coords(coords, step=4096)
     assert Grid.from_coords(coords[:128], step=4096).shapes == ((1, 1),)
+    with pytest.warns(UserWarning, match=r"^coords put all 9 tokens on one place"):
+        Grid.from_coords(coords[:1].expand(9, 2), step=4096)
+    Grid.from_coords(coords[:1].expand(8, 2), step=4096)
     repeated = coords[:1].expand(2000, 2)
     with pytest.warns(UserWarning, match=r"^coords put all 2000 tokens on one place; leave them out if places are not"):
         assert Grid.from_coords(repeated, step=4096).shapes == ((1, 1),)

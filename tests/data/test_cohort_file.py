@@ -17,6 +17,7 @@ from disentangled_mil.bags import TokenSet, collate_bags
 from disentangled_mil.data.cohort_file import read_cohort
 from disentangled_mil.data.expression import read_expression
 from disentangled_mil.data.folds import inner_split, patient_folds
+from disentangled_mil.data.slide_reading import SlideReading
 from disentangled_mil.data.slides import read_bag, write_bag
 from disentangled_mil.train.cohort_digest import cohort_digest
 from tests.support.slides import write_hdf5
@@ -832,6 +833,40 @@ def test_another_encoder_or_magnification_within_a_folder_is_refused(folder):
     write_bag(folder / "20x" / "b1.h5", torch.rand(2, 5), coords, step=448, encoder="UNI", magnification=40)
     with pytest.raises(ValueError, match=r"20x/b1\.h5: must have tiles at 20x, got 40x"):
         read_cohort(folder / "COHORT.toml")
+
+
+def test_features_and_coordinates_may_be_named(folder):
+    """Here both magnifications are in the same files under different names."""
+    for path in (folder / "20x").iterdir():
+        with h5py.File(path, "r+") as file:
+            for name in ("features", "coords"):
+                file[f"{name}_10x"] = file[name][:1]
+                file.move(name, f"{name}_20x")
+    text = (folder / "COHORT.toml").read_text()
+    for name in ("20x", "10x"):
+        text = text.replace(f'folder = "{name}"', f'folder = "20x"\nfeatures = "features_{name}"')
+    (folder / "COHORT.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"coordinates must be in .*; name it by coords = 'coords_10x'"):
+        read_cohort(folder / "COHORT.toml")
+    for name in ("10x", "20x"):
+        text = text.replace(f'"features_{name}"', f'"features_{name}"\ncoords = "coords_{name}"')
+    (folder / "COHORT.toml").write_text(text)
+    cohort = read_cohort(folder / "COHORT.toml")
+    sample = cohort.samples[0]
+    one, all_ = (sample.load()[name] for name in ("10x", "20x"))
+    assert one.patches.shape[1] == 1 < all_.patches.shape[1] == sample.bags["20x"].source().tokens
+    reading = cohort.reading()
+    assert reading.features == {"10x": "features_10x", "20x": "features_20x"}
+    assert reading.coords == {"10x": "coords_10x", "20x": "coords_20x"}
+    sample.bags["20x"].check_places()
+    state = reading.state()
+    assert SlideReading.from_state(state) == reading
+    with pytest.raises(FileError, match=r"^features\.20x must be text, got 3"):
+        SlideReading.from_state({**state, "features": {"20x": 3}})
+    with pytest.raises(ValueError, match=r"^features must be of the magnifications 10x, got '20x'"):
+        SlideReading(features={"20x": "uni"}).check_magnifications(("10x",))
+    older = {key: value for key, value in state.items() if key not in ("features", "coords")}
+    assert SlideReading.from_state(older).features == {}  # of a model that was saved before there were names
 
 
 def test_a_magnification_may_have_a_largest_number_of_tiles(folder):

@@ -69,3 +69,28 @@ def test_the_reading_for_a_checkpoint_is_that_of_the_files(folders):
 def test_what_does_not_fit_is_refused(folders, labels, classes, error, message):
     with pytest.raises(error, match=message):
         SlideDataset(folders, labels, classes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folders": "slides"}, "folders must be a mapping from names, got str"),
+        ({"labels": [1, 2]}, "labels must be a mapping or a series from names of slides, got list"),
+        (
+            {"labels": pd.DataFrame({"grade": [1]}, index=["a"])},
+            r"labels must be one column of a table, such as table\['label'\], got a DataFrame",
+        ),
+        ({"labels": {"a": ["low"]}}, "label of 'a' must be hashable, got list"),
+        ({"max_tokens": "400"}, "max_tokens must be an integer, got str"),
+    ],
+)
+def test_arguments_of_other_types_are_named(folders, options, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        SlideDataset(**{"folders": folders, "labels": {"a": 1}, **options})
+
+
+def test_a_batch_is_of_items(folders):
+    dataset = SlideDataset(folders, {"a": 1, "b": 2})
+    for items, kinds in ((dataset[0], "a tuple of dict, int"), (1, "int"), ([dataset[0][0]], "a list of dict")):
+        with pytest.raises(TypeError, match=rf"^items must be a sequence of items \(bags, target\) .*, got {kinds}$"):
+            dataset.collate(items)

@@ -1,8 +1,11 @@
 """The command check tells what was understood, and finds what would spoil a run before it starts."""
 
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import pandas as pd
 import pytest
 
@@ -82,6 +85,53 @@ def test_swapped_folders_of_magnifications_are_suspected(description, tmp_path):
     warnings = check_cohort(path, OPTIONS).warnings
     for what in ("more patches", "smaller tiles"):
         assert any(f"{what} at 10x than at 20x: are the folders swapped?" in warning for warning in warnings)
+
+
+def with_own_slides(description: Path, folder: Path, old: str = "[clinical]", new: str = "[clinical]") -> Path:
+    """A copy of the cohort whose slides may be written to."""
+    path = copy_with_change(description, folder, "cohort.toml", old, new)
+    (folder / "slides").unlink()
+    shutil.copytree(description.parent / "slides", folder / "slides")
+    return path
+
+
+def test_coordinates_that_are_all_alike_are_suspected_and_counted(description, tmp_path):
+    path = with_own_slides(description, tmp_path)
+    files = sorted((tmp_path / "slides" / "20x").iterdir())
+    for file in files[:2]:
+        with h5py.File(file, "r+") as content:
+            content["coords"][:] = 0
+    check = check_cohort(path, OPTIONS, task="grading")
+    message = f"2 of {2 * len(files)} bags of slides have all tiles on one place, such as {files[0]}: write the coord"
+    assert [text for text in check.warnings if text.startswith(message)]
+    assert not any(text.startswith("coords put all") for text in check.warnings)
+
+
+def test_what_is_left_out_of_large_bags_is_said(description, tmp_path):
+    path = copy_with_change(description, tmp_path, "cohort.toml", "[slides.20x]", "[slides.20x]\nmax_tokens = 10")
+    options = replace(OPTIONS, training_tokens=9, teacher_tokens=5)
+    text = str(check_cohort(path, options, task="grading"))
+    assert re.search(r"slides 20x .*, 10 patches in a sample are read of 20 to \d+ \(median \d+\), 6 features", text)
+    assert re.search(r"\n +\d+ of 136 bags hold more patches than training_tokens = 9: each epoch", text)
+    assert "than teacher_tokens = 5: teachers of targets out of fold see no others" in text
+    assert "are read of" not in text.split("slides 20x")[0]
+    alone = str(check_cohort(path, replace(options, distill="never", training_tokens=100), task="grading"))
+    assert "hold more patches" not in alone
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_augmented_patches_are_counted(description, tmp_path, drop):
+    new = f"[slides]\ndrop_augmented = {str(drop).lower()}\n\n[slides.10x]"
+    path = with_own_slides(description, tmp_path, "[slides.10x]", new)
+    files = list((tmp_path / "slides" / "20x").iterdir())
+    for file in files:
+        with h5py.File(file, "r+") as content:
+            content["augmented"] = [True] * 2 + [False] * (len(content["coords"]) - 2)
+    text = str(check_cohort(path, OPTIONS, task="grading"))
+    assert (
+        f"augmented: {2 * len(files)} patches repeat others; drop_augmented = true in [slides] leaves them out" in text
+    )
+    assert ("18 to " in text and " in a sample are read of 20 to " in text) == drop
 
 
 def test_what_a_run_would_refuse_is_an_error_with_its_place(description, tmp_path, capsys):

@@ -96,13 +96,59 @@ def test_a_run_folder_names_its_one_student_and_takes_the_maps(slides, tmp_path,
     assert f"error: {tmp_path / 'typo'}.json: no such file" in capsys.readouterr().err
 
 
-def test_a_slide_that_is_refused_late_is_a_failure_on_the_way(student, slides, tmp_path, capsys):
+def test_a_slide_that_is_refused_late_is_a_failure_on_the_way_and_does_not_stop_the_others(
+    student, slides, tmp_path, capsys
+):
     places = [f"{name}={folder}" for name, folder in slides.items()]
-    with h5py.File(slides["10x"] / "B.h5", "r+") as file:
+    with h5py.File(slides["10x"] / "A.h5", "r+") as file:
         file["features"][0, 1] = np.nan
     assert main(["explain", str(student), *places, "--out", str(tmp_path / "maps")]) == 1
-    assert "B.h5: features must be finite" in capsys.readouterr().err
-    assert (tmp_path / "maps" / "A.csv").exists()
+    said = capsys.readouterr().err
+    assert "maps: holds maps of 1 slides, without 1 of 2 slides that were refused: A: " in said
+    assert "A.h5: features must be finite" in said
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"B.csv", "B.png", "B.geojson"}
+
+
+def test_an_image_that_is_refused_late_does_not_stop_the_others(student, slides, tmp_path):
+    pytest.importorskip("openslide")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "A.svs").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"holds maps of 1 slides, without 1 of 2 slides .*: A: .*A\.svs"):
+        explain_slides(student, slides, tmp_path / "maps", Extras(images=images))
+    assert (tmp_path / "maps" / "B.csv").exists()
+
+
+def test_the_given_side_of_a_cell_is_that_of_tiles_of_which_nothing_else_is_known(student, tmp_path, capsys):
+    for name in SIZES:
+        (tmp_path / name).mkdir()
+        write_bag(tmp_path / name / "A.h5", torch.ones(2, 8), torch.tensor([[0, 0], [40_000, 20_000]]))
+    command = ["explain", str(student), *(f"{name}={tmp_path / name}" for name in SIZES)]
+    assert main([*command, "--out", str(tmp_path / "maps")]) == 2
+    assert "A.h5: a map needs the side of a tile, got none; give it by --step 10x=SIDE" in capsys.readouterr().err
+    steps = [text for name, side in SIZES.items() for text in ("--step", f"{name}={side}")]
+    assert main([*command, *steps, "--out", str(tmp_path / "maps")]) == 0
+    features = json.loads((tmp_path / "maps" / "A.geojson").read_text())["features"]
+    assert {corner[0][2][0] for corner in (f["geometry"]["coordinates"] for f in features)} == {448, 40_448}
+    # A cell of a tenth of the tile makes too large a grid, which is said before the first map.
+    assert main([*command, "--step", "10x=896", "--step", "20x=44.8", "--out", str(tmp_path / "other")]) == 2
+    assert "A.h5: coords must lie on a grid: 2 tokens would span 894 x 447 cells of" in capsys.readouterr().err
+
+
+def test_names_in_the_files_are_those_of_training(student, slides, tmp_path):
+    explain_slides(student, slides, tmp_path / "maps")
+    for folder in slides.values():
+        for path in folder.iterdir():
+            with h5py.File(path, "r+") as file:
+                file.move("features", "embeddings")
+                file.move("coords", "coords_level0")
+    with pytest.raises(ValueError, match=r"must have a dataset features, .*; name it by features = 'embeddings'"):
+        explain_slides(student, slides, tmp_path / "named")
+    names = {"features": dict.fromkeys(SIZES, "embeddings"), "coords": dict.fromkeys(SIZES, "coords_level0")}
+    torch.manual_seed(0)
+    assert explain_slides(save(tmp_path, Student(**MODEL), name="other", **names), slides, tmp_path / "named")
+    for path in (tmp_path / "maps").glob("*.csv"):
+        assert (tmp_path / "named" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_command_that_shows_maps_can_be_pasted(slides, tmp_path, capsys):

@@ -104,7 +104,7 @@ def test_checkpoint_notes_how_bags_are_read(by_patient):
     }
     source = {"encoder": None, "width": 8, "magnification": None, "mpp": None}
     tiles = {"10x": {**source, "relative_side": 2.0}, "20x": {**source, "relative_side": 1.0}}
-    assert description["reading"] == {**reading, "max_tokens": {}, "tiles": tiles}
+    assert description["reading"] == {**reading, "max_tokens": {}, "tiles": tiles, "features": {}, "coords": {}}
 
 
 @pytest.mark.parametrize(

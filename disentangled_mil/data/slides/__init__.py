@@ -1,6 +1,7 @@
 """Slides as feature extractors write them: CLAM, TRIDENT, STAMP, AnnData and others, read as bags."""
 
 from ._choice import reads_part
+from ._opening import check_step
 from .facts import slide_source
 from .files import IMAGE_SUFFIXES, SUFFIXES, slide_files, slide_name
 from .places import TilePlaces, check_places, tile_places
@@ -16,6 +17,7 @@ __all__ = [
     "SlideSource",
     "TilePlaces",
     "check_places",
+    "check_step",
     "difference",
     "read_bag",
     "reads_part",

@@ -1,7 +1,7 @@
 """Tables of AnnData, as LazySlide and scverse write them: ``.h5ad``, or a table in the ``.zarr`` of a SpatialData.
 
-Features are ``X``. Coordinates are ``obsm["spatial"]``, or the columns ``x`` and ``y`` of ``obs``. LazySlide describes
-its tiles in ``uns["tile_spec"]``, or in a table of that name.
+Features are ``X``. Where the coordinates are, :mod:`._anndata_places` tells. LazySlide describes its tiles in
+``uns["tile_spec"]``, or in a table of that name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ._hdf5 import check_complete, check_coords, check_features, check_held, dataset
+from ._anndata_places import find_places, read_anndata_places
+from ._hdf5 import check_complete, check_coords, check_features, check_held, raised_in
 from ._stored import Array, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
@@ -25,16 +26,17 @@ def is_anndata(group: Any) -> bool:
 
 
 def open_anndata_group(
-    path: Path, group: Any, coords: str | None, encoder: str | None = None, specs: Any = None
+    path: Path, group: Any, coords: str | None, encoder: str | None = None, specs: Any = None, *, as_set: bool
 ) -> StoredSlide:
     """The slide in a group that holds AnnData.
 
     Args:
         path: file, for errors.
         group: group of HDF5 or zarr.
-        coords: key of ``obsm``; by default ``spatial``, if present.
+        coords: key of ``obsm``; by default the coordinates under a known name, if present.
         encoder: name of the encoder, if it is known.
         specs: table with descriptions of tiles, if it is apart.
+        as_set: whether coordinates under an unknown name are no error.
 
     Returns:
         The slide.
@@ -57,17 +59,12 @@ def open_anndata_group(
         number(spec.get(f"raw_{name}")) or (side * scale if scale and (side := number(spec.get(name))) else None)
         for name in ("width", "stride_width")
     )
-    key = coords or "spatial"
-    in_obsm = "obsm" in group and key in group["obsm"]
-    if coords is not None and not in_obsm:
-        raise SlideError(f"{path}: obsm must have the key {coords!r}, got {', '.join(group.get('obsm', ())) or 'none'}")
-    in_obs = "x" in group["obs"] and "y" in group["obs"]
-    placed = in_obsm or in_obs
+    place = find_places(path, group, coords, as_set=as_set or count < 2)
+    placed = place is not None
 
     def places() -> Array:
-        found = _read(path, group["obsm"])[key] if in_obsm else _read(path, group["obs"])[["x", "y"]]
-        found = np.asarray(found)
-        check_coords(path, found, count)
+        found = read_anndata_places(path, place, lambda part: _read(path, group[part])) if place else np.empty(0)
+        check_coords(path, found, count, width)
         return found
 
     return StoredSlide(
@@ -91,7 +88,7 @@ def open_anndata_group(
 
 
 @contextmanager
-def open_zarr_slide(path: Path, features: str | None, coords: str | None) -> Iterator[StoredSlide]:
+def open_zarr_slide(path: Path, features: str | None, coords: str | None, *, as_set: bool) -> Iterator[StoredSlide]:
     """The slide in a zarr folder: AnnData, or a table of a SpatialData; ``features`` names one of several tables."""
     require_anndata(path)
     import zarr
@@ -99,31 +96,33 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None) -> Ite
     try:
         root: Any = zarr.open_group(str(path), mode="r")
         if is_anndata(root):
-            yield open_anndata_group(path, root, coords)
+            check_unnamed(path, features)
+            yield open_anndata_group(path, root, coords, as_set=as_set)
             return
         tables = root.get("tables", {})
         names = [name for name in tables if is_anndata(tables[name]) and "X" in tables[name]]
         if features not in names if features is not None else len(names) != 1:
             raise SlideError(
-                f"{path}: must hold one table with features, or the argument features must name one, "
-                f"got {', '.join(sorted(names)) or 'none'}"
+                f"{path}: must hold one table with features, or features = 'NAME' must name one of several, got "
+                f"{', '.join(sorted(names)) or 'none'}"
             )
         name = features or names[0]
         encoder = name.removesuffix(_SUFFIX) if name.endswith(_SUFFIX) else None
-        yield open_anndata_group(path, tables[name], coords, encoder, tables.get("tile_spec"))
-    except SlideError:
-        raise
+        yield open_anndata_group(path, tables[name], coords, encoder, tables.get("tile_spec"), as_set=as_set)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SlideError) or not raised_in(error, "zarr", "numcodecs"):
+            raise
         raise SlideError(f"{path}: must be a complete zarr folder: {error}; write it again") from error
 
 
 def _features(path: Path, group: Any) -> Any:
     """The array X; the file holds all of it."""
-    if isinstance(group, h5py.Group):
-        return dataset(path, group, ("X",))
     values: Any = group.get("X")
-    if not hasattr(values, "nchunks"):
-        raise SlideError(f"{path}: X must be a dense array of features, got {'none' if values is None else 'a group'}")
+    if not hasattr(values, "dtype"):
+        raise SlideError(f"{path}: {_no_array(values)}")
+    if isinstance(values, h5py.Dataset):
+        check_complete(path, "X", values)
+        return values
     if values.nchunks_initialized < values.nchunks:
         raise SlideError(
             f"{path}: X must hold the {list(values.shape)} numbers that it declares, got {values.nchunks_initialized} "
@@ -132,6 +131,16 @@ def _features(path: Path, group: Any) -> Any:
     stored = values.nbytes_stored  # a number before zarr 3
     check_held(path, "X", values.shape, values.nbytes, stored() if callable(stored) else stored)
     return values
+
+
+def _no_array(values: Any) -> str:
+    """The error about features that are no dense array."""
+    if values is None:
+        return "X must be an array of features, got none; store the features as X"
+    kind = text(values.attrs.get("encoding-type"))
+    if kind in ("csr_matrix", "csc_matrix"):
+        return f"X must be a dense array of features, got a sparse {kind}; write it dense, table.X = table.X.toarray()"
+    return f"X must be a dense array of features, got {kind or 'a group'}"
 
 
 def _check_parts(path: Path, group: h5py.Group) -> None:
@@ -165,6 +174,12 @@ def _read(path: Path, element: Any) -> Any:
         raise SlideError(
             f"{path}: {element.name} must be an element of AnnData: {error}; write the table again", path
         ) from error
+
+
+def check_unnamed(path: Path, features: str | None) -> None:
+    """Check that no name of features would be passed over."""
+    if features not in (None, "X"):
+        raise SlideError(f"{path}: features must be 'X' or absent for a table of AnnData, got {features!r}")
 
 
 def require_anndata(path: Path) -> None:

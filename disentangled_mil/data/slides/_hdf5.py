@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil, prod
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import h5py
@@ -32,10 +33,24 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
     except PermissionError as error:
         raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
-    except SlideError:
-        raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, SlideError) or not raised_in(error, "h5py"):
+            raise
         raise SlideError(f"{path}: must be a complete HDF5 file: {error}; write the file again") from error
+
+
+def raised_in(error: Exception, *packages: str) -> bool:
+    """Whether an error comes out of a library, which finds a file damaged, and not out of what is done with the file.
+
+    Args:
+        error: error that was caught.
+        *packages: names of libraries.
+
+    Returns:
+        Whether a frame of one of them is in its traceback.
+    """
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(module.partition(".")[0] in packages for module in modules)
 
 
 def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset:
@@ -53,13 +68,27 @@ def dataset(path: Path, group: h5py.Group, names: Sequence[str]) -> h5py.Dataset
             )
     present = ", ".join(f"{name} {list(getattr(item, 'shape', ['group']) or [])}" for name, item in group.items())
     wanted = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    raise SlideError(f"{path}: must have a dataset {wanted}, got {present or 'an empty file'}")
+    raise SlideError(f"{path}: must have a dataset {wanted}, got {present or 'an empty file'}{_remedy(group, names)}")
+
+
+def _remedy(group: h5py.Group, names: Sequence[str]) -> str:
+    """What to do if a dataset is not there: name another one, or another folder."""
+    arrays = {name: item for name, item in group.items() if isinstance(item, h5py.Dataset) and item.shape}
+    if set(names) <= set(COORDS):
+        return ""
+    if arrays and set(arrays) <= set(COORDS):
+        return "; the file holds the tiles alone, as in the folder patches: name the folder of the features"
+    like = [name for name, item in arrays.items() if item.dtype.kind == "f" and name not in COORDS]
+    return f"; name it by features = {like[0]!r}" if like else ""
 
 
 def check_features(path: Path, data: Any) -> tuple[int, int]:
     """Number of rows N and width C of features, from their metadata."""
     if np.dtype(data.dtype).kind != "f" or data.dtype.itemsize > 8:
-        raise SlideError(f"{path}: features must be floating-point numbers of 16, 32 or 64 bits, got {data.dtype}")
+        raise SlideError(
+            f"{path}: features must be floating-point numbers of 16, 32 or 64 bits, got {data.dtype}; store them as "
+            "float32"
+        )
     sizes = vector_or_rows(data.shape)
     if sizes is None:
         raise SlideError(f"{path}: features must have shape [N, C], [1, N, C] or [C], got {list(data.shape)}")
@@ -68,20 +97,38 @@ def check_features(path: Path, data: Any) -> tuple[int, int]:
     return sizes
 
 
-def read_coords(path: Path, data: Any, count: int) -> Array:
-    """Coordinates [N, 2] of N patches."""
-    check_coords(path, data, count)
+def are_of_tiles_behind(count: int, shape: tuple[int, ...]) -> bool:
+    """Whether coordinates beside one vector are those of the tiles that a slide encoder summed up in it."""
+    return count == 1 and len(shape) in (2, 3) and shape[-1] == 2 and shape[-2] != 1
+
+
+def read_coords(path: Path, data: Any, count: int, width: int, features: str = "") -> Array:
+    """Coordinates [N, 2] of N patches with C features, which may be in another file."""
+    check_coords(path, data, count, width, features)
     return read_rows(data)
 
 
-def check_coords(path: Path, data: Any, count: int) -> None:
+def check_coords(path: Path, data: Any, count: int, width: int, features: str = "") -> None:
     """Check the type and shape of the coordinates of N patches, [N, 2] or [1, N, 2]."""
     if np.dtype(data.dtype).kind not in "iuf" or data.dtype.itemsize > 8:
         raise SlideError(f"{path}: coords must be numbers of at most 64 bits, got {data.dtype}")
-    if tuple(data.shape) not in ((count, 2), (1, count, 2)):
+    shape = tuple(data.shape)[1:] if len(data.shape) == 3 and data.shape[0] == 1 else tuple(data.shape)
+    if shape == (count, 2):
+        return
+    if shape == (width, 2):
         raise SlideError(
-            f"{path}: coords must have shape [N, 2] = [{count}, 2] like the features, got {list(data.shape)}"
+            f"{path}: features{features} must have shape [N, C] = [{width}, {count}] like the {width} coords, got "
+            f"{[count, width]}; store them transposed"
         )
+    remedy = "extract the slide again"
+    if shape == (2, count):
+        remedy = "store them transposed"
+    elif len(shape) == 2 and shape[0] == count:
+        remedy = "keep (x, y) of the upper left corners"
+    raise SlideError(
+        f"{path}: coords must have shape [N, 2] = [{count}, 2] like the features{features}, got {list(data.shape)}; "
+        f"{remedy}"
+    )
 
 
 def read_rows(data: Any, axes: int = 2) -> Array:

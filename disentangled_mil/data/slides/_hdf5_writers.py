@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ._hdf5 import COORDS, FEATURES, check_features, dataset, open_hdf5, read_coords, read_rows
+from ._hdf5 import COORDS, FEATURES, are_of_tiles_behind, check_features, dataset, open_hdf5, read_coords, read_rows
 from ._stored import Array, Rows, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
@@ -20,6 +20,7 @@ _AUGMENTED = "augmented"
 _SIDES = ("patch_size_level0", "patch_size", "overlap")
 _OF_TRIDENT = {"patch_size_level0", "target_magnification"}
 _FIRST_STAMP = 224, 256.0  # pixels and micrometers of a tile
+_UNITS = {"um": "micrometers", "µm": "micrometers", "μm": "micrometers", "px": "pixels"}  # by the attribute of STAMP
 _FOLDERS_ABOVE = 3  # CLAM's features lie in FOLDER/h5_files, and its patches beside it or one folder above.
 
 
@@ -40,22 +41,23 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
     values = dataset(path, file, FEATURES if features is None else (features,))
     count, width = check_features(path, values)
     places = None
-    # The tiles behind the vector of a slide encoder may be listed beside it.
     if values.ndim > 1 and (coords is not None or any(name in file for name in COORDS)):
         places = dataset(path, file, COORDS if coords is None else (coords,))
+        if coords is None and are_of_tiles_behind(count, places.shape):
+            places = None
     rows: Rows = values if values.ndim == 2 else _WithoutAxis(values)
     slide = StoredSlide(
-        SlideSource((path,), "HDF5", count, width, places is not None),
+        SlideSource((path,), "HDF5", count, width, places is not None, augmented=_count_flags(path, file, count)),
         rows,
         values.chunks[-2] if values.chunks and values.ndim > 1 else 1,
-        None if places is None else lambda: read_coords(path, places, count),
+        None if places is None else lambda: read_coords(path, places, count, width),
         (lambda: _flags(path, file, count)) if _AUGMENTED in file else None,
     )
     place_notes = {} if places is None else dict(places.attrs)
     if "encoder" in values.attrs or not _OF_TRIDENT.isdisjoint(place_notes):
         return _trident(path, slide, {**file.attrs, **values.attrs}, place_notes)
     if values.name == "/feats" or "extractor" in file.attrs:
-        return _stamp(slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
+        return _stamp(path, slide, dict(file.attrs), integers=places is not None and places.dtype.kind in "iu")
     if values.name == "/Res_feature":
         return slide._replace(source=slide.source._replace(writer="released method"))
     return slide if places is None else clam_slide(path, slide)
@@ -67,8 +69,8 @@ def refuse_other_coordinates(path: Path, file: h5py.File) -> None:
         shape = tuple(getattr(item, "shape", None) or ())
         if "coord" in name.casefold() and name not in COORDS and len(shape) in (2, 3) and shape[-1] == 2:
             raise SlideError(
-                f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, "
-                f"or be named by the argument coords, got {name}"
+                f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, got {name}; name it by "
+                f"coords = {name!r}"
             )
 
 
@@ -111,21 +113,34 @@ def _trident(path: Path, slide: StoredSlide, notes: Mapping[str, Any], places: M
     )
 
 
-def _stamp(slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> StoredSlide:
+def _stamp(path: Path, slide: StoredSlide, notes: Mapping[str, Any], *, integers: bool) -> StoredSlide:
     pixels = number(notes.get("tile_size_px"))
     side = number(notes.get("tile_size_um")) or number(notes.get("tile_size"))
-    unit = "micrometers" if side else None
+    placed = slide.source.placed
+    unit = _stamp_unit(path, notes, side) if placed else None
     mpp = side / pixels if side and pixels else None
     encoder = text(notes.get("encoder")) or text(notes.get("extractor"))
-    if side is None and integers and encoder is not None:
+    if side is None and unit is None and "unit" not in notes and integers and encoder is not None:
         side, unit, mpp = float(_FIRST_STAMP[0]), "tile pixels", _FIRST_STAMP[1] / _FIRST_STAMP[0]
-    tile = side if slide.source.placed else None
-    placed = slide.source.placed
-    unit_um = (1.0 if unit == "micrometers" else mpp) if placed else None
-    source = slide.source._replace(
-        writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit if placed else None, unit_um=unit_um
-    )
+    tile = side if placed else None
+    unit_um = {"micrometers": 1.0, "tile pixels": mpp}.get(unit) if unit else None
+    source = slide.source._replace(writer="STAMP", encoder=encoder, mpp=mpp, tile=tile, unit=unit, unit_um=unit_um)
     return slide._replace(source=source, step=lambda: tile)
+
+
+def _stamp_unit(path: Path, notes: Mapping[str, Any], side: float | None) -> str | None:
+    """The unit of coordinates; None for pixels, because the attributes do not tell in which level of the slide."""
+    stated = text(notes.get("unit"))
+    if stated is None:
+        return "micrometers" if side else None
+    unit = _UNITS.get(stated.casefold())
+    if unit is None or (unit == "pixels" and side):
+        size = f" with a tile of {side:g} micrometers" if side else ""
+        raise SlideError(
+            f"{path}: the attribute unit must be 'um' for micrometers, or 'px' without a tile size in micrometers, got "
+            f"{stated!r}{size}; correct the attributes"
+        )
+    return "micrometers" if unit == "micrometers" else None
 
 
 def _step(path: Path, sides: Mapping[str, Any]) -> float:
@@ -142,6 +157,14 @@ def _step(path: Path, sides: Mapping[str, Any]) -> float:
             f"{path}: attributes of coords must give a positive side of a grid cell, got {noted}; give it as step"
         )
     return step
+
+
+def _count_flags(path: Path, file: h5py.File, count: int) -> int:
+    """The number of augmented patches; flags of another number are refused only where they are needed."""
+    stored = file.get(_AUGMENTED)
+    if not isinstance(stored, h5py.Dataset) or stored.shape not in ((count,), (1, count)):
+        return 0
+    return int(_flags(path, file, count).sum())
 
 
 def _flags(path: Path, file: h5py.File, count: int) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._hdf5 import COORDS, dataset, open_hdf5, read_coords
+from ._hdf5 import COORDS, are_of_tiles_behind, dataset, open_hdf5, read_coords
 from ._hdf5_writers import clam_slide
 from ._stored import Array, StoredSlide, vector_or_rows
 from .source import SlideError, SlideSource
@@ -44,8 +44,14 @@ def open_tensor_slide(path: Path, features: str | None, coords: str | None) -> I
         return
     with open_hdf5(beside) as file:
         places = dataset(beside, file, COORDS)
-        source = slide.source._replace(placed=True)
-        yield clam_slide(path, slide._replace(source=source, coords=lambda: read_coords(beside, places, count)))
+        if are_of_tiles_behind(count, places.shape):
+            yield slide
+            return
+
+        def read() -> Array:
+            return read_coords(beside, places, count, width, f" in {path}")
+
+        yield clam_slide(path, slide._replace(source=slide.source._replace(placed=True), coords=read))
 
 
 def _load(path: Path) -> Tensor:
@@ -57,14 +63,18 @@ def _load(path: Path) -> Tensor:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise PermissionError(f"{path}: must be readable, got no permission to read it") from error
-    except Exception as error:  # unpicklers raise anything
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # unpicklers raise anything, in long texts about torch.load
         raise SlideError(
-            f"{path}: must hold a tensor that torch.load(weights_only=True) reads, got {type(error).__name__}: {reason}"
+            f"{path}: must hold a tensor that torch.load(weights_only=True) reads, got {type(error).__name__}, so the "
+            "file is cut or holds other objects, such as an array of NumPy; save a tensor, "
+            "torch.save(torch.from_numpy(features), path), or features with coordinates by write_bag"
         ) from error
     if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_sparse:
         came = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-        raise SlideError(f"{path}: must hold one floating-point tensor alone, got {came}; save the features alone")
+        raise SlideError(
+            f"{path}: must hold one floating-point tensor alone, got {came}; save the features alone, or with "
+            "coordinates by write_bag"
+        )
     declared, stored = values.numel() * values.element_size(), values.untyped_storage().nbytes()
     if stored < declared:  # an expanded tensor repeats one row without end
         raise SlideError(

@@ -9,6 +9,7 @@ from ._stored import Array, StoredSlide
 from .source import SlideError
 
 _BLOCK = 16 << 20  # bytes that are read at once, beside the tensor itself
+_REMEDY = "; extract the slide again, or leave it out"
 _LARGEST = 1e7  # Larger than the coordinates of any slide; an unsigned -1 is larger.
 
 
@@ -27,7 +28,7 @@ def read_features(slide: StoredSlide, rows: NDArray[np.int64]) -> Tensor:
         block = np.asarray(stored[start : start + size])
         part = view[first:last]
         part[:] = block if len(block) == last - first else block[rows[first:last] - start]
-        check_finite(f"{name}: features", part, rows[first:last])
+        check_finite(f"{name}: features", part, rows[first:last], _REMEDY)
     return values
 
 
@@ -36,7 +37,7 @@ def read_places(slide: StoredSlide) -> Array | None:
     if slide.coords is None:
         return None
     name, places = slide.source.files[0], slide.coords()
-    check_finite(f"{name}: coords", places, np.arange(len(places)))
+    check_finite(f"{name}: coords", places, np.arange(len(places)), _REMEDY)
     outside = (places < 0) | (places > _LARGEST)
     if outside.any():
         row, column = (int(place) for place in np.argwhere(outside)[0])
@@ -55,12 +56,14 @@ def as_coords(places: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(places, dtype=kind))
 
 
-def check_finite(name: str, values: Array, rows: NDArray[np.int64]) -> None:
+def check_finite(name: str, values: Array, rows: NDArray[np.int64], remedy: str = "") -> None:
     """Check every number of an array [N, C] and name the first row that holds another."""
     finite = np.isfinite(values)
     if not finite.all():
         row, column = (int(place) for place in np.argwhere(~finite)[0])
-        raise SlideError(f"{name} must be finite, got {values[row, column]} in row {rows[row]}, column {column}")
+        raise SlideError(
+            f"{name} must be finite, got {values[row, column]} in row {rows[row]}, column {column}{remedy}"
+        )
 
 
 def _check_inside(name: str, largest: Array, extent: tuple[float, float]) -> None:

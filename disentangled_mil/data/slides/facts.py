@@ -58,6 +58,7 @@ def joined(sources: Sequence[SlideSource]) -> SlideSource:
     return first._replace(
         files=tuple(path for source in sources for path in source.files),
         tokens=sum(source.tokens for source in sources),
+        augmented=sum(source.augmented for source in sources),
         placed=False,
         tile=None,
         unit=None,

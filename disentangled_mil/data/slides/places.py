@@ -8,10 +8,12 @@ from torch import Tensor
 from ..._errors import reading
 from ...bags import Grid, lattice_step
 from ._choice import Choice, share_tiles
-from ._opening import as_paths, open_slide
+from ._opening import as_paths, check_step, open_slide
 from ._stored import Array, StoredSlide
 from ._values import as_coords, read_places
 from .source import SlideError, SlideSource
+
+_LARGEST_TILE = 16_384  # 512 pixels at 1.25x of a scan at 40x. A longer stride is the distance of far tiles.
 
 
 class TilePlaces(NamedTuple):
@@ -20,7 +22,8 @@ class TilePlaces(NamedTuple):
     Attributes:
         source: writer, encoder, magnification and tile size.
         coords: upper left corners (x, y) of the tiles [n, 2]; None where the file has none.
-        tile: side of a tile in the unit of the coordinates; None where the file does not show it.
+        tile: side of a tile in the unit of the coordinates, from the metadata or else the stride; None where the file
+            does not show it.
     """
 
     source: SlideSource
@@ -30,6 +33,7 @@ class TilePlaces(NamedTuple):
 
 def tile_places(
     *paths: str | Path,
+    features: str | None = None,
     coords: str | None = None,
     drop_augmented: bool = False,
     max_tokens: int | None = None,
@@ -39,6 +43,7 @@ def tile_places(
 
     Args:
         *paths: files of one bag, at least one.
+        features: name of the features, see :func:`read_bag`.
         coords: name of the coordinates, see :func:`read_bag`.
         drop_augmented: flag that leaves out augmented tiles.
         max_tokens: largest number of tiles to keep.
@@ -65,24 +70,28 @@ def tile_places(
     """
     files = as_paths(paths)
     found = []
-    for path, share in zip(files, share_tiles(files, max_tokens, None, coords), strict=True):
-        with open_slide(path, None, coords, as_set=False) as slide:
+    for path, share in zip(files, share_tiles(files, max_tokens, features, coords), strict=True):
+        with open_slide(path, features, coords, as_set=False) as slide:
             stored = read_places(slide) if slide.source.tokens else None
             if stored is None:
                 found.append(TilePlaces(slide.source, None, slide.source.tile))
                 continue
             every = as_coords(stored)
             rows, _ = Choice(drop_augmented, share, seed).of(slide, None if share is None else stored)
-            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or lattice_step(every)))
+            found.append(TilePlaces(slide.source, every[rows], slide.source.tile or _tile(lattice_step(every))))
     return tuple(found)
 
 
-def check_places(path: str | Path, *, step: float | None = None) -> None:
+def check_places(
+    path: str | Path, *, step: float | None = None, features: str | None = None, coords: str | None = None
+) -> None:
     """Check the coordinates of a slide as :func:`read_bag` does, without reading its features.
 
     Args:
         path: file of the slide.
         step: side of a grid cell, see :func:`read_bag`.
+        features: name of the features, see :func:`read_bag`.
+        coords: name of the coordinates, see :func:`read_bag`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -100,13 +109,14 @@ def check_places(path: str | Path, *, step: float | None = None) -> None:
             ...
         disentangled_mil.data.slides.source.SlideError: ...slide.h5: coords must lie between 0 and 10,000,000, got ...
     """
-    path = Path(path)
-    with open_slide(path, None, None, as_set=False) as slide:
+    (path,) = as_paths([path])
+    check_step(step)
+    with open_slide(path, features, coords, as_set=False) as slide:
         places = read_places(slide)
         if places is not None and slide.source.tokens:
             with reading(path, kind=SlideError):
-                coords, side, _ = lattice(slide, places, step)
-                Grid.from_coords(coords, step=side)
+                corners, side, _ = lattice(slide, places, step)
+                Grid.from_coords(corners, step=side)
 
 
 def lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tensor, float | None, SlideSource]:
@@ -118,5 +128,10 @@ def lattice(slide: StoredSlide, places: Array, step: float | None) -> tuple[Tens
         # All tiles count, also those that are not kept. Overlapping tiles are nearer than their size.
         stride = lattice_step(coords)
         step = min((side for side in (stride, source.tile) if side is not None), default=None)
-        source = source._replace(tile=source.tile or stride)
+        source = source._replace(tile=source.tile or _tile(stride))
     return coords, step, source
+
+
+def _tile(stride: float | None) -> float | None:
+    """The side of a tile that a stride shows, if it is none of tiles that lie far apart."""
+    return None if stride is None or stride > _LARGEST_TILE else stride

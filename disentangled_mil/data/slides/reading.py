@@ -1,16 +1,17 @@
 """Patch features of slides as bags, whatever program wrote them."""
 
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from ..._checks import check_count
+from ..._checks import check_count, check_type
 from ..._errors import reading
 from ...bags import Bag
 from ._choice import Choice, reads_part, share_tiles
-from ._opening import as_paths, open_slide
+from ._opening import as_paths, check_step, open_slide
 from ._stored import StoredSlide
 from ._values import read_features, read_places
 from .facts import joined
@@ -55,7 +56,7 @@ def read_bag(
     STAMP            HDF5 ``feats`` and ``coords``; the file's attributes say encoder and tile size. Coordinates
                      are micrometers. Those of the first version are pixels of tiles of 224 for 256 micrometers
     AnnData          ``X``, and ``obsm["spatial"]`` or the columns ``x`` and ``y`` of ``obs``, in ``.h5ad`` or in a
-                     table of a ``.zarr``. Needs the extra ``anndata``
+                     table of a ``.zarr``. Other names in use are known. Needs the extra ``anndata``
     slide encoders   a vector [C] or [1, C], which is a bag of one. Coordinates of its tiles are left out
     released method  HDF5 ``Res_feature`` [1, N, C] without coordinates
     ===============  =====================================================================================
@@ -92,9 +93,11 @@ def read_bag(
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
-        ValueError: a file is damaged or of no known layout; it lacks a part or declares more than it holds; it holds no
-            tile, wrong shapes or types, values that are not finite, coordinates that lie outside of the slide or under
-            an unknown name; or files disagree. The message names file, row and reason.
+        TypeError: an argument has another type.
+        ValueError: an argument is out of range; a file is damaged or of no known layout; it lacks a part or declares
+            more than it holds; it holds no tile, wrong shapes or types, values that are not finite, coordinates that
+            lie outside of the slide or under an unknown name; or files disagree. The message names file, row and
+            reason.
 
     Example:
         >>> import tempfile
@@ -108,6 +111,8 @@ def read_bag(
         (torch.Size([1, 3, 8]), ((2, 2),), 'TRIDENT', 448.0)
     """
     files = as_paths(paths)
+    check_step(step)
+    check_type("seed", seed, Integral, "an integer")
     if max_tokens is not None:
         check_count("max_tokens", max_tokens)
     if not quiet and reads_part(files, max_tokens, drop_augmented=drop_augmented, features=features, coords=coords):

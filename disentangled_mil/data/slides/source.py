@@ -29,6 +29,7 @@ class SlideSource(NamedTuple):
         unit: unit of the coordinates: ``"level-0 pixels"``, ``"micrometers"`` or ``"tile pixels"``.
         unit_um: micrometers per unit of the coordinates; that of the scanner's nominal magnification, where only this
             is known.
+        augmented: number of the tiles that are augmented copies of others.
 
     Example:
         >>> from disentangled_mil.data.slides import SlideSource
@@ -47,10 +48,12 @@ class SlideSource(NamedTuple):
     tile: float | None = None
     unit: str | None = None
     unit_um: float | None = None
+    augmented: int = 0
 
     def __str__(self) -> str:
         encoder, scale, place = self._words()
-        return f"{self.writer}: {self.tokens} tiles of {encoder} (width {self.width}), {scale}, {place}"
+        some = f", {self.augmented} tiles are augmented copies" if self.augmented else ""
+        return f"{self.writer}: {self.tokens} tiles of {encoder} (width {self.width}), {scale}, {place}{some}"
 
     @property
     def summary(self) -> str:

@@ -28,11 +28,20 @@ class TileSide(NamedTuple):
     is_stride: bool
 
 
-def tile_side(path: str | Path, *, metadata_alone: bool = False, stride_alone: bool = False) -> TileSide | None:
+def tile_side(
+    path: str | Path,
+    *,
+    features: str | None = None,
+    coords: str | None = None,
+    metadata_alone: bool = False,
+    stride_alone: bool = False,
+) -> TileSide | None:
     """The side of the tiles of a slide.
 
     Args:
         path: file of the slide.
+        features: name of the features, see :func:`~.reading.read_bag`.
+        coords: name of the coordinates, see :func:`~.reading.read_bag`.
         metadata_alone: flag that leaves coordinates unread. Otherwise their stride is the side of tiles without
             metadata, if there are at least 32.
         stride_alone: flag that ignores the side in the metadata.
@@ -56,7 +65,7 @@ def tile_side(path: str | Path, *, metadata_alone: bool = False, stride_alone: b
         448.0
     """
     path = Path(path)
-    with open_slide(path, None, None, as_set=metadata_alone) as slide:
+    with open_slide(path, features, coords, as_set=metadata_alone) as slide:
         source = slide.source
         side = None if stride_alone else source.tile
         is_stride = side is None

@@ -227,6 +227,30 @@ def test_one_slide_in_two_files_is_refused(tmp_path):
     assert list(slide_files(tmp_path)) == ["a"]
 
 
+def test_a_folder_above_that_of_the_slides_names_it(tmp_path):
+    for name in ("s1", "s2"):
+        slides.clam_tensor(tmp_path / "clam", name, FEATURES, COORDS)
+        slides.trident(tmp_path / "trident" / "20x" / "features_uni_v1", name, FEATURES, COORDS)
+        slides.write_hdf5(tmp_path / "trident" / "20x" / "patches" / f"{name}_patches.h5", coords=COORDS)
+    for above, place in (("clam", "h5_files"), ("trident", "20x/features_uni_v1"), ("trident/20x", "features_uni_v1")):
+        holding = tmp_path / above / place
+        with pytest.raises(FileNotFoundError) as error:
+            slide_files(tmp_path / above)
+        assert str(error.value).startswith(f"{tmp_path / above}: must hold slides (.h5, ")
+        assert str(error.value).endswith(f", got none; {holding} holds 2 of them: name that folder")
+
+
+def test_other_endings_are_named_and_capital_ones_are_read(tmp_path):
+    np.save(tmp_path / "a.npy", FEATURES)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"got none; it holds 1 files of another ending, such as a\.npy: write"):
+        slide_files(tmp_path)
+    write_bag(tmp_path / "B.H5", torch.ones(2, 4))
+    assert list(slide_files(tmp_path)) == ["B"]
+    (tmp_path / "empty").mkdir()
+    assert slide_files(tmp_path / "empty") == {}
+
+
 def test_folders_and_files_that_may_not_be_read_are_named(tmp_path, monkeypatch):
     path = slides.trident(tmp_path, "slide", FEATURES, COORDS)
 

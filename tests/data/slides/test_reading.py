@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disentangled_mil.bags import TokenSet, lattice_step
-from disentangled_mil.data.slides import read_bag, slide_source, write_bag
+from disentangled_mil.data.cohort import StoredBag
+from disentangled_mil.data.slides import check_places, read_bag, slide_source, tile_places, write_bag
+from disentangled_mil.data.slides._hdf5 import open_hdf5
 
 
 def write(path: Path, **datasets: object) -> Path:
@@ -88,7 +90,10 @@ def test_both_names_of_coordinates_are_understood(tmp_path, name):
 
 def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
     path = write(tmp_path / "slide.h5", features=features(), Coords_level0=COORDS)
-    message = r"slide\.h5: coordinates must be in a dataset coords or coordinates, .* got Coords_level0$"
+    name = "Coords_level0"
+    message = (
+        rf"slide\.h5: coordinates must be in a dataset coords or coordinates, got {name}; .* by coords = '{name}'$"
+    )
     with pytest.raises(ValueError, match=message):
         read_bag(path)
     assert read_bag(path, coords="Coords_level0").bag.grid.shapes == ((3, 2),)
@@ -157,10 +162,13 @@ def test_big_endian_and_small_integer_storage_is_read(tmp_path):
     assert bag.grid.shapes == ((3, 2),)
 
 
-def test_augmented_patches_are_dropped_only_on_demand(tmp_path):
+def test_augmented_patches_are_counted_and_dropped_only_on_demand(tmp_path):
     coords = COORDS[[0, 1, 2, 2]]
     path = write(tmp_path / "slide.h5", feats=features(), coords=coords, augmented=[False, False, False, True])
     assert read_bag(path).bag.patches.shape == (1, 4, 3)
+    assert slide_source(path).augmented == 1
+    assert str(slide_source(path)).endswith(", 1 tiles are augmented copies")
+    assert slide_source(path, path).augmented == 2
     dropped = read_bag(path, drop_augmented=True).bag
     assert torch.equal(dropped.patches[0], torch.from_numpy(features()[:3]))
     assert dropped.grid.cells[0].tolist() == [[0, 0], [1, 0], [0, 1]]
@@ -192,7 +200,9 @@ def test_a_value_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
     values = features()
     values[2, 1] = np.nan
     path = write(tmp_path / "slide.h5", features=values)
-    with pytest.raises(ValueError, match=r"slide\.h5: features must be finite, got nan in row 2, column 1"):
+    with pytest.raises(
+        ValueError, match=r"slide\.h5: features must be finite, got nan in row 2, column 1; extract the sl"
+    ):
         read_bag(path)
     coords = COORDS.astype(float)
     coords[3, 0] = np.inf
@@ -211,12 +221,13 @@ def test_a_value_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
         ({"features": np.zeros((4, 0))}, r"at least one number per patch, got shape \[4, 0\]"),
         (
             {"features": features(dtype="int64")},
-            "features must be floating-point numbers of 16, 32 or 64 bits, got int64",
+            "features must be floating-point numbers of 16, 32 or 64 bits, got int64; store them as float32",
         ),
         (
             {"x": features(), "coords": COORDS},
-            r"a dataset features, feats or Res_feature, got coords \[4, 2\], x \[4, 3\]",
+            r"a dataset features, feats or Res_feature, got coords \[4, 2\], x \[4, 3\]; name it by features = 'x'",
         ),
+        ({"coords": COORDS}, "the file holds the tiles alone, as in the folder patches: name the folder of the feat"),
         ({"features/inner": features()}, r"a dataset features, feats or Res_feature, got features \['group'\]"),
         ({}, "a dataset features, feats or Res_feature, got an empty file"),
     ],
@@ -233,7 +244,16 @@ def test_unusable_features_are_refused_before_and_while_reading(tmp_path, datase
     [
         (
             {"coords": COORDS[:3]},
-            r"coords must have shape \[N, 2\] = \[4, 2\] like the features, got \[3, 2\]",
+            r"features must have shape \[N, C\] = \[3, 4\] like the 3 coords, got \[4, 3\]; store them transposed",
+        ),
+        (
+            {"coords": np.concatenate([COORDS, COORDS])},
+            r"coords must have shape \[N, 2\] = \[4, 2\] like the features, got \[8, 2\]; extract the slide again",
+        ),
+        ({"coords": COORDS.T}, r"= \[4, 2\] like the features, got \[2, 4\]; store them transposed"),
+        (
+            {"coords": np.concatenate([COORDS, COORDS], axis=1)},
+            r"= \[4, 2\] like the features, got \[4, 4\]; keep \(x, y\) of the upper left corners",
         ),
         (
             {"coords": COORDS.ravel()},
@@ -252,6 +272,44 @@ def test_unusable_companions_are_refused(tmp_path, datasets, message):
     path = write(tmp_path / "slide.h5", features=features(), **datasets)
     with pytest.raises(ValueError, match=r"slide\.h5: .*" + message):
         read_bag(path, drop_augmented=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": "448"}, "step must be a number, got str"),
+        ({"step": -1}, "step must be positive and finite, got -1"),
+        ({"step": np.nan}, "step must be positive and finite, got nan"),
+        ({"features": 5}, "features must be a name, got int"),
+        ({"coords": ["x", "y"]}, "coords must be a name, got list"),
+        ({"seed": "1"}, "seed must be an integer, got str"),
+        ({"max_tokens": 1.5}, "max_tokens must be an integer, got float"),
+    ],
+)
+def test_an_argument_that_is_wrong_is_no_damage_of_the_file(tmp_path, options, message):
+    path = write(tmp_path / "slide.h5", features=features(), coords=COORDS)
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        read_bag(path, **options)
+
+
+def test_paths_are_paths(tmp_path):
+    path = write(tmp_path / "slide.h5", features=features(), coords=COORDS)
+    for read in (read_bag, slide_source, tile_places):
+        for wrong, kind in (([path], "list"), (5, "int")):
+            with pytest.raises(TypeError, match=f"^paths must be paths of files, got {kind}"):
+                read(wrong)
+    with pytest.raises(TypeError, match=r"^paths must be a tuple of paths, got the path '.*slide\.h5'"):
+        StoredBag(path)
+    with pytest.raises(TypeError, match=r"^step must be a number, got str"):
+        StoredBag((path,), step="448")
+    with pytest.raises(TypeError, match=r"^step must be a number, got str"):
+        check_places(path, step="448")
+
+
+def test_an_error_of_the_reader_is_no_damage_of_the_file(tmp_path):
+    path = write(tmp_path / "slide.h5", features=features())
+    with pytest.raises(TypeError, match=r"^no damage"), open_hdf5(path):
+        raise TypeError("no damage")
 
 
 def test_demanded_coordinates_must_be_there(tmp_path):

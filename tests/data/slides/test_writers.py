@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disentangled_mil.bags import TokenSet
-from disentangled_mil.data.slides import read_bag, slide_source
+from disentangled_mil.data.slides import SlideError, read_bag, slide_source, tile_places
 from tests.support import slides
 
 
@@ -113,13 +113,15 @@ def test_the_vector_of_a_slide_encoder_is_a_bag_of_one(tmp_path, shape, key):
     path = slides.write_hdf5(tmp_path / "slide.h5", **{key: values.reshape(shape)})
     with h5py.File(path, "a") as file:
         file.attrs.update(encoder="titan", feat_type="slide")
-        if len(shape) == 1:
-            file["coords"] = np.zeros((50, 2), "int64")  # of the tiles behind it
+        file["coords"] = np.zeros((50, 2), "int64")  # of the tiles behind it
     bag, source = read_bag(path)
     assert torch.equal(bag.patches, torch.from_numpy(values)[None, None])
     assert isinstance(bag.grid, TokenSet)
     assert (source.tokens, source.width, source.placed) == (1, 768, False)
     assert source.encoder == ("titan" if key == "feats" else None)
+    if len(shape) == 2:
+        with pytest.raises(SlideError, match=r"coords must have shape \[N, 2\] = \[1, 2\] like the features, got"):
+            read_bag(path, coords="coords")
 
 
 def test_the_tile_of_clam_without_its_patches_is_the_stride(tmp_path):
@@ -130,6 +132,18 @@ def test_the_tile_of_clam_without_its_patches_is_the_stride(tmp_path):
     bag, source = read_bag(path)
     assert source.tile == 448
     assert torch.equal(bag.grid.cells[0], torch.from_numpy((coords - coords.min(axis=0)) // 448))
+
+
+def test_the_distance_of_far_tiles_is_no_side_of_a_tile(tmp_path):
+    path = slides.write_hdf5(
+        tmp_path / "slide.h5", features=np.ones((2, 4), "float32"), coords=np.array([[0, 0], [90_000, 50_000]])
+    )
+    bag, source = read_bag(path)
+    assert (source.tile, bag.grid.shapes) == (None, ((3, 2),))
+    assert tile_places(path)[0].tile is None
+    message = r"slide\.h5: coords must lie on a grid: 2 tokens would span 202 x 113 cells of side 448; give .* far from"
+    with pytest.raises(SlideError, match=message):
+        read_bag(path, step=448)
 
 
 def test_overlapping_tiles_of_clam_do_not_share_cells(tmp_path):
@@ -145,6 +159,36 @@ def test_slides_of_one_or_two_tiles_lie_on_the_lattice_of_their_tile(name, count
     features, _ = drawn(count, 4, "float32", 0)
     path = LAYOUTS[name].write(tmp_path, "slide", features, np.array([[0, 0], [5 * 448, 448]])[:count])
     assert read_bag(path).bag.grid.shapes == (((1, 1),) if count == 1 else ((6, 2),))
+
+
+def test_the_unit_of_stamp_is_read(tmp_path):
+    features, coords = drawn(40, 4, "float32", 1)
+    path = slides.stamp(tmp_path, "slide", features, coords)
+
+    def note(**notes: object) -> None:
+        with h5py.File(path, "a") as file:
+            for name in ("unit", "tile_size_um", "tile_size_px", "tile_size"):
+                file.attrs.pop(name, None)
+            file.attrs.update(notes)
+
+    note(unit="µm", tile_size_um=112.0)
+    assert read_bag(path).source[8:] == (112, "micrometers", 1)
+    note(unit="um", tile_size_px=224)
+    assert read_bag(path).source[7:] == (None, 112, "micrometers", 1)
+    note(tile_size=112.0)
+    assert read_bag(path).source[7:] == (None, 112, "micrometers", 1)
+    # Pixels of no known level have no known size, and their stride is the side of a tile.
+    note(unit="px", tile_size_px=224)
+    bag, source = read_bag(path)
+    assert source[7:] == (None, 112, None, None)
+    assert bag.grid.shapes == read_bag(path, step=112).bag.grid.shapes
+    message = r"slide\.h5: the attribute unit must be 'um' .*, got"
+    note(unit="px", tile_size_um=112.0, tile_size_px=224)
+    with pytest.raises(SlideError, match=rf"{message} 'px' with a tile of 112 micrometers; correct the attributes"):
+        slide_source(path)
+    note(unit="inch")
+    with pytest.raises(SlideError, match=rf"{message} 'inch'; correct"):
+        slide_source(path)
 
 
 def test_a_tensor_without_a_file_of_coordinates_is_a_set(tmp_path):
@@ -168,6 +212,11 @@ class Code:
     ("content", "message"),
     [
         (Code(), r"must hold a tensor that torch\.load\(weights_only=True\) reads, got UnpicklingError"),
+        (
+            np.ones((2, 3), "float32"),
+            r"must hold a tensor that torch\.load\(weights_only=True\) reads, got UnpicklingError, so [ -~]*; save a "
+            r"tensor, torch\.save\(torch\.from_numpy\(features\), path\), or features with coordinates by write_bag$",
+        ),
         ({"features": torch.ones(2, 3)}, "must hold one floating-point tensor alone, got dict"),
         (
             torch.ones(2, 3, dtype=torch.int64),
@@ -190,8 +239,14 @@ def test_a_tensor_has_no_names_and_as_many_rows_as_coordinates(tmp_path):
         with pytest.raises(ValueError, match=rf"slide\.pt: {argument} must be None for a tensor"):
             read_bag(path, **{argument: "uni"})
     torch.save(torch.ones(4, 4), path)
-    with pytest.raises(ValueError, match=r"slide\.h5: coords must have shape \[N, 2\] = \[4, 2\] .*, got \[5, 2\]"):
+    message = (
+        r"slide\.h5: coords must have .* = \[4, 2\] like the features in .*slide\.pt, got \[5, 2\]; extract the slide"
+    )
+    with pytest.raises(ValueError, match=message):
         read_bag(path)
+    for vector in (torch.ones(4), torch.ones(1, 4)):  # of a slide encoder, beside the coordinates of its tiles
+        torch.save(vector, path)
+        assert isinstance(read_bag(path).bag.grid, TokenSet)
 
 
 def test_a_cut_tensor_is_refused(tmp_path):
