@@ -36,7 +36,7 @@ def open_anndata_group(
         coords: key of ``obsm``; by default the coordinates under a known name, if present.
         encoder: name of the encoder, if it is known.
         specs: table with descriptions of tiles, if it is apart.
-        as_set: whether coordinates under an unknown name are no error.
+        as_set: flag that allows coordinates under an unknown name.
 
     Returns:
         The slide.

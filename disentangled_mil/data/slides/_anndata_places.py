@@ -33,7 +33,7 @@ def find_places(path: Path, group: Any, coords: str | None, *, as_set: bool) -> 
         path: file, for errors.
         group: group of HDF5 or zarr.
         coords: key of ``obsm``; by default the first known one.
-        as_set: whether coordinates do not matter, so that unknown names are no error.
+        as_set: flag that says that coordinates do not matter, so unknown names are no error.
 
     Returns:
         A key of ``obsm``, or two columns of ``obs``; None where there are no coordinates.
