@@ -9,7 +9,7 @@ import torch
 
 from ..._checks import check_count, check_type
 from ..._errors import reading
-from ...bags import Bag
+from ...bags import Bag, Grid
 from ._choice import Choice, reads_part, share_tiles
 from ._opening import as_paths, check_step, open_slide
 from ._stored import StoredSlide
@@ -134,7 +134,7 @@ def read_bag(
                 parts.append(read_features(slide, rows))
     if not parts:
         raise SlideError(f"{files[0]}: a slide must hold at least one patch, got none; leave the slide out")
-    return SlideBag(Bag.from_slide(parts[0] if len(parts) == 1 else torch.cat(parts)), source)
+    return SlideBag(Bag((parts[0] if len(parts) == 1 else torch.cat(parts))[None]), source)
 
 
 def _on_its_grid(slide: StoredSlide, choice: Choice, step: float | None) -> SlideBag:
@@ -145,8 +145,9 @@ def _on_its_grid(slide: StoredSlide, choice: Choice, step: float | None) -> Slid
     places = read_places(slide)
     rows, wider = choice.of(slide, places)
     if places is None:
-        return SlideBag(Bag.from_slide(read_features(slide, rows)), source)
+        return SlideBag(Bag(read_features(slide, rows)[None]), source)
     with reading(path, kind=SlideError):
         coords, side, source = lattice(slide, places, step)
         side = None if side is None else side * wider
-        return SlideBag(Bag.from_slide(read_features(slide, rows), coords[rows], step=side), source)
+        # Bag.from_slide would check the features again, which takes longer than reading them.
+        return SlideBag(Bag(read_features(slide, rows)[None], Grid.from_coords(coords[rows], step=side)), source)

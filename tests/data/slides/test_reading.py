@@ -196,14 +196,19 @@ def test_merging_refuses_no_slides_and_other_widths_by_name(tmp_path):
         read_bag(*paths)
 
 
-def test_a_value_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
-    values = features()
-    values[2, 1] = np.nan
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_feature_that_is_not_finite_is_named_with_file_row_and_column(tmp_path, dtype, value):
+    values = features().astype(dtype)
+    values[0, 0], values[2, 1] = np.finfo(dtype).max, value
     path = write(tmp_path / "slide.h5", features=values)
-    with pytest.raises(
-        ValueError, match=r"slide\.h5: features must be finite, got nan in row 2, column 1; extract the sl"
-    ):
-        read_bag(path)
+    message = rf"slide\.h5: features must be finite, got {value} in row 2, column 1; extract the sl"
+    for as_set in (False, True):
+        with pytest.raises(ValueError, match=message):
+            read_bag(path, as_set=as_set)
+
+
+def test_a_coordinate_that_is_not_finite_is_named_with_file_row_and_column(tmp_path):
     coords = COORDS.astype(float)
     coords[3, 0] = np.inf
     path = write(tmp_path / "slide.h5", features=features(), coords=coords)
