@@ -48,6 +48,13 @@ def open_tensor_slide(path: Path, features: str | None, coords: str | None) -> I
         yield clam_slide(path, slide._replace(source=source, coords=lambda: read_coords(beside, places, count)))
 
 
+def _is_readable(values: Tensor) -> bool:
+    """Whether a tensor holds numbers of a type that NumPy has, or of bfloat16, one after the other."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    plain = values.layout is torch.strided and not values.is_nested and not values.is_meta
+    return plain and values.dtype in kinds
+
+
 def _load(path: Path) -> Tensor:
     """The tensor, mapped into memory if its format allows it; no code of the file is run."""
     try:
@@ -62,8 +69,11 @@ def _load(path: Path) -> Tensor:
         raise SlideError(
             f"{path}: must hold a tensor that torch.load(weights_only=True) reads, got {type(error).__name__}: {reason}"
         ) from error
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_sparse:
-        came = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or not _is_readable(values):
+        came = type(values).__name__
+        if isinstance(values, Tensor):
+            layout = "" if values.layout is torch.strided else f" of the layout {values.layout}"
+            came = f"a tensor of {values.dtype}{layout}{' without values' if values.is_meta else ''}"
         raise SlideError(f"{path}: must hold one floating-point tensor alone, got {came}; save the features alone")
     declared, stored = values.numel() * values.element_size(), values.untyped_storage().nbytes()
     if stored < declared:  # an expanded tensor repeats one row without end
