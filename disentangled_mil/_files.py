@@ -16,7 +16,7 @@ from ._errors import FileError
 
 
 @contextmanager
-def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
+def replacing(path: str | Path, *, exclusive: bool = False, name: str | Path | None = None) -> Iterator[Path]:
     """Write a file through a temporary one beside it, which takes its place if the block ends without an error.
 
     The content is on the disk before the file takes its place, and the new name is on the disk at the end. So a loss of
@@ -26,6 +26,7 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
         path: file to write; its old content stays until the new content is complete.
         exclusive: flag that makes a file that is there, or that another process writes first, an error; it stays. On a
             file system without hard links, a file that another process writes at the same moment may be replaced.
+        name: name of the file in errors; by default ``path``.
 
     Yields:
         The temporary path to write to.
@@ -51,15 +52,24 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         _synchronize(temporary)
-        (_link if exclusive else os.replace)(temporary, path)
-        _synchronize(path.parent)
+        if exclusive:
+            _link(temporary, path)
+            _synchronize(path.parent)
+        else:
+            rename(temporary, path)
     except OSError as error:
         # The error of a full disk names no file, and that of a read-only folder the temporary one.
         if error.errno is not None and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise OSError(error.errno, error.strerror, str(name or path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file the name of another one, which it replaces; the name is on the disk at the end."""
+    os.replace(path, target)
+    _synchronize(target.parent)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -96,7 +106,7 @@ def check_outputs(
     *,
     overwrite: bool,
     what: str = "file",
-    remedy: str = "--overwrite",
+    remedy: str | None = "--overwrite",
 ) -> None:
     """Refuse to write over what is read, and, without ``overwrite``, over what is there.
 
@@ -107,7 +117,7 @@ def check_outputs(
         inputs: files that are read. Nothing may be written into a folder among them, such as the ``.zarr`` of a slide.
         overwrite: flag that allows to replace other files.
         what: name of an output in errors.
-        remedy: words of the error that say how to allow it.
+        remedy: words of the error that say how to allow it; None where nothing does.
 
     Raises:
         FileExistsError: an output is there.
@@ -129,7 +139,8 @@ def check_outputs(
             if same is not None:
                 raise ValueError(f"{output}: must be another file than {same}, which is read")
         if not overwrite and os.path.lexists(output):
-            raise FileExistsError(f"{output}: is there already; name another {what}, or replace it by {remedy}")
+            replace = "" if remedy is None else f", or replace it by {remedy}"
+            raise FileExistsError(f"{output}: is there already; name another {what}{replace}")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -64,7 +64,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     with reading(path), _opened(path) as file:
         skipped, header = _header(file)
         try:
-            lines = chain([header] if header else [], file)
+            lines = _without_nul(path, chain([header] if header else [], file), skipped)
             reader = csv.reader(lines, delimiter=_delimiter(header, _kind(path)), strict=True)
             for cells in reader:
                 if not cells:
@@ -85,6 +85,14 @@ def read_rows(path: str | Path) -> Iterator[Row]:
             ) from error
     if width is None:
         raise FileError(f"{path}: a table must have a header, got an empty file", path)
+
+
+def _without_nul(path: Path, lines: Iterable[str], skipped: int) -> Iterator[str]:
+    """Lines of text; one with a NUL is damaged, or of another encoding."""
+    for number, line in enumerate(lines, start=skipped + 1):
+        if "\0" in line:
+            raise ValueError(f"{path}, line {number}: must be text, got a NUL character; save the table as CSV UTF-8")
+        yield line
 
 
 def delimiter_of(path: str | Path) -> str:

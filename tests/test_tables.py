@@ -53,6 +53,11 @@ def test_every_dialect_gives_the_same_rows(tmp_path, name, text):
             b'a,b\n1,"see\n3,"4"\n',
             r"t\.csv, line 2: must be a table whose quotes end where a cell does: ',' expected after '\"'",
         ),
+        (
+            "t.csv",
+            b"# x\na,b\n1,2\nP\x001,2\n",
+            r"t\.csv, line 4: must be text, got a NUL character; save",
+        ),
         ("t.csv", b"a,b\n\xff\xfe,1\n", r"t\.csv: must be a readable UTF-8 text table"),
         ("t.csv.gz", b"a,b\n1,2\n", r"t\.csv\.gz: must be a readable UTF-8 text table"),
         (

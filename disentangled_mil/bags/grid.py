@@ -134,6 +134,7 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
             one place.
 
         Raises:
+            TypeError: ``coords`` are complex or bool, or ``step`` is no number.
             ValueError: a coordinate of a real token is not finite; ``step`` is not positive, or so large that more than
                 128 different coordinates would share up to four cells; or the coordinates show no lattice, because gaps
                 differ or cells would cover an area far larger than the tokens (jittered coordinates: give ``step``).
@@ -144,6 +145,8 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
             coords = coords[None]
             mask = mask[None] if mask is not None and mask.ndim == 1 else mask
         sizes = check_shape("coords", coords, "B N 2")
+        if coords.is_complex() or coords.dtype == torch.bool:
+            raise TypeError(f"coords must be a tensor of real numbers, got {coords.dtype}")
         if mask is None:
             mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=coords.device)
         check_mask("mask", mask, "B N", sizes)

@@ -181,7 +181,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: there is no such file; the command init writes a description of a folder")
     try:
         content: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: must be a TOML file: {error}") from error
     return content
 

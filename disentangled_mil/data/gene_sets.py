@@ -122,9 +122,13 @@ def read_gmt(path: str | Path) -> GeneSets:
     """
     path = Path(path)
     try:
-        lines = re.split(r"\r\n|\r|\n", path.read_text(encoding="utf-8-sig"))
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: must be UTF-8 text: {error}") from error
+    if "\0" in content or content.lstrip().startswith("<"):
+        came = "a NUL character" if "\0" in content else "a page of HTML or XML; download the file again"
+        raise ValueError(f"{path}: must be text with one gene set per line, got {came}")
+    lines = re.split(r"\r\n|\r|\n", content)
     sets: dict[str, tuple[str, ...]] = {}
     descriptions: dict[str, tuple[str, ...]] = {}
     for number, line in enumerate(lines, start=1):

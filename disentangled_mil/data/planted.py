@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._checks import check_count, check_interval
+from .._files import check_outputs, replacing
 from ..bags import Bag, Grid
 from ..tasks import Classification, DiscreteSurvival, TaskDefinition
 from ._planted_slides import draw_appearance, draw_scanner, draw_slides, scan
@@ -31,6 +32,7 @@ TASKS = {
     "survival": DiscreteSurvival.define(time="time", event="event"),
 }
 
+_DESCRIPTION, _TABLE, _EXPRESSION, _GENES = "cohort.toml", "clinical.csv", "expression.csv.gz", "gene_sets.gmt"
 _CLINICAL = """\
 [clinical]
 table = "clinical.csv"
@@ -206,7 +208,7 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
 
     Args:
         planted: cohort to write.
-        folder: folder, which is made if it is absent; files of the same names are replaced.
+        folder: folder, which is made if it is absent.
 
     Returns:
         The description ``cohort.toml``, for :func:`~.cohort_file.read_cohort`. Beside it: ``clinical.csv``,
@@ -214,6 +216,7 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
         and ``gene_sets.gmt``.
 
     Raises:
+        FileExistsError: a file of the cohort is there already.
         OSError: the folder cannot be written.
 
     Example:
@@ -226,25 +229,41 @@ def write_cohort(planted: PlantedCohort, folder: str | Path) -> Path:
     folder = Path(folder)
     cohort = planted.cohort
     slides: dict[str, list[str]] = {}
+    files = [folder / name for name in (_DESCRIPTION, _TABLE, _EXPRESSION, _GENES)]
+    files += [_slide(folder, magnification, each.name) for each in cohort.samples for magnification in each.bags]
+    check_outputs(files, [], overwrite=False, what="folder", remedy=None)
     for magnification in cohort.magnifications:
         (folder / "slides" / magnification).mkdir(parents=True, exist_ok=True)
     for sample in cohort.samples:
         slides.setdefault(sample.patient, []).append(sample.name)
         for magnification, bag in sample.load().items():
             step = _STEP[magnification]
-            file = folder / "slides" / magnification / f"{sample.name}.h5"
-            write_bag(file, bag.patches[0].half(), cast(Grid, bag.grid).cells[0] * step, step=step)
+            write_bag(
+                _slide(folder, magnification, sample.name),
+                bag.patches[0].half(),
+                cast(Grid, bag.grid).cells[0] * step,
+                step=step,
+            )
     names = [";".join(slides[patient]) for patient in cohort.patients]
-    cohort.clinical.assign(slides=names).to_csv(folder / "clinical.csv")
+    with replacing(folder / _TABLE) as temporary:
+        cohort.clinical.assign(slides=names).to_csv(temporary)
     description = _CLINICAL + "".join(_described(name, task) for name, task in cohort.tasks.items()) + _SLIDES
     if cohort.expression is not None:
-        cohort.expression.to_csv(folder / "expression.csv.gz")
+        with replacing(folder / _EXPRESSION) as temporary:
+            cohort.expression.to_csv(temporary, compression="gzip")
         lines = ["\t".join([name, "planted", *genes]) + "\n" for name, genes in planted.gene_sets.items()]
-        (folder / "gene_sets.gmt").write_text("".join(lines), encoding="utf-8")
+        with replacing(folder / _GENES) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
         description += _PAIRED
-    path = folder / "cohort.toml"
-    path.write_text(description, encoding="utf-8")
+    path = folder / _DESCRIPTION
+    with replacing(path) as temporary:  # It is written last, so a half cohort has none.
+        temporary.write_text(description, encoding="utf-8")
     return path
+
+
+def _slide(folder: Path, magnification: str, name: str) -> Path:
+    """The file of a slide."""
+    return folder / "slides" / magnification / f"{name}.h5"
 
 
 def _described(name: str, task: TaskDefinition) -> str:

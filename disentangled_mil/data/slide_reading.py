@@ -72,7 +72,8 @@ class SlideReading:
         coords: name of the coordinates in the files, by magnification.
 
     Raises:
-        TypeError: a count is no integer, facts of tiles are no :class:`TileFacts`, or a relative side is no number.
+        TypeError: a count or a width is no integer, facts of tiles are no :class:`TileFacts`, or another number of them
+            is none.
         ValueError: an option is out of range.
 
     Example:
@@ -108,6 +109,13 @@ class SlideReading:
         for name, facts in self.tiles.items():
             if not isinstance(facts, TileFacts):
                 raise TypeError(f"tiles[{name!r}] must be TileFacts, got {type(facts).__name__}")
+            if facts.encoder is not None and not (isinstance(facts.encoder, str) and facts.encoder.strip()):
+                raise ValueError(f"tiles[{name!r}].encoder must be the name of an encoder, got {facts.encoder!r}")
+            if facts.width is not None:
+                check_count(f"tiles[{name!r}].width", facts.width)
+            for key in ("magnification", "mpp"):
+                if (value := getattr(facts, key)) is not None:
+                    check_interval(f"tiles[{name!r}].{key}", value, 0, float("inf"), open_low=True)
             if facts.relative_side is not None:
                 check_interval(f"tiles[{name!r}].relative_side", facts.relative_side, 1, float("inf"))
 

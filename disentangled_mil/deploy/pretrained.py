@@ -9,7 +9,7 @@ from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
 from ..tasks import KINDS, Task
-from ..train.checkpoint import SavedModel, load_model, save_model
+from ..train.checkpoint import SavedModel, checkpoint_files, load_model, save_model
 from ..train.saved_students import PRETRAINED, one_checkpoint
 from .model_card import CardTexts, model_card
 
@@ -49,8 +49,8 @@ def save_pretrained(
         FileNotFoundError: the checkpoint or the run is missing.
         OSError: a file cannot be written.
         TypeError: the model is of another class.
-        ValueError: a file is damaged, a run folder holds the students of several folds, or the run is of another kind
-            of task than the model.
+        ValueError: a file is damaged, a run folder holds the students of several folds, the run is of another kind of
+            task than the model, or the model would be written over itself.
 
     Example:
         >>> import tempfile
@@ -64,29 +64,33 @@ def save_pretrained(
         ('20x',)
     """
     folder = Path(folder)
-    check_outputs([folder / file for file in FILES], [], overwrite=overwrite, remedy="overwrite=True")
-    name = None
+    outputs, name = [folder / file for file in FILES], None
     if isinstance(model, (str, Path)):
         checkpoint = one_checkpoint(model)
+        check_outputs(outputs, checkpoint_files(checkpoint), overwrite=overwrite, remedy="overwrite=True")
         stem = checkpoint.name.partition(".")[0]
         name = None if stem == PRETRAINED else stem
         run = model if run is None and (Path(model) / "run.json").is_file() else run
         model = load_model(checkpoint, kinds=kinds)
+    else:
+        check_outputs(outputs, [], overwrite=overwrite, remedy="overwrite=True")
     saved = model
     if not isinstance(saved, SavedModel):
         check_type("model", saved, (Student, Teacher, GeneNetwork), "a model, a SavedModel or the path of a checkpoint")
         saved = SavedModel(saved)
     card = model_card(saved, run=run, name=name, texts=texts or CardTexts(), kinds=kinds)
-    save_model(
-        folder / PRETRAINED,
-        saved.model,
-        task=saved.task,
-        reading=saved.reading,
-        expression=saved.expression,
-        notes=saved.notes,
-    )
+    folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
+        # The card appears after the model, and not at all if the model cannot be written.
+        save_model(
+            folder / PRETRAINED,
+            saved.model,
+            task=saved.task,
+            reading=saved.reading,
+            expression=saved.expression,
+            notes=saved.notes,
+        )
     return folder
 
 

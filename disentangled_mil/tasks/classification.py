@@ -65,6 +65,8 @@ class Classification(Task):
         self.classes = _strings("classes", classes)
         if len(self.classes) < 2:
             raise ValueError(f"classes must name at least two classes, got {list(self.classes)}")
+        if not all(map(str.strip, self.classes)):
+            raise ValueError(f"classes must not be empty, because an empty cell has no value, got {self.classes}")
         repeated = [name for name, count in Counter(self.classes).items() if count > 1]
         if repeated:
             raise ValueError(f"classes must be distinct, got {repeated[0]!r} more than once")
@@ -116,10 +118,6 @@ class Classification(Task):
         """Check the classes, if there are any."""
         if options.get("classes"):
             cls(options["classes"])
-            if not all(name.strip() for name in options["classes"]):
-                raise ValueError(
-                    f"classes must not be empty, because an empty cell has no value, got {options['classes']}"
-                )
 
     @classmethod
     def named_values(cls, key: str, options: Mapping[str, Any]) -> Sequence[str]:

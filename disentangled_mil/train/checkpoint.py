@@ -2,6 +2,10 @@
 
 The JSON holds the SHA-256 of the weights and of itself, and a state of training begins with that of the rest. So a
 damaged file, or a description beside the weights of another model, is refused.
+
+New weights wait beside the old ones, as ``NAME.safetensors.new``, until the JSON is replaced. Then they take their
+place. So the JSON has its weights in one of the two files at every moment, and a save that is killed leaves the old
+model or the new one.
 """
 
 import hashlib
@@ -9,7 +13,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .._errors import FileError, reading
-from .._files import json_digest, read_json, replacing
+from .._files import json_digest, read_json, rename, replacing
 from .._schema import check_state
 from ..data.expression import ExpressionPipeline
 from ..data.slide_reading import SlideReading
@@ -31,6 +35,7 @@ _MODELS: dict[str, type[Model]] = {"teacher": Teacher, "student": Student, "gene
 _FORMAT = 1
 _SCHEMA = {"format": int, "model": str, "arguments": dict, "notes": dict, "weights_sha256": str, "sha256": str}
 _PARTS = {"task": dict, "reading": dict, "expression": dict}
+_HUGE = 1 << 31
 _STATE = "disentangled_mil training state, SHA-256 "
 
 
@@ -61,7 +66,10 @@ def save_model(
     expression: ExpressionPipeline | None = None,
     notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write ``path``.safetensors and ``path``.json; each appears whole or not at all, the JSON last.
+    """Write ``path``.safetensors and ``path``.json.
+
+    A save that fails, or is killed, leaves the old model or the new one. After a kill the weights may be in
+    ``path``.safetensors.new, where :func:`load_model` finds them; the next save tidies up.
 
     The JSON holds the SHA-256 of the weights and of its own content, which :func:`load_model` compares.
 
@@ -78,7 +86,8 @@ def save_model(
     Raises:
         OSError: the files cannot be written.
         TypeError: the model is of another class, or was built from objects that JSON does not have.
-        ValueError: the task does not fit the model's outputs or link, or ``reading`` names another magnification.
+        ValueError: the task does not fit the model's outputs or link, ``reading`` names another magnification, or a
+            weight is not finite.
 
     Example:
         >>> import tempfile
@@ -112,15 +121,20 @@ def save_model(
         "notes": dict(notes),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    _check_finite(tensors)
     weights = save(tensors)
     content = json.loads(_json({**description, "weights_sha256": hashlib.sha256(weights).hexdigest()}))
     text = _json({**content, "sha256": json_digest(content)})
     path.parent.mkdir(parents=True, exist_ok=True)
     description_path, weights_path = _files(path)
-    with replacing(weights_path) as temporary:
-        temporary.write_bytes(weights)  # save_file hides errors of the disk, and the file from other users
-    with replacing(description_path) as temporary:
-        temporary.write_text(text)
+    _settle(description_path, weights_path)
+    try:
+        with replacing(_waiting(weights_path), name=weights_path) as temporary:
+            temporary.write_bytes(weights)  # save_file hides errors of the disk, and the file from other users
+        with replacing(description_path) as temporary:
+            temporary.write_text(text)
+    finally:
+        _settle(description_path, weights_path)
 
 
 def load_model(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> SavedModel:
@@ -141,16 +155,18 @@ def load_model(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> 
         See :func:`save_model`.
     """
     description_path, weights_path = checkpoint_files(path)
-    for file in (description_path, weights_path):
-        if not file.is_file():
+    waiting = _waiting(weights_path)
+    for file, other in ((description_path, None), (weights_path, waiting)):
+        if not file.is_file() and not (other and other.is_file()):
             folder = file.with_suffix("")
             named = f"; {folder} is a folder, name a checkpoint in it" if folder.is_dir() else ""
             raise FileNotFoundError(f"{file}: no such file{named}")
     with reading(description_path):
         description = _read_description(description_path)
-    content = weights_path.read_bytes()
+    digest = description["weights_sha256"]
+    content = waiting.read_bytes() if _digest(waiting) == digest else weights_path.read_bytes()
     with reading(weights_path):
-        weights = _weights(content, description["weights_sha256"], description_path.name)
+        weights = _weights(content, digest, description_path.name)
     with reading(description_path):
         model = _built(description, weights, weights_path)
         parts = _parts(description, model, kinds)
@@ -231,6 +247,31 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
 
 
+def _waiting(weights: Path) -> Path:
+    """Where new weights wait for their description."""
+    return weights.with_name(f"{weights.name}.new")
+
+
+def _digest(path: Path) -> str | None:
+    """The SHA-256 of a file; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _settle(description: Path, weights: Path) -> None:
+    """Let waiting weights take their place if the description is theirs, and remove them if it is not."""
+    waiting = _waiting(weights)
+    if not waiting.is_file():
+        return
+    try:
+        described = read_json(description, "describe a model").get("weights_sha256")
+    except (FileNotFoundError, FileError):
+        described = None
+    if _digest(waiting) == described:
+        rename(waiting, weights)
+    else:
+        waiting.unlink()
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     """The description as it was written."""
     description = read_json(path, "be JSON that describes a model")
@@ -253,9 +294,18 @@ def _weights(content: bytes, digest: str, description: str) -> dict[str, torch.T
             f"{found:.12}...; it is damaged or belongs to another model"
         )
     try:
-        return load(content)
+        weights = load(content)
     except (SafetensorError, ValueError, LookupError) as error:
         raise FileError(f"does not hold the weights that {description} describes: {error}") from error
+    _check_finite(weights)
+    return weights
+
+
+def _check_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Weights that are not finite predict nothing."""
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"weights must be finite, got NaN or infinity in {name}")
 
 
 def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], path: Path) -> Model:
@@ -266,9 +316,12 @@ def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], 
         with torch.device("meta"):
             skeleton = _MODELS[kind](**arguments)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, LookupError) as error:
-        text = str(error)
+        text = str(error).partition("\n")[0][:200]  # The C++ code of PyTorch adds its frames.
         named = re.match(r"\w+", text)
-        key = f"arguments.{named[0]}" if named and named[0] in arguments else "arguments"
+        place = named[0] if named and named[0] in arguments else next(_huge(arguments), None)
+        key = f"arguments.{place}" if place else "arguments"
+        if place and not text.startswith(place):
+            text = f"{place} is too large: {text}"
         raise FileError(f"arguments must be those of a model {kind!r}: {text}", key=key) from error
     try:
         skeleton.load_state_dict(weights, assign=True)
@@ -278,6 +331,15 @@ def _built(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor], 
         reason = " ".join(str(error).split())[:500]  # It names every tensor.
         raise FileError(f"{path}: does not hold the weights that its description describes: {reason}", path) from error
     return model
+
+
+def _huge(value: object, place: str = "") -> Iterator[str]:
+    """Where JSON values hold whole numbers that are no size of a tensor."""
+    if isinstance(value, int) and abs(value) >= _HUGE:
+        yield place
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _huge(inner, f"{place}.{key}".lstrip("."))
 
 
 def _parts(description: Mapping[str, Any], model: Model, kinds: Mapping[str, type[Task]]) -> dict[str, Any]:

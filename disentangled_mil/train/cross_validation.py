@@ -68,6 +68,7 @@ def run_cross_validation(
         The table of results and the place of the files, as text; for ``folds_only`` the folds that are finished.
 
     Raises:
+        FileExistsError: a file that a new run would write is there.
         FileNotFoundError: a file of the cohort is missing.
         ValueError: the cohort is refused, it has no such task, ``out`` holds another run, a file of the run is one that
             is read, or the options do not allow the task.
@@ -94,7 +95,7 @@ def run_cross_validation(
             decides={"run": "train", "folds": folds, "cohort": identity},
             only=None if only is None else [f"fold{number}" for number in only],
         )
-        folder.check_inputs([*described_files(description), *files_of(cohort.samples)], folders)
+        folder.check_files([*described_files(description), *files_of(cohort.samples)], folders)
         return folder
 
     folder = by_first(take)

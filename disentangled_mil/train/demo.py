@@ -54,6 +54,7 @@ def run_demo(
         The table of results and the place of the files, as text.
 
     Raises:
+        FileExistsError: a file that a new run would write is there.
         ValueError: ``out`` holds another run, or the options do not allow the task.
     """
     out = Path(out)
@@ -61,6 +62,7 @@ def run_demo(
     if patients < 20:
         raise ValueError(f"patients must be at least 20, got {patients}")
     folder = RunFolder(out, task, TASKS[task], options, resume=resume, decides={"run": "demo", "patients": patients})
+    folder.check_files([], [out])
     if folder.finished:
         return folder.report()
     with folder.taken():

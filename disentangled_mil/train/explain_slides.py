@@ -146,7 +146,8 @@ def explain_slides(
         *tables,
         *filter(Path.is_file, images.values()),
     ]
-    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in map(Path, folders.values())):
+    read = {*map(Path, folders.values()), *(path.parent for path in files_of(samples))}
+    if out.is_dir() and any(folder.is_dir() and out.samefile(folder) for folder in read):
         raise ValueError(f"{out}: must be another folder than that of the slides")
     check_outputs(_outputs(out, places, extras, genes), inputs, overwrite=overwrite, what="folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,8 @@ def join_folds(out: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS, quie
     """
     out = Path(out)
     path = out / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{out}: must be the folder of a run of train, but it has no run.json")
     note = read_json(path, "describe the run")
     try:
         if note["run"] != "train":

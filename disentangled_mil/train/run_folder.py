@@ -75,6 +75,7 @@ class RunFolder:
         self.path, self.name, self.task, self.options, self.resume = Path(path), name, task, options, resume
         self.only = only
         self.start: dict[str, Any] = {}
+        self._own: list[Path] = []  # files that were not there before a new run
         defined = {"name": name, "kind": task.kind.kind, "columns": task.columns, "options": task.options}
         run = {**decides, "task": defined, "training": _saved(options)}
         self.run: dict[str, Any] = json.loads(json.dumps(run))
@@ -174,7 +175,8 @@ class RunFolder:
             yield
         except BaseException as error:
             if new and self.only is None and not _trained(path):
-                self._note.unlink(missing_ok=True)
+                for file in (self._note, *self._own):
+                    file.unlink(missing_ok=True)
                 _remove_empty(path.glob("fold[0-9]*"))
             elif isinstance(error, KeyboardInterrupt) and _trained(path):
                 raise KeyboardInterrupt(
@@ -228,14 +230,15 @@ class RunFolder:
         """
         return self.start if self.only is None else read_note(Path(fold) / STARTS)
 
-    def check_inputs(self, inputs: Iterable[str | Path], folders: Sequence[str | Path]) -> None:
-        """Refuse to write over a file that is read.
+    def check_files(self, inputs: Iterable[str | Path], folders: Sequence[str | Path]) -> None:
+        """Refuse to write over a file that is read, and, unless the run is resumed, over any that is there.
 
         Args:
             inputs: files that are read.
             folders: folder of every split.
 
         Raises:
+            FileExistsError: a new run would replace a file.
             ValueError: a file of the run is one that is read.
         """
         splits = [*map(Path, folders)]
@@ -243,6 +246,13 @@ class RunFolder:
         files = [path.with_name(f"{path.name}{ending}") for path in trainings for ending in _ENDINGS]
         files += [folder / name for folder in splits for name in (RESULT, STARTS)]
         check_outputs([*(self.path / name for name in _FILES), *files], inputs, overwrite=True)
+        if self.resume:
+            return
+        others = [path for path in files if self.only is None or path.relative_to(self.path).parts[0] in self.only]
+        if self.only is None or not self._note.is_file():  # Else it is a run of several jobs, which begins the files.
+            others += [self.path / name for name in _FILES]
+        check_outputs([path for path in others if path.name != STARTS], [], overwrite=False, what="folder", remedy=None)
+        self._own = others if self.only is None else []
 
     def _trainings(self, folder: Path) -> list[Path]:
         """The files of all trainings of a split, without ending."""

@@ -278,6 +278,16 @@ def test_grid_for_takes_a_grid_or_a_set_or_a_mask_or_nothing() -> None:
             "grid must be a Grid (Grid.from_coords makes one of coordinates) or a TokenSet, got Tensor",
         ),
         (
+            lambda: Grid.from_coords(torch.ones(3, 2, dtype=torch.bool)),
+            TypeError,
+            "coords must be a tensor of real numbers, got torch.bool",
+        ),
+        (
+            lambda: Grid.from_coords(torch.ones(3, 2, dtype=torch.complex64)),
+            TypeError,
+            "coords must be a tensor of real numbers, got torch.complex64",
+        ),
+        (
             lambda: grid_for(torch.zeros(1, 4, 2), Grid.square(4), torch.ones(1, 4, dtype=torch.bool), "here"),
             ValueError,
             "here already holds a mask: give either here or mask, not both",

@@ -296,6 +296,7 @@ def test_one_column_may_serve_several_purposes(folder):
         ('gmt = "sets.gmt"\n', "", r"\[genes\] must have the key 'gmt', got tumor, tme"),
         (COHORT[COHORT.index("[genes]") :], "", r"\[expression\] and \[genes\] must come together"),
         ("[clinical]", "[clinical", r"COHORT\.toml: must be a TOML file"),
+        ("[clinical]", "[clinical]\na = " + "[" * 5000, r"COHORT\.toml: must be a TOML file"),
         (
             'time = "os_days"',
             'time = "event"',

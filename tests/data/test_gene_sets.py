@@ -44,6 +44,11 @@ def test_sets_keep_their_order_and_count_a_repeated_gene_once(tmp_path):
         ),
         (b"A CD2 CD3\n", r"sets\.gmt, line 1: a gene set must have a name"),
         (b"A\tx\tCD2\nA\tx\tCD3\n", r"sets\.gmt, line 2: gene sets must have different names, got 'A' twice"),
+        (b"A\tx\tCD\x002\n", r"sets\.gmt: must be text with one gene set per line, got a NUL character"),
+        (
+            b"\n <!DOCTYPE html><html>\t</html>\tX\n",
+            r"sets\.gmt: must be text with one gene set per line, got a page of HTML or XML; download the file again",
+        ),
         (b"A\tx\t\xff\xfe\n", r"sets\.gmt: must be UTF-8 text"),
     ],
 )

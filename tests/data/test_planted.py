@@ -253,6 +253,16 @@ def test_a_written_cohort_is_read_back(tmp_path):
             assert torch.equal(bag.patches, made.bags[magnification].patches.half())
 
 
+@pytest.mark.parametrize("name", ["clinical.csv", "cohort.toml", "gene_sets.gmt", "slides/20x/P2-0001-1.h5"])
+def test_a_written_cohort_replaces_nothing(tmp_path, name):
+    planted = planted_cohort(2, seed=2, **SMALL)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=rf"{name}: is there already; name another folder$"):
+        write_cohort(planted, tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
 def test_a_cohort_without_expression_is_written_and_read_back(tmp_path):
     planted = planted_cohort(2, seed=2, **SMALL)
     bare = type(planted.cohort)(planted.cohort.samples, planted.cohort.clinical)

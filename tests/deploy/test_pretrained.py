@@ -149,3 +149,19 @@ def test_missing_folders_and_extras_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'disentangled_mil\[hub\]'"):
         from_pretrained("lab/student")
+
+
+def test_a_folder_is_not_written_over_itself_and_a_failed_save_leaves_its_card(student, tmp_path, monkeypatch):
+    folder = save_pretrained(tmp_path / "mine", student)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for model in (folder, folder / "model.json"):
+        with pytest.raises(ValueError, match=r"model\.json: must be another file than .*, which is read"):
+            save_pretrained(folder, model, overwrite=True)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("disentangled_mil.deploy.pretrained.save_model", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_pretrained(folder, student, texts=CardTexts(data="other data"), overwrite=True)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

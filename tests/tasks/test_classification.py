@@ -63,6 +63,7 @@ def test_names_come_from_any_iterable():
     ("arguments", "options", "message"),
     [
         (([],), {}, r"classes must name at least two classes, got \[\]"),
+        ((["a", " "],), {}, r"classes must not be empty, because an empty cell has no value, got \('a', ' '\)"),
         ((["a", "b", "a"],), {}, r"classes must be distinct, got 'a' more than once"),
         ((["a", "b"],), {"class_weight": torch.ones(3)}, r"class_weight must have shape \[K\] = \[2\], got \[3\]"),
         (

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 import shutil
 from contextlib import contextmanager, suppress
@@ -151,7 +153,7 @@ def test_a_description_beside_the_weights_of_another_model_is_refused(saved):
         ({"layers": 3}, "arguments"),
         ({"dim": 0}, "arguments.dim"),
         ({"dim": "4"}, "arguments.dim"),
-        ({"dim": 2**70}, "arguments"),
+        ({"dim": 2**70}, "arguments.dim"),
         ({"genes": 5}, "arguments.genes"),
         ({"genes": []}, "arguments.genes"),
     ],
@@ -161,6 +163,18 @@ def test_arguments_that_the_model_does_not_take_are_refused(saved, change, key):
     with pytest.raises(FileError, match=r"genes\.json: arguments must be those of a model 'genes'") as error:
         load_model(saved)
     assert error.value.key == key
+
+
+@pytest.mark.parametrize("size", [10**30, 2**62])
+@pytest.mark.parametrize("name", ["features", "outputs", "dim", "heads", "dim_head"])
+def test_a_size_that_no_tensor_has_is_named_in_one_line(tmp_path, name, size):
+    save_model(tmp_path / "a", Student(6, 2, dim=4, heads=2, groups=2, dim_head=2))
+    change_description(tmp_path / "a", lambda description: description["arguments"].update({name: size}))
+    with pytest.raises(FileError) as error:
+        load_model(tmp_path / "a")
+    assert error.value.key == f"arguments.{name}"
+    assert len(str(error.value)) < 400 + len(str(tmp_path))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["student", "genes"])
@@ -192,6 +206,36 @@ def test_weights_with_other_names_are_refused_in_one_line(saved):
     with pytest.raises(FileError, match=r"genes\.safetensors: does not hold .*[Mm]issing key") as error:
         load_model(saved)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(saved):
+    broken = GeneNetwork(**ARGUMENTS)
+    name, first = next(iter(broken.state_dict().items()))
+    first.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=rf"weights must be finite, got NaN or infinity in {name}$"):
+        save_model(saved, broken)
+    save_file(broken.state_dict(), saved.with_suffix(".safetensors"))
+    change_description(saved, lambda description: None)
+    with pytest.raises(FileError, match=rf"genes\.safetensors: weights must be finite, got .* in {name}$"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"width": -1}, r"tiles\['5x'\]\.width must be at least 1, got -1"),
+        ({"magnification": 0}, r"tiles\['5x'\]\.magnification must lie in \(0, inf\], got 0"),
+        ({"mpp": -1}, r"tiles\['5x'\]\.mpp must lie in \(0, inf\], got -1"),
+        ({"encoder": ""}, r"tiles\['5x'\]\.encoder must be the name of an encoder, got ''"),
+    ],
+)
+def test_facts_that_no_tile_has_are_refused(whole, tmp_path, facts, message):
+    for name in ("a.json", "a.safetensors"):
+        shutil.copy(whole / name, tmp_path)
+    change_description(tmp_path / "a", lambda description: description["reading"]["tiles"]["5x"].update(facts))
+    with pytest.raises(FileError, match=rf"a\.json: reading\.?.* {message}") as error:
+        load_model(tmp_path / "a")
+    assert error.value.key.startswith("reading")
 
 
 def test_weights_that_are_no_safetensors_are_refused(saved):
@@ -307,6 +351,45 @@ def test_a_full_disk_is_an_error_that_names_the_file_of_a_model(saved, suffix):
     assert str(error.value).endswith(f": {str(path)!r}")
     assert path.read_bytes() == before
     assert len(list(saved.parent.iterdir())) == 2
+
+
+class Killed(BaseException):
+    """The end of a process, which nothing catches."""
+
+
+@pytest.mark.parametrize("before", ["a model", "nothing"])
+@pytest.mark.parametrize("end", ["a kill", "an error"])
+@pytest.mark.parametrize("step", range(3))
+def test_a_save_that_ends_between_its_files_leaves_the_old_model_or_the_new_one(
+    tmp_path, monkeypatch, before, end, step
+):
+    old, new = GeneNetwork(**ARGUMENTS), GeneNetwork(**ARGUMENTS)
+    if before == "a model":
+        save_model(tmp_path / "genes", old, notes={"label": "old"})
+    real, left = os.replace, [step]
+
+    def replace(*paths):
+        if left[0] == 0:
+            if end == "an error":
+                left[0] -= 1  # The disk has space again for what tidies up.
+                raise OSError(errno.ENOSPC, "No space left on device")
+            raise Killed
+        left[0] -= 1
+        real(*paths)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.replace", replace)
+        if end == "a kill":
+            disk.setattr("pathlib.Path.unlink", lambda *_, **__: None)  # What is dead tidies nothing up.
+        with pytest.raises((Killed, OSError)):
+            save_model(tmp_path / "genes", new, notes={"label": "new"})
+    if before == "a model" or (tmp_path / "genes.json").exists():
+        found = load_model(tmp_path / "genes")
+        model = {"old": old, "new": new}[found.notes["label"]]
+        assert all(torch.equal(found.model.state_dict()[name], value) for name, value in model.state_dict().items())
+    save_model(tmp_path / "genes", old, notes={"label": "last"})
+    assert load_model(tmp_path / "genes").notes["label"] == "last"
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".tmp"} == {"genes.json", "genes.safetensors"}
 
 
 def test_a_full_disk_is_an_error_that_names_the_state(tmp_path):

@@ -355,3 +355,11 @@ def test_a_slide_image_lies_behind_the_map(student, slides, tmp_path, shared):
     explain_slides(student, slides, tmp_path / "maps", Extras(images=tmp_path / "images"))
     sizes = [(tmp_path / folder / "A.png").stat().st_size for folder in ("plain", "maps")]
     assert sizes[1] > 2 * sizes[0]
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_maps_are_not_written_among_slides(student, slides, one):
+    places = {name: folder / "B.h5" for name, folder in slides.items()} if one else slides
+    with pytest.raises(ValueError, match=r"10x: must be another folder than that of the slides$"):
+        explain_slides(student, places, slides["10x"])
+    assert {path.name for path in slides["10x"].iterdir()} == {"A.h5", "B.h5"}

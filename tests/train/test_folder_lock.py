@@ -78,3 +78,22 @@ def test_the_half_of_a_note_that_a_killed_process_left_is_removed(tmp_path):
     with locked(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".lock.json"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
+    """A process opens the file, its holder removes it and ends, and a third process may lock a new one."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, removed = fcntl.flock, []
+
+    def late(*arguments):
+        if not removed:
+            (tmp_path / ".lock").unlink()
+            removed.append(True)
+        return flock(*arguments)
+
+    with monkeypatch.context() as other:
+        other.setattr(fcntl, "flock", late)
+        with pytest.raises(ValueError, match="is in use by another process"), locked(tmp_path):
+            raise AssertionError("it must not be held")
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").exists()

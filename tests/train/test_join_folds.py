@@ -189,3 +189,8 @@ def test_a_damaged_result_is_named_before_another_fold_is_trained(train, untrain
     replace_text(tmp_path / "run" / "run.json", '"run": "train"', '"run": "demo"')
     with pytest.raises(ValueError, match=r"run.json: must describe a run of train .*, got 'demo'"):
         join_folds(tmp_path / "run")
+
+
+def test_a_join_of_no_run_says_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: must be the folder of a run of train, but it has no"):
+        join_folds(tmp_path)

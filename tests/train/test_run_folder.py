@@ -118,3 +118,51 @@ def test_damaged_starts_of_a_fold_are_named_as_such(tmp_path):
     (tmp_path / "fold0" / "starts.json").write_text("{")
     with pytest.raises(ValueError, match=r"fold0/starts.json: must hold the starts of a fold"):
         job.record(threads=1)
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "report.html", "fold1/student.json", "final/student.csv"])
+@pytest.mark.parametrize("only", [None, ["fold1"]])
+def test_files_that_a_new_run_would_replace_are_refused_by_name(tmp_path, name, only):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    folder = RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={}, only=only)
+    folders = [tmp_path / "fold0", tmp_path / "fold1"]
+    if only and name.startswith("final"):
+        folder.check_files([], folders)  # which a job of folds does not write
+        return
+    with pytest.raises(FileExistsError, match=rf"{name}: is there already; name another folder$"):
+        folder.check_files([], folders)
+
+
+def test_a_new_run_that_fails_before_its_first_epoch_leaves_none_of_its_files(tmp_path):
+    def folder() -> RunFolder:
+        found = RunFolder(tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={})
+        found.check_files([], [tmp_path / "fold0"])
+        return found
+
+    def begin() -> None:
+        with folder().taken():
+            (tmp_path / "fold0").mkdir()
+            (tmp_path / "fold0" / "student.csv").touch()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        begin()
+    assert not list(tmp_path.iterdir())
+    folder()
+
+
+def test_a_job_is_no_stranger_to_the_jobs_of_other_folds(tmp_path):
+    def job(fold: str) -> RunFolder:
+        found = RunFolder(
+            tmp_path, "grading", TASKS["grading"], TrainingOptions(), resume=False, decides={}, only=[fold]
+        )
+        found.check_files([], [tmp_path / "fold0", tmp_path / "fold1"])
+        return found
+
+    with job("fold0").taken():
+        (tmp_path / "fold0" / "student.json").touch()
+    with job("fold1").taken():
+        pass
+    with pytest.raises(FileExistsError, match=r"fold0/student\.json: is there already"):
+        job("fold0")

@@ -1,7 +1,8 @@
 """Tables of AnnData, as LazySlide and scverse write them: ``.h5ad``, or a table in the ``.zarr`` of a SpatialData.
 
 Features are ``X``. Where the coordinates are, :mod:`._anndata_places` tells. LazySlide describes its tiles in
-``uns["tile_spec"]``, or in a table of that name.
+``uns["tile_spec"]``, or in a table of that name. Only these parts are read, and each is checked first: it is no link,
+and the file holds what it declares.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ._anndata_places import find_places, read_anndata_places
+from ._anndata_places import find_places, parts_of, read_anndata_places
 from ._hdf5 import check_complete, check_coords, check_features, check_held, raised_in
 from ._stored import Array, StoredSlide, number, text
 from .source import SlideError, SlideSource
 
+_NOTES = ("tile_spec", "slide_properties", "encoder")
+_SMALL = 1 << 16  # bytes. Zarr writes no chunk of zeros alone, so a small part may lack chunks.
 _SUFFIX = "_tiles"  # LazySlide names a table after its encoder: uni_tiles.
 
 
@@ -44,27 +47,37 @@ def open_anndata_group(
     Raises:
         SlideError: a part is missing or has a wrong shape or type.
     """
-    if isinstance(group, h5py.Group):
-        _check_parts(path, group)
     values = _features(path, group)
     count, width = check_features(path, values)
-    notes = _read(path, group["uns"]) if "uns" in group else {}
-    spec = notes.get("tile_spec") or (
-        next(iter(_read(path, specs["uns"]).values()), None) if specs is not None else None
-    )
+    notes = {name: _read(path, part) for name in _NOTES if (part := _part(path, group, f"uns/{name}")) is not None}
+    spec = notes.get("tile_spec")
+    if spec is None and specs is not None:
+        apart = _part(path, specs, "uns", whole=False)
+        spec = next((_read(path, _part(path, apart, name)) for name in apart or ()), None)
     spec = spec if isinstance(spec, Mapping) else {}
-    shape = [number(side) for side in np.ravel(notes.get("slide_properties", {}).get("shape", ()))]
+    slide = notes.get("slide_properties")
+    shape = [number(side) for side in np.ravel(slide.get("shape", ()) if isinstance(slide, Mapping) else ())]
     scale = number(spec.get("base_downsample"))
     tile, step = (
         number(spec.get(f"raw_{name}")) or (side * scale if scale and (side := number(spec.get(name))) else None)
         for name in ("width", "stride_width")
     )
-    place = find_places(path, group, coords, as_set=as_set or count < 2)
+    obsm, obs = (_part(path, group, name, whole=False) for name in ("obsm", "obs"))
+    place = find_places(path, obsm, obs, coords, as_set=as_set or count < 2)
     placed = place is not None
+    parts = {name: _part(path, group, name) for name in parts_of(place)}
 
     def places() -> Array:
-        found = read_anndata_places(path, place, lambda part: _read(path, group[part])) if place else np.empty(0)
+        assert place is not None
+        if isinstance(place, str) and hasattr(pair := next(iter(parts.values())), "shape"):
+            check_coords(path, pair, count, width)  # before it is read
+        found = read_anndata_places(path, place, lambda name: _read(path, parts[name]))
         check_coords(path, found, count, width)
+        if any(map(_lacks_chunks, parts.values())) and (zeros := int((found == 0).all(-1).sum())) > 1:
+            raise SlideError(
+                f"{path}: coords must be stored for every patch, got chunks that were never written, and {zeros} "
+                "patches at (0, 0); write the table again"
+            )
         return found
 
     return StoredSlide(
@@ -117,19 +130,13 @@ def open_zarr_slide(path: Path, features: str | None, coords: str | None, *, as_
 
 def _features(path: Path, group: Any) -> Any:
     """The array X; the file holds all of it."""
-    values: Any = group.get("X")
+    values: Any = _member(path, group, "X", "X")
     if not hasattr(values, "dtype"):
         raise SlideError(f"{path}: {_no_array(values)}")
     if isinstance(values, h5py.Dataset):
         check_complete(path, "X", values)
-        return values
-    if values.nchunks_initialized < values.nchunks:
-        raise SlideError(
-            f"{path}: X must hold the {list(values.shape)} numbers that it declares, got {values.nchunks_initialized} "
-            f"of {values.nchunks} chunks; write the table again"
-        )
-    stored = values.nbytes_stored  # a number before zarr 3
-    check_held(path, "X", values.shape, values.nbytes, stored() if callable(stored) else stored)
+    else:
+        _check_chunks(path, "X", values)
     return values
 
 
@@ -143,16 +150,53 @@ def _no_array(values: Any) -> str:
     return f"X must be a dense array of features, got {kind or 'a group'}"
 
 
-def _check_parts(path: Path, group: h5py.Group) -> None:
-    """Refuse parts beside the features that declare more than the file holds, before their library reads them."""
+def _check_chunks(path: Path, name: str, values: Any) -> None:
+    """Refuse a zarr array that declares more than its chunks hold."""
+    stored = values.nbytes_stored  # a number before zarr 3
+    # Zarr lists all chunks to count them, so a size that is made up is refused first.
+    check_held(path, name, values.shape, values.nbytes, stored() if callable(stored) else stored)
+    if _lacks_chunks(values):
+        raise SlideError(
+            f"{path}: {name} must hold the {list(values.shape)} numbers that it declares, got "
+            f"{values.nchunks_initialized} of {values.nchunks} chunks; write the table again"
+        )
 
-    def check(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape is not None:  # anndata writes None as an empty dataset
+
+def _part(path: Path, group: Any, name: str, *, whole: bool = True) -> Any:
+    """A part of a group by its place, None if it is absent; it is no link, and whole if ``whole``."""
+    found = group
+    for step in name.split("/"):
+        found = _member(path, found, step, name)
+    if whole and found is not None:
+        _check_whole(path, name, found)
+    return found
+
+
+def _member(path: Path, group: Any, key: str, name: str) -> Any:
+    """A member of a group, None if it is absent; a link is refused, because it leads past all checks."""
+    link = group.get(key, getlink=True) if isinstance(group, h5py.Group) else None
+    if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
+        place = link.path if isinstance(link, h5py.SoftLink) else link.filename
+        raise SlideError(f"{path}: {name} must be in the file at its place, got a link to {place}; copy it there")
+    return group.get(key) if hasattr(group, "get") else None
+
+
+def _check_whole(path: Path, name: str, item: Any) -> None:
+    """Refuse a part that declares more than the file holds, before its library reads it."""
+    if isinstance(item, h5py.Dataset):
+        if item.shape is not None:  # anndata writes None as an empty dataset
             check_complete(path, name, item)
+    elif hasattr(item, "nchunks"):
+        if item.nbytes > _SMALL:
+            _check_chunks(path, name, item)
+    else:
+        for key in item:
+            _check_whole(path, f"{name}/{key}", _member(path, item, key, f"{name}/{key}"))
 
-    for part in ("obs", "obsm", "uns"):
-        if isinstance(group.get(part), h5py.Group):
-            group[part].visititems(check)
+
+def _lacks_chunks(part: Any) -> bool:
+    """Whether chunks of a zarr array were never written."""
+    return hasattr(part, "nchunks") and part.nchunks_initialized < part.nchunks
 
 
 def refuse_shapes(path: Path, source: SlideSource) -> None:

@@ -26,12 +26,13 @@ _Y = {"x": "y", "col": "row", "column": "row"}
 Place = str | tuple[str, str]
 
 
-def find_places(path: Path, group: Any, coords: str | None, *, as_set: bool) -> Place | None:
+def find_places(path: Path, obsm: Any, obs: Any, coords: str | None, *, as_set: bool) -> Place | None:
     """Where the coordinates are, from names alone.
 
     Args:
         path: file, for errors.
-        group: group of HDF5 or zarr.
+        obsm: group of HDF5 or zarr; None where there is none.
+        obs: the same.
         coords: key of ``obsm``; by default the first known one.
         as_set: flag that says that coordinates do not matter, so unknown names are no error.
 
@@ -41,16 +42,15 @@ def find_places(path: Path, group: Any, coords: str | None, *, as_set: bool) -> 
     Raises:
         SlideError: the key is not there, or names are unknown or ambiguous.
     """
-    obsm = tuple(group.get("obsm", ()))
+    keys, columns = tuple(obsm or ()), tuple(obs or ())
     if coords is not None:
-        if coords not in obsm:
-            raise SlideError(f"{path}: obsm must have the key {coords!r}, got {', '.join(obsm) or 'none'}")
+        if coords not in keys:
+            raise SlideError(f"{path}: obsm must have the key {coords!r}, got {', '.join(keys) or 'none'}")
         return coords
-    columns = tuple(group["obs"])
     for found in (
-        _known(obsm, columns, _KEYS, ()),
-        _known(obsm, columns, (), _COLUMNS),
-        _known(obsm, columns, _OTHER_KEYS, _OTHER_COLUMNS),
+        _known(keys, columns, _KEYS, ()),
+        _known(keys, columns, (), _COLUMNS),
+        _known(keys, columns, _OTHER_KEYS, _OTHER_COLUMNS),
     ):
         if len(found) == 1:
             return found[0]
@@ -59,12 +59,19 @@ def find_places(path: Path, group: Any, coords: str | None, *, as_set: bool) -> 
                 f"{path}: coordinates must be in one place, got {' and '.join(map(_words, found))}; write those that "
                 "count to obsm['spatial']"
             )
-    if not as_set and (unknown := _unknown(group, obsm, columns)):
+    if not as_set and (unknown := _unknown(obsm, keys, columns)):
         raise SlideError(
             f"{path}: coordinates must be in obsm['spatial'] or in the columns x and y of obs, got "
             f"{_words(unknown)}; {_remedy(unknown)}"
         )
     return None
+
+
+def parts_of(place: Place | None) -> tuple[str, ...]:
+    """The parts of a table that hold the coordinates of a place, such as ``obs/x`` and ``obs/y``."""
+    if isinstance(place, str):
+        return (f"obsm/{place}",)
+    return tuple(f"obs/{name}" for name in place or ())
 
 
 def read_anndata_places(path: Path, place: Place, read: Callable[[str], Any]) -> Array:
@@ -73,7 +80,7 @@ def read_anndata_places(path: Path, place: Place, read: Callable[[str], Any]) ->
     Args:
         path: file, for errors.
         place: place that :func:`find_places` returned.
-        read: function that reads ``obs`` or ``obsm``.
+        read: function that reads one of :func:`parts_of` the place.
 
     Returns:
         An array, whose shape is not checked.
@@ -81,7 +88,11 @@ def read_anndata_places(path: Path, place: Place, read: Callable[[str], Any]) ->
     Raises:
         SlideError: a column holds no numbers.
     """
-    found = read("obsm")[place] if isinstance(place, str) else read("obs")[list(place)]
+    read_parts = [read(name) for name in parts_of(place)]
+    if isinstance(place, str):
+        found = read_parts[0]
+    else:
+        found = pd.DataFrame({name: pd.Series(column) for name, column in zip(place, read_parts, strict=True)})
     if not isinstance(found, pd.DataFrame):
         return np.asarray(found)
     table = "obs" if isinstance(place, tuple) else f"obsm[{place!r}]"
@@ -108,10 +119,10 @@ def _known(
     return [*(key for key in keys if key in obsm), *(pair for pair in pairs if set(pair) <= set(columns))]
 
 
-def _unknown(group: Any, obsm: Iterable[str], columns: Iterable[str]) -> Place | None:
+def _unknown(obsm: Any, keys: Iterable[str], columns: Iterable[str]) -> Place | None:
     """What looks like coordinates: a key of ``obsm`` by name and shape, or two columns of one name for x and for y."""
-    for key in obsm:
-        if _PLACE.search(key) and tuple(getattr(group["obsm"][key], "shape", (0, 2)))[1:] in ((2,), (3,)):
+    for key in keys:
+        if _PLACE.search(key) and tuple(getattr(obsm[key], "shape", (0, 2)))[1:] in ((2,), (3,)):
             return key
     for name in columns:
         found = _X.search(name)

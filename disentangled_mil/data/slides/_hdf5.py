@@ -174,7 +174,8 @@ def check_held(path: Path, name: str, shape: Sequence[int], declared: int, store
 
 def _check_view(path: Path, name: str, data: h5py.Dataset) -> None:
     """Refuse a virtual dataset unless its sources are there, are no views themselves, and fill it."""
-    filled = 0
+    union = h5py.h5s.create_simple(data.shape)
+    union.select_none()
     for source in data.virtual_sources():
         place = path if source.file_name == "." else path.parent / source.file_name
         if not place.is_file():
@@ -190,12 +191,27 @@ def _check_view(path: Path, name: str, data: h5py.Dataset) -> None:
                     "which does not hold it; copy the features into one file"
                 )
             check_complete(place, source.dset_name, found)
-        filled += source.vspace.get_select_npoints()
+        _unite(union, source.vspace)
+    filled = union.get_select_npoints()
     if filled < prod(data.shape):
         raise SlideError(
             f"{path}: {name} must hold the {list(data.shape)} numbers that it declares, got a view of {filled}; "
             "copy the features into one file"
         )
+
+
+def _unite(union: Any, part: Any) -> None:
+    """Add what a part of a view fills to what others fill."""
+    kind = part.get_select_type()
+    if kind == h5py.h5s.SEL_ALL:
+        union.select_all()
+    elif kind == h5py.h5s.SEL_HYPERSLABS and part.is_regular_hyperslab():
+        start, stride, count, block = part.get_regular_hyperslab()
+        union.select_hyperslab(start, count, stride, block, op=h5py.h5s.SELECT_OR)
+    elif kind == h5py.h5s.SEL_HYPERSLABS:
+        for first, last in part.get_select_hyper_blocklist():
+            size = tuple(int(end - begin) + 1 for begin, end in zip(first, last, strict=True))
+            union.select_hyperslab(tuple(map(int, first)), size, op=h5py.h5s.SELECT_OR)
 
 
 def _selects(source: Any, shape: tuple[int, ...]) -> bool:

@@ -19,6 +19,7 @@ from .source import SlideError, SlideSource
 _AUGMENTED = "augmented"
 _SIDES = ("patch_size_level0", "patch_size", "overlap")
 _OF_TRIDENT = {"patch_size_level0", "target_magnification"}
+_OF_PLACES = ("coord", "position", "location", "spatial")  # in names of datasets that writers may choose
 _FIRST_STAMP = 224, 256.0  # pixels and micrometers of a tile
 _UNITS = {"um": "micrometers", "µm": "micrometers", "μm": "micrometers", "px": "pixels"}  # by the attribute of STAMP
 _FOLDERS_ABOVE = 3  # CLAM's features lie in FOLDER/h5_files, and its patches beside it or one folder above.
@@ -63,15 +64,22 @@ def open_hdf5_slide(path: Path, file: h5py.File, features: str | None, coords: s
     return slide if places is None else clam_slide(path, slide)
 
 
-def refuse_other_coordinates(path: Path, file: h5py.File) -> None:
-    """Refuse coordinates under an unknown name, which would silently be ignored."""
-    for name, item in file.items():
-        shape = tuple(getattr(item, "shape", None) or ())
-        if "coord" in name.casefold() and name not in COORDS and len(shape) in (2, 3) and shape[-1] == 2:
+def refuse_other_coordinates(path: Path, file: h5py.File, count: int) -> None:
+    """Refuse coordinates of N patches under an unknown name, also in a group, which would silently be ignored."""
+
+    def refuse(name: str, item: Any) -> None:
+        shape, words = tuple(getattr(item, "shape", None) or ()), name.casefold()
+        like_places = any(word in words for word in _OF_PLACES) and shape in ((count, 2), (1, count, 2))
+        in_root = "coord" in words and "/" not in name and len(shape) in (2, 3) and shape[-1] == 2
+        if name not in COORDS and (like_places or in_root):
             raise SlideError(
                 f"{path}: coordinates must be in a dataset {' or '.join(COORDS)}, got {name}; name it by "
                 f"coords = {name!r}"
             )
+
+    for name, item in file.items():  # links too
+        refuse(name, item)
+    file.visititems(refuse)
 
 
 def clam_slide(path: Path, slide: StoredSlide) -> StoredSlide:

@@ -67,7 +67,7 @@ def open_slide(path: Path, features: str | None, coords: str | None, *, as_set: 
                     return
                 slide = open_hdf5_slide(path, file, features, coords)
                 if not as_set and slide.coords is None and slide.source.tokens > 1:
-                    refuse_other_coordinates(path, file)
+                    refuse_other_coordinates(path, file, slide.source.tokens)
                 yield slide
 
 

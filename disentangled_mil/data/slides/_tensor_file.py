@@ -54,6 +54,13 @@ def open_tensor_slide(path: Path, features: str | None, coords: str | None) -> I
         yield clam_slide(path, slide._replace(source=slide.source._replace(placed=True), coords=read))
 
 
+def _is_readable(values: Tensor) -> bool:
+    """Whether a tensor holds numbers of a type that NumPy has, or of bfloat16, one after the other."""
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    plain = values.layout is torch.strided and not values.is_nested and not values.is_meta
+    return plain and values.dtype in kinds
+
+
 def _load(path: Path) -> Tensor:
     """The tensor, mapped into memory if its format allows it; no code of the file is run."""
     try:
@@ -69,8 +76,11 @@ def _load(path: Path) -> Tensor:
             "file is cut or holds other objects, such as an array of NumPy; save a tensor, "
             "torch.save(torch.from_numpy(features), path), or features with coordinates by write_bag"
         ) from error
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.is_sparse:
-        came = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+    if not isinstance(values, Tensor) or not _is_readable(values):
+        came = type(values).__name__
+        if isinstance(values, Tensor):
+            layout = "" if values.layout is torch.strided else f" of the layout {values.layout}"
+            came = f"a tensor of {values.dtype}{layout}{' without values' if values.is_meta else ''}"
         raise SlideError(
             f"{path}: must hold one floating-point tensor alone, got {came}; save the features alone, or with "
             "coordinates by write_bag"

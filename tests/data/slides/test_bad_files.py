@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+import warnings
 from pathlib import Path
 
 import h5py
@@ -38,7 +39,8 @@ def test_a_part_that_the_library_of_anndata_does_not_know_is_named(tmp_path, par
     path = slides.h5ad(tmp_path, "table", FEATURES, COORDS)
     with h5py.File(path, "r+") as file:
         file[part].attrs["encoding-type"] = "nueeric-scalar"
-    refused(path, rf"/{part.split('/')[0]} must be an element of AnnData: ", by_metadata=part.startswith("uns"))
+    element = "/".join(part.split("/")[:2])
+    refused(path, rf"/{element} must be an element of AnnData: ", by_metadata=part.startswith("uns"))
 
 
 def test_rows_that_were_declared_and_never_written_are_not_read_as_zeros(tmp_path):
@@ -107,6 +109,10 @@ def test_a_view_that_is_not_filled_or_looks_at_itself_or_at_any_file_is_refused(
     with h5py.File(tmp_path / "half.h5", "w") as file:
         file.create_virtual_dataset("features", layout)
     refused(tmp_path / "half.h5", r"features must hold the \[10, 4\] numbers that it declares, got a view of 20; copy")
+    layout[:5] = h5py.VirtualSource("part.h5", "features", shape=(5, 4))
+    with h5py.File(tmp_path / "twice.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+    refused(tmp_path / "twice.h5", r"features must hold the \[10, 4\] numbers that it declares, got a view of 20; copy")
     layout[5:] = h5py.VirtualSource("itself.h5", "features", shape=(5, 4))
     with h5py.File(tmp_path / "itself.h5", "w") as file:
         file.create_virtual_dataset("features", layout)
@@ -129,7 +135,83 @@ def test_coordinates_that_are_not_in_the_file_are_refused_too(tmp_path):
     with h5py.File(path, "a") as file:
         del file["obsm/spatial"]
         file["obsm"].create_dataset("spatial", (10, 2), "int64", external=[(str(tmp_path / "raw.bin"), 0, 160)])
-    refused(path, r"spatial must be in the file, got external storage in .*raw\.bin; copy it")
+    refused(path, r"obsm/spatial must be in the file, got external storage in .*raw\.bin; copy it")
+
+
+@pytest.mark.parametrize("kind", ["soft", "external"])
+@pytest.mark.parametrize("place", ["obsm", "obsm/spatial", "uns/tile_spec", "uns/tile_spec/mpp"])
+def test_parts_of_a_table_that_are_links_are_refused_by_name(tmp_path, kind, place):
+    pytest.importorskip("anndata")
+    path = slides.h5ad(tmp_path, "table", FEATURES, COORDS)
+    (tmp_path / "secret").write_bytes(b"root:x:0:0:root:/root:/bin/bash\n" * 9)
+    with h5py.File(path, "a") as file, h5py.File(tmp_path / "other.h5", "w") as other:
+        (file if kind == "soft" else other).create_dataset(
+            "hidden", (10, 2), "int64", external=[(str(tmp_path / "secret"), 0, 160)]
+        )
+        del file[place]
+        file[place] = h5py.SoftLink("/hidden") if kind == "soft" else h5py.ExternalLink("other.h5", "/hidden")
+    to = "/hidden" if kind == "soft" else r"other\.h5"
+    refused(path, rf"{place}[a-z_/]* must be in the file at its place, got a link to {to}; copy it there")
+
+
+def test_parts_of_a_table_that_no_reader_needs_are_not_read(tmp_path):
+    anndata, zarr = pytest.importorskip("anndata"), pytest.importorskip("zarr")
+    path = slides.h5ad(tmp_path, "table", FEATURES, COORDS)
+    with h5py.File(path, "a") as file:
+        for name in ("uns/large", "obsm/large"):
+            data = file.create_dataset(name, (10, 10**9), "float32", chunks=(10, 1 << 16))
+            data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        file["uns"]["link"] = h5py.ExternalLink("gone.h5", "/x")
+    assert read_bag(path).bag.grid.shapes == ((5, 2),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = slides.spatialdata(tmp_path, "table", FEATURES, COORDS)
+        root = zarr.open_group(str(folder))
+        for name in ("uns/large", "obsm/large"):
+            data = (
+                root["tables/uni_tiles"]
+                .require_group(name.split("/")[0])
+                .create_array("large", shape=(10, 10**9), chunks=(10, 1 << 16), dtype="float32")
+            )
+            data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    assert anndata is not None
+    assert read_bag(folder).bag.grid.shapes == ((5, 2),)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_coordinates_that_zarr_never_wrote_are_not_read_as_zeros(tmp_path, large):
+    zarr = pytest.importorskip("zarr")
+    pytest.importorskip("anndata")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = slides.spatialdata(tmp_path, "table", FEATURES, COORDS)
+        table = zarr.open_group(str(path))["tables/uni_tiles"]
+        shape = (10**9, 2) if large else (10, 2)
+        data = table.require_group("obsm").create_array("spatial", shape=shape, chunks=(5, 2), dtype="int64")
+        data[:5] = COORDS[:5]
+        data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    if large:
+        refused(path, r"obsm/spatial must hold the \[1000000000, 2\] numbers that it declares, got \d+ bytes for")
+    else:
+        message = (
+            r"coords must be stored for every patch, got chunks that were never written, and 6 patches at \(0, 0\)"
+        )
+        refused(path, message, by_metadata=False)
+
+
+def test_a_slide_whose_chunk_of_zeros_zarr_left_out_is_read(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    pytest.importorskip("anndata")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        coords = np.array([[0, 0], [0, slides.TILE]])
+        path = slides.spatialdata(tmp_path, "table", FEATURES[:2], coords)
+        obs = zarr.open_group(str(path))["tables/uni_tiles/obs"]
+        del obs["x"]
+        obs.create_array("x", shape=(2,), chunks=(2,), dtype="int64").attrs.update(
+            {"encoding-type": "array", "encoding-version": "0.2.0"}
+        )
+    assert read_bag(path, step=slides.TILE).bag.grid.shapes == ((1, 2),)
 
 
 def test_numbers_of_a_size_that_pytorch_lacks_are_refused(tmp_path):

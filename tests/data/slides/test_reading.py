@@ -100,6 +100,16 @@ def test_coordinates_under_another_name_are_not_passed_over(tmp_path):
     assert read_bag(path, path).bag.patches.shape == (1, 8, 3)  # which takes none
 
 
+@pytest.mark.parametrize("name", ["meta/coords", "positions", "tiles/Location_xy"])
+def test_coordinates_in_a_group_or_under_a_related_name_are_not_passed_over(tmp_path, name):
+    path = write(tmp_path / "slide.h5", features=features(), **{name: COORDS})
+    with pytest.raises(
+        ValueError, match=rf"slide\.h5: coordinates must be in a dataset .*, got {name}; name it by coords = "
+    ):
+        read_bag(path)
+    assert read_bag(path, coords=name).bag.grid.shapes == ((3, 2),)
+
+
 def test_other_datasets_are_no_coordinates(tmp_path):
     path = write(
         tmp_path / "slide.h5", features=features(), coord_unit=b"um", coord_extent=[9, 9], stain=np.ones((4, 2))

@@ -222,6 +222,18 @@ class Code:
             torch.ones(2, 3, dtype=torch.int64),
             r"must hold one floating-point tensor alone, got a tensor of torch\.int64",
         ),
+        (
+            torch.ones(2, 3, dtype=torch.float8_e4m3fn),
+            r"must hold one floating-point tensor alone, got a tensor of torch\.float8_e4m3fn",
+        ),
+        (
+            torch.ones(2, 3, device="meta"),
+            r"must hold one floating-point tensor alone, got a tensor of torch\.float32 without values",
+        ),
+        (
+            torch.ones(2, 3).to_sparse(),
+            r"must hold one floating-point tensor alone, got a tensor of torch\.float32 of the layout torch\.spa",
+        ),
         (torch.ones(2, 2, 3), r"features must have shape \[N, C\], \[1, N, C\] or \[C\], got \[2, 2, 3\]"),
         (torch.ones(3, 0), r"features must have shape .*, got \[3, 0\]"),
     ],
