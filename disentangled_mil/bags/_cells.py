@@ -23,7 +23,7 @@ _LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80  # A bag of n tokens spans at most 200 (n + 80) cells.
 _MOST_IN_ONE_STEP = 128  # A bag that is smaller than one step has at most this many distinct coordinates.
 
-_FEW = 64  # A bag of at most this number of tokens may lie on one place.
+_MOST_REPEATED = 4  # This number of tokens may share one place at the end of a bag; more look like padding.
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -47,12 +47,24 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
         )
-    if len(coords) > _FEW and bool((coords == coords[0]).all()):
-        warnings.warn(
-            f"coords put all {len(coords)} tokens on one place; leave them out if places are not known", stacklevel=4
-        )
+    _warn_of_padding(coords)
     width, height = (int(size) for size in extent)
     return cells.long(), (width, height)
+
+
+def _warn_of_padding(coords: Tensor) -> None:
+    """Warn if the last tokens of a bag lie on one place, as padding does that no mask marks."""
+    if len(coords) <= _MOST_REPEATED or bool((coords[-_MOST_REPEATED - 1 :] != coords[-1]).any()):
+        return
+    others = (coords != coords[-1]).any(1).nonzero()
+    repeated = len(coords) - (int(others[-1]) + 1 if len(others) else 0)
+    words = (
+        f"the last {repeated} of {len(coords)} tokens on one place; mark them in the mask, or leave them out, if they "
+        "are padding"
+        if len(others)
+        else f"all {len(coords)} tokens on one place; leave them out if places are not known"
+    )
+    warnings.warn(f"coords put {words}", stacklevel=5)
 
 
 def lattice_step(coords: Tensor) -> float | None:

@@ -60,8 +60,8 @@ class Bag(TensorCollection, parts=("patches", "grid")):
 
         Args:
             features: patch features.
-            coords: (x, y) of every patch.
-            step: side of one cell in the unit of ``coords``; see :meth:`Grid.from_coords`.
+            coords: (x, y) of every patch, without padding; see :meth:`Grid.from_coords`.
+            step: side of one cell in the unit of ``coords``.
 
         Shape:
             ``features`` [N, C], ``coords`` [N, 2].

@@ -123,14 +123,15 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
 
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
-            mask: True where a token is real; all of them by default.
+            mask: True where a token is real; all of them by default. Padded coordinates need it.
             step: side of one cell in the unit of ``coords``.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
 
         Returns:
-            The grid; every bag begins at its upper left corner. A warning says if all of many tokens lie on one place.
+            The grid; every bag begins at its upper left corner. A warning says if more than four tokens at the end of a
+            bag lie on one place, as padding without a mask does.
 
         Raises:
             ValueError: a coordinate of a real token is not finite; ``step`` is not positive, or so large that more than
