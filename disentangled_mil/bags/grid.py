@@ -1,25 +1,25 @@
 """The grid on which the tokens of a slide lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from numbers import Real
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from .._checks import check_flag, check_mask, check_shape, check_type
+from .._collection import BatchCollection
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
-from ._collection import TensorCollection
 from ._counts import mask_of
 
 
 @dataclass(frozen=True, eq=False)
-class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"), constants=("shapes", "full")):
+class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes"), constants=("shapes", "full")):
     """Where the tokens of a batch of bags lie: one integer cell (column, row) per token.
 
     Every bag has a rectangle of its own, with holes where there is no tissue. Several tokens may share a cell. Build a
@@ -64,6 +64,7 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
 
     #: Whether ``shapes`` holds one pair, that of the canvas, as in a program that takes bags of any size.
     only_canvas: ClassVar[bool] = False
+    _rows = ("cells", "mask", "sizes")
 
     cells: Tensor
     mask: Tensor
@@ -206,6 +207,27 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
             ValueError: a number is not positive.
         """
         return cls._squares(*mask_of(tokens, device))
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> "Grid":
+        """The opposite of ``to_dict``, also after rows were taken or tensors were moved.
+
+        Args:
+            parts: tensors ``cells``, ``mask`` and ``sizes``.
+
+        Returns:
+            The grid. Its canvas is that of the bags that are left.
+
+        Raises:
+            TypeError: ``parts`` is no mapping, or a value is of the wrong type.
+            ValueError: a name is missing or unknown, or shapes do not fit together.
+            RuntimeError: the region is compiled, where values are unknown.
+        """
+        named = cls._named(parts)
+        _refuse_in_compiled_region("Grid.from_dict reads the sizes")
+        sizes = named.get("sizes")
+        check_shape("sizes", sizes, "B 2")
+        return cls(named["cells"], named["mask"], tuple((width, height) for width, height in sizes.tolist()))
 
     @property
     def width(self) -> int:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from .._checks import check_mask, check_shape
-from ._collection import TensorCollection
+from .._collection import BatchCollection
 from ._counts import mask_of
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSet(TensorCollection, parts=("mask",)):
+class TokenSet(BatchCollection, parts=("mask",)):
     """A batch of bags without coordinates: which of their tokens are real.
 
     Layers take it wherever they take a :class:`Grid`. Then their results do not depend on the order of the tokens,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from ..._collection import TensorCollection
 from .._triton_runtime import available
 from ..position_bias import Bias, BiasTable, CarriedBias, MLPBias, check_bias
 from ._bag import ENTRIES
@@ -33,7 +34,11 @@ class AttentionOutput(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionScores:
+class AttentionScores(
+    TensorCollection,
+    parts=("query", "key", "query_position", "key_position", "bias", "key_logit", "query_mask"),
+    constants=("scale",),
+):
     """The scores of :func:`biased_attention` as their ingredients: an attention map that is not computed yet.
 
     The attributes are the arguments of :func:`biased_attention` of the same names.
