@@ -17,6 +17,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .._checks import check_shape
+
 _LEAST_SHARE = 0.9  # Rule 1 needs this many commonest gaps per token, and this many cells per distinct coordinate.
 _ROUNDING = 0.01  # Relative difference of two gaps that are equal but for rounding.
 _LEAST_AGREEMENT, _MANY_GAPS = 0.5, 64  # Rule 2 needs this share of the gaps if there are more than 64.
@@ -80,7 +82,8 @@ def lattice_step(coords: Tensor) -> float | None:
         The side in the unit of the coordinates; None where all tokens lie on one place.
 
     Raises:
-        ValueError: the coordinates show no lattice.
+        TypeError: ``coords`` is no tensor.
+        ValueError: the coordinates show no lattice, or have another shape.
 
     Example:
         >>> import torch
@@ -88,6 +91,7 @@ def lattice_step(coords: Tensor) -> float | None:
         >>> lattice_step(torch.tensor([[0, 0], [448, 0], [1344, 0], [0, 448]]))
         448.0
     """
+    check_shape("coords", coords, "N 2")
     coords = coords.double()
     neighbors = torch.cat([_gaps_to_neighbors(coords), _gaps_to_neighbors(coords.flip(1))])
     if len(neighbors):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_finite, check_flag, check_names, check_shape, check_type
+from .._checks import check_count, check_finite, check_flag, check_mapping, check_names, check_shape, check_type
 from .._collection import BatchCollection
 from .grid import Grid
 from .token_set import TokenSet
@@ -216,9 +216,11 @@ def collate_samples(samples: Iterable[Mapping[str, Bag]]) -> dict[str, Bag]:
         >>> {name: len(batch) for name, batch in collate_samples([{"10x": bag, "20x": bag}] * 3).items()}
         {'10x': 3, '20x': 3}
     """
+    check_type("samples", samples, Iterable, "an iterable of samples")
     several = list(samples)
     if not several:
         raise ValueError("samples must hold at least one sample, got none")
     for sample in several:
+        check_mapping("samples", sample)
         check_names("samples", sample, tuple(several[0]))
     return {name: collate_bags([sample[name] for sample in several]) for name in several[0]}

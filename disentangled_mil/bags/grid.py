@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from .._checks import check_flag, check_mask, check_shape, check_type
+from .._checks import check_flag, check_mask, check_shape, check_size, check_type
 from .._collection import BatchCollection
 from .._operators import operator
 from .._precision import widened
@@ -225,7 +225,7 @@ class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes")
         """
         named = cls._named(parts)
         _refuse_in_compiled_region("Grid.from_dict reads the sizes")
-        sizes = named.get("sizes")
+        sizes: Any = named.get("sizes")
         check_shape("sizes", sizes, "B 2")
         return cls(named["cells"], named["mask"], tuple((width, height) for width, height in sizes.tolist()))
 
@@ -251,6 +251,7 @@ class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes")
         Raises:
             ValueError: the grid already has another number of bags.
         """
+        check_size("batch", batch)
         if len(self.shapes) == batch:
             return self
         if len(self.shapes) != 1:

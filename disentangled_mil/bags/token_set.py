@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_mask, check_shape
+from .._checks import check_mask, check_shape, check_size
 from .._collection import BatchCollection
 from ._counts import mask_of
 
@@ -77,6 +77,7 @@ class TokenSet(BatchCollection, parts=("mask",)):
         Raises:
             ValueError: the set already has another number of bags.
         """
+        check_size("batch", batch)
         if self.mask.shape[0] == batch:
             return self
         if len(self.mask) != 1:

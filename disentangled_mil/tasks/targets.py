@@ -6,6 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .._checks import check_type
 from .._collection import BatchCollection, TensorCollection
 
 
@@ -43,6 +44,7 @@ def select_target(target: Target, index: Tensor | slice, device: torch.device | 
         >>> select_target(target, torch.tensor([2]))
         SurvivalTarget(interval=tensor([1]), event=tensor([False]))
     """
+    check_type("target", target, (Tensor, tuple, TensorCollection), "a target of a task")
 
     def rows(column: Tensor) -> Tensor:
         try:
