@@ -6,10 +6,12 @@ Checks read metadata only (types, shapes, dtypes, plain numbers), so that none w
 """
 
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,7 +131,8 @@ def check_mask(name: str, mask: Tensor, spec: str, sizes: Mapping[str, int] | No
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Check that an option is one of its choices."""
-    if value not in choices:
+    # Arrays and tensors compare element by element.
+    if not isinstance(value, tuple({type(choice) for choice in choices})) or value not in choices:
         near = did_you_mean(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{near}")
 
@@ -195,6 +198,41 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], what: st
     """Check that an argument is of a type, which is described in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {what}, got {type(value).__name__}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Check that an argument can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {type(value).__name__}")
+
+
+def as_path(name: str, value: object) -> Path:
+    """Check that an argument is a path or its text, and return the path."""
+    check_type(name, value, (str, os.PathLike), "a path")
+    return Path(value)  # type: ignore[arg-type]
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check that an argument is a positive and finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_size(name: str, value: object) -> None:
+    """Check the type of a size, whose value is not read, because an exporter may not know it."""
+    check_type(name, value, (Integral, torch.SymInt), "an integer")
+
+
+def check_texts(name: str, values: object) -> tuple[str, ...]:
+    """Check that an argument is several texts, and not one, and return them."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be several names, got {type(values).__name__}")
+    given = tuple(values)
+    for value in given:
+        check_type(name, value, str, "several names")
+    return given
 
 
 def check_finite(name: str, values: Tensor) -> None:

@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOR_ALL = {
     "_checks",
+    "_collection",
     "_colors",
     "_errors",
     "_exit_status",

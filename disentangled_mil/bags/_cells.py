@@ -17,6 +17,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from .._checks import check_shape
+
 # Rule 1 holds if this share of the tokens has the most common gap, and distinct coordinates have this share of cells.
 _LEAST_SHARE = 0.9
 # Rule 2 holds if this share of the gaps equals the side. It is tested if there are more gaps than the second number.
@@ -28,8 +30,8 @@ _ROUNDING = 0.01
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80
 # and more distinct coordinates than this in a bag that is smaller than one cell, which a side in a wrong unit causes.
 _MOST_IN_ONE_CELL = 128
-# A warning is given if more tokens than this have one coordinate.
-_FEW = 8
+# A warning is given if more tokens than this at the end of a bag have one coordinate, as padding has.
+_MOST_REPEATED = 4
 
 
 def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int, int]]:
@@ -53,12 +55,24 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
         )
-    if len(coords) > _FEW and bool((coords == coords[0]).all()):
-        warnings.warn(
-            f"coords put all {len(coords)} tokens on one place; leave them out if places are not known", stacklevel=4
-        )
+    _warn_of_padding(coords)
     width, height = (int(size) for size in extent)
     return cells.long(), (width, height)
+
+
+def _warn_of_padding(coords: Tensor) -> None:
+    """Warn if the last tokens of a bag lie on one place, as padding does that no mask marks."""
+    if len(coords) <= _MOST_REPEATED or bool((coords[-_MOST_REPEATED - 1 :] != coords[-1]).any()):
+        return
+    others = (coords != coords[-1]).any(1).nonzero()
+    repeated = len(coords) - (int(others[-1]) + 1 if len(others) else 0)
+    words = (
+        f"the last {repeated} of {len(coords)} tokens on one place; mark them in the mask, or leave them out, if they "
+        "are padding"
+        if len(others)
+        else f"all {len(coords)} tokens on one place; leave them out if places are not known"
+    )
+    warnings.warn(f"coords put {words}", stacklevel=5)
 
 
 def lattice_step(coords: Tensor) -> float | None:
@@ -74,7 +88,8 @@ def lattice_step(coords: Tensor) -> float | None:
         The side in the unit of the coordinates; None where all tokens lie on one place.
 
     Raises:
-        ValueError: the coordinates show no lattice.
+        TypeError: ``coords`` is no tensor.
+        ValueError: the coordinates show no lattice, or have another shape.
 
     Example:
         >>> import torch
@@ -82,6 +97,7 @@ def lattice_step(coords: Tensor) -> float | None:
         >>> lattice_step(torch.tensor([[0, 0], [448, 0], [1344, 0], [0, 448]]))
         448.0
     """
+    check_shape("coords", coords, "N 2")
     coords = coords.double()
     neighbors = torch.cat([_gaps_to_neighbors(coords), _gaps_to_neighbors(coords.flip(1))])
     if len(neighbors):

@@ -20,6 +20,7 @@ def grid_for(tokens: Tensor, grid: Grid | TokenSet | None, mask: Tensor | None, 
     Returns:
         A grid or set of B bags.
     """
+    check_shape("tokens", tokens, "B N C")
     batch, count, _ = tokens.shape
     if grid is not None and mask is not None:
         raise ValueError(f"{name} already holds a mask: give either {name} or mask, not both")

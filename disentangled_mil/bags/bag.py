@@ -2,19 +2,19 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_finite, check_flag, check_names, check_shape, check_type
-from ._collection import TensorCollection
+from .._checks import check_count, check_finite, check_flag, check_mapping, check_names, check_shape, check_type
+from .._collection import BatchCollection
 from .grid import Grid
 from .token_set import TokenSet
 
 
 @dataclass(frozen=True, eq=False)
-class Bag(TensorCollection, parts=("patches", "grid")):
+class Bag(BatchCollection, parts=("patches", "grid")):
     """A batch of bags: patch features, and the grid on which they lie if they have coordinates.
 
     A single slide is a batch of one. Bags without coordinates are sets: no model's prediction depends on the order of
@@ -60,8 +60,8 @@ class Bag(TensorCollection, parts=("patches", "grid")):
 
         Args:
             features: patch features.
-            coords: (x, y) of every patch.
-            step: side of one cell in the unit of ``coords``; see :meth:`Grid.from_coords`.
+            coords: (x, y) of every patch, without padding; see :meth:`Grid.from_coords`.
+            step: side of one cell in the unit of ``coords``.
 
         Shape:
             ``features`` [N, C], ``coords`` [N, 2].
@@ -107,6 +107,34 @@ class Bag(TensorCollection, parts=("patches", "grid")):
         grid = Grid(torch.zeros(1, 1, 2, dtype=torch.int64), mask, ((1, 1),)) if placed else TokenSet(mask)
         # Of the smallest type, so that it changes the type of no batch.
         return cls(torch.zeros(1, 1, width, dtype=torch.float16), grid)
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> "Bag":
+        """The opposite of ``to_dict``, also after rows were taken or tensors were moved.
+
+        Args:
+            parts: tensor ``patches``, and the mapping ``grid`` of a :class:`Grid` or a :class:`TokenSet`.
+
+        Returns:
+            The bags. Those with coordinates read the sizes of their grids.
+
+        Raises:
+            TypeError: ``parts`` or its ``grid`` is no mapping.
+            ValueError: a name is missing or unknown, or patches and grid disagree.
+
+        Example:
+            >>> import torch
+            >>> from disentangled_mil import Bag
+            >>> parts = Bag(torch.randn(4, 9, 8)).to_dict()
+            >>> len(Bag.from_dict({"patches": parts["patches"][:2], "grid": {"mask": parts["grid"]["mask"][:2]}}))
+            2
+        """
+        named = cls._named(parts)
+        grid = named.get("grid")
+        if grid is not None:
+            check_type("grid", grid, Mapping, "a mapping from names to tensors")
+            named["grid"] = (Grid if "cells" in set(grid.keys()) else TokenSet).from_dict(grid)
+        return cls(**named)
 
     @property
     def mask(self) -> Tensor:
@@ -188,9 +216,11 @@ def collate_samples(samples: Iterable[Mapping[str, Bag]]) -> dict[str, Bag]:
         >>> {name: len(batch) for name, batch in collate_samples([{"10x": bag, "20x": bag}] * 3).items()}
         {'10x': 3, '20x': 3}
     """
+    check_type("samples", samples, Iterable, "an iterable of samples")
     several = list(samples)
     if not several:
         raise ValueError("samples must hold at least one sample, got none")
     for sample in several:
+        check_mapping("samples", sample)
         check_names("samples", sample, tuple(several[0]))
     return {name: collate_bags([sample[name] for sample in several]) for name in several[0]}

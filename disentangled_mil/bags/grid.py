@@ -1,25 +1,25 @@
 """The grid on which the tokens of a slide lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, sqrt
 from numbers import Real
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from .._checks import check_flag, check_mask, check_shape, check_type
+from .._checks import check_flag, check_mask, check_shape, check_size, check_type
+from .._collection import BatchCollection
 from .._operators import operator
 from .._precision import widened
 from ._cells import cells_of_bag
-from ._collection import TensorCollection
 from ._counts import mask_of
 
 
 @dataclass(frozen=True, eq=False)
-class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"), constants=("shapes", "full")):
+class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes"), constants=("shapes", "full")):
     """Where the tokens of a batch of bags lie: one integer cell (column, row) per token.
 
     Every bag has a rectangle of its own, with holes where there is no tissue. Several tokens may share a cell. Build a
@@ -64,6 +64,7 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
 
     #: Whether ``shapes`` holds one pair, that of the canvas, as in a program that takes bags of any size.
     only_canvas: ClassVar[bool] = False
+    _rows = ("cells", "mask", "sizes")
 
     cells: Tensor
     mask: Tensor
@@ -123,15 +124,15 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
 
         Args:
             coords: (x, y) of every patch, in any unit (usually level-0 pixels of the upper left corner).
-            mask: mask of the tokens (True = real token). Without it all tokens are real.
+            mask: mask of the tokens (True = real token); by default all are real. Padded coordinates need it.
             step: side of one cell in the unit of ``coords``.
 
         Shape:
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
 
         Returns:
-            The grid; every bag begins at its upper left corner. A warning says if more than 8 tokens all lie on
-            one place.
+            The grid; every bag begins at its upper left corner. A warning says if more than four tokens at the end of a
+            bag lie on one place, as padding without a mask does.
 
         Raises:
             TypeError: ``coords`` are complex or bool, or ``step`` is no number.
@@ -210,6 +211,27 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         """
         return cls._squares(*mask_of(tokens, device))
 
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, Any]) -> "Grid":
+        """The opposite of ``to_dict``, also after rows were taken or tensors were moved.
+
+        Args:
+            parts: tensors ``cells``, ``mask`` and ``sizes``.
+
+        Returns:
+            The grid. Its canvas is that of the bags that are left.
+
+        Raises:
+            TypeError: ``parts`` is no mapping, or a value is of the wrong type.
+            ValueError: a name is missing or unknown, or shapes do not fit together.
+            RuntimeError: the region is compiled, where values are unknown.
+        """
+        named = cls._named(parts)
+        _refuse_in_compiled_region("Grid.from_dict reads the sizes")
+        sizes: Any = named.get("sizes")
+        check_shape("sizes", sizes, "B 2")
+        return cls(named["cells"], named["mask"], tuple((width, height) for width, height in sizes.tolist()))
+
     @property
     def width(self) -> int:
         """Columns of the canvas that holds every bag of the batch."""
@@ -232,6 +254,7 @@ class Grid(TensorCollection, parts=("cells", "mask", "count", "nearest", "sizes"
         Raises:
             ValueError: the grid already has another number of bags.
         """
+        check_size("batch", batch)
         if len(self.shapes) == batch:
             return self
         if len(self.shapes) != 1:

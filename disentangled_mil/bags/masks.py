@@ -80,6 +80,8 @@ def mask_to(mask: Tensor, convention: str, *, dtype: torch.dtype | None = None) 
     """
     check_choice("convention", convention, CONVENTIONS)
     check_shape("mask", mask, "B N")
+    if dtype is not None:
+        check_type("dtype", dtype, torch.dtype, "a torch.dtype")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be a bool tensor (True = real token), got {mask.dtype}")
     if convention == "real":

@@ -11,7 +11,7 @@ factor. Otherwise most cells would be empty, and the number of sampled keys woul
 import torch
 from torch import Tensor
 
-from .._checks import check_count
+from .._checks import check_count, check_shape, check_type
 from .bag import Bag, collate_bags
 from .grid import Grid
 from .token_set import TokenSet
@@ -34,6 +34,11 @@ def spread_rows(count: int, max_tokens: int, coords: Tensor | None, seed: int) -
     Returns:
         Rows [min(count, max_tokens)].
     """
+    check_count("count", count, minimum=0)
+    check_count("max_tokens", max_tokens)
+    check_count("seed", seed, minimum=0)
+    if coords is not None:
+        check_shape("coords", coords, "count 2", {"count": count})
     if count <= max_tokens:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(seed)
@@ -57,6 +62,7 @@ def thin(bag: Bag, max_tokens: int, *, seed: int = 0) -> Bag:
         The bags, with cells that are as full as before. Bags that are small enough stay as they are.
 
     Raises:
+        TypeError: ``bag`` is no bag, or a number no integer.
         ValueError: ``max_tokens`` is less than 1.
 
     Example:
@@ -68,7 +74,9 @@ def thin(bag: Bag, max_tokens: int, *, seed: int = 0) -> Bag:
         >>> part.patches.shape, part.grid.shapes
         (torch.Size([1, 100, 8]), ((11, 11),))
     """
+    check_type("bag", bag, Bag, "a Bag")
     check_count("max_tokens", max_tokens)
+    check_count("seed", seed, minimum=0)
     if bag.patches.shape[1] <= max_tokens:
         return bag
     return collate_bags(_thin_one(bag, row, max_tokens, seed) for row in range(len(bag)))
@@ -90,6 +98,8 @@ def _thin_one(bag: Bag, row: int, max_tokens: int, seed: int) -> Bag:
 
 def widening(count: int, kept: int) -> float:
     """The factor by which the side of a cell grows where some of ``count`` tokens are kept."""
+    check_count("count", count)
+    check_count("kept", kept)
     return float((count / kept) ** 0.5)
 
 

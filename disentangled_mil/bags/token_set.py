@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_mask, check_shape
-from ._collection import TensorCollection
+from .._checks import check_mask, check_shape, check_size
+from .._collection import BatchCollection
 from ._counts import mask_of
 
 
 @dataclass(frozen=True, eq=False)
-class TokenSet(TensorCollection, parts=("mask",)):
+class TokenSet(BatchCollection, parts=("mask",)):
     """A batch of bags without coordinates: which of their tokens are real.
 
     Layers take it wherever they take a :class:`Grid`. Then their results do not depend on the order of the tokens,
@@ -77,6 +77,7 @@ class TokenSet(TensorCollection, parts=("mask",)):
         Raises:
             ValueError: the set already has another number of bags.
         """
+        check_size("batch", batch)
         if self.mask.shape[0] == batch:
             return self
         if len(self.mask) != 1:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._checks import check_choice, check_count
+from .._checks import as_path, check_choice, check_count, check_flag, check_mapping, check_positive, check_type
 from ..bags import Bag
 from .slide_reading import TRANSFORMS, transformed
-from .slides import SlideSource, check_places, check_step, read_bag, reads_part, slide_source
+from .slides import SlideSource, check_places, read_bag, reads_part, slide_source
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class StoredBag:
         coords: name of the coordinates, see :func:`~.slides.read_bag`.
 
     Raises:
-        TypeError: an option has another type.
+        TypeError: an option has the wrong type.
         ValueError: there is no path, the transform is unknown, the step is not positive and finite, or ``max_tokens``
             is less than 1.
 
@@ -52,11 +52,15 @@ class StoredBag:
     coords: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.paths, (str, Path)):
-            raise TypeError(f"paths must be a tuple of paths, got the path {str(self.paths)!r}")
+        check_type("paths", self.paths, (list, tuple), "a tuple of paths")
+        for path in self.paths:
+            as_path("paths", path)
         if not self.paths:
             raise ValueError("paths must hold at least one file, got none")
-        check_step(self.step)
+        if self.step is not None:
+            check_positive("step", self.step)
+        check_flag("drop_augmented", self.drop_augmented)
+        check_flag("as_set", self.as_set)
         check_choice("transform", self.transform, TRANSFORMS)
         if self.max_tokens is not None:
             check_count("max_tokens", self.max_tokens)
@@ -123,6 +127,9 @@ class Sample:
         patient: patient of the sample; metrics and splits are per patient.
         bags: bag of every magnification, in memory or in files.
 
+    Raises:
+        TypeError: a name is no text, or a bag no bag.
+
     Example:
         >>> import torch
         >>> from disentangled_mil import Bag
@@ -135,6 +142,13 @@ class Sample:
     name: str
     patient: str
     bags: Mapping[str, Bag | StoredBag]
+
+    def __post_init__(self) -> None:
+        check_type("name", self.name, str, "text")
+        check_type("patient", self.patient, str, "text")
+        check_mapping("bags", self.bags)
+        for name, bag in self.bags.items():
+            check_type(f"bags[{name!r}]", bag, (Bag, StoredBag), "a Bag or a StoredBag")
 
     def load(self) -> dict[str, Bag]:
         """The bag of every magnification; stored bags are read."""

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
-from .._checks import check_count
+from .._checks import check_count, check_type
 
 
 class PatientSplit(NamedTuple):
@@ -55,6 +56,7 @@ def patient_folds(
         ['a', 'b', 'c', 'd', 'e', 'f']
     """
     check_count("folds", folds, minimum=2)
+    check_count("seed", seed, minimum=0)
     names, strata = _check_patients(patients, labels, folds, f"one patient in each of the {folds} folds")
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(names, strata)
     return [_split(names, test) for _, test in splits]
@@ -87,6 +89,8 @@ def inner_split(
         >>> len(split.train), len(split.test)
         (16, 4)
     """
+    check_type("fraction", fraction, Real, "a number")
+    check_count("seed", seed, minimum=0)
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     names, strata = _check_patients(patients, labels, 2, "one patient on each side")
@@ -127,6 +131,8 @@ def _check_patients(
     patients: Iterable[str], labels: Iterable[Hashable], minimum: int, purpose: str
 ) -> tuple[list[str], list[str]]:
     """Patients, and their labels as text: names, numbers and booleans alike."""
+    check_type("patients", patients, Iterable, "several patients")
+    check_type("labels", labels, Iterable, "several labels")
     names, given = list(patients), list(labels)
     if len(names) != len(given):
         raise ValueError(f"labels must have one entry per patient = {len(names)}, got {len(given)}")

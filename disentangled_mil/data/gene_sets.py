@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .._checks import did_you_mean
+from .._checks import as_path, check_mapping, check_texts, did_you_mean
 from .._errors import reads_file
 
 _ENSEMBL = re.compile(r"(ENS[A-Z]*\d{11})\.\d+(_PAR_Y)?")
@@ -58,6 +58,10 @@ class GeneSets(dict[str, tuple[str, ...]]):
         descriptions: Mapping[str, tuple[str, ...]],
         parts: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None,
     ) -> None:
+        for name, given in (("sets", sets), ("descriptions", descriptions)):
+            check_mapping(name, given)
+            for key, texts in given.items():
+                check_texts(f"{name}[{key!r}]", texts)
         super().__init__(sets)
         self.descriptions = dict(descriptions)
         self.parts = dict(parts or {})
@@ -81,6 +85,8 @@ def by_subspace(gene_sets: Mapping[str, Sequence[str]] | Sequence[str]) -> Mappi
         {'genes': ('EGFR', 'CD2')}
     """
     if isinstance(gene_sets, Mapping):
+        for name, genes in gene_sets.items():
+            check_texts(f"gene_sets[{name!r}]", genes)
         return gene_sets
     if isinstance(gene_sets, str) or not isinstance(gene_sets, Sequence):
         kind = type(gene_sets).__name__
@@ -120,7 +126,7 @@ def read_gmt(path: str | Path) -> GeneSets:
         >>> read_gmt(path)
         {'TUMOR': ('EGFR', 'TP53'), 'TME': ('CD2',)}
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -160,6 +166,7 @@ def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Seque
         The genes of every subspace in the order of its sets, without repetition. Subspaces may share genes.
 
     Raises:
+        TypeError: an argument is no mapping from names to several names.
         ValueError: there is no subspace, one has no set, or a set is unknown.
 
     Example:
@@ -168,6 +175,10 @@ def gene_subspaces(sets: Mapping[str, Sequence[str]], choice: Mapping[str, Seque
         >>> gene_subspaces(sets, {"tumor": ["CLASSICAL", "NEURAL"], "tme": ["IMMUNE"]})
         {'tumor': ('EGFR', 'SOX9', 'SYT1'), 'tme': ('CD2',)}
     """
+    for argument, given in (("sets", sets), ("choice", choice)):
+        check_mapping(argument, given)
+        for key, texts in given.items():
+            check_texts(f"{argument}[{key!r}]", texts)
     if not choice:
         raise ValueError("choice must name the gene sets of at least one subspace, got none")
     for subspace, names in choice.items():

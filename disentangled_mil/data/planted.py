@@ -11,7 +11,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._checks import check_count, check_interval
+from .._checks import check_count, check_interval, check_type
 from .._files import check_outputs, replacing
 from ..bags import Bag, Grid
 from ..tasks import Classification, DiscreteSurvival, TaskDefinition
@@ -158,6 +158,7 @@ def planted_cohort(
         ("other_genes", other_genes, 0),
     ):
         check_count(name, count, minimum)
+    check_type("grid", grid, (list, tuple), "columns and rows")
     if len(grid) != 2:
         raise ValueError(f"grid must be two numbers, columns and rows, got {len(grid)}")
     for side in grid:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_count, check_interval, check_type
+from .._checks import check_choice, check_count, check_flag, check_interval, check_mapping, check_texts, check_type
 from .._errors import reading
 from .._schema import check_state
 from .slides import SlideSource
@@ -96,11 +96,11 @@ class SlideReading:
     def __post_init__(self) -> None:
         check_choice("unit", self.unit, UNITS)
         check_choice("transform", self.transform, TRANSFORMS)
-        check_choice("drop_augmented", self.drop_augmented, (False, True))
+        check_flag("drop_augmented", self.drop_augmented)
         check_choice("missing", self.missing, MISSING)
-        if isinstance(self.sets, str) or not all(isinstance(name, str) for name in self.sets):
-            raise TypeError(f"sets must be a sequence of magnifications, got {self.sets!r}")
-        object.__setattr__(self, "sets", tuple(self.sets))
+        object.__setattr__(self, "sets", check_texts("sets", self.sets))
+        check_mapping("max_tokens", self.max_tokens)
+        check_mapping("tiles", self.tiles)
         for name, count in self.max_tokens.items():
             check_count(f"max_tokens[{name!r}]", count)
         for key in ("features", "coords"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .._checks import check_choice
+from .._checks import check_choice, check_type
 
 GENES_IN = ("recognized", "columns", "rows")
 BARCODES = ("whole", "patient")
@@ -26,6 +26,7 @@ class TableLayout:
             tissue, then the first vial, the analyte H, R or T, and the highest plate.
 
     Raises:
+        TypeError: an option is no text.
         ValueError: an option is none of its choices.
 
     Example:
@@ -44,5 +45,7 @@ class TableLayout:
     def __post_init__(self) -> None:
         check_choice("genes_in", self.genes_in, GENES_IN)
         check_choice("barcodes", self.barcodes, BARCODES)
+        for name in ("patient", "suffix", "symbols"):
+            check_type(name, getattr(self, name), str, "text")
         if self.genes_in == "rows" and (self.patient or self.suffix):
             raise ValueError("patient and suffix belong to a table with genes in columns, got genes_in = 'rows'")

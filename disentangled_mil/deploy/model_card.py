@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from .._checks import check_type
 from ..report.run_files import RunFiles, read_run
 from ..report.run_report import TEST_SETS
 from ..report.tables import NAMES, title_of
@@ -36,6 +37,11 @@ class CardTexts:
     intended_use: str | None = None
     limits: str | None = None
     license: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if text is not None:
+                check_type(name, text, str, "text or None")
 
 
 def model_card(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_type
+from .._checks import as_path, check_flag, check_type
 from .._errors import FileError
 from .._exit_status import work_begins
 from .._extras import naming_extra
@@ -79,7 +79,9 @@ def export_onnx(
     Example:
         See the page "Predict without PyTorch".
     """
-    path = Path(path)
+    path = as_path("path", path)
+    check_flag("sets", sets)
+    check_flag("overwrite", overwrite)
     if path.suffix.lower() != ".onnx":  # Files of models have other endings, so none is overwritten.
         raise ValueError(f"{path}: an exported student must end in .onnx, got {path.name!r}")
     check_outputs([path], [], overwrite=overwrite)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .._checks import check_type
+from .._checks import as_path, check_flag, check_type
 from .._extras import naming_extra
 from .._files import check_outputs, replacing
 from ..models import GeneNetwork, Student, Teacher
@@ -63,7 +63,11 @@ def save_pretrained(
         >>> from_pretrained(folder).model.magnifications
         ('20x',)
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
+    check_flag("overwrite", overwrite)
+    run = None if run is None else as_path("run", run)
+    texts = CardTexts() if texts is None else texts
+    check_type("texts", texts, CardTexts, "CardTexts")
     outputs, name = [folder / file for file in FILES], None
     if isinstance(model, (str, Path)):
         checkpoint = one_checkpoint(model)
@@ -78,7 +82,7 @@ def save_pretrained(
     if not isinstance(saved, SavedModel):
         check_type("model", saved, (Student, Teacher, GeneNetwork), "a model, a SavedModel or the path of a checkpoint")
         saved = SavedModel(saved)
-    card = model_card(saved, run=run, name=name, texts=texts or CardTexts(), kinds=kinds)
+    card = model_card(saved, run=run, name=name, texts=texts, kinds=kinds)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CARD) as temporary:
         temporary.write_text(card, encoding="utf-8")
@@ -120,7 +124,8 @@ def from_pretrained(
     Example:
         See :func:`save_pretrained`.
     """
-    folder = Path(name)
+    folder = as_path("name", name)
+    check_flag("local_files_only", local_files_only)
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]*\w/\w[\w.-]*", str(name)):
             raise FileNotFoundError(f"{name}: no such folder, and no repository of the Hub (owner/name)")

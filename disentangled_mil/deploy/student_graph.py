@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from .._checks import check_choice, check_texts, check_type
 from ..bags import Bag, TokenSet
-from ..data.slide_reading import transformed
+from ..data.slide_reading import TRANSFORMS, transformed
 from ..models import Student
 from ._open_grid import OpenGrid
 
@@ -49,7 +50,9 @@ class StudentGraph(nn.Module):
 
     def __init__(self, student: Student, *, sets: Collection[str] = (), transform: str = "none") -> None:
         super().__init__()
-        self.student, self.sets, self.transform = student, tuple(sets), transform
+        check_type("student", student, Student, "a Student")
+        check_choice("transform", transform, TRANSFORMS)
+        self.student, self.sets, self.transform = student, check_texts("sets", sets), transform
 
     @property
     def inputs(self) -> tuple[str, ...]:

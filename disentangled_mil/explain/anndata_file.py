@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import as_path, check_positive, check_shape, check_type
 from .._extras import naming_extra
 from .._files import replacing
 from .tile_map import TileMap
@@ -51,6 +51,11 @@ def write_anndata(
         >>> read_bag(path).bag.grid.shapes
         ((2, 1),)
     """
+    path = as_path("path", path)
+    check_type("tiles", tiles, TileMap, "a TileMap")
+    for name, number in (("mpp", mpp), ("step", step)):
+        if number is not None:
+            check_positive(name, number)
     check_shape("features", features, "N C", {"N": len(tiles)})
     if (tiles.size != tiles.size[0]).any():
         raise ValueError(f"tiles must have one size, got {sorted(set(tiles.size.tolist()))}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .._checks import check_mapping, check_texts, check_type
 from ..bags import pair_magnifications
 from .tile_map import TileMap
 
@@ -37,6 +38,11 @@ def combine_maps(maps: Mapping[str, TileMap], *, shared: Sequence[str] | None = 
         >>> combined.columns["attention"].tolist(), combined.columns["attention_10x"].tolist()
         ([2.0, 1.5], [1.0, 1.0])
     """
+    check_mapping("maps", maps)
+    for name, each in maps.items():
+        check_type(f"maps[{name!r}]", each, TileMap, "a TileMap")
+    if shared is not None:
+        check_texts("shared", shared)
     if not maps:
         raise ValueError("maps must hold the map of at least one magnification, got none")
     for name, each in maps.items():

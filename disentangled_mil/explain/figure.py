@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._checks import as_path, check_texts, check_type
 from .._colors import CLASSES, NO_CLASS, NUMBERS
 from .._files import replacing
 from .thumbnail import Thumbnail
@@ -72,6 +73,13 @@ def draw_map(
         >>> path.stat().st_size > 1000
         True
     """
+    path = as_path("path", path)
+    check_type("tiles", tiles, TileMap, "a TileMap")
+    columns = check_texts("columns", columns)
+    check_type("title", title, str, "text")
+    check_type("scale", scale, str, "text")
+    if thumbnail is not None:
+        check_type("thumbnail", thumbnail, Thumbnail, "a Thumbnail or None")
     if unknown := [name for name in columns if name not in tiles.columns]:
         raise ValueError(f"columns must be among {', '.join(tiles.columns)}, got {unknown[0]!r}")
     if len(tiles.classes) > len(CLASSES):
@@ -103,7 +111,7 @@ def draw_map(
     share = 1 - _LINE * (len(lines) + 2) / figure.get_figheight()  # of the height, below the title
     figure.set_layout_engine("constrained", rect=(0, 0.02, 1, share - 0.02))
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
+        figure.savefig(temporary, dpi=150, format=path.suffix.lstrip(".") or "png")
 
 
 def _extent(tiles: TileMap, thumbnail: Thumbnail | None) -> tuple[float, float, float, float]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._checks import check_count, check_names, check_shape
+from .._checks import check_callable, check_count, check_mapping, check_names, check_shape, check_texts, check_type
 from .._extras import naming_extra
 from ..bags import Bag
 from ..models import Teacher
@@ -61,6 +61,9 @@ def gene_attributions(
         from captum.attr import IntegratedGradients
 
     check_count("steps", steps)
+    check_type("teacher", teacher, nn.Module, "a Teacher")
+    check_mapping("bags", bags)
+    check_callable("score", score)
     check_names("genes", genes, teacher.subspaces)
     for name, values in genes.items():
         check_shape(f"genes[{name!r}]", values, "1 G")
@@ -103,7 +106,12 @@ def set_attributions(
         >>> found.to_dict("records")
         [{'gene_set': 'P53', 'subspace': 'tumor', 'genes': 1, 'attribution': -2.0}]
     """
+    check_mapping("attributions", attributions)
     check_names("genes", genes, attributions)
+    check_mapping("sets", sets)
+    for argument, given in (("genes", genes), ("sets", sets)):
+        for key, names in given.items():
+            check_texts(f"{argument}[{key!r}]", names)
     rows = []
     for subspace, values in attributions.items():
         check_shape(f"attributions[{subspace!r}]", values, "G", {"G": len(genes[subspace])})

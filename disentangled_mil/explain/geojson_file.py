@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._checks import as_path, check_texts, check_type
 from .._colors import CLASSES, rgb
 from .._files import replacing
 from .tile_map import TileMap
@@ -45,11 +46,17 @@ def write_geojson(path: str | Path, tiles: TileMap, *, measurements: Sequence[st
         >>> feature["properties"]["classification"], feature["properties"]["measurements"]
         ({'name': 'tumor', 'color': [230, 159, 0]}, {'tumor': 1.0})
     """
+    path = as_path("path", path)
+    check_type("tiles", tiles, TileMap, "a TileMap")
     if tiles.unit != "level-0 pixels":
         raise ValueError(f"tiles must have coordinates in level-0 pixels, as QuPath reads them, got {tiles.unit}")
     if len(tiles.classes) > len(CLASSES):
         raise ValueError(f"tiles must have at most {len(CLASSES)} classes, got {len(tiles.classes)}")
-    chosen = [name for name in tiles.columns if HEAD not in name] if measurements is None else list(measurements)
+    chosen = (
+        [name for name in tiles.columns if HEAD not in name]
+        if measurements is None
+        else check_texts("measurements", measurements)
+    )
     if unknown := [name for name in chosen if name not in tiles.columns]:
         raise ValueError(f"measurements must be among the columns {', '.join(tiles.columns)}, got {unknown[0]!r}")
     classes = [{"name": name, "color": rgb(color)} for name, color in zip(tiles.classes, CLASSES, strict=False)]

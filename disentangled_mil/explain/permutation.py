@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .._checks import check_count, check_names, check_shape
+from .._checks import check_callable, check_count, check_mapping, check_names, check_shape, check_texts
 
 
 def permutation_importance(
@@ -55,7 +55,13 @@ def permutation_importance(
         >>> found["gene_set"].tolist(), bool(found["importance"][0] > 0)
         (['CYCLE', 'CONSTANT'], True)
     """
+    check_callable("score", score)
     check_count("repeats", repeats)
+    check_count("seed", seed, minimum=0)
+    check_mapping("expression", expression)
+    check_mapping("sets", sets)
+    for name, members in sets.items():
+        check_texts(f"sets[{name!r}]", members)
     check_names("genes", genes, expression)
     sizes: dict[str, int] = {}
     for name, values in expression.items():

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import cast
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .._checks import check_shape
+from .._checks import check_mapping, check_shape, check_texts, check_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,12 @@ class TileMap:
     def __post_init__(self) -> None:
         sizes = check_shape("coords", self.coords, "N 2")
         check_shape("size", self.size, "N", sizes)
+        check_mapping("columns", self.columns)
+        check_texts("classes", self.classes)
+        for name in ("unit", "unit_um"):
+            if getattr(self, name) is not None:
+                kind, what = (str, "text") if name == "unit" else (Real, "a number")
+                check_type(name, getattr(self, name), kind, f"{what} or None")
         for name, values in self.columns.items():
             check_shape(f"columns[{name!r}]", values, "N", sizes)
         if not sizes["N"]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._checks import check_texts, check_type
 from ..models.student import StudentBranchOutput
 from ..models.teacher import TeacherBranchOutput
 from ..nn import DeformableAttention, SetAttention
@@ -42,6 +43,8 @@ def student_view(branch: StudentBranchOutput, subspaces: Sequence[str]) -> dict[
         >>> list(student_view(student({"20x": bag}).branches["20x"], student.subspaces))
         ['tumor', 'tme', 'weight', 'attention', 'attention_head1', 'attention_head2']
     """
+    check_type("branch", branch, StudentBranchOutput, "the output of a student's magnification")
+    subspaces = check_texts("subspaces", subspaces)
     attention = _attention("attention", branch.attention)
     real = branch.assignment[0] >= 0
     assignment = branch.assignment[0][real]
@@ -73,6 +76,7 @@ def teacher_view(branch: TeacherBranchOutput) -> dict[str, Tensor]:
         >>> list(view), round(float(view["attention_tumor"].mean()), 4)
         (['attention_tumor', 'attention_tumor_head1', 'attention_tumor_head2'], 1.0)
     """
+    check_type("branch", branch, TeacherBranchOutput, "the output of a teacher's magnification")
     columns: dict[str, Tensor] = {}
     for subspace, attention in branch.attention.items():
         columns |= _attention(f"attention_{subspace}", attention)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from .._checks import as_numbers
+from .._checks import as_numbers, check_type
 
 
 def array_of(
@@ -31,6 +31,7 @@ def array_of(
 def index_of_patients(patients: Iterable[Any], length: int) -> tuple[list[Any], npt.NDArray[np.int64]]:
     """The distinct patients in order of appearance, and for each slide the index of its patient."""
     # Tensors are told apart by identity: equal ones count as one patient only as plain numbers.
+    check_type("patients", patients, Iterable, "several patients")
     names = [name.tolist() if isinstance(name, (Tensor, np.ndarray, np.generic)) else name for name in patients]
     if len(names) != length:
         raise ValueError(f"patients must have one entry for each of the {length} slides, got {len(names)}")

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .._checks import check_count, check_interval
+from .._checks import as_numbers, check_count, check_interval
 
 Rows: TypeAlias = npt.NDArray[np.int64]
 
@@ -117,7 +117,7 @@ def percentile_interval(draws: npt.ArrayLike, *, confidence: float = 0.95) -> In
         Interval(value=0.75, low=0.25, high=1.0)
     """
     check_interval("confidence", confidence, 0, 1, open_low=True)
-    values = np.asarray(draws, dtype=np.float64)
+    values = as_numbers("draws", np.asarray(draws))
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"draws must have shape [1 + R] with R >= 1, got {list(values.shape)}")
     drawn = values[1:][np.isfinite(values[1:])]

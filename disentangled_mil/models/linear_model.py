@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_counts, check_floating, check_names, check_shape, check_subspaces
+from .._checks import check_count, check_counts, check_floating, check_names, check_shape, check_subspaces, check_type
 from ..bags import Bag
 
 T = TypeVar("T")
@@ -110,6 +110,7 @@ def patch_statistics(bag: Bag) -> PatchStatistics:
         >>> patch_statistics(Bag(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])))
         PatchStatistics(mean=tensor([[2., 3.]]), deviation=tensor([[1.4142, 1.4142]]))
     """
+    check_type("bag", bag, Bag, "a Bag")
     dtype = torch.promote_types(bag.patches.dtype, torch.float32)
     real = bag.mask[..., None]
     count = real.sum(1)

@@ -2,7 +2,7 @@
 
 from torch.serialization import add_safe_globals
 
-from ..ops import AttentionOutput, AttentionScores, BiasTable, MLPBias
+from ..ops import AttentionOutput, BiasTable, MLPBias
 from .attention import DeformableAttention
 from .deformable import DeformableCrossAttention, DeformableOutput
 from .dmsf import DMSF, DeformableOptions, DMSFOutput
@@ -44,4 +44,4 @@ __all__ = [
 
 # Outputs can be loaded by ``torch.load(weights_only=True)``, its default, which runs no code of the file.
 add_safe_globals([DMSFOutput, DeformableOutput, GateOutput, HeadOutput, ITAOutput, SelectionOutput, ReferencePoints])
-add_safe_globals([AttentionOutput, AttentionScores, BiasTable, CellCenters, DeformableAttention, MLPBias, SetAttention])
+add_safe_globals([AttentionOutput, BiasTable, CellCenters, MLPBias])

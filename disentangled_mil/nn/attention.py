@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .._checks import check_count
+from .._collection import TensorCollection
 from ..bags import Grid
 from ..ops import AttentionScores, Corners, bilinear_corners, bilinear_spread
 from .positions import CellCenters, Positions
@@ -27,7 +28,7 @@ def is_small(scores: AttentionScores) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class LazyAttention:
+class LazyAttention(TensorCollection):
     """What attention maps have in common, with or without places.
 
     Attributes:
@@ -61,7 +62,19 @@ class LazyAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class DeformableAttention(LazyAttention):
+class DeformableAttention(
+    LazyAttention,
+    parts=(
+        "scores",
+        "mass_sums",
+        "kept",
+        "coarse_positions",
+        "sampling_positions",
+        "query_grid",
+        "context_grid",
+    ),
+    constants=("positions",),
+):
     """The attention map of one deformable layer, as queries, keys and positions. Gradients flow through it.
 
     Attributes:

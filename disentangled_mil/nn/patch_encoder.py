@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_count, check_floating, check_interval, check_mask, check_shape
+from .._checks import check_count, check_floating, check_interval, check_mask, check_shape, check_type
 from .._precision import weight_dtype
 
 
@@ -73,6 +73,7 @@ class PatchEncoder(nn.Module):
             TypeError: patches are not floating-point.
             ValueError: the feature width differs, a value is not finite, or there is no patch.
         """
+        check_type("patches", patches, Iterable, "a tensor or several")
         count = 0
         mean = squares = torch.zeros_like(self.mean, dtype=torch.float64)
         for part in [patches] if isinstance(patches, Tensor) else patches:

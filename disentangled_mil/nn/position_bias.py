@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from .._checks import check_count
+from .._checks import check_count, check_floating
 from .._precision import wide_dtype
 from ..ops import BiasTable, MLPBias
 from ..ops.position_bias import network_biases
@@ -48,6 +48,9 @@ class ContinuousPositionBias(nn.Module):
         Returns:
             One bias per displacement and output.
         """
+        check_floating("displacement", displacement)
+        if displacement.shape[-1:] != (2,):
+            raise ValueError(f"displacement must have shape [..., 2], got {list(displacement.shape)}")
         return self.weights()(displacement)
 
     def weights(self) -> MLPBias:

@@ -9,7 +9,7 @@ from .attention import LazyAttention
 
 
 @dataclass(frozen=True, eq=False)
-class SetAttention(LazyAttention):
+class SetAttention(LazyAttention, parts=("scores", "mass_sums", "kept", "keys", "context_mask")):
     """The attention map of one layer whose bags are sets. Gradients flow through it.
 
     Attributes:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from .._checks import check_floating, check_shape, check_size, check_type
+
 
 class Corners(NamedTuple):
     """The four cells around each position.
@@ -48,6 +50,11 @@ def bilinear_corners(position: Tensor, width: int, height: int) -> Corners:
         >>> corners.weight.tolist()
         [[0.75, 0.25, 0.0, 0.0]]
     """
+    check_floating("position", position)
+    if position.shape[-1:] != (2,):
+        raise ValueError(f"position must have shape [..., J, 2], got {list(position.shape)}")
+    check_size("width", width)
+    check_size("height", height)
     base = position.detach().floor()
     fraction = position - base
     index, weight = [], []
@@ -75,6 +82,9 @@ def bilinear_sample(maps: Tensor, corners: Corners) -> Tensor:
     Returns:
         Samples [L, J, C].
     """
+    check_floating("maps", maps)
+    check_type("corners", corners, Corners, "Corners (see bilinear_corners)")
+    check_shape("maps", maps, "L cells C")
     # Autocast would round the weights of an einsum.
     return (read_cells(maps, corners.cell) * corners.weight[..., None]).sum(2)
 
@@ -118,5 +128,9 @@ def bilinear_spread(values: Tensor, corners: Corners, cells: int) -> Tensor:
     Returns:
         Flattened maps [L, cells].
     """
+    check_floating("values", values)
+    check_type("corners", corners, Corners, "Corners (see bilinear_corners)")
+    check_size("cells", cells)
+    check_shape("values", values, "L J", dict(zip("LJ", corners.cell.shape, strict=False)))
     shares = (values[..., None] * corners.weight).flatten(1)
     return shares.new_zeros(len(values), cells).scatter_add(1, corners.cell.flatten(1), shares)

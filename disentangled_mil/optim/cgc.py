@@ -1,6 +1,5 @@
 """Confidence-guided coordination (CGC) of gradients, around any optimizer."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, combinations
 from math import isfinite
@@ -14,14 +13,12 @@ from torch import Tensor
 from .._checks import check_choice, check_finite, check_names, check_shape
 from .._torch_private import outside_of_compiled_code
 from ._parameters import corresponding_parameters
-from ._passes import BackwardPasses
+from ._passes import BackwardPasses, Given
 from ._processes import check_reduced, put_back, whole
 from ._projection import coordinate
 from ._wrapper import OptimizerWrapper
 
 Granularity = Literal["row", "tensor", "subspace"]
-# Micro-batches of a step; calls from a validation without end must not fill the memory.
-_MOST = 10_000
 
 
 class CGCReport(NamedTuple):
@@ -61,8 +58,8 @@ class CGCOptimizer(OptimizerWrapper):
     With several processes, confidences are summed over them in one collective per step, so all decide alike. The
     gradients must be equal in all processes, as ``DistributedDataParallel`` leaves them, or be sharded, as
     ``fully_shard`` leaves them: those of the subspaces are gathered at each step. Build the optimizer after
-    ``fully_shard``, which replaces the parameters. The first step refuses gradients that nothing has reduced, and an
-    optimizer whose parameters have none.
+    ``fully_shard``, which replaces the parameters. Steps 1, 2, 4, 8 and so on refuse gradients that nothing has
+    reduced, and subspaces without any gradient.
 
     Args:
         optimizer: optimizer that takes the steps, kept as ``wrapped``.
@@ -128,20 +125,21 @@ class CGCOptimizer(OptimizerWrapper):
         self.subspaces = tuple(parameters)
         self.granularity = granularity
         self.process_group = process_group
+        self._parameters = parameters
         self._positions = tuple(zip(*parameters.values(), strict=True))
         self._passes = BackwardPasses(chain.from_iterable(self._positions))
-        self._given: deque[dict[str, Tensor]] = deque(maxlen=_MOST)
-        self._reduced = False
+        self._steps = 0
         self._last = self._coordinate([], self._zeros(len(self.subspaces)))
 
     @outside_of_compiled_code
     def accumulate(self, confidence: Mapping[str, Tensor | float]) -> None:
         """Give the confidences of a micro-batch; those of all micro-batches of a step decide together.
 
-        Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. Of all calls,
-        only the last ones count: one for each backward pass that is part of the present gradients. So confidences from
-        validation, and of a step that a ``GradScaler`` skipped, are left out. Several micro-batches with one backward
-        pass take one call with the sum. Gradients that no backward pass made go with all calls since the last step.
+        Use it for gradient accumulation, and for training loops that call ``step()`` without arguments. Call it once
+        for each micro-batch, before or after its backward passes. A call counts only if a backward pass of its
+        micro-batch is part of the present gradients. So confidences from validation, and of a step that a
+        ``GradScaler`` skipped, are left out, however the gradients were cleared. Gradients that no backward pass made
+        go with all calls since the last step.
 
         Args:
             confidence: one number per subspace, summed over the samples of the micro-batch.
@@ -163,7 +161,7 @@ class CGCOptimizer(OptimizerWrapper):
             >>> a.tolist(), b.tolist()
             ([-1.0, -1.0], [0.0, 0.0])
         """
-        self._given.append(self._checked(confidence))
+        self._passes.give(self._checked(confidence))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters of the wrapped optimizer."""
@@ -209,7 +207,7 @@ class CGCOptimizer(OptimizerWrapper):
 
         Raises:
             ValueError: no confidence was given or accumulated, or not one number per subspace.
-            RuntimeError: processes have different gradients, or no parameter has one.
+            RuntimeError: processes have different gradients, or a subspace has none in any of several processes.
             TypeError: a gradient is sparse, ``closure`` is not callable, or a confidence is no number.
         """
         if closure is not None and not callable(closure):
@@ -224,8 +222,7 @@ class CGCOptimizer(OptimizerWrapper):
             self._coordinate_gradients(of_step)
             return self.wrapped.step()
         finally:
-            self._given.clear()
-            self._passes.clear()
+            self._passes.forget()
 
     @property
     def report(self) -> CGCReport:
@@ -244,11 +241,10 @@ class CGCOptimizer(OptimizerWrapper):
         return f"{type(self).__name__}({self.wrapped!r}, {options})"
 
     def _coordinated(self, closure: Callable[[], Any], of_step: dict[str, Tensor] | None) -> Callable[[], Any]:
-        known = tuple(self._given)
+        known = self._passes.all_given()
 
         def coordinated() -> Any:
-            self._given.clear()
-            self._given.extend(known)
+            self._passes.forget(known)
             loss = closure()
             self._coordinate_gradients(of_step, evaluated=True)
             return loss
@@ -267,9 +263,9 @@ class CGCOptimizer(OptimizerWrapper):
             if grad.layout != torch.strided:
                 raise TypeError(f"gradients of subspace_parameters must be dense, got {grad.layout}")
         if dist.is_available() and dist.is_initialized():
-            if not self._reduced:
-                check_reduced(grads, self.wrapped, confidence.device, self.process_group)
-                self._reduced = bool(grads)
+            self._steps += 1
+            if self._steps.bit_count() == 1:  # 1, 2, 4, 8, ..., because reading the result waits for the device
+                check_reduced(grads, self._parameters, confidence.device, self.process_group)
             dist.all_reduce(confidence, group=self.process_group)
         self._last = self._coordinate(grads, confidence)
         for kept, coordinated in zip(chain.from_iterable(stored), chain.from_iterable(grads), strict=True):
@@ -277,16 +273,13 @@ class CGCOptimizer(OptimizerWrapper):
 
     def _confidence(self, of_step: dict[str, Tensor] | None, evaluated: bool) -> Tensor:
         """The confidences [S] that belong to the present gradients, which a closure may have evaluated."""
-        given, passes = list(self._given), self._passes.number
-        if passes:
-            # Those of the step belong to one backward pass, unless a closure came after them.
-            others = passes - (of_step is not None and not evaluated)
-            given = given[-others:] if others else []
+        # Those of the step belong to one backward pass, unless a closure came after them.
+        given = self._passes.counted(without_last=of_step is not None and not evaluated)
         if of_step is not None:
-            given.append(of_step)
+            given.append(Given(of_step, []))
         if not given:
             raise ValueError("confidence must be given, to step(confidence=...) or accumulate(...), got none")
-        return torch.stack([torch.stack([each[name] for each in given]).sum() for name in self.subspaces])
+        return torch.stack([torch.stack([each.of(name) for each in given]).sum() for name in self.subspaces])
 
     def _coordinate(self, positions: list[tuple[Tensor, ...]], confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinate gradients in place; return cosine [pairs, rows], projected [S, rows], confidence [S]."""

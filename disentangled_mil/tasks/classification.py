@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast, final
 import torch
 from torch import Tensor
 
-from .._checks import check_batch, check_flag, check_integers, check_shape, check_type, check_values
+from .._checks import check_batch, check_flag, check_integers, check_mapping, check_shape, check_type, check_values
 from .._precision import widened
 from .._schema import check_state
 from .targets import Target
@@ -232,6 +232,7 @@ class Classification(Task):
         Returns:
             A scalar per subspace.
         """
+        check_mapping("subspace_logits", subspace_logits)
         scores = {}
         for subspace, logits in subspace_logits.items():
             sizes = check_shape(f"subspace_logits[{subspace!r}]", logits, "B K", {"K": self.outputs})
@@ -245,6 +246,7 @@ class Classification(Task):
 
     def predictions(self, logits: Tensor) -> dict[str, Tensor]:
         """The columns ``probability_CLASS``."""
+        check_shape("logits", logits, "B K", {"K": len(self.classes)})
         columns = self.probabilities(logits).unbind(-1)
         return {f"probability_{name}": column for name, column in zip(self.classes, columns, strict=True)}
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .._checks import as_number, as_numbers, check_choice, check_count, check_interval, check_shape
+from .._checks import as_number, as_numbers, check_choice, check_count, check_interval, check_mapping, check_shape
 from .._precision import widened
 from .._schema import check_state
 from ..losses.survival import discrete_time_nll
@@ -273,6 +273,7 @@ class DiscreteSurvival(Task):
         Returns:
             A scalar per subspace.
         """
+        check_mapping("subspace_logits", subspace_logits)
         target, scores = _observed(target), {}
         for subspace, logits in subspace_logits.items():
             check_shape(f"subspace_logits[{subspace!r}]", logits, "B K", {"K": self.outputs})

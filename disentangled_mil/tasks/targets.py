@@ -1,12 +1,17 @@
 """Targets of losses, and the selection of their rows."""
 
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from .._checks import check_type
+from .._collection import BatchCollection, TensorCollection
 
-class SurvivalTarget(NamedTuple):
+
+@dataclass(frozen=True, eq=False)
+class SurvivalTarget(BatchCollection, parts=("interval", "event")):
     """Observation of each patient.
 
     Attributes:
@@ -18,14 +23,11 @@ class SurvivalTarget(NamedTuple):
     event: Tensor
 
 
-# A file of targets can then be loaded with ``weights_only=True``.
-torch.serialization.add_safe_globals([SurvivalTarget])
-
-Target: TypeAlias = Tensor | tuple[Tensor, ...]
+Target: TypeAlias = Tensor | tuple[Tensor, ...] | TensorCollection
 
 
 def select_target(target: Target, index: Tensor | slice, device: torch.device | str | None = None) -> Target:
-    """Rows of a target, which is a tensor or a NamedTuple of tensors.
+    """Rows of a target, which is a tensor, a tensor collection, or a NamedTuple of tensors.
 
     Args:
         target: target of n samples.
@@ -42,9 +44,14 @@ def select_target(target: Target, index: Tensor | slice, device: torch.device | 
         >>> select_target(target, torch.tensor([2]))
         SurvivalTarget(interval=tensor([1]), event=tensor([False]))
     """
-    columns = (target,) if isinstance(target, Tensor) else target
-    try:
-        rows = [column[index].to(device or column.device) for column in columns]
-    except IndexError as error:
-        raise IndexError(f"index must select some of the {len(columns[0])} samples: {error}") from error
-    return rows[0] if isinstance(target, Tensor) else type(target)(*rows)
+    check_type("target", target, (Tensor, tuple, TensorCollection), "a target of a task")
+
+    def rows(column: Tensor) -> Tensor:
+        try:
+            return column[index].to(device or column.device)
+        except IndexError as error:
+            raise IndexError(f"index must select some of the {len(column)} samples: {error}") from error
+
+    if isinstance(target, Tensor):
+        return rows(target)
+    return target._map(rows) if isinstance(target, TensorCollection) else type(target)(*map(rows, target))

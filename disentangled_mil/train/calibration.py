@@ -5,6 +5,7 @@ import math
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from .._checks import check_floating, check_shape, check_type
 from ..tasks import Target, Task
 
 LIMITS = (0.05, 20.0)
@@ -40,6 +41,9 @@ def fit_temperature(task: Task, logits: Tensor, target: Target) -> float:
         >>> round(fit_temperature(Classification(["a", "b"]), logits, torch.tensor([0, 0, 0, 1])), 3)
         1.82
     """
+    check_type("task", task, Task, "a task")
+    check_shape("logits", logits, "n K")
+    check_floating("logits", logits)
     precise = logits.detach().double()
 
     def loss(log_temperature: float) -> float:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .._checks import as_path, check_mapping, check_type
 from .._errors import FileError, reading
 from .._files import json_digest, read_json, rename, replacing
 from .._schema import check_state
@@ -105,10 +106,16 @@ def save_model(
     kind = next((name for name, known in _MODELS.items() if type(model) is known), None)
     if kind is None:
         raise TypeError(f"model must be a Student, Teacher or GeneNetwork, got {type(model).__name__}")
+    path = as_path("path", path)
+    for name, part, kinds in (("task", task, Task), ("reading", reading, SlideReading)):
+        if part is not None:
+            check_type(name, part, kinds, f"a {kinds.__name__} or None")
+    if expression is not None:
+        check_type("expression", expression, ExpressionPipeline, "an ExpressionPipeline or None")
+    check_mapping("notes", notes)
     _check_task(task, model)
     if reading is not None and not isinstance(model, GeneNetwork):
         reading.check_magnifications(model.magnifications)
-    path = Path(path)
     description = {
         "format": _FORMAT,
         "model": kind,
@@ -154,6 +161,8 @@ def load_model(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) -> 
     Example:
         See :func:`save_model`.
     """
+    path = as_path("path", path)
+    check_mapping("kinds", kinds)
     description_path, weights_path = checkpoint_files(path)
     waiting = _waiting(weights_path)
     for file, other in ((description_path, None), (weights_path, waiting)):

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from .._checks import check_choice, check_count, check_flag, check_interval
+from .._checks import check_choice, check_count, check_flag, check_interval, check_type
 from .._extras import naming_extra
 from ..nn.gate import RULES
 
@@ -120,6 +120,7 @@ class TrainingOptions:
         check_count("seed", self.seed, minimum=0)
         check_interval("seed", self.seed, 0, _LARGEST_SEED)
         check_choice("gate", self.gate, RULES)
+        check_type("device", self.device, str, "text")
         check_choice("log", self.log, LOGS)
         if self.log == "tensorboard":
             with naming_extra("tensorboard"):

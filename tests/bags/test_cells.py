@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from disentangled_mil.bags import Grid
+from disentangled_mil.bags import Bag, Grid
 
 few = settings(max_examples=25)
 
@@ -201,12 +201,29 @@ def test_a_step_in_another_unit_is_refused() -> None:
     with pytest.raises(ValueError, match=message):
         Grid.from_coords(coords, step=4096)
     assert Grid.from_coords(coords[:128], step=4096).shapes == ((1, 1),)
-    with pytest.warns(UserWarning, match=r"^coords put all 9 tokens on one place"):
-        Grid.from_coords(coords[:1].expand(9, 2), step=4096)
-    Grid.from_coords(coords[:1].expand(8, 2), step=4096)
+    with pytest.warns(UserWarning, match=r"^coords put all 5 tokens on one place"):
+        Grid.from_coords(coords[:1].expand(5, 2), step=4096)
+    Grid.from_coords(coords[:1].expand(4, 2), step=4096)
     repeated = coords[:1].expand(2000, 2)
     with pytest.warns(UserWarning, match=r"^coords put all 2000 tokens on one place; leave them out if places are not"):
         assert Grid.from_coords(repeated, step=4096).shapes == ((1, 1),)
+
+
+@pytest.mark.parametrize(
+    ("padding", "tokens"),
+    [(torch.zeros(75, 2), 75), (-torch.ones(5, 2), 5), (torch.tensor([[1120, 1120]]).expand(20, 2), 21)],
+    ids=["zeros", "minus one", "repeated last tile"],
+)
+def test_padding_without_a_mask_is_warned_of(padding: Tensor, tokens: int) -> None:
+    tiles = 224 * (1 + rectangle(5, 5))
+    coords = torch.cat([tiles, padding])
+    message = rf"^coords put the last {tokens} of {len(coords)} tokens on one place; mark them in the mask, or leave"
+    with pytest.warns(UserWarning, match=message):
+        Grid.from_coords(torch.stack([coords, coords.flip(0)]))
+    with pytest.warns(UserWarning, match=message):
+        Bag.from_slide(torch.ones(len(coords), 2), coords)
+    Grid.from_coords(coords[None], mask=(torch.arange(len(coords)) < 25)[None])
+    Grid.from_coords(torch.cat([tiles, padding[:3]]))  # a few tiles may repeat coordinates
 
 
 @given(

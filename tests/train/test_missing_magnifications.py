@@ -122,7 +122,7 @@ def test_the_linear_model_learns_from_the_magnifications_that_a_sample_has():
 
 def test_prototypes_are_matched_on_the_samples_that_have_the_magnification(lacking, builder, monkeypatch):
     targets = builder.teacher(lacking).targets(lacking)
-    everyone = {name: each._replace(present=torch.ones_like(each.present)) for name, each in targets.items()}
+    everyone = {name: replace(each, present=torch.ones_like(each.present)) for name, each in targets.items()}
     stage, lengths = builder.student(lacking, everyone), []
 
     def record(first, second):

@@ -229,7 +229,7 @@ def test_student_loss_adds_the_distillation_of_every_branch(dataset, task, make_
 
 
 def without_vectors(targets):
-    return {name: target._replace(subspaces=None) for name, target in targets.items()}
+    return {name: replace(target, subspaces=None) for name, target in targets.items()}
 
 
 def test_shares_of_the_logits_are_distilled_where_they_have_a_weight(dataset, make_teacher, make_student):
@@ -249,7 +249,7 @@ def test_shares_of_the_logits_are_distilled_where_they_have_a_weight(dataset, ma
 
 
 def test_missing_shares_are_named_where_they_have_a_weight(dataset, make_teacher, make_student):
-    targets = {name: t._replace(subspaces=None, shares=None) for name, t in make_teacher().targets(dataset).items()}
+    targets = {name: replace(t, subspaces=None, shares=None) for name, t in make_teacher().targets(dataset).items()}
     stage = make_student(targets, share_weight=0.5)
     stage.begin_epoch(stage.first_distilled, dataset)
     with pytest.raises(ValueError, match=r"targets\.shares must be given for share_weight = 0\.5, got None"):
@@ -271,7 +271,7 @@ def test_prototypes_are_matched_with_subspaces_by_shares_where_there_are_no_vect
     before = shares()
     # The teacher has the other order, and constants elsewhere.
     swapped = before.flip(1) + torch.tensor([[5.0], [-5.0]]) + torch.arange(3.0)
-    stage.targets = {**stage.targets, "20x": targets["20x"]._replace(shares=swapped)}
+    stage.targets = {**stage.targets, "20x": replace(targets["20x"], shares=swapped)}
     stage.begin_epoch(stage.first_distilled, dataset)
     torch.testing.assert_close(shares(), before.flip(1))
 
@@ -306,7 +306,7 @@ def test_which_prototype_is_which_subspace_is_decided_once_when_distillation_beg
     before = prototypes()
     targets = stage.targets["20x"]
     swapped = torch.where(targets.present[:, None, None], before.flip(1), 0)  # the teacher has the other order
-    stage.targets = {**stage.targets, "20x": targets._replace(subspaces=swapped)}
+    stage.targets = {**stage.targets, "20x": replace(targets, subspaces=swapped)}
     for epoch in range(stage.options.epochs):
         stage.begin_epoch(epoch, dataset)
         expected = before if epoch < first else before.flip(1)

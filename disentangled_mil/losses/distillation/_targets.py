@@ -1,16 +1,18 @@
 """The outputs of a frozen teacher, as a student's training needs them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..._checks import check_floating, check_mapping, check_mask, check_names, check_shape, check_subspaces
+from ..._collection import BatchCollection
 from .._reduction import without_absent
 
 
-class DistillationTargets(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DistillationTargets(BatchCollection, parts=("logits", "present", "subspaces", "shares")):
     """Outputs of a frozen teacher. They are computed once per training set and reused in every epoch.
 
     Attributes:
@@ -104,19 +106,3 @@ class DistillationTargets(NamedTuple):
             return self._map(lambda column: column[index])
         except IndexError as error:
             raise IndexError(f"index must select some of the {len(self.logits)} samples: {error}") from error
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "DistillationTargets":
-        """The targets on another device; ``non_blocking`` is that of ``torch.Tensor.to``."""
-        return self._map(lambda column: column.to(device, non_blocking=non_blocking))
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "DistillationTargets":
-        return DistillationTargets(
-            function(self.logits),
-            function(self.present),
-            None if self.subspaces is None else function(self.subspaces),
-            None if self.shares is None else function(self.shares),
-        )
-
-
-# A file of targets can then be loaded with ``weights_only=True``.
-torch.serialization.add_safe_globals([DistillationTargets])

@@ -7,7 +7,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_floating, check_shape
+from ..._checks import as_path, check_floating, check_mapping, check_shape
 from ..._errors import reads_file
 from ...nn.dmsf import DeformableOptions
 from ._modules import ReleasedStudent, ReleasedTeacher
@@ -29,6 +29,7 @@ def load_released(path: str | PathLike[str]) -> ReleasedTeacher | ReleasedStuden
         TypeError: the file holds something else.
         ValueError: the parameters are neither a released teacher's nor a released student's.
     """
+    path = as_path("path", path)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -71,6 +72,7 @@ def released_teacher(state_dict: Mapping[str, Tensor]) -> ReleasedTeacher:
         Traceback (most recent call last):
         ValueError: state_dict must hold 'teacher10_net._fc1.0.weight', which is missing
     """
+    check_mapping("state_dict", state_dict)
     branches = _branches(state_dict, "teacher")
     first = next(iter(branches.values()))
     dim, features = _sizes(state_dict, f"{first}._fc1.0.weight", "C features")
@@ -123,6 +125,7 @@ def released_student(state_dict: Mapping[str, Tensor]) -> ReleasedStudent:
         Traceback (most recent call last):
         ValueError: state_dict must hold parameters student<magnification>_net.*, got 'fc.weight'
     """
+    check_mapping("state_dict", state_dict)
     branches = _branches(state_dict, "student")
     first = next(iter(branches.values()))
     dim, features = _sizes(state_dict, f"{first}._fc1.0.weight", "C features")

@@ -1,12 +1,23 @@
 """Attention with a bias that is a function of the displacement between query and key."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..._checks import check_choice, check_floating, check_interval, check_mask, check_shape
+from ..._checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_interval,
+    check_mask,
+    check_shape,
+    check_type,
+)
+from ..._collection import TensorCollection
 from .._triton_runtime import available
 from ..position_bias import Bias, BiasTable, CarriedBias, MLPBias, check_bias
 from ._bag import ENTRIES
@@ -33,7 +44,11 @@ class AttentionOutput(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionScores:
+class AttentionScores(
+    TensorCollection,
+    parts=("query", "key", "query_position", "key_position", "bias", "key_logit", "query_mask"),
+    constants=("scale",),
+):
     """The scores of :func:`biased_attention` as their ingredients: an attention map that is not computed yet.
 
     The attributes are the arguments of :func:`biased_attention` of the same names.
@@ -59,10 +74,14 @@ class AttentionScores:
             raise ValueError(f"key_position must have a number of groups G that divides H = {heads}, got {groups}")
         if isinstance(self.bias, (MLPBias, BiasTable)):
             check_bias(self.bias, heads // groups)
+        elif self.bias is not None:
+            check_callable("bias", self.bias)
         if self.key_logit is not None:
             check_shape("key_logit", self.key_logit, "B G J", sizes)
         if self.query_mask is not None:
             check_mask("query_mask", self.query_mask, "B N", sizes)
+        if self.scale is not None:
+            check_type("scale", self.scale, Real, "a number or None")
 
     def weights(self) -> Tensor:
         """Compute the dense weights.
@@ -97,6 +116,7 @@ class AttentionScores:
         """:func:`biased_attention` of values [B, H, J, D]."""
         check_shape("value", value, "B H J D", dict(zip("BHJD", self.key.shape, strict=True)))
         check_interval("dropout", dropout, 0, 1)
+        check_flag("keep_weights", keep_weights)
         chosen = choose_backend(backend, self)
         if chosen == "reference":
             weights = self._dense()

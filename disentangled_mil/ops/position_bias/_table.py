@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from ..._checks import check_count, check_interval
+from ..._checks import check_callable, check_count, check_interval
 from ..._torch_private import grid_sample_backward
 from ._tiled import BiasWanted, position_gradients
 
@@ -61,6 +61,7 @@ class BiasTable(NamedTuple):
             >>> table(torch.tensor([0.25, -1.0]))
             tensor([-0.7500])
         """
+        check_callable("bias", bias)
         check_count("resolution", resolution, 2)
         check_interval("reach", reach, 0, LARGEST_REACH, open_low=True)
         node = torch.linspace(-reach, reach, resolution, dtype=dtype, device=device)

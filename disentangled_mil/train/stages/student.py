@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -103,7 +104,7 @@ class StudentStage(Stage):
         prediction = representation = share = distilled = task.new_zeros(())
         for name, branch in output.branches.items():
             targets = self.targets[name].select(batch.rows)
-            targets = targets._replace(present=targets.present & batch.tiles[name])
+            targets = replace(targets, present=targets.present & batch.tiles[name])
             loss = self.distillation(branch.logits, branch.prototypes, targets, _shares(branch))
             prediction, representation = prediction + loss.prediction, representation + loss.representation
             share, distilled = share + loss.share, distilled + loss.total

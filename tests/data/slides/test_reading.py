@@ -313,7 +313,7 @@ def test_paths_are_paths(tmp_path):
         for wrong, kind in (([path], "list"), (5, "int")):
             with pytest.raises(TypeError, match=f"^paths must be paths of files, got {kind}"):
                 read(wrong)
-    with pytest.raises(TypeError, match=r"^paths must be a tuple of paths, got the path '.*slide\.h5'"):
+    with pytest.raises(TypeError, match=r"^paths must be a tuple of paths, got [A-Za-z]*Path"):
         StoredBag(path)
     with pytest.raises(TypeError, match=r"^step must be a number, got str"):
         StoredBag((path,), step="448")

@@ -163,3 +163,80 @@ def test_a_copy_counts_the_backward_passes_of_its_own_parameters() -> None:
     backward(of_twin, 0)
     twin.step()
     torch.testing.assert_close(twin.report.confidence["tumor"], torch.tensor(CONFIDENT_TUMOR["tumor"]))
+
+
+VALIDATED = {"tumor": 100.0, "tme": 100.0}
+
+
+def clear_in_place(head: Head, optimizer: CGCOptimizer) -> None:
+    for parameter in head.parameters():
+        parameter.grad.zero_()
+
+
+CLEAR = {
+    "None": lambda head, optimizer: head.zero_grad(),
+    "in place": clear_in_place,
+    "model, in place": lambda head, optimizer: head.zero_grad(set_to_none=False),
+    "optimizer": lambda head, optimizer: optimizer.zero_grad(),
+    "optimizer, in place": lambda head, optimizer: optimizer.zero_grad(set_to_none=False),
+    "wrapped, in place": lambda head, optimizer: optimizer.wrapped.zero_grad(set_to_none=False),
+}
+# Accumulated, backward passes and cleared gradients, in the order of a training loop: v is a validation, c a clearing.
+ORDERS = {
+    "before": "a b",
+    "after": "b a",
+    "before, skipped": "a b c a b",
+    "after, skipped": "b a c b a",
+    "before, validated and skipped": "v v a b c v a b",
+    "after, validated and skipped": "v v b a c v b a",
+    "two losses, before": "v a b b",
+    "two losses, after": "v b b a",
+    "two losses, after, all at the end": "v b b a c v b b a",
+}
+
+
+@pytest.mark.parametrize("clear", CLEAR)
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_call_counts_for_a_micro_batch_whatever_came_before(order: str, clear: str) -> None:
+    head = Head()
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    for _ in range(2):
+        follow(ORDERS[order], clear, head, optimizer)
+        optimizer.step()
+        for name, value in CONFIDENT_TUMOR.items():
+            torch.testing.assert_close(optimizer.report.confidence[name], torch.tensor(value))
+        CLEAR[clear](head, optimizer)
+
+
+@pytest.mark.parametrize("clear", CLEAR)
+@pytest.mark.parametrize(
+    "order",
+    ["a b a b", "b a b a", "b b a a", "a b b a b b", "v a b a b c v a b a b", "b a b a c v b a b a", "b a v b a"],
+)
+def test_calls_of_two_micro_batches_are_summed(order: str, clear: str) -> None:
+    head = Head()
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    follow(order, clear, head, optimizer)
+    optimizer.step()
+    for name, value in CONFIDENT_TUMOR.items():
+        torch.testing.assert_close(optimizer.report.confidence[name], torch.tensor(2 * value))
+
+
+@pytest.mark.parametrize("order", ["a b b", "b a b", "v v b a v b"])
+def test_confidences_of_the_step_are_those_of_the_last_backward_pass(order: str) -> None:
+    head = Head()
+    optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
+    follow(order, "None", head, optimizer)
+    optimizer.step(confidence=CONFIDENT_TUMOR)
+    for name, value in CONFIDENT_TUMOR.items():
+        torch.testing.assert_close(optimizer.report.confidence[name], torch.tensor(2 * value))
+
+
+def follow(order: str, clear: str, head: Head, optimizer: CGCOptimizer) -> None:
+    for event in order.split():
+        if event == "b":
+            backward(head, 0)
+        elif event == "c":
+            CLEAR[clear](head, optimizer)
+        else:
+            optimizer.accumulate(CONFIDENT_TUMOR if event == "a" else VALIDATED)

@@ -27,6 +27,18 @@ check_shards(1)
 """
 
 
+class Model(torch.nn.Module):
+    """A backbone before the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = torch.nn.Linear(4, 4), Head()
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        result: torch.Tensor = self.head({name: self.backbone(x) for name, x in features.items()})
+        return result
+
+
 def check_shards(rank: int) -> None:
     """Sharded heads learn what a whole one learns, and every order in which they would not is refused."""
     from torch.distributed.fsdp import fully_shard
@@ -42,7 +54,8 @@ def check_shards(rank: int) -> None:
     early = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
     fully_shard(head, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
     head(features[rank]).sum().backward()
-    with pytest.raises(RuntimeError, match="must have gradients, got none: build the optimizers after fully_shard"):
+    refused = r"\['t\w+'\] must have gradients, got none in any process: build the optimizers after fully_shard"
+    with pytest.raises(RuntimeError, match=refused):
         early.step(confidence=CONFIDENT_TUMOR)
     optimizer = CGCOptimizer(torch.optim.SGD(head.parameters(), lr=0.1), head.subspace_parameters())
     optimizer.step(confidence=CONFIDENT_TUMOR)
@@ -50,9 +63,25 @@ def check_shards(rank: int) -> None:
         torch.testing.assert_close(sharded.full_tensor(), complete)
     assert optimizer.report.projected["tme"] == expected.report.projected["tme"] == 3
 
+    # The backbone has gradients, but the optimizer knows the old parameters of the head.
+    for ignored in (False, True):
+        mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+        model = Model()
+        early = CGCOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model.head.subspace_parameters())
+        if ignored:
+            fully_shard(model, mesh=mesh, ignored_params=set(model.backbone.parameters()))
+        else:
+            fully_shard(model.head, mesh=mesh)
+        model(features[rank]).sum().backward()
+        with pytest.raises(RuntimeError, match=refused):
+            early.step(confidence=CONFIDENT_TUMOR)
+
     unreduced = Head()
-    unreduced(features[rank]).sum().backward()
     optimizer = CGCOptimizer(torch.optim.SGD(unreduced.parameters(), lr=0.1), unreduced.subspace_parameters())
+    unreduced(features[0]).sum().backward()
+    optimizer.step(confidence=CONFIDENT_TUMOR)  # equal by chance in the first step
+    optimizer.zero_grad()
+    unreduced(features[rank]).sum().backward()
     with pytest.raises(RuntimeError, match="must be equal in all processes, got different ones: train with"):
         optimizer.step(confidence=CONFIDENT_TUMOR)
 
