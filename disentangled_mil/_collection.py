@@ -139,7 +139,7 @@ class BatchCollection(TensorCollection):
 
     @classmethod
     def _named(cls, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Parts by name, none of which is unknown."""
+        """Parts by name, after a check that all names are known."""
         check_type("parts", parts, Mapping, "a mapping from names to tensors")
         # Not set(parts): a TensorDict goes through its rows.
         named = {str(name): part for name, part in parts.items()}

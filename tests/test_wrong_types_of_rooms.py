@@ -247,7 +247,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             explain.set_attributions,
             {"attributions": {"tumor": torch.rand(3)}, "genes": {"tumor": ["a", "b", "c"]}, "sets": {"s": ["a"]}},
         ),
-        "spread_rows": (bags.spread_rows, {"count": 10, "most": 3, "coords": torch.rand(10, 2), "seed": 0}),
+        "spread_rows": (bags.spread_rows, {"count": 10, "max_tokens": 3, "coords": torch.rand(10, 2), "seed": 0}),
         "student_view": (
             explain.student_view,
             {"branch": student.branches["20x"], "subspaces": ("tumor", "tme")},
@@ -255,7 +255,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "survival_concordance": (metrics.survival_concordance, RISKS),
         "survival_metrics": (metrics.survival_metrics, RISKS),
         "teacher_view": (explain.teacher_view, {"branch": teacher.branches["20x"]}),
-        "thin": (bags.thin, {"bag": SLIDE, "most": 3, "seed": 0}),
+        "thin": (bags.thin, {"bag": SLIDE, "max_tokens": 3, "seed": 0}),
         "widening": (bags.widening, {"count": 10, "kept": 3}),
         "write_anndata": (
             explain.write_anndata,

@@ -62,6 +62,8 @@ class GeneSets(dict[str, tuple[str, ...]]):
             check_mapping(name, given)
             for key, texts in given.items():
                 check_texts(f"{name}[{key!r}]", texts)
+        if parts is not None:
+            check_mapping("parts", parts)
         super().__init__(sets)
         self.descriptions = dict(descriptions)
         self.parts = dict(parts or {})

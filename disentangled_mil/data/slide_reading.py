@@ -104,6 +104,7 @@ class SlideReading:
         for name, count in self.max_tokens.items():
             check_count(f"max_tokens[{name!r}]", count)
         for key in ("features", "coords"):
+            check_mapping(key, getattr(self, key))
             for name, value in getattr(self, key).items():
                 check_type(f"{key}[{name!r}]", value, str, "a name")
         for name, facts in self.tiles.items():

@@ -150,7 +150,10 @@ class _Run:
     @property
     def cleared(self) -> Tensor | None:
         """Whether all gradients were zero before the first pass, as a scalar; None if that is not known."""
-        return torch.stack([zero.to(self._zeros[0].device) for zero in self._zeros]).all() if self._zeros else None
+        if not self._zeros:
+            return None
+        first, *others = self._zeros
+        return torch.stack([first, *(zero.to(first.device) for zero in others)]).all()
 
 
 def _arrived(passes: "weakref.ref[BackwardPasses]", index: int, gradient: Tensor) -> None:

@@ -17,6 +17,13 @@ class SurvivalTarget(BatchCollection, parts=("interval", "event")):
     Attributes:
         interval: interval of the last observation [B], int64.
         event: mask of the observed events [B], bool; False where the time is censored.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil.tasks import SurvivalTarget
+        >>> target = SurvivalTarget(torch.tensor([0, 2]), torch.tensor([True, False]))
+        >>> sorted(target.to_dict())
+        ['event', 'interval']
     """
 
     interval: Tensor

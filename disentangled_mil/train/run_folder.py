@@ -176,7 +176,8 @@ class RunFolder:
         except BaseException as error:
             if new and self.only is None and not _trained(path):
                 for file in (self._note, *self._own):
-                    file.unlink(missing_ok=True)
+                    if file.is_file():  # a fold may be a file of others
+                        file.unlink()
                 _remove_empty(path.glob("fold[0-9]*"))
             elif isinstance(error, KeyboardInterrupt) and _trained(path):
                 raise KeyboardInterrupt(

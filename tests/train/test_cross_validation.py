@@ -173,7 +173,7 @@ def test_gains_are_the_differences_of_the_rows_of_the_table(finished_run):
     written = json.loads((out / "metrics.json").read_text())
     assert {test: len(found["gains"]) for test, found in written["gains"].items()} == {
         "test": 2,
-        "test with expression": 3,
+        "test with expression": 4,
     }
     for test, found in written["gains"].items():
         for one in found["gains"]:
@@ -487,6 +487,7 @@ def test_expression_tells_cohorts_apart(description):
 def test_every_option_of_reading_and_the_unit_tell_cohorts_apart(description):
     cohort = read_cohort(description)
     changes = {"transform": "log", "drop_augmented": True, "step": 3.5, "as_set": True, "max_tokens": 9}
+    changes |= {"features": "UNI", "coords": "places"}
     assert {"paths", *changes} == {field.name for field in fields(StoredBag)}
     first, *others = cohort.samples
     digests = {cohort_digest(cohort), cohort_digest(replace(cohort, unit="patient"))}

@@ -173,7 +173,7 @@ def test_targets_are_those_of_the_teacher_at_rest_and_absent_without_expression(
         branches = stage.model(batch.bags, batch.genes).branches
     for name, target in targets.items():
         assert torch.equal(target.present, dataset.paired)
-        assert not any(column.requires_grad for column in target)
+        assert not any(column.requires_grad for column in target.to_dict().values())
         paired = dataset.paired
         torch.testing.assert_close(target.logits[paired], branches[name].logits[paired], atol=1e-5, rtol=1e-4)
         vectors = torch.stack(list(branches[name].features.values()), 1)

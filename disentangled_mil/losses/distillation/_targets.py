@@ -22,6 +22,13 @@ class DistillationTargets(BatchCollection, parts=("logits", "present", "subspace
         subspaces: subspace vectors of the teacher [B, S, C], float32, in the order of the subspaces. None for targets
             of several teachers, whose vectors lie in different spaces.
         shares: share of each subspace in the logits [B, S, K], float32, in the order of the subspaces; or None.
+
+    Example:
+        >>> import torch
+        >>> from disentangled_mil import DistillationTargets
+        >>> targets = DistillationTargets(torch.zeros(3, 4), torch.tensor([True, True, False]))
+        >>> targets.to(torch.float64).logits.dtype
+        torch.float64
     """
 
     logits: Tensor
