@@ -36,6 +36,7 @@ html_title = f"disentangled_mil {release}"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
 
+autodoc_mock_imports = ["huggingface_hub"]  # of an extra that the pages are built without
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88

@@ -5,11 +5,13 @@
 Every kind of finding is printed once, and its input is kept in the folder --out. The status is 1 if there is a finding.
 Files are read in a process of their own, because no signal ends a library in C that never returns. Inputs in which HDF5
 itself never returns are counted apart, and are no finding: docs/guarantees.md does not promise an end there.
+``tests/fuzz_guided.py`` chooses the damages by the code that they reach.
 """
 
 import argparse
 import faulthandler
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -25,7 +27,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -50,10 +52,13 @@ from tests.support.checkpoints import change_description
 
 _LONGEST = 60  # seconds for one input
 _ENDED = "ends the process"
-_PIECES = [
+PIECES = [
     b"0", b"-1", b"1e999", b"nan", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b'"', b",", b";", b"\t", b"\n", b"\r", b"[",
     b"{", b"=1+1", b"../", b"9" * 40, b"true", b"null", "é".encode(),
 ]  # fmt: skip
+
+
+Work: TypeAlias = Callable[[Sequence["Target"], int, Connection, Path], None]
 
 
 class Target(NamedTuple):
@@ -165,7 +170,7 @@ def changed(source: random.Random, content: bytes, others: Sequence[bytes]) -> b
         elif kind == 3:
             data[place:place] = data[place:end]
         elif kind == 4:
-            data[place : place if source.random() < 0.5 else end] = source.choice(_PIECES)
+            data[place : place if source.random() < 0.5 else end] = source.choice(PIECES)
         elif kind == 5:
             other = source.choice(others)
             start = source.randrange(len(other) + 1)
@@ -207,8 +212,8 @@ class Findings:
 
 
 def work(known: Sequence[Target], seed: int, pipe: Connection, trace: Path) -> None:
-    """Tell what is read before it is read, and what came out; on SIGUSR1, write to a file where the process is."""
-    faulthandler.register(signal.SIGUSR1, trace.open("w"), all_threads=False)
+    """Tell what is read before it is read, and what came out."""
+    answer_where(trace)
     source = random.Random(seed)
     while True:
         number = source.randrange(len(known))
@@ -216,6 +221,11 @@ def work(known: Sequence[Target], seed: int, pipe: Connection, trace: Path) -> N
         content = changed(source, source.choice(target.contents), target.contents)
         pipe.send((number, content))
         pipe.send(fault(target, content))
+
+
+def answer_where(trace: Path) -> None:
+    """Write to a file where the process is, on SIGUSR1."""
+    faulthandler.register(signal.SIGUSR1, trace.open("w"), all_threads=False)
 
 
 def is_in_hdf5(process: int, trace: Path) -> bool:
@@ -228,11 +238,29 @@ def is_in_hdf5(process: int, trace: Path) -> bool:
     return False
 
 
-def run(seconds: float, seed: int, findings: Findings, known: Sequence[Target], trace: Path) -> None:
-    """Draw changes until the time is over; the processes that read write to ``trace`` where they do not end."""
+def run(
+    seconds: float,
+    seed: int,
+    findings: Findings,
+    known: Sequence[Target],
+    trace: Path,
+    *,
+    work: Work = work,
+    most: float = math.inf,
+) -> None:
+    """Read changed contents until the time is over or ``most`` are read.
+
+    A process of its own runs ``work``, and another one takes its place where it ends or does not answer. Such a process
+    writes to ``trace`` where it is.
+    """
     end = time.monotonic() + seconds
+    most += findings.inputs.total()
+
+    def over() -> bool:
+        return time.monotonic() >= end or findings.inputs.total() >= most
+
     context = multiprocessing.get_context("fork")
-    while time.monotonic() < end:
+    while not over():
         pipe, end_of_worker = context.Pipe()
         worker = context.Process(target=work, args=(known, seed, end_of_worker, trace), daemon=True)
         worker.start()
@@ -250,7 +278,7 @@ def run(seconds: float, seed: int, findings: Findings, known: Sequence[Target], 
                 findings.endless += 1
             else:
                 findings.add(known[number], content, found)
-            if time.monotonic() >= end:
+            if over():
                 break
         worker.kill()
         worker.join()

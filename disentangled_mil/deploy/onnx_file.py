@@ -23,6 +23,7 @@ from ..train.checkpoint import SavedModel, load_model
 from ..train.saved_students import one_checkpoint
 from .student_graph import StudentGraph, StudentResult
 
+OPSET = 23  # The newest one that the exporter of PyTorch 2.13 supports. Its default is 20.
 _BAGS, _PATCHES = 2, 12  # of the example that is traced
 
 
@@ -49,8 +50,8 @@ def export_onnx(
 ) -> Path:
     """Write a student as one ONNX file, with weights, by the exporter that PyTorch recommends.
 
-    Numbers of bags, of patches and of grid cells are free. Distances between patches and attention weights are dense
-    matrices in ONNX, so that memory grows with the square of the number of patches.
+    The file is of ONNX opset 23. Numbers of bags, of patches and of grid cells are free. Distances between patches and
+    attention weights are dense matrices in ONNX, so that memory grows with the square of the number of patches.
 
     The inputs are those of :class:`StudentGraph`, and the outputs are ``logits`` and ``gate``. Patches are features as
     they are stored, because the file holds the transform of the checkpoint. Tiles that the reading of a checkpoint
@@ -108,6 +109,7 @@ def export_onnx(
                 program,
                 input_names=list(graph.inputs),
                 output_names=list(StudentResult._fields),
+                opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )

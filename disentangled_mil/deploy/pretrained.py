@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .._checks import as_path, check_flag, check_type
 from .._extras import naming_extra
@@ -104,6 +105,7 @@ def from_pretrained(
     revision: str | None = None,
     local_files_only: bool = False,
     kinds: Mapping[str, type[Task]] = KINDS,
+    **download: Any,
 ) -> SavedModel:
     """Load a model that :func:`save_pretrained` wrote, from a folder or from the Hugging Face Hub.
 
@@ -112,6 +114,7 @@ def from_pretrained(
         revision: branch, tag or commit of the repository.
         local_files_only: flag that forbids downloads, so that only files that were downloaded before are used.
         kinds: class of every kind of task.
+        **download: further options of ``huggingface_hub.snapshot_download``, such as ``token`` and ``cache_dir``.
 
     Returns:
         The model in evaluation mode, and what was saved with it.
@@ -133,7 +136,11 @@ def from_pretrained(
             from huggingface_hub import snapshot_download
         folder = Path(
             snapshot_download(
-                str(name), revision=revision, local_files_only=local_files_only, allow_patterns=list(FILES)
+                str(name),
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=list(FILES),
+                **download,
             )
         )
     return load_model(folder / PRETRAINED, kinds=kinds)

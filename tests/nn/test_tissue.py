@@ -39,7 +39,6 @@ def test_a_bag_alone_equals_itself_in_a_batch_whatever_padding_holds(
         torch.testing.assert_close(together_gradient, parameter.grad, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:coords put all")
 @given(shape=bag_shapes, seed=seeds)
 @few
 def test_tokens_masked_in_the_middle_of_tissue_are_as_good_as_absent(shape: tuple[int, int, int], seed: int) -> None:
@@ -109,7 +108,6 @@ def test_a_bag_whose_samples_all_fall_into_holes_attends_to_the_nearest_tissue()
     assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.filterwarnings("ignore:coords put all")
 @given(shapes=st.lists(bag_shapes, min_size=1, max_size=3), seed=seeds, resolution=st.integers(1, 5))
 @few
 def test_attention_mass_is_a_distribution_over_tokens_keys_and_common_cells(

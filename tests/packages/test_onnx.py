@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 
 from disentangled_mil import Bag, Classification, Student
 from disentangled_mil.deploy import export_onnx
+from disentangled_mil.deploy.onnx_file import OPSET
 from disentangled_mil.train import load_model, save_model
 from tests.deploy.test_student_graph import SMALL, counts
 from tests.support.placed import placed_samples
 
 onnxruntime = pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes" / "onnx.md"
@@ -76,5 +78,7 @@ def test_program_of_the_page_predicts_without_pytorch(tmp_path):
     with torch.no_grad():
         expected = student({"20x": Bag.from_slide(features, coords, step=448)}).logits.softmax(1)[0]
     np.testing.assert_allclose(json.loads(done.stdout), expected.numpy(), atol=1e-4)
+    (standard,) = (used for used in onnx.load(tmp_path / "student.onnx").opset_import if not used.domain)
+    assert standard.version == OPSET
     described = onnxruntime.InferenceSession(tmp_path / "student.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(described["disentangled_mil"])["task"] == load_model(tmp_path / "student").task.state()

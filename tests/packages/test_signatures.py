@@ -6,8 +6,7 @@ These projects are no packages of PyPI, so their calls are written out as their 
 import torch
 from torch import nn
 
-from disentangled_mil import ITA, CGCOptimizer
-from disentangled_mil.bags import mask_from
+from disentangled_mil import CGCOptimizer
 from tests.packages.page import page
 
 
@@ -49,13 +48,3 @@ def test_model_of_survpath_takes_keywords():
     model = page()["ForSurvPath"](6, {"x_omic1": 5, "x_omic2": 7}, 4).eval()
     logits = model(x_path=torch.randn(1, 9, 6), x_omic1=torch.randn(5), x_omic2=torch.randn(7), return_attn=False)
     assert logits.shape == (1, 4)
-
-
-def test_padding_of_mammoth_changes_nothing_before_ita():
-    """Layers between patches and pooling get the same mask; here a linear layer stands for them."""
-    torch.manual_seed(0)
-    between, gather = nn.Linear(6, 8), ITA(8, 2).eval()
-    x = torch.randn(1, 9, 6)
-    padded = torch.cat([x, torch.full((1, 3, 6), 9.0)], 1)
-    mask = mask_from(torch.tensor([9]), "lengths", tokens=12)
-    assert torch.equal(gather(between(padded), mask).prototypes, gather(between(x)).prototypes)
