@@ -26,7 +26,7 @@ class HubModel(ModelHubMixin):
         model: model, or where it is, as :func:`~disentangled_mil.deploy.save_pretrained` takes it.
         run: folder of the finished run that trained the model; see there.
         texts: texts of the card that no file knows.
-        overwrite: whether ``save_pretrained`` may replace files that are there.
+        overwrite: flag that lets ``save_pretrained`` replace files that are there.
         kinds: class of every kind of task.
 
     Attributes:
@@ -76,7 +76,7 @@ class HubModel(ModelHubMixin):
         Args:
             pretrained_model_name_or_path: folder, or repository of the Hub as ``owner/name``.
             revision: branch, tag or commit of the repository.
-            local_files_only: whether only files that were downloaded before are used.
+            local_files_only: flag that uses only files that were downloaded before.
             kinds: class of every kind of task.
             **download: further options of ``huggingface_hub.snapshot_download``, such as ``token`` and ``cache_dir``.
 

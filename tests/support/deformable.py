@@ -1,6 +1,5 @@
 """A small deformable layer, and bags for it."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -34,9 +33,7 @@ def draw_bag(seed: int, tokens: int, width: int, height: int) -> Bag:
     size = torch.tensor([width, height])
     coords = (torch.rand(tokens, 2, dtype=torch.float64, generator=source) * size).floor()
     features = torch.randn(tokens, 8, dtype=torch.float64, generator=source)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="coords put")  # All tokens may draw one cell.
-        return Bag.from_slide(features, coords, step=1)
+    return Bag.from_slide(features, coords, step=1)
 
 
 def poison(bag: Bag, value: float) -> Tensor:
