@@ -228,10 +228,12 @@ def check_size(name: str, value: object) -> None:
 def check_texts(name: str, values: object) -> tuple[str, ...]:
     """Check that an argument is several texts, and not one, and return them."""
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be several names, got {type(values).__name__}")
+        came = f"the text {values!r}" if isinstance(values, str) else type(values).__name__
+        raise TypeError(f"{name} must be several names, got {came}")
     given = tuple(values)
     for value in given:
-        check_type(name, value, str, "several names")
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must hold names as text, got {value!r}")
     return given
 
 

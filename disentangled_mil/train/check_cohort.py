@@ -158,7 +158,7 @@ def _check_places(cohort: Cohort, ordered: Sequence[str], check: CohortCheck) ->
                         bag.check_places()
                 except ValueError as error:
                     faults.append(str(error))
-                at_one_place += [bag.paths[0] for warning in said if "on one place" in str(warning.message)]
+                at_one_place += [bag.paths[0] for warning in said if str(warning.message).startswith("coords put all ")]
         if not faults:
             smaller.update({pair for sides in sides_of_slides(sample.bags) for pair in smaller_tiles(sides, ordered)})
     for (low, high), count in smaller.items():

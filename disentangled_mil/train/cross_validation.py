@@ -119,8 +119,8 @@ def run_cross_validation(
             large = cache.larger(cohort.samples, options.training_tokens)
             if large and rank() == 0 and not quiet:
                 print(
-                    f"{large} bags hold more than training_tokens, {options.training_tokens:,}, tiles: each epoch "
-                    "trains on other ones of them, spread evenly over the tissue, and predictions see all",
+                    f"{large:,} bags hold more patches than training_tokens = {options.training_tokens:,}: each epoch "
+                    "trains on another part of them, spread evenly over the tissue, and predictions see all",
                     file=sys.stderr,
                 )
             with planned(parts), using_threads(threads, sizes, options.batch_size) as used:

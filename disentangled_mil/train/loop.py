@@ -127,11 +127,12 @@ def _train_epoch(
     progress: StageProgress,
 ) -> dict[str, float]:
     """One pass over the training samples: the mean of every part of the loss and of every note."""
-    drawn = train.drawn(options.training_tokens, draw=epoch)
+    draw = options.seed * 100_003 + epoch
+    drawn = train.drawn(options.training_tokens, draw=draw)
     stage.begin_epoch(epoch, drawn)
     stage.model.train()
     rate = float(schedule.get_last_lr()[0])
-    order = torch.Generator().manual_seed(options.seed * 100_003 + epoch)
+    order = torch.Generator().manual_seed(draw)
     sums: dict[str, float] = {}
     for batch in drawn.batches(options.batch_size, order):
         batch = batch.to(options.device)

@@ -48,7 +48,7 @@ class TrainingOptions:
         teacher_folds: folds of the training patients for targets out of fold; one teacher is trained for each.
         teacher_repeats: repeats with other folds, whose targets are averaged.
         training_tokens: largest number of tokens of a bag, at each magnification, in a step of the training. Every
-            epoch sees other tokens of a larger bag, spread evenly over the tissue. Predictions see all tokens.
+            epoch sees another part of a larger bag, spread evenly over the tissue. Predictions see all tokens.
         teacher_tokens: largest number of tokens of a bag, at each magnification, for teachers of targets out of fold;
             larger bags are thinned evenly over the tissue. These are most of the networks of a run.
         calibrate: flag that divides logits out of fold by the temperature that fits the labels best.

@@ -29,7 +29,7 @@ class RunEstimate(NamedTuple):
 
     Attributes:
         seconds: time of all folds, epochs and stages.
-        step_bytes: tensors that a step keeps for its backward pass, for the largest samples of the cohort.
+        step_bytes: tensors that a step keeps for its backward pass, for the largest samples after ``training_tokens``.
         feature_bytes: features of all samples in float32.
         basis: the measurement, in words.
     """

@@ -120,7 +120,7 @@ def train_models(
         model: str, stage: GeneStage | TeacherStage | StudentStage, learn: CohortDataset, choose: CohortDataset | None
     ) -> None:
         train_stage(model, stage, learn, choose, options, folder, resume=resume, quiet=quiet)
-        predict[model] = partial(predict_logits, stage, options=options)
+        predict[model] = partial(_predict, stage, options)
         if rank():
             return
         save_model(
@@ -161,6 +161,10 @@ def train_models(
     if targets is not None:
         train("distilled", builder.student(everyone, targets), everyone, choose_everyone)
     return Trained(task, predict, headroom, dataset)
+
+
+def _predict(stage: GeneStage | TeacherStage | StudentStage, options: TrainingOptions, test: CohortDataset) -> Tensor:
+    return predict_logits(stage, test.without_slides() if isinstance(stage, GeneStage) else test, options)
 
 
 def models_for(cohort: Cohort, options: TrainingOptions, models: Collection[str] | None = None) -> Collection[str]:

@@ -241,7 +241,7 @@ def test_tables_that_cannot_be_fitted_are_refused():
         ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "tme": ["IL6"]})
     with pytest.raises(ValueError, match="gene_sets must hold the genes of at least one subspace, got none"):
         ExpressionPipeline.fit(table, {})
-    with pytest.raises(TypeError, match=r"gene_sets\['tme'\] must be a sequence of genes, got the string 'CD2'"):
+    with pytest.raises(TypeError, match=r"gene_sets\['tme'\] must be several names, got the text 'CD2'"):
         ExpressionPipeline.fit(table, {"tme": "CD2"})
     many = {"tme": [f"X{g}" for g in range(9)]}
     with pytest.raises(ValueError, match=r"\(X0, X1, X2, X3, X4 and 4 more\)"):
@@ -398,7 +398,7 @@ def test_arguments_of_another_kind_are_told():
         with pytest.raises(TypeError, match="table must be a pandas DataFrame, patients x genes, got ndarray"):
             use(table.to_numpy())
     for member in (1956, None, float("nan")):
-        with pytest.raises(TypeError, match=rf"gene_sets\['tme'\] must hold names of genes as text, got {member}"):
+        with pytest.raises(TypeError, match=rf"gene_sets\['tme'\] must hold names as text, got {member}"):
             ExpressionPipeline.fit(table, {"tumor": ["EGFR"], "tme": ["CD2", member]})
     text = table.astype(str)
     assert ExpressionPipeline.fit(text, SETS).genes == ExpressionPipeline.fit(table, SETS).genes

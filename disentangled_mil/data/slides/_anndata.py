@@ -63,6 +63,9 @@ def open_anndata_group(
         for name in ("width", "stride_width")
     )
     obsm, obs = (_part(path, group, name, whole=False) for name in ("obsm", "obs"))
+    for name, part in (("obsm", obsm), ("obs", obs)):
+        if hasattr(part, "shape"):
+            raise SlideError(f"{path}: {name} must be a group of named parts, got an array; write the table again")
     place = find_places(path, obsm, obs, coords, as_set=as_set or count < 2)
     placed = place is not None
     parts = {name: _part(path, group, name) for name in parts_of(place)}

@@ -2,8 +2,9 @@
 
 Softmax turns scores S into weights W. The gradient dW of the weights gives that of the scores,
 ``dS = W (dW - sum_j W dW)``. From it follow ``dQ = scale dS K`` and ``dK = scale dS^T Q``. The sum of dS over queries
-is the gradient of the key logits, and dS is that of the position bias. The backward pass computes a tile's weights
-again, unless they were kept.
+and over the heads of a group is the gradient of the key logits. dS itself is that of each pair's bias, which the bias
+passes back to its parameters and to the positions. The backward pass computes a tile's weights again, unless they were
+kept.
 """
 
 import math
@@ -21,12 +22,12 @@ from ._carried import CarriedScores
 ENTRIES = 1 << 18
 # A tile has at least this many queries, because smaller products are slow.
 LEAST_QUERIES = 32
-# A tile of a bias that needs smaller tiles has at least this many queries.
+# Where a bias limits the size of tiles, a tile still has at least this many queries.
 LEAST_QUERIES_OF_BIAS = 8
 
 
 class BagScores:
-    """The scores of one bag.
+    """The scores of one bag. It uses n of the N queries and j of the J keys.
 
     Args:
         carried: scores of the whole batch.
@@ -40,24 +41,24 @@ class BagScores:
         mask, logit = carried.mask[bag], carried.logit[bag]
         # Padded queries and keys that no group sees are left out.
         self.rows, self.columns = _where(mask), _where((logit != -math.inf).any(0))
-        self.query = take(carried.query[bag], 1, self.rows)  # [H, N, D]
-        self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, J, D]
-        # Tables view positions as complex numbers, and contiguous() may leave odd strides where a side is one. NaN is
-        # overwritten in these copies.
+        self.query = take(carried.query[bag], 1, self.rows)  # [H, n, D]
+        self.scaled_key = take(carried.key[bag], 1, self.columns).to(self.wide) * carried.scale  # [H, j, D]
+        # These are copies, because _move_nan overwrites NaN. contiguous() may keep odd strides in dimensions of size 1,
+        # which view_as_complex in TiledTable.tile refuses; clone() does not.
         self.query_position, self.key_position = (
             position.to(self.wide).clone(memory_format=torch.contiguous_format)
             for position in (
                 take(carried.query_position[bag], 0, self.rows),
                 take(carried.key_position[bag], 1, self.columns),
             )
-        )  # [N, 2], [G, J, 2]
+        )  # [n, 2], [G, j, 2]
         logit = take(logit, 1, self.columns).to(self.wide)
         self.heads, (self.groups, keys) = len(self.query), logit.shape
         # Both passes must use equal tiles, because dropout is drawn tile by tile.
         self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias)
         if bias is not None:
             logit = self._move_nan(logit)
-        self.logit, self.with_keys = self._without_empty_groups(logit)  # [H, 1, J], [H, 1, 1]
+        self.logit, self.with_keys = self._without_empty_groups(logit)  # [H, 1, j], [H, 1, 1]
 
     def _move_nan(self, logit: Tensor) -> Tensor:
         """Replace NaN positions by 0 and make their scores NaN. Returns the key logits [G, J]."""
@@ -73,7 +74,8 @@ class BagScores:
     def _without_empty_groups(self, logit: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Key logits [G, J] by head, and whether a head has keys; None where they would change nothing."""
         empty = (logit == -math.inf).all(-1, keepdim=True)
-        # The softmax of a head without keys must be finite, also in its gradient. Its weights then become zeros.
+        # The softmax of a head without keys must be finite, also in its gradient. So its logits are replaced by 0, and
+        # `weights` sets its weights to zero.
         finite = self._per_head(logit.masked_fill(empty, 0)) if (logit != 0).any() else None
         return finite, self._per_head(~empty) if empty.any() else None
 
@@ -101,7 +103,7 @@ class BagScores:
         return weights
 
     def read(self, tensor: Tensor, tile: slice, *, keys: bool = False) -> Tensor:
-        """A tile of a tensor of the bag [H, N, ...]; with ``keys``, of those keys of [H, N, J] that are used."""
+        """A tile of a tensor of the bag [H, N, ...]; with ``keys`` it is [H, N, J], and its used keys are returned."""
         rows = tensor[:, tile] if self.rows is None else tensor.index_select(1, self.rows[tile])
         return take(rows, 2, self.columns) if keys else rows
 
@@ -122,8 +124,9 @@ class BagGradient:
     Args:
         scores: scores of the bag.
         wanted: scores with a bool in place of every tensor: True = its gradient is needed.
-        target: gradient of the whole batch, in which that of the bag is still zero. Each tile writes its queries there
-            at once, because a copy of them would be a large share of the memory; :meth:`finish` writes the sums.
+        target: gradient of the whole batch, in which that of the bag is still zero. Each tile writes the
+            gradient of its queries there directly, because a buffer would take much memory; :meth:`finish` writes the
+            sums.
     """
 
     def __init__(self, scores: BagScores, wanted: CarriedScores, target: CarriedScores) -> None:

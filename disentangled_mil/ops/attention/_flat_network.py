@@ -1,4 +1,7 @@
-"""The layout of a network in one row of numbers, as kernels read its parameters and write their gradients."""
+"""The layout of a network in one row of numbers, for kernels.
+
+Kernels read a row that holds all heads. Each program writes a row of gradients that holds one head.
+"""
 
 from math import prod
 
@@ -15,7 +18,7 @@ class FlatNetwork:
 
     Args:
         features: number F of units of a hidden layer.
-        heads: number I of heads that share the hidden layers.
+        heads: number of heads in a row: all that share the hidden layers, or one.
 
     Attributes:
         size: number of parameters.

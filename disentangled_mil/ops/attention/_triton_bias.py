@@ -19,7 +19,7 @@ def addresses_of(network, HEADS: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def units_of(SIZE: tl.constexpr, HIDDEN: tl.constexpr):
-    """The units of a hidden layer and which of them exist, and the same for pairs of units, transposed."""
+    """Units of a hidden layer, which of them exist, offsets of w2 as [in, out], and which of these exist."""
     unit = tl.arange(0, HIDDEN)
     exists = unit < SIZE
     return unit, exists, unit[None, :] * SIZE + unit[:, None], exists[:, None] & exists[None, :]
@@ -91,7 +91,7 @@ def displacements_from(x, y, key_position, j):
 
 @triton.jit
 def _cell(x, reach, SIZE: tl.constexpr):
-    """The node of a table before x, and the share of the way to the next node, which is NaN for NaN."""
+    """The node of a table at or below x, and the fraction of the way from it to the next node; NaN for NaN."""
     coordinate = tl.minimum(tl.maximum((x / reach + 1) * ((SIZE - 1) / 2), 0.0), SIZE - 1.0)
     low = tl.minimum(tl.maximum(coordinate.to(tl.int32), 0), SIZE - 2)
     return low, tl.where(x == x, coordinate - low, float("nan"))
@@ -107,7 +107,7 @@ def _corners(table, low_x, low_y, SIZE: tl.constexpr):
 
 @triton.jit
 def table_slopes(table, x, y, reach, SIZE: tl.constexpr):
-    """Derivatives of a table by x and y; none beyond its edges."""
+    """Derivatives of a table with respect to x and y; zero at its edges and beyond."""
     low_x, share_x = _cell(x, reach, SIZE)
     low_y, share_y = _cell(y, reach, SIZE)
     a, b, c, d = _corners(table, low_x, low_y, SIZE)
@@ -119,7 +119,7 @@ def table_slopes(table, x, y, reach, SIZE: tl.constexpr):
 
 @triton.jit
 def add_to_table(table, x, y, added, reach, SIZE: tl.constexpr):
-    """Distribute each addend over the four nodes around its displacement, in integers."""
+    """Distribute each addend over the four nodes around its displacement; fractions of the fixed point are cut off."""
     low_x, share_x = _cell(x, reach, SIZE)
     low_y, share_y = _cell(y, reach, SIZE)
     corner = table + (low_y * SIZE + low_x)

@@ -1,19 +1,20 @@
 """The exact bias of a network on a CPU, read from a table wherever the network is affine.
 
-It serves large attentions: tabulating must cost less than ``LARGEST_SHARE`` of evaluating every pair. Values are those
-of the network up to rounding, at any displacement. Displacements between positions in [-1, 1] are read from the table.
-Attention of 2,500 queries and 144 keys, forward and backward, takes 1 / 1.6 of the time that it takes
-with the network for every pair.
+It serves large attentions: nodes of the table and pairs in kinked cells must together take fewer evaluations of the
+network than ``LARGEST_SHARE`` of all pairs. Values are those of the network up to rounding, at any displacement. The
+table covers displacements between positions in [-1, 1]. Attention of 2,500 queries and 144 keys, forward and backward,
+is 1.6 times as fast as with the network for every pair.
 
-The network is affine in log-spaced displacements except where one of its 2 F hidden units changes its sign. It is
-evaluated once at the nodes of a table of S x S cells. The first layer is affine. A unit of it that has the same sign at
-all four corners of a cell therefore has that sign all over the cell. If all of its units do, the second layer is affine
-in the cell too, and the same holds for its units. If those also keep their signs, the network is affine in the cell:
-bilinear reading gives its values and slopes, and reading backwards gives its gradients through the nodes. A sign counts
-only beyond a margin for rounding. The network evaluates every pair in a kinked cell, in a cell at the edge, and beyond.
+The network is affine in log-spaced displacements except where one of its 2 F hidden units changes its sign. Each pass
+evaluates it at the nodes of a table of S x S cells, and the gradient does so once more. The first layer is affine. A
+unit of it that has the same sign at all four corners of a cell therefore has that sign all over the cell. If all of its
+units do, the second layer is affine in the cell too, and the same holds for its units. If those also keep their signs,
+the network is affine in the cell: bilinear reading gives its values and slopes, and reading backwards gives its
+gradients through the nodes. A sign counts only beyond a margin for rounding. All other cells, and those at the edge,
+are called kinked: the network itself is evaluated for their pairs, and for pairs beyond the table.
 
-Kinks cross about 2 F S cells. A node costs about two evaluations of the network, so the total of 2 S^2 + 2 F pairs / S
-evaluations is least at S^3 = F pairs / 2.
+Kinks cross about 2 F S cells. A node costs about two evaluations, one for the values and one for the gradient, so the
+total of 2 S^2 + 2 F pairs / S evaluations is least at S^3 = F pairs / 2.
 """
 
 import math
@@ -35,7 +36,15 @@ LARGEST_SHARE = 3 / 8
 
 
 def cells_for(pairs: int, features: int) -> int | None:
-    """The number S of cells along a side of the table; None where the network should be evaluated for all pairs."""
+    """The number S of cells along a side of the table; None where the network should be evaluated for all pairs.
+
+    Args:
+        pairs: number of pairs in the whole batch, padded ones included.
+        features: number F of units of a hidden layer.
+
+    Returns:
+        The number, or None.
+    """
     cells = min(max(3, round((features * pairs / 2) ** (1 / 3))), _MOST_CELLS)
     evaluations = 2 * cells**2 + 2 * features * pairs / cells
     return cells if evaluations < LARGEST_SHARE * pairs else None
@@ -67,7 +76,7 @@ class TiledPiecewise:
 
     @property
     def most_pairs(self) -> float:
-        """The number of pairs in a tile, whose kinked ones fill about one tile of the network."""
+        """The number of pairs in a tile; its kinked ones then fill about one tile of the network."""
         return self.exact.most_pairs / self.kinked.float().mean().item()
 
     def tile(self, queries: Tensor, keys: Tensor) -> "PiecewiseTile":
@@ -84,7 +93,14 @@ class TiledPiecewise:
         return self.exact.gradient()
 
     def kinked_pairs(self, coordinate: Tensor) -> Tensor:
-        """The indices of those pairs that the network evaluates, from coordinates [M, 2] in [-1, 1]."""
+        """The indices of those pairs that the network evaluates, from coordinates [M, 2].
+
+        Args:
+            coordinate: coordinates; the sides of the table are at ±1, and those beyond count as in the edge cell.
+
+        Returns:
+            The indices [P].
+        """
         # The cell is the one that grid_sample reads. At a node the other cells may have other slopes.
         cell = coordinate.add(1).mul_(self.cells / 2).clamp_(0, self.cells - 1).int()
         kinked = self.kinked.view(-1).index_select(0, torch.add(cell[:, 0], cell[:, 1], alpha=self.cells))
@@ -119,14 +135,15 @@ class PiecewiseTile:
         # grid_sample at NaN may read anywhere in memory. At the edge the network is evaluated anyway.
         coordinate.nan_to_num_(1, 1, -1)
         groups, queries, keys, _ = displacement.shape
-        # All groups share one copy of the table, because one per group would be too large.
-        self.read = TableTile(bias.table, coordinate.view(1, groups * queries, keys, 2))
+        # All groups count as one entry of the batch here, unlike in TiledTable: the backward pass makes a gradient of
+        # the table for each entry, and this table is large.
+        self.table_tile = TableTile(bias.table, coordinate.view(1, groups * queries, keys, 2))
         self.pairs = bias.kinked_pairs(coordinate.view(-1, 2))  # [P]
         self.layers = HiddenLayers(bias.exact.network, displacement.view(-1, 2)[self.pairs])
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
-        values = self.read.values()[0].flatten(1)  # [I, G t J]
+        values = self.table_tile.values()[0].flatten(1)  # [I, G t J]
         values[:, self.pairs] = self.layers.values().T
         groups, queries, keys, _ = self.displacement.shape
         return values.view(-1, groups, queries, keys).transpose(0, 1).contiguous()
@@ -139,8 +156,8 @@ class PiecewiseTile:
             self.layers, per_pair[:, self.pairs].T, want_bias=wanted.bias, want_displacement=want_positions
         )
         per_pair[:, self.pairs] = 0
-        grad_coordinate = self.read.backward_coordinate(
-            per_pair.view(1, -1, *self.read.coordinate.shape[1:3]),
+        grad_coordinate = self.table_tile.backward_coordinate(
+            per_pair.view(1, -1, *self.table_tile.coordinate.shape[1:3]),
             want_bias=wanted.bias,
             want_coordinate=want_positions,
         )
@@ -173,7 +190,7 @@ def _values_and_signs(network: MLPBias, displacement: Tensor, side: float) -> tu
     largest_second = network.w2.abs() @ largest_first + network.b2.abs()
     rounding = (len(network.w1) + 8) * torch.finfo(network.w1.dtype).eps
     units, margin = torch.cat([first, second]), rounding * torch.cat([largest_first, largest_second])[:, None]
-    # A unit without weights is always off, so it counts as negative at its margin of 0.
+    # A unit whose weights and bias are zero has the margin 0. It is off everywhere, so it counts as negative.
     signs = (units > margin).char() - (units <= -margin).char()
     shape = displacement.shape[:2]
     return values.view(-1, *shape), signs.view(-1, *shape)

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,6 +99,16 @@ def test_other_columns_are_no_coordinates(tmp_path):
 def test_columns_of_coordinates_that_are_no_numbers_are_named(tmp_path, values):
     path = written(tmp_path / "slide.h5ad", {"x": values, "y": Y})
     with pytest.raises(SlideError, match=r"slide\.h5ad: the column 'x' of obs must hold numbers, got .*to_numeric"):
+        read_bag(path)
+
+
+@pytest.mark.parametrize("name", ["obs", "obsm"])
+def test_a_part_that_is_an_array_instead_of_a_group_is_named(tmp_path, name):
+    path = written(tmp_path / "slide.h5ad", {"x": X, "y": Y})
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = np.zeros((12, 2))
+    with pytest.raises(SlideError, match=rf"slide\.h5ad: {name} must be a group of named parts, got an array"):
         read_bag(path)
 
 
