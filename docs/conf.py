@@ -47,7 +47,8 @@ napoleon_use_rtype = False
 # The documentation of other libraries is not linked, so that a build needs no network.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|np|npt|numpy|pd|pandas|scipy|scanpy|h5py|tqdm|argparse|pathlib|collections|typing|os)\..*"),
-    ("py:.*", r"(.*\.)?(Self|SomeTask|Values|Made)|<class .*"),  # variables of types, and classes within a default
+    # Variables of types, private base classes, and classes within a default.
+    ("py:.*", r"(.*\.)?(Self|SomeTask|Values|Rows|Made|TensorCollection)|<class .*"),
     ("py:.*", r"(Tensor|Path|Sequence|Mapping|Iterable|Callable|Any|PathLike.*|Unpack.*|optional|ArrayLike)"),
 ]
 
