@@ -15,7 +15,7 @@ def main(path: str) -> None:
     """Print one line for each requirement with a lower bound; tools that check the source keep their own versions."""
     project = tomllib.loads(Path(path).read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    tested = [extras[name] for name in ("train", "anndata", "wsi", "test")]
+    tested = [extras[name] for name in ("train", "anndata", "parquet", "wsi", "test")]
     for requirement in chain(project["dependencies"], *tested):
         bound = re.match(r"([\w-]+)>=([\w.]+)", requirement)
         if bound and bound[1] != "triton":  # torch brings the version of triton that it needs
