@@ -30,7 +30,7 @@ _ROUNDING = 0.01
 _CELLS_PER_TOKEN, _MORE_TOKENS = 200, 80
 # and more distinct coordinates than this in a bag that is smaller than one cell, which a side in a wrong unit causes.
 _MOST_IN_ONE_CELL = 128
-# A warning is given if more tokens than this at the end of a bag have one coordinate, as padding has.
+# A bag without a mask gets a warning if more tokens than this at its end have one coordinate, as padding has.
 _MOST_REPEATED = 4
 
 
@@ -55,12 +55,11 @@ def cells_of_bag(coords: Tensor, step: float | None) -> tuple[Tensor, tuple[int,
             f"step must be the side of a cell in the unit of coords, got {side:g}: {distinct} different coordinates "
             f"would share {extent[0]:.0f} x {extent[1]:.0f} cells"
         )
-    _warn_of_padding(coords)
     width, height = (int(size) for size in extent)
     return cells.long(), (width, height)
 
 
-def _warn_of_padding(coords: Tensor) -> None:
+def warn_of_padding(coords: Tensor) -> None:
     """Warn if the last tokens of a bag lie on one place, as padding does that no mask marks."""
     if len(coords) <= _MOST_REPEATED or bool((coords[-_MOST_REPEATED - 1 :] != coords[-1]).any()):
         return
@@ -72,7 +71,7 @@ def _warn_of_padding(coords: Tensor) -> None:
         if len(others)
         else f"all {len(coords)} tokens on one place; leave them out if places are not known"
     )
-    warnings.warn(f"coords put {words}", stacklevel=5)
+    warnings.warn(f"coords put {words}", stacklevel=3)
 
 
 def lattice_step(coords: Tensor) -> float | None:

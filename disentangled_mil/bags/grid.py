@@ -14,7 +14,7 @@ from .._checks import check_flag, check_mask, check_shape, check_size, check_typ
 from .._collection import BatchCollection
 from .._operators import operator
 from .._precision import widened
-from ._cells import cells_of_bag
+from ._cells import cells_of_bag, warn_of_padding
 from ._counts import mask_of
 
 
@@ -131,8 +131,8 @@ class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes")
             ``coords`` [B, N, 2] or [N, 2] (one bag); ``mask`` [B, N] or [N].
 
         Returns:
-            The grid; every bag begins at its upper left corner. A warning says if more than four tokens at the end of a
-            bag lie on one place, as padding without a mask does.
+            The grid; every bag begins at its upper left corner. A warning says if no mask is given and more than four
+            tokens at the end of a bag lie on one place, as padding does.
 
         Raises:
             TypeError: ``coords`` are complex or bool, or ``step`` is no number.
@@ -149,6 +149,8 @@ class Grid(BatchCollection, parts=("cells", "mask", "count", "nearest", "sizes")
         if coords.is_complex() or coords.dtype == torch.bool:
             raise TypeError(f"coords must be a tensor of real numbers, got {coords.dtype}")
         if mask is None:
+            for bag in coords.cpu():
+                warn_of_padding(bag)
             mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=coords.device)
         check_mask("mask", mask, "B N", sizes)
         if step is not None:

@@ -93,7 +93,8 @@ def _thin_one(bag: Bag, row: int, max_tokens: int, seed: int) -> Bag:
     patches = bag.patches[row, real[rows]][None]
     if cells is None:
         return Bag(patches, TokenSet.of(len(rows), device=patches.device))
-    return Bag(patches, Grid.from_coords(cells[rows], step=widening(len(real), len(rows))))
+    step = widening(len(real), len(rows))
+    return Bag(patches, Grid.from_coords(cells[rows], mask=bag.mask[row, real[rows]], step=step))
 
 
 def widening(count: int, kept: int) -> float:

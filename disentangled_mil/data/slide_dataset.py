@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from .._checks import check_count, check_mapping, check_type, first_of
 from ..bags import Bag, collate_samples
 from ._samples import StoredBag
 from .slide_reading import SlideReading, TileFacts
-from .slides import read_bag, slide_files, slide_name, slide_source
+from .slides import read_bag, slide_files, slide_name
 from .tile_ratios import usual_ratios
 
 
@@ -29,6 +30,8 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         classes: labels in the order of their indices; by default the sorted ones, or those in order of appearance if
             they cannot be sorted.
         max_tokens: largest number of tiles to keep, see :func:`~disentangled_mil.data.read_bag`.
+        features: name of the features in the files, see :func:`~disentangled_mil.data.read_bag`.
+        coords: name of the coordinates in the files, see :func:`~disentangled_mil.data.read_bag`.
 
     Raises:
         FileNotFoundError: a folder, or a slide of the labels in a folder, is missing.
@@ -56,6 +59,8 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         classes: Iterable[Hashable] | None = None,
         *,
         max_tokens: int | None = None,
+        features: str | None = None,
+        coords: str | None = None,
     ) -> None:
         check_mapping("folders", folders)
         if isinstance(labels, pd.DataFrame):
@@ -68,6 +73,9 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         names, values = zip(*labels.items(), strict=True)
         self.magnifications = tuple(folders)
         self.max_tokens = max_tokens
+        self._names_in_files: dict[str, Any] = {"features": features, "coords": coords}
+        for key, name in self._names_in_files.items():
+            check_type(key, name, (str, NoneType), "a name or None")
         self.names = tuple(slide_name(str(name)) for name in names)
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
@@ -90,26 +98,32 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
     @property
     def width(self) -> int:
         """Numbers per patch of the first slide."""
-        return slide_source(self._files[self.magnifications[0]][self.names[0]]).width
+        return self._first_bags()[self.magnifications[0]].source().width
 
     @property
     def reading(self) -> SlideReading:
         """How the slides are read, as the first one shows it; it goes into a checkpoint."""
-        paths = {name: files[self.names[0]] for name, files in self._files.items()}
-        sources = {name: slide_source(path) for name, path in paths.items()}
-        ratios = usual_ratios([{name: StoredBag((path,)) for name, path in paths.items()}])
+        bags = self._first_bags()
+        sources = {name: bag.source() for name, bag in bags.items()}
+        ratios = usual_ratios([bags])
         return SlideReading(
             sets=tuple(name for name, source in sources.items() if not source.placed),
             max_tokens={} if self.max_tokens is None else dict.fromkeys(sources, self.max_tokens),
+            **{key: dict.fromkeys(sources, name) for key, name in self._names_in_files.items() if name is not None},
             tiles={name: TileFacts.of(source, ratios.get(name)) for name, source in sources.items()},
         )
+
+    def _first_bags(self) -> dict[str, StoredBag]:
+        """The first slide at every magnification."""
+        return {name: StoredBag((files[self.names[0]],), **self._names_in_files) for name, files in self._files.items()}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[dict[str, Bag], int]:
         files = {name: of_slides[self.names[index]] for name, of_slides in self._files.items()}
-        bags = {name: read_bag(path, max_tokens=self.max_tokens).bag for name, path in files.items()}
+        options = {**self._names_in_files, "max_tokens": self.max_tokens}
+        bags = {name: read_bag(path, **options).bag for name, path in files.items()}
         return bags, self.targets[index]
 
     @staticmethod

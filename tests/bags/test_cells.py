@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from disentangled_mil.bags import Bag, Grid
+from disentangled_mil.bags import Bag, Grid, thin
 
 few = settings(max_examples=25)
 
@@ -224,6 +224,11 @@ def test_padding_without_a_mask_is_warned_of(padding: Tensor, tokens: int) -> No
         Bag.from_slide(torch.ones(len(coords), 2), coords)
     Grid.from_coords(coords[None], mask=(torch.arange(len(coords)) < 25)[None])
     Grid.from_coords(torch.cat([tiles, padding[:3]]))  # a few tiles may repeat coordinates
+    with pytest.warns(UserWarning, match=message):
+        bag = Bag.from_slide(torch.ones(len(coords), 2), coords)
+    # The user has said it once.
+    Grid.from_coords(coords, mask=torch.ones(len(coords), dtype=torch.bool))
+    thin(bag, 20)
 
 
 @given(

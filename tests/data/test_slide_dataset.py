@@ -1,5 +1,6 @@
 """Labeled slides in folders as a data set of PyTorch."""
 
+import h5py
 import pandas as pd
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_the_reading_for_a_checkpoint_is_that_of_the_files(folders):
     tiles = {"10x": TileFacts(width=3), "20x": TileFacts("uni", 3)}
     assert dataset.reading == SlideReading(sets=("10x",), max_tokens={"10x": 3, "20x": 3}, tiles=tiles)
     assert dataset.width == 3
+
+
+def test_names_of_features_and_coordinates_in_files_reach_every_bag(tmp_path):
+    for name in ("a", "b"):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["embeddings"] = torch.ones(3, 8).numpy()
+            file["places"] = [[0, 0], [448, 0], [448, 448]]
+    dataset = SlideDataset({"20x": tmp_path}, {"a": 0, "b": 1}, features="embeddings", coords="places")
+    assert dataset.width == 8
+    assert dataset[0][0]["20x"].grid.shapes == ((2, 2),)
+    assert (dataset.reading.features, dataset.reading.coords) == ({"20x": "embeddings"}, {"20x": "places"})
+    with pytest.raises(TypeError, match="features must be a name or None, got int"):
+        SlideDataset({"20x": tmp_path}, {"a": 0}, features=3)
 
 
 @pytest.mark.parametrize(
