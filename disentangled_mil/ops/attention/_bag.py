@@ -58,7 +58,7 @@ class BagScores:
         self.queries_at_once = queries_at_once(self.query, self.groups, keys, bias)
         if bias is not None:
             logit = self._move_nan(logit)
-        self.logit, self.with_keys = self._without_empty_groups(logit)  # [H, 1, j], [H, 1, 1]
+        self.logit, self.with_keys = self._finite_logits(logit)  # [H, 1, j], [H, 1, 1]
 
     def _move_nan(self, logit: Tensor) -> Tensor:
         """Replace NaN positions by 0 and make their scores NaN. Returns the key logits [G, J]."""
@@ -71,7 +71,7 @@ class BagScores:
             self.key_position.nan_to_num_(0, math.inf, -math.inf)
         return logit
 
-    def _without_empty_groups(self, logit: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _finite_logits(self, logit: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Key logits [G, J] by head, and whether a head has keys; None where they would change nothing."""
         empty = (logit == -math.inf).all(-1, keepdim=True)
         # The softmax of a head without keys must be finite, also in its gradient. So its logits are replaced by 0, and

@@ -8,6 +8,7 @@ from ._triton_bias import (
     activations,
     add_to_table,
     addresses_of,
+    back_through,
     biases_of,
     displacements_from,
     last_layer,
@@ -15,7 +16,6 @@ from ._triton_bias import (
     log_spaced,
     network_slopes,
     table_slopes,
-    through_network,
     units_of,
 )
 from ._triton_tiles import (
@@ -146,7 +146,7 @@ def grad_queries(
                         displacement_x, displacement_y = displacements_from(x, y, key_position, group * keys + j)
                         hidden, last = activations(source, displacement_x, displacement_y, BIAS_PRECISION)
                         grad_biases = column_where(grad_scores, column == j)
-                        _, grad_hidden = through_network(source, hidden, last, grad_biases, BIAS_PRECISION)
+                        _, grad_hidden = back_through(source, hidden, last, grad_biases, BIAS_PRECISION)
                         slope_x, slope_y = network_slopes(source, displacement_x, displacement_y, grad_hidden)
                         grad_x += slope_x
                         grad_y += slope_y
@@ -263,7 +263,7 @@ def grad_keys(
                             weight = column_where(weights, here)
                         if grad_bias is not None or grad_position is not None:
                             grad_biases = weight * column_where(grad_weights, here)
-                            grad_last, grad_hidden = through_network(source, hidden, last, grad_biases, BIAS_PRECISION)
+                            grad_last, grad_hidden = back_through(source, hidden, last, grad_biases, BIAS_PRECISION)
                             if grad_bias is not None:
                                 grad_w2 = tl.dot(tl.trans(hidden), grad_last, grad_w2, input_precision=BIAS_PRECISION)
                                 grad_w1x += tl.sum(grad_hidden * log_spaced(displacement_x)[:, None], 0)

@@ -8,13 +8,13 @@ from ._triton_tiles import load_points
 
 
 @triton.jit
-def addresses_of(network, HEADS: tl.constexpr, SIZE: tl.constexpr):
+def addresses_of(network, HEADS_IN_ROW: tl.constexpr, SIZE: tl.constexpr):
     """The addresses of w1, b1, w2, b2, w3 and b3 in the row that ``FlatNetwork`` describes."""
     b1 = network + 2 * SIZE
     w2 = b1 + SIZE
     b2 = w2 + SIZE * SIZE
     w3 = b2 + SIZE
-    return network, b1, w2, b2, w3, w3 + HEADS * SIZE
+    return network, b1, w2, b2, w3, w3 + HEADS_IN_ROW * SIZE
 
 
 @triton.jit
@@ -26,10 +26,10 @@ def units_of(SIZE: tl.constexpr, HIDDEN: tl.constexpr):
 
 
 @triton.jit
-def load_bias(bias, inner, HEADS: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
+def load_bias(bias, inner, HEADS_IN_ROW: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr, HIDDEN: tl.constexpr):
     """The parameters of a head's network (w1 by column, b1, w2 transposed, b2, w3, b3), or the address of its table."""
     if KIND == "network":
-        w1, b1, w2, b2, w3, b3 = addresses_of(bias, HEADS, SIZE)
+        w1, b1, w2, b2, w3, b3 = addresses_of(bias, HEADS_IN_ROW, SIZE)
         unit, exists, pair, both_exist = units_of(SIZE, HIDDEN)
         w1x = tl.load(w1 + 2 * unit, exists, 0.0)
         w1y = tl.load(w1 + 2 * unit + 1, exists, 0.0)
@@ -155,7 +155,7 @@ def last_layer(network, last):
 
 
 @triton.jit
-def through_network(network, hidden, last, grad_biases, PRECISION: tl.constexpr):
+def back_through(network, hidden, last, grad_biases, PRECISION: tl.constexpr):
     """The gradients of the second and the first hidden layer before their ReLU, from that of the biases."""
     _, _, _, w2, _, w3, _ = network
     grad_last = tl.where(last > 0, grad_biases[:, None] * w3[None, :], 0.0)

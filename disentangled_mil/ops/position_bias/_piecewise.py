@@ -59,7 +59,7 @@ class TiledPiecewise:
     """
 
     def __init__(self, network: MLPBias, cells: int) -> None:
-        self.exact, self.cells = TiledNetwork(network), cells
+        self.network, self.cells = TiledNetwork(network), cells
         # The inner cells cover the reach. Those at the edge catch all displacements beyond.
         self.side = math.log1p(_REACH) * cells / (cells - 2)
         self.nodes = torch.linspace(-self.side, self.side, cells + 1, dtype=network.w1.dtype, device="cpu")
@@ -77,7 +77,7 @@ class TiledPiecewise:
     @property
     def most_pairs(self) -> float:
         """The number of pairs in a tile; its kinked ones then fill about one tile of the network."""
-        return self.exact.most_pairs / self.kinked.float().mean().item()
+        return self.network.most_pairs / self.kinked.float().mean().item()
 
     def tile(self, queries: Tensor, keys: Tensor) -> "PiecewiseTile":
         """The biases between queries [t, 2] and keys [G, J, 2]."""
@@ -88,9 +88,9 @@ class TiledPiecewise:
         grad_values = self.table.gradient().values.movedim(0, -1)  # [S + 1, S + 1, I]
         # Each node passes its gradient back once, so these stripes share no rows.
         for rows in self._stripes(shared=0):
-            layers = HiddenLayers(self.exact.network, self._displacements(rows).view(-1, 2))
-            self.exact.add(layers, grad_values[rows].flatten(0, 1))
-        return self.exact.gradient()
+            layers = HiddenLayers(self.network.network, self._displacements(rows).view(-1, 2))
+            self.network.add(layers, grad_values[rows].flatten(0, 1))
+        return self.network.gradient()
 
     def kinked_pairs(self, coordinate: Tensor) -> Tensor:
         """The indices of those pairs that the network evaluates, from coordinates [M, 2].
@@ -139,7 +139,7 @@ class PiecewiseTile:
         # the table for each entry, and this table is large.
         self.table_tile = TableTile(bias.table, coordinate.view(1, groups * queries, keys, 2))
         self.pairs = bias.kinked_pairs(coordinate.view(-1, 2))  # [P]
-        self.layers = HiddenLayers(bias.exact.network, displacement.view(-1, 2)[self.pairs])
+        self.layers = HiddenLayers(bias.network.network, displacement.view(-1, 2)[self.pairs])
 
     def values(self) -> Tensor:
         """The biases [G, I, t, J]."""
@@ -152,7 +152,7 @@ class PiecewiseTile:
         """Gradients of the positions from that of the biases [G, I, t, J]."""
         per_pair = gradient.transpose(0, 1).flatten(1).clone()  # [I, G t J]
         want_positions = wanted.queries or wanted.keys
-        grad_kinked = self.bias.exact.add(
+        grad_kinked = self.bias.network.add(
             self.layers, per_pair[:, self.pairs].T, want_bias=wanted.bias, want_displacement=want_positions
         )
         per_pair[:, self.pairs] = 0
