@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from benchmarks import cases, pages, quality, results
+from benchmarks import cases, kidney_maps, pages, quality, results
 from benchmarks.__main__ import main
 from benchmarks.agreement import check
 from benchmarks.case import Candidate, Case, Outputs, Unavailable, Work
@@ -330,3 +331,20 @@ def test_growth_is_drawn_beside_linear_growth(tmp_path):
     plot = pytest.importorskip("benchmarks.plot", reason="needs matplotlib")
     plot.draw_growth(records, tmp_path / "growth.svg")
     assert "<svg" in (tmp_path / "growth.svg").read_text()
+
+
+def test_gains_of_maps_are_means_over_slides_with_an_interval_over_patients():
+    slides = [("p", "1", 0.1), ("p", "2", 0.3), ("q", "3", -0.1)]
+    table = pd.DataFrame(
+        [
+            {"patient": patient, "slide": slide, "model": model, "Dice": 0.5 + gain * (model == "distilled")}
+            for patient, slide, gain in slides
+            for model in kidney_maps.MODELS
+        ]
+    )
+    assert kidney_maps.difference(table, "Dice") == "+0.100 [-0.100, +0.200]"
+
+
+def test_a_run_without_both_students_has_no_maps_to_compare(tmp_path, capsys):
+    assert kidney_maps.main([str(tmp_path / "cohort.toml"), str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: must hold a fold with student and distilled, got none\n"

@@ -103,7 +103,7 @@ def _compared(trial: Trial, cohort: Cohort, look: Any) -> Outcome:
             truth = truths[size]
             if 0 < truth.sum() < len(truth):
                 for view, values in views.items():
-                    for key, value in _agreement(view, values, torch.from_numpy(truth)).items():
+                    for key, value in agreement(view, values, torch.from_numpy(truth)).items():
                         found.setdefault(f"{key}, {size}", []).append(value)
                 if not maps and size in ("20x", "fine"):
                     grid = cast(Grid, bags[size].grid)
@@ -129,8 +129,14 @@ def _slides(
         yield sample.name, batch.bags, batch.genes, truths
 
 
-def _agreement(view: str, values: Tensor, truth: Tensor) -> dict[str, float]:
-    """Dice of a prototype, as named and with the better name; AUROC of everything else."""
+def agreement(view: str, values: Tensor, truth: Tensor) -> dict[str, float]:
+    """Dice of a prototype, as named and with the better name; AUROC of everything else.
+
+    Args:
+        view: ``"prototype"``, or the name of a score.
+        values: value of every tile.
+        truth: mask of the tiles in the region.
+    """
     found = region_agreement(values, truth)
     if view != "prototype":
         return {f"AUROC {view}": found["auroc"]}

@@ -106,10 +106,12 @@ class SlideDataset(Dataset[tuple[dict[str, Bag], int]]):
         bags = self._first_bags()
         sources = {name: bag.source() for name, bag in bags.items()}
         ratios = usual_ratios([bags])
+        names = {key: dict.fromkeys(sources, name) for key, name in self._names_in_files.items() if name is not None}
         return SlideReading(
             sets=tuple(name for name, source in sources.items() if not source.placed),
             max_tokens={} if self.max_tokens is None else dict.fromkeys(sources, self.max_tokens),
-            **{key: dict.fromkeys(sources, name) for key, name in self._names_in_files.items() if name is not None},
+            features=names.get("features", {}),
+            coords=names.get("coords", {}),
             tiles={name: TileFacts.of(source, ratios.get(name)) for name, source in sources.items()},
         )
 
