@@ -1,68 +1,44 @@
-"""The clinical table of a cohort: patients with their slides and labels, one row per patient or per slide."""
+"""The section [clinical] of a description: patients with their slides and labels, from one table or several."""
 
-import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from .._checks import as_number, check_choice, did_you_mean
-from .._errors import reads_file
-from .._tables import delimiter_of, read_rows
+from .._checks import check_choice, did_you_mean, first_of
+from .._errors import FileError, reading
+from .._tables import read_rows
 from ..tasks import TaskDefinition
 from ._barcodes import tcga_patient
+from ._cells import MISSING_VALUES, plain_cell
+from ._clinical_rows import ClinicalKeys, ClinicalRows, Place
 from ._section import Section
-from ._table_numbers import Thousands
-from .slides import slide_name
 from .table_layout import BARCODES
 
-# Cells without a value, as `plain_cell` writes them: of pandas, R and spreadsheets, of failed formulas, and of
-# registries. The first one is the empty cell.
-_MARKERS = """
-| na | n.a. | n.a | n/a | nan | -nan | none | null | nil | nd | n.d. | missing | - | -- | --- | . | ? | ?? | unk
-| 1.#ind | -1.#ind | 1.#qnan | -1.#qnan | #n/a | #n/a n/a | #na | #value! | #ref! | #div/0! | #name? | #num! | #null!
-| #error! | unknown | undetermined | not available | not applicable | not reported | not evaluated | not collected
-| not allowed to collect | not determined | not done | not known | not recorded | not specified | not tested
-| not assessed | no data | discrepancy | gx
-"""
-MISSING_VALUES = frozenset(marker.strip() for marker in _MARKERS.split("|"))
 _ROWS = ("patient", "slide")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 class ClinicalTable(NamedTuple):
-    """What the clinical table says.
+    """What the clinical tables say.
 
     Attributes:
         table: one row per patient; text, and None where a column of a task has no value.
-        slides: names of the slides of every patient, without the ending of a file; none where no row names one.
-        path: file of the table.
-        lines: line of every patient, the first one if there are several.
+        slides: names of the slides of every patient, without the ending of a file; none where no row names one. None
+            where the names of files tell their patients.
+        places: file and line of every patient, the first ones if there are several.
     """
 
     table: pd.DataFrame
-    slides: dict[str, list[str]]
-    path: Path
-    lines: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The keys of the section [clinical]."""
-
-    patient: str
-    slides: str
-    separator: str
-    rows: str
-    barcodes: str
+    slides: dict[str, list[str]] | None
+    places: dict[str, Place]
 
 
 def read_clinical(
     folder: Path, section: Section, tasks: Mapping[str, TaskDefinition], *, without_slides: bool
 ) -> ClinicalTable:
-    """Read the clinical table, and check the labels of all tasks line by line.
+    """Read the clinical tables, join them by patient, and check the labels of all tasks line by line.
 
     Args:
         folder: folder of the description.
@@ -71,164 +47,126 @@ def read_clinical(
         without_slides: flag that allows rows without a slide.
 
     Returns:
-        The table and the slides of every patient.
+        The table and the slides of every patient. Patients whom one of several tables lacks are left out, and a
+        warning gives their number.
 
     Raises:
         FileNotFoundError: there is no such table.
-        FileError: the table or a label is refused; the message names file and line.
+        FileError: a table or a label is refused; the message names file and line.
     """
-    path = section.file("table", folder, section.take("table", str))
-    columns = _Columns(
-        patient=section.take("patient", str, "patient_id"),
-        slides=section.take("slides", str, "slides"),
-        separator=section.take("separator", str, ";"),
-        rows=section.take("rows", str, "patient"),
-        barcodes=section.take("barcodes", str, "whole"),
-    )
-    if not columns.separator:
+    paths = section.files("table", folder)
+    patients = section.one_or_more("patient", "patient_id")
+    if len(patients) not in (1, len(paths)):
+        raise ValueError(
+            f"{section.name} patient must name one column, or one for each of the {len(paths)} tables, got {patients!r}"
+        )
+    columns = dict(zip(paths, patients * len(paths), strict=False))
+    if len(columns) < len(paths):
+        raise ValueError(f"{section.name} table must name different files, got {', '.join(map(str, paths))}")
+    by_name = section.take("slides_by_name", bool, False)
+    if by_name and "slides" in section.content:
+        raise ValueError(f"{section.name} slides names a column, so slides_by_name = true must go without it, got both")
+    slides, separator = section.take("slides", str, "slides"), section.take("separator", str, ";")
+    rows, barcodes = section.take("rows", str, "patient"), section.take("barcodes", str, "whole")
+    if not separator:
         raise ValueError(f"{section.name} separator must not be empty")
-    check_choice(f"{section.name} rows", columns.rows, _ROWS)
-    check_choice(f"{section.name} barcodes", columns.barcodes, BARCODES)
+    check_choice(f"{section.name} rows", rows, _ROWS)
+    check_choice(f"{section.name} barcodes", barcodes, BARCODES)
     missing = (
         MISSING_VALUES if "missing" not in section.content else frozenset(map(plain_cell, section.texts("missing")))
     )
     section.known.append("missing")
     section.end()
 
-    return _read(path, columns, missing, tasks, without_slides)
+    keys = ClinicalKeys(None if by_name else slides, separator, rows, barcodes, missing)
+    _check_headers(columns, keys.slides, tasks)
+    found = ClinicalRows(keys, tasks)
+    for path, patient in columns.items():
+        with reading(path):
+            found.read(path, patient)
+    table = _joined(section.name, found)
+    for (path, column), numbers in found.thousands.items():
+        with reading(path):
+            numbers.check(f"{path}, column {column!r}")
+    unnamed = [(place, patient) for place, patient in found.unnamed if patient in table.index]
+    if unnamed and not without_slides:
+        place, patient = unnamed[0]
+        raise FileError(
+            f"{place}: every patient must have a slide, got none for {patient!r}; {len(unnamed)} rows name none: "
+            f'remove them, or name their slides in column {slides!r}; missing = "allow" in [slides] leaves them out',
+            place.path,
+        )
+    named = None if by_name else {patient: found.slides[patient] for patient in table.index}
+    return ClinicalTable(table, named, {patient: found.places[patient] for patient in table.index})
 
 
-@reads_file
-def _read(
-    path: Path,
-    columns: _Columns,
-    missing: frozenset[str],
-    tasks: Mapping[str, TaskDefinition],
-    without_slides: bool,
-) -> ClinicalTable:
-    """The patients of the table, line by line."""
-    rows = read_rows(path)
-    header = [cell.strip() for cell in next(rows).cells]
-    _check_header(path, header, columns, tasks)
-    labels = list(dict.fromkeys(column for task in tasks.values() for column in task.columns.values()))
-    # A value that a task names is a label, also where it looks like a marker.
-    markers = {
-        column: missing - {plain_cell(value) for task in tasks.values() for value in task.named_values(column)}
-        for column in labels
+def _check_headers(patients: Mapping[Path, str], slides: str | None, tasks: Mapping[str, TaskDefinition]) -> None:
+    """Every column that a key names is there: patients in every table, slides in one, labels in one at least."""
+    headers = {}
+    for path, patient in patients.items():
+        headers[path] = [cell.strip() for cell in next(read_rows(path)).cells]
+        _check_column([path], headers, patient, "[clinical] patient names the column")
+    keys = {}
+    if slides is not None:
+        keys[slides] = "slides_by_name = true needs none, and takes the names of files; [clinical] slides names it"
+    for name, task in tasks.items():
+        for key, column in task.columns.items():
+            keys.setdefault(column, f"[tasks.{name}] {key} names the column")
+    for column, key in keys.items():
+        _check_column(list(patients), headers, column, key)
+    several = [path for path, header in headers.items() if slides in header]
+    if len(several) > 1:
+        raise FileError(
+            f"{several[1]}: slides must stand in one table, got a column {slides!r} here and in {several[0]}: rename "
+            "one of them, or leave this table out",
+            several[1],
+        )
+
+
+def _check_column(paths: Sequence[Path], headers: Mapping[Path, list[str]], column: str, key: str) -> None:
+    """A column must be in one of the tables, and nowhere twice."""
+    counts = {path: headers[path].count(column) for path in paths}
+    path = max(counts, key=lambda path: counts[path])
+    if counts[path] == 1:
+        return
+    header = headers[path] if counts[path] else [name for path in paths for name in headers[path]]
+    remedy = "" if counts[path] else f"; {key}{did_you_mean(column, header)}"
+    tables = path if counts[path] else " and ".join(map(str, paths))
+    raise FileError(
+        f"{tables}: must have one column {column!r}, got {counts[path]} among {', '.join(header)}{remedy}", path
+    )
+
+
+def _joined(section: str, found: ClinicalRows) -> pd.DataFrame:
+    """The patients of all tables, with labels of all tasks; others are left out with their count."""
+    for path, patients in found.tables.items():
+        if not patients:
+            raise FileError(f"{path}: must have at least one patient, got only a header", path)
+    records = {
+        patient: record
+        for patient, record in found.records.items()
+        if all(patient in patients for patients in found.tables.values())
     }
-    decimal_commas = delimiter_of(path) != ","
-    kept = [c for c in dict.fromkeys(header) if c in labels or c not in (columns.patient, columns.slides)]
-    records: dict[str, dict[str, str | None]] = {}
-    slides: dict[str, list[str]] = {}
-    lines: dict[str, int] = {}
-    owners: dict[str, str] = {}
-    unnamed: list[str] = []  # rows without a slide
-    thousands = {column: Thousands() for column in labels if decimal_commas}
-    for line, cells in rows:
-        where = f"{path}, line {line}:"
-        cell: dict[str, str] = dict(zip(header, map(str.strip, cells), strict=True))
-        if not any(cell.values()):
-            continue  # a spreadsheet leaves lines of delimiters at the end
-        patient = _patient(where, cell[columns.patient], columns, known=records)
-        names = [] if plain_cell(cell[columns.slides]) in missing else _slides(where, patient, cell, columns, owners)
-        if not names:
-            unnamed.append(f"{where} every patient must have a slide, got none for {patient!r}")
-        for column, numbers in thousands.items():
-            numbers.look(line, [cell[column]])
-        record = {c: _label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
-        for name, task in tasks.items():
+    if len(records) < len(found.records):
+        lost = {
+            path: [patient for patient in found.records if patient not in patients]
+            for path, patients in found.tables.items()
+        }
+        counted = "; ".join(f"{path} lacks {len(names)}: {first_of(names)}" for path, names in lost.items() if names)
+        common = set.intersection(*({tcga_patient(p) for p in patients} for patients in found.tables.values())) - {None}
+        hint = '; TCGA barcodes agree with barcodes = "patient" in [clinical]' if common - set(records) else ""
+        if not records:
+            raise ValueError(f"{section} tables must have a patient in common, got none; {counted}{hint}")
+        warnings.warn(
+            f"{section} left out are {len(found.records) - len(records)} of {len(found.records)} patients whom one of "
+            f"the tables lacks; {counted}{hint}",
+            stacklevel=4,
+        )
+    for patient, record in records.items():
+        for name, task in found.tasks.items():
             try:
                 task.read(record)
             except ValueError as error:
-                raise ValueError(f"{where} task {name!r}, {error}") from error
-        if patient in records:
-            _check_same(where, record, records[patient], labels, lines[patient])
-        lines.setdefault(patient, line)
-        records.setdefault(patient, record)
-        slides.setdefault(patient, []).extend(names)
-    if not records:
-        raise ValueError(f"{path}: must have at least one patient, got only a header")
-    for column, numbers in thousands.items():
-        numbers.check(f"{path}, column {column!r}")
-    if unnamed and not without_slides:
-        raise ValueError(
-            f"{unnamed[0]}; {len(unnamed)} rows name none: remove them, or name their slides in column "
-            f'{columns.slides!r}; missing = "allow" in [slides] leaves them out'
-        )
-    table = pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id"))
-    return ClinicalTable(table, slides, path, lines)
-
-
-def _check_header(path: Path, header: Sequence[str], columns: _Columns, tasks: Mapping[str, TaskDefinition]) -> None:
-    """Every column that a key names must be there once."""
-    keys = {columns.patient: "[clinical] patient", columns.slides: "[clinical] slides"}
-    for name, task in tasks.items():
-        for key, column in task.columns.items():
-            keys.setdefault(column, f"[tasks.{name}] {key}")
-    for column, key in keys.items():
-        if header.count(column) != 1:
-            remedy = f"; {key} names the column{did_you_mean(column, header)}" if column not in header else ""
-            raise ValueError(
-                f"{path}: must have one column {column!r}, got {header.count(column)} among {', '.join(header)}{remedy}"
-            )
-
-
-def _patient(where: str, name: str, columns: _Columns, *, known: Collection[str]) -> str:
-    """The patient of a row."""
-    patient = (tcga_patient(name) if columns.barcodes == "patient" else None) or name
-    if not patient or (patient in known and columns.rows == "patient"):
-        remedy = '; for a table with one row per slide, set [clinical] rows = "slide"' if patient else ""
-        raise ValueError(
-            f"{where} every patient must have a name and one row, got {patient!r}{' again' if patient else ''}{remedy}"
-        )
-    return patient
-
-
-def _slides(where: str, patient: str, row: Mapping[str, str], columns: _Columns, owners: dict[str, str]) -> list[str]:
-    """The slides of a row, which are new and stay inside the folders of slides."""
-    names = [slide_name(name) for name in row[columns.slides].split(columns.separator) if name.strip()]
-    for name in names:
-        parts = re.split(r"[/\\]", name)
-        if ".." in parts or not parts[0] or ":" in parts[0] or "\0" in name:
-            raise ValueError(
-                f"{where} slides must lie inside the folders of slides, got {name!r}: name the file alone, without "
-                "'..' and without a path from the root"
-            )
-        if name in owners:
-            raise ValueError(f"{where} slides must be different, got {name!r} again (of {owners[name]!r})")
-        owners[name] = patient
-    return names
-
-
-def _check_same(
-    where: str, record: Mapping[str, str | None], first: Mapping[str, str | None], labels: Sequence[str], line: int
-) -> None:
-    """Rows of one patient must agree in the columns of tasks."""
-    for column in labels:
-        if not _equal(record[column], first[column]):
-            raise ValueError(
-                f"{where} rows of one patient must have the same {column!r}, got {record[column]!r} and "
-                f"{first[column]!r} (line {line})"
-            )
-
-
-def _equal(one: str | None, other: str | None) -> bool:
-    """Whether two cells say the same, as numbers or as text."""
-    return one == other or as_number(one) == as_number(other)
-
-
-def _label(cell: str, missing: Collection[str], decimal_commas: bool) -> str | None:
-    """A cell of a task's column; None where it holds a marker for no value."""
-    if plain_cell(cell) in missing:
-        return None
-    return with_point(cell) if decimal_commas else cell
-
-
-def with_point(cell: str) -> str:
-    """A cell, with a decimal comma replaced by a point."""
-    return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
-
-
-def plain_cell(text: str) -> str:
-    """A text without case, brackets and quotes around it, and repeated blanks: ``[Not  Available]``, ``<NA>``."""
-    return " ".join(text.strip(" \t[]()<>{}'\"").casefold().replace("_", " ").split())
+                places = list(dict.fromkeys(found.sources[patient, column] for column in task.columns.values()))
+                raise FileError(f"{' and '.join(map(str, places))}: task {name!r}, {error}", places[0].path) from error
+    return pd.DataFrame(list(records.values()), index=pd.Index(list(records), name="patient_id"))

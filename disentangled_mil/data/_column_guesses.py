@@ -11,7 +11,7 @@ from .._checks import as_number
 from .._errors import reads_file
 from .._tables import delimiter_of, read_rows
 from ._barcodes import tcga_patient
-from ._clinical import MISSING_VALUES, plain_cell, with_point
+from ._cells import MISSING_VALUES, plain_cell, with_point
 from .slides import slide_name
 
 _PEEK = 2000
@@ -40,8 +40,10 @@ class Columns(NamedTuple):
         events: columns that may hold events, with the values that occur.
         labels: columns that may hold classes, with the values that occur.
         numeric: share of the columns that hold numbers.
-        separator: character between the slides of a cell.
         suffix: ending of columns of genes, or an empty text.
+        separator: character between the slides of a cell.
+        patients: patients, whose TCGA barcodes are cut.
+        barcodes: flag, True if barcodes of patients were cut.
     """
 
     header: list[str]
@@ -55,6 +57,13 @@ class Columns(NamedTuple):
     numeric: float
     suffix: str
     separator: str = SEPARATORS[0]
+    patients: frozenset[str] = frozenset()
+    barcodes: bool = False
+
+    @property
+    def has_task(self) -> bool:
+        """Whether the table holds classes, or times and events, and not numbers alone as a table of expression."""
+        return bool(self.times and self.events) or (bool(self.labels) and self.numeric <= 0.9)
 
     @property
     def censorship(self) -> str | None:
@@ -106,10 +115,27 @@ def guess_columns(path: Path, slides: Collection[str]) -> Columns:
         if 2 <= len(found) <= _MOST_CLASSES and 2 * len(found) <= len(cells) and name not in events
     }
     share = len(numeric) / max(1, len(others))
-    several = patient is not None and len(set(values[patient])) < len(cells)
+    named = values[patient] if patient is not None else []
+    cut = [tcga_patient(name) or name for name in named]
+    several = len(set(cut)) < len(named)
+    patients = frozenset(name for name in cut if plain_cell(name) not in MISSING_VALUES)
     matched = matches.get(slide or "", 0)
     separator = max(SEPARATORS, key=lambda mark: sum(cell.count(mark) for cell in values.get(slide or "", ())))
-    return Columns(header, patient, slide, matched, several, times, events, labels, share, suffix, separator)
+    return Columns(
+        header,
+        patient,
+        slide,
+        matched,
+        several,
+        times,
+        events,
+        labels,
+        share,
+        suffix,
+        separator,
+        patients,
+        cut != named,
+    )
 
 
 def event_keys(columns: Columns, event: str) -> dict[str, str]:

@@ -19,18 +19,18 @@ _WIDE = 20  # columns of numbers that make a table one of expression
 
 
 def expression_lines(
-    guesses: dict[Path, Columns], clinical: Path, gmt: list[Path], frames: list[Path], base: Path
+    guesses: dict[Path, Columns], clinical: list[Path], gmt: list[Path], frames: list[Path], base: Path
 ) -> Iterator[str]:
     """The first table of expression with the gene sets, or comments that say what is missing."""
-    own = guesses[clinical]
     wide = [
         path
         for path, columns in guesses.items()
-        if path != clinical and columns.numeric > 0.9 and (len(columns.header) > _WIDE or columns.matched == 0)
+        if path not in clinical and columns.numeric > 0.9 and (len(columns.header) > _WIDE or columns.matched == 0)
     ]
     tables = [*sorted(wide, key=lambda path: -len(guesses[path].header)), *frames]
-    if own.suffix:
-        table, layout = clinical, TableLayout(patient=own.patient or "", suffix=own.suffix)
+    own = next((path for path in clinical if guesses[path].suffix), None)
+    if own is not None:
+        table, layout = own, TableLayout(patient=guesses[own].patient or "", suffix=guesses[own].suffix)
     elif tables:
         table, layout = tables.pop(0), TableLayout()
     else:

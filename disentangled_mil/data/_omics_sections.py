@@ -203,17 +203,13 @@ def _layout(folder: Path, section: Section) -> TableLayout:
 
 def _gene_sets(folder: Path, section: Section) -> GeneSets:
     """The genes of every subspace."""
-    files = section.content.get("gmt")
-    files = section.texts("gmt") if isinstance(files, list) else [section.take("gmt", str)]
-    if not files:
-        raise ValueError(f"{section.name} gmt must name at least one file, got []")
     sets: dict[str, tuple[str, ...]] = {}
     descriptions: dict[str, tuple[str, ...]] = {}
-    for file in files:
-        found = read_gmt(section.file("gmt", folder, file))
+    for file in section.files("gmt", folder):
+        found = read_gmt(file)
         repeated = [name for name in found if name in sets]
         if repeated:
-            raise ValueError(f"{folder / file}: gene sets must have different names, got {repeated[0]!r} again")
+            raise ValueError(f"{file}: gene sets must have different names, got {repeated[0]!r} again")
         sets |= found
         descriptions |= found.descriptions
     choice = {subspace: section.texts(subspace) for subspace in section.content if subspace != "gmt"}

@@ -86,6 +86,17 @@ class Section:
             raise FileNotFoundError(f"{self.name} {key} must name a file, got {str(path)!r}, which is not there")
         return path
 
+    def files(self, key: str, folder: Path) -> list[Path]:
+        """The file, or the list of files, that the value of a key names, relative to a folder; see :meth:`file`."""
+        names = self.one_or_more(key)
+        if not names:
+            raise self._error(key, f"{key} must name at least one file, got []")
+        return [self.file(key, folder, name) for name in names]
+
+    def one_or_more(self, key: str, default: str | None = None) -> list[str]:
+        """A text, which is a list of one, or a list of texts."""
+        return self.texts(key) if isinstance(self.content.get(key), list) else [self.take(key, str, default)]
+
     def texts(self, key: str, default: list[str] | None = None) -> list[str]:
         """A list of texts."""
         value: list[str] = self.take(key, list, default)

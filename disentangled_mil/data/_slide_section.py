@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 from .._checks import check_choice, check_subspaces, first_of, unknown_key
 from ..bags import Bag
+from ._clinical import ClinicalTable
 from ._samples import Sample, StoredBag
 from ._section import Section
+from ._slides_by_name import slides_by_name
 from .slide_reading import MISSING, TRANSFORMS
 from .slides import SlideError, SlideSource, difference, slide_files, slide_name, slide_source
 
@@ -18,7 +20,9 @@ from .slides import SlideError, SlideSource, difference, slide_files, slide_name
 class _Magnification(NamedTuple):
     """Where the slides of one magnification are, and how they are read."""
 
+    section: str
     folder: Path
+    files: dict[str, Path]
     sources: dict[str, SlideSource]
     step: float | None
     max_tokens: int | None
@@ -26,13 +30,13 @@ class _Magnification(NamedTuple):
     coords: str | None
 
 
-def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]) -> tuple[Sample, ...]:
+def read_samples(folder: Path, section: Section, clinical: ClinicalTable) -> tuple[Sample, ...]:
     """One sample per slide or patient; width, encoder and magnification of all files are compared.
 
     Args:
         folder: folder of the description.
         section: section [slides].
-        slides: names of the slides of every patient.
+        clinical: patients, with the names of their slides unless those of the files tell them.
 
     Returns:
         Samples, whose bags stay in their files. Where the section allows it, slides and patients without any tiles are
@@ -49,9 +53,13 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
     check_choice(f"{section.name} bag", unit, ("slide", "patient"))
     check_choice(f"{section.name} transform", transform, TRANSFORMS)
     check_choice(f"{section.name} missing", missing, MISSING)
-    names = [name for patient in slides.values() for name in patient]
-    parts = _magnifications(folder, section, names, as_set=unit == "patient")
-    slides = _with_tiles(section.name, slides, list(parts.values()), allow=missing == "allow")
+    parts = _magnifications(folder, section)
+    slides, rows = clinical.slides, "rows"
+    if slides is None:
+        names, rows = [name for part in parts.values() for name in part.files], "files"
+        slides = slides_by_name(section.name, names, clinical.places, without_slides=missing == "allow")
+    _read_sources(parts, slides, as_set=unit == "patient")
+    slides = _with_tiles(section.name, slides, list(parts.values()), allow=missing == "allow", rows=rows)
     width = _check_alike(list(parts.values()))
 
     def bag(part: _Magnification, members: Sequence[str]) -> StoredBag | Bag:
@@ -71,14 +79,13 @@ def read_samples(folder: Path, section: Section, slides: Mapping[str, list[str]]
     return tuple(sample(name, patient, [name]) for patient, members in slides.items() for name in members)
 
 
-def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_set: bool) -> dict[str, _Magnification]:
-    """The magnifications, with the metadata of every slide that is there."""
+def _magnifications(folder: Path, section: Section) -> dict[str, _Magnification]:
+    """The magnifications, with their files."""
     for key, content in section.content.items():
         if key not in section.known and not isinstance(content, dict):
             words = unknown_key(key, section.known, more=", and a section per magnification")
             raise ValueError(f"{section.name} {words}")
     parts: dict[str, _Magnification] = {}
-    read: dict[tuple[Path, str | None, str | None], SlideSource] = {}  # Magnifications may share a folder.
     for magnification, part in section.sections().items():
         place = folder / part.take("folder", str)
         step, max_tokens = part.optional("step", float), part.optional("max_tokens", int)
@@ -92,32 +99,37 @@ def _magnifications(folder: Path, section: Section, names: Sequence[str], *, as_
             files = slide_files(place)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{part.name} folder must be there, got {error}") from error
-        sources = {}
-        for name in names:
-            path = files.get(slide_name(name))
-            if path is not None:
-                asked = path, features, coords
-                if asked not in read:
-                    read[asked] = slide_source(path, features=features, coords=coords, as_set=as_set)
-                sources[name] = read[asked]
-        _check_magnification(magnification, part.name, sources.values())
-        parts[magnification] = _Magnification(place, sources, step, max_tokens, features, coords)
+        parts[magnification] = _Magnification(part.name, place, files, {}, step, max_tokens, features, coords)
     if not parts:
         raise ValueError(f"{section.name} must have a section per magnification, e.g. [slides.20x], got none")
     check_subspaces(parts, f"{section.name} magnifications")
     return parts
 
 
+def _read_sources(parts: Mapping[str, _Magnification], slides: Mapping[str, list[str]], *, as_set: bool) -> None:
+    """Read the metadata of every slide that is there."""
+    read: dict[tuple[Path, str | None, str | None], SlideSource] = {}  # Magnifications may share a folder.
+    for magnification, part in parts.items():
+        for name in (name for own in slides.values() for name in own):
+            path = part.files.get(slide_name(name))
+            if path is not None:
+                asked = path, part.features, part.coords
+                if asked not in read:
+                    read[asked] = slide_source(path, features=part.features, coords=part.coords, as_set=as_set)
+                part.sources[name] = read[asked]
+        _check_magnification(magnification, part.section, part.sources.values())
+
+
 def _with_tiles(
-    section: str, slides: Mapping[str, list[str]], parts: Sequence[_Magnification], *, allow: bool
+    section: str, slides: Mapping[str, list[str]], parts: Sequence[_Magnification], *, allow: bool, rows: str
 ) -> dict[str, list[str]]:
     """The slides with tiles at every magnification, or at one of them where ``allow`` is True."""
     names = [name for patient in slides.values() for name in patient]
     full = {name for part in parts for name, source in part.sources.items() if source.tokens}
     if not allow or not full:
-        _check_there(parts, names, allow)
+        _check_there(parts, names, allow, rows)
     if not names:
-        raise ValueError(f"{section} must have at least one slide, got none in the clinical table")
+        raise ValueError(f"{section} must have at least one slide, got none of a patient in the clinical table")
     kept = {patient: [name for name in own if name in full] for patient, own in slides.items()}
     lost = [name for name in names if name not in full]
     lacking = [patient for patient, own in kept.items() if not own]
@@ -134,8 +146,8 @@ def _with_tiles(
     return {patient: own for patient, own in kept.items() if own}
 
 
-def _check_there(parts: Sequence[_Magnification], names: Sequence[str], allowed: bool) -> None:
-    """Every slide has tiles at every magnification."""
+def _check_there(parts: Sequence[_Magnification], names: Sequence[str], allowed: bool, rows: str) -> None:
+    """Every slide has tiles at every magnification; ``rows`` are what to remove otherwise."""
     others = (
         "reads the other magnifications, and leaves out slides without any" if len(parts) > 1 else "leaves them out"
     )
@@ -152,12 +164,12 @@ def _check_there(parts: Sequence[_Magnification], names: Sequence[str], allowed:
                 raise FileNotFoundError(
                     f"{part.folder / name}.h5: there is no such file, nor one of another ending; {counted}"
                     f"{f', and {empty} are without patches' if empty else ''}: correct their names or folder, or "
-                    f"remove their rows{remedy}"
+                    f"remove their {rows}{remedy}"
                 )
             raise SlideError(
                 f"{source.files[0]}: a slide must hold at least one patch, got none; {empty} of {len(names)} slides "
-                f"have none in {part.folder}{f', and {absent} are without a file' if absent else ''}: remove their rows"
-                f"{remedy}",
+                f"have none in {part.folder}{f', and {absent} are without a file' if absent else ''}: remove their "
+                f"{rows}{remedy}",
                 source.files[0],
             )
 

@@ -26,3 +26,8 @@ def shown(values: Sequence[str] | Mapping[str, object], count: int = 8) -> str:
     """The first few values, for a comment of one line, in which TOML allows no control characters."""
     listed = ["".join(c for c in " ".join(value.split()) if c.isprintable()) for value in values]
     return ", ".join(listed[:count]) + (", ..." if len(listed) > count else "")
+
+
+def one_or_more(texts: Sequence[str]) -> str:
+    """A TOML string, or a list of strings if there are several texts."""
+    return quoted(texts[0]) if len(texts) == 1 else f"[{', '.join(map(quoted, texts))}]"

@@ -30,11 +30,13 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     none)::
 
         [clinical]
-        table = "clinical.csv"            # .csv, .tsv or .txt, also .gz; commas, semicolons or tabs
-        patient = "patient_id"            # columns
+        table = "clinical.csv"            # .csv, .tsv or .txt, also .gz; commas, semicolons or tabs; or a list of
+                                          # files, which are joined by patient
+        patient = "patient_id"            # columns; a list if the tables name that of the patients differently
         slides = "slides"                 # names of the slides' files, with or without .svs, .h5 ...
         separator = ";"                   # ... and what stands between them
-        rows = "patient"                  # or "slide": one row per slide, labels repeated
+        # slides_by_name = true           # in place of slides: the files whose names begin with that of the patient
+        rows = "patient"                  # or "slide": several rows of a patient, which agree in the labels
         barcodes = "whole"                # or "patient": cut TCGA barcodes to 12 characters
         # missing = ["", "NA"]            # cells without a value, in any case; by default the markers of spreadsheets,
                                           # pandas, R and registries: "#N/A", "n.a.", "[Not Available]", "unknown", ...
@@ -111,8 +113,14 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
         gmt = "drivers.gmt"
         amplified = ["ONCOGENES"]
 
-    Patients of an expression table whom the clinical table lacks are left out, and a warning gives their number. So are
-    slides and patients without tiles where ``missing`` is ``"allow"``.
+    Several clinical tables are joined by patient. The column of slides is in one of them. A column of a task may be in
+    any, and where it is in several, they agree. Of any other column, the first table counts. With ``slides_by_name``,
+    the slides of a patient are the files of all magnifications whose names begin with that of the patient, before
+    their end or a character that is no letter and no digit. The longest such patient has the file.
+
+    Patients whom one of several clinical tables lacks are left out, and a warning gives their number. So are patients
+    of an expression table whom the clinical table lacks, files that begin with no patient, and slides and patients
+    without tiles where ``missing`` is ``"allow"``.
 
     Args:
         path: TOML file.
@@ -141,7 +149,7 @@ def read_cohort(path: str | Path, *, kinds: Mapping[str, type[Task]] = KINDS) ->
     tasks = {name: _task(section, kinds) for name, section in task_sections.sections().items()}
     missing = slides.content.get("missing", "error")
     clinical_table = read_clinical(path.parent, clinical, tasks, without_slides=missing == "allow")
-    samples = read_samples(path.parent, slides, clinical_table.slides)
+    samples = read_samples(path.parent, slides, clinical_table)
     sampled = {sample.patient for sample in samples}
     table = clinical_table.table.loc[[patient in sampled for patient in clinical_table.table.index]]
     cohort = Cohort(

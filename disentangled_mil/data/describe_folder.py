@@ -2,14 +2,15 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from .._files import check_outputs, replacing
 from ._column_guesses import SEPARATORS, Columns, event_keys, guess_columns
 from ._describe_expression import expression_lines, holds_genes
-from ._toml_text import bare, quoted, relative, shown
+from ._slides_by_name import patient_in
+from ._toml_text import bare, one_or_more, quoted, relative, shown
 from .slides import SUFFIXES, SlideSource, difference, slide_files, slide_name, slide_source
 
 _TABLES = re.compile(r"\.(csv|tsv|txt)(\.gz)?$", re.IGNORECASE)
@@ -111,35 +112,27 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
             guesses[path] = guess_columns(path, names)
         except ValueError as error:
             others.append(f"# Not a table, so left out: {shown([str(error)])}")
-    clinical = _clinical(guesses)
-    if clinical is None:
+    clinical = _clinical(guesses, names)
+    if not clinical:
         seen = ", ".join(path.name for path in contents.tables) or "no table"
         raise ValueError(
             f"{folder}: must hold a table with columns of patients and slides, got {seen}: name them e.g. "
             f"patient_id and slides{_without_slides(guesses, names)}"
         )
-    columns = guesses[clinical]
+    columns = guesses[clinical[0]]
     expression = list(expression_lines(guesses, clinical, contents.gmt, contents.frames, base))
     yield "# A guess from the files of this folder. Look at every line, then run: python -m disentangled_mil check FILE"
     yield from others
     for path, guess in guesses.items():
-        if guess.patient and path != clinical and not any(path.name in line for line in expression):
+        if guess.patient and path not in clinical and not any(path.name in line for line in expression):
+            tables = one_or_more([relative(one, base) for one in (*clinical, path)])
             yield (
                 f"# {shown([path.name])} names patients too ({shown([guess.patient])}) and is not read: to use its "
-                f"columns, add them to {shown([clinical.name])}."
+                f"columns, set table = {tables}, and patient to a list of columns if they differ."
             )
     yield ""
     yield "[clinical]"
-    yield f"table = {quoted(relative(clinical, base))}"
-    yield f"patient = {quoted(columns.patient or columns.slides or '')}    # columns: {shown(columns.header, 30)}"
-    yield (
-        f"slides = {quoted(columns.slides or columns.patient or '')}    # {columns.matched} rows name a slide that is "
-        "there"
-    )
-    if columns.separator != SEPARATORS[0]:
-        yield f"separator = {quoted(columns.separator)}    # between the slides of a cell"
-    if columns.repeated:
-        yield 'rows = "slide"    # patients have several rows'
+    yield from _clinical_keys([guesses[path] for path in clinical], [relative(path, base) for path in clinical], names)
     yield from _tasks(columns)
     yield ""
     yield "[slides]"
@@ -160,12 +153,52 @@ def _description(contents: _Contents, folder: Path, base: Path) -> Iterator[str]
     yield from expression
 
 
-def _clinical(guesses: dict[Path, Columns]) -> Path | None:
-    """The table with the most cells that are slides; the one with a column of patients where none matches."""
-    usable = {
-        path: columns for path, columns in guesses.items() if columns.slides and (columns.patient or columns.matched)
+def _clinical(guesses: dict[Path, Columns], names: Collection[str]) -> list[Path]:
+    """The tables to join; the last one has the slides."""
+    usable = [path for path, columns in guesses.items() if columns.slides and (columns.patient or columns.matched)]
+    best = max(usable, key=lambda path: guesses[path].matched, default=None)
+    if best is None or not guesses[best].matched:  # Names of files may tell the patients.
+        begun = {
+            path: (columns.has_task, _begun(columns, names))
+            for path, columns in guesses.items()
+            if columns.has_task or columns.numeric <= 0.9  # not one of expression
+        }
+        by_name = max((path for path in begun if begun[path][1]), key=lambda path: begun[path], default=best)
+        return [] if by_name is None else [by_name]
+    slides = guesses[best]
+    # A table of slides alone needs one with the labels of its patients.
+    shared = {
+        path: len(columns.patients & slides.patients)
+        for path, columns in guesses.items()
+        if path != best and columns.has_task and columns.patients & slides.patients
     }
-    return max(usable, key=lambda path: usable[path].matched, default=None)
+    return [best] if slides.has_task or not shared else [max(shared, key=lambda path: shared[path]), best]
+
+
+def _begun(columns: Columns, names: Collection[str]) -> int:
+    """The number of slides whose names begin with a patient of the table."""
+    return sum(patient_in(name, columns.patients) is not None for name in names)
+
+
+def _clinical_keys(tables: Sequence[Columns], files: Sequence[str], names: Collection[str]) -> Iterator[str]:
+    """The keys of the section [clinical]; the last table has the slides."""
+    columns = tables[-1]
+    patients = [table.patient or table.slides or "" for table in tables]
+    header = shown([name for table in tables for name in table.header], 30)
+    yield f"table = {one_or_more(files)}"
+    yield f"patient = {one_or_more(list(dict.fromkeys(patients)))}    # columns: {header}"
+    begun = 0 if columns.matched else _begun(columns, names)
+    if begun:
+        yield f"slides_by_name = true    # {begun} of {len(names)} files begin with the name of a patient"
+    else:
+        slides = quoted(columns.slides or columns.patient or "")
+        yield f"slides = {slides}    # {columns.matched} rows name a slide that is there"
+        if columns.separator != SEPARATORS[0]:
+            yield f"separator = {quoted(columns.separator)}    # between the slides of a cell"
+    if any(table.repeated for table in tables):
+        yield 'rows = "slide"    # patients have several rows'
+    if any(table.barcodes for table in tables):
+        yield 'barcodes = "patient"    # names are barcodes of samples'
 
 
 def _without_slides(guesses: dict[Path, Columns], names: Collection[str]) -> str:
@@ -175,7 +208,8 @@ def _without_slides(guesses: dict[Path, Columns], names: Collection[str]) -> str
         return ""
     return (
         f"; {path.name} names patients in {guesses[path].patient!r}, and lacks a column of slides: add one with the "
-        f"names of their files, such as {min(names)!r}, separated by semicolons where a patient has several"
+        f"names of their files, such as {min(names)!r}, separated by semicolons where a patient has several, or "
+        "let the files begin with the names of their patients"
     )
 
 

@@ -217,13 +217,48 @@ def test_a_table_of_patients_that_is_not_read_is_named_with_a_remedy(tmp_path):
     (tmp_path / "portal.tsv").write_text(portal)
     text = describe_folder(tmp_path, tmp_path / "cohort.toml")
     line = (
-        "# portal.tsv names patients too (case_submitter_id) and is not read: to use its columns, add them to clinical"
+        "# portal.tsv names patients too (case_submitter_id) and is not read: to use its columns, "
+        'set table = ["clinical.csv", "portal.tsv"], and patient to a list of columns if they differ.'
     )
     assert line in text
     (tmp_path / "clinical.csv").unlink()
     message = (
         r"got portal\.tsv: name them .*; portal\.tsv names patients in 'case_submitter_id', and lacks a column of "
-        "slides: add one with the names of their files, such as 's0', separated by semicolons"
+        "slides: add one with the names of their files, such as 's0', separated by semicolons .*, or "
+        "let the files begin with the names of their patients"
     )
     with pytest.raises(ValueError, match=message):
         describe_folder(tmp_path, tmp_path / "other.toml")
+
+
+LABELS = "PATIENT,KRAS,os_days,event\n" + "".join(f"p{n},{'ab'[n % 2]},{n + 1},{n % 2}\n" for n in range(4))
+
+
+def test_a_table_of_slides_is_joined_with_the_labels_of_its_patients(tmp_path):
+    """STAMP has a clinical table and a slide table."""
+    _folder(tmp_path, LABELS)
+    (tmp_path / "slides.csv").write_text("PATIENT,FILENAME\n" + "".join(f"p{n % 4},s{n}.h5\n" for n in range(6)))
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert 'table = ["clinical.csv", "slides.csv"]\npatient = "PATIENT"    # columns: PATIENT, KRAS' in text
+    assert "not read" not in text
+    cohort = read_cohort(tmp_path / "cohort.toml")
+    assert [sample.patient for sample in cohort.samples] == ["p0", "p0", "p1", "p1", "p2", "p3"]
+    assert set(cohort.tasks) == {"survival", "KRAS"}
+    (tmp_path / "slides.csv").write_text("case,FILENAME\n" + "".join(f"p{n % 4},s{n}.h5\n" for n in range(6)))
+    assert 'patient = ["PATIENT", "case"]' in describe_folder(tmp_path, tmp_path / "cohort.toml", overwrite=True)
+    assert read_cohort(tmp_path / "cohort.toml").patients == cohort.patients
+
+
+def test_files_that_begin_with_the_names_of_patients_need_no_column_of_slides(tmp_path):
+    """The patient table of cBioPortal names no slide, and its barcodes may be those of samples."""
+    patients = [f"TCGA-02-000{n}" for n in range(4)]
+    (tmp_path / "slides").mkdir()
+    for name in (*(f"{patient}-01Z-00-DX{slide}.{slide}f-a" for patient in patients for slide in (1, 2)), "control"):
+        write_bag(tmp_path / "slides" / f"{name}.h5", torch.ones(3, 4))
+    rows = "".join(f"{patient}-01\t{'ab'[n % 2]}\n" for n, patient in enumerate(patients))
+    (tmp_path / "patients.txt").write_text("#Patient\n#STRING\nPATIENT_ID\tSUBTYPE\n" + rows)
+    text = describe_folder(tmp_path, tmp_path / "cohort.toml")
+    assert "slides_by_name = true    # 8 of 9 files begin with the name of a patient" in text
+    assert 'barcodes = "patient"' in text
+    with pytest.warns(UserWarning, match="left out are 1 files whose names begin with no patient .*: control"):
+        assert read_cohort(tmp_path / "cohort.toml").patients == tuple(patients)
