@@ -35,17 +35,18 @@ def compared(description: Path, run: Path, most: int) -> Iterator[dict[str, Any]
     for fold in [fold for fold in folds if all((fold / f"{name}.json").is_file() for name in MODELS)]:
         cohort = read_cohort(description)
         models: dict[str, Any] = {name: load_model(fold / name).model for name in MODELS}
-        tested = load_result(fold, KINDS)[0].predictions["patient_id"].unique()
+        tested = load_result(fold, KINDS)[0].predictions["patient"].unique()
         for sample in cohort.subset(list(tested)).samples[:most]:
-            for size, bag in sample.load().items():
-                truth = bag.patches[0, :, 0] >= TUMOR
-                if truth.all() or not truth.any():
-                    continue
-                for name, model in models.items():
-                    view = student_view(model({size: bag}).branches[size], model.subspaces)
-                    found = agreement("prototype", view[model.subspaces[0]], truth)
-                    found |= agreement("attention", view["attention"], truth)
-                    yield {"patient": sample.patient, "slide": sample.name, "size": size, "model": name, **found}
+            bags = sample.load()
+            for name, model in models.items():
+                branches = model(bags).branches
+                for size, bag in bags.items():
+                    truth = bag.patches[0, :, 0] >= TUMOR
+                    if 0 < truth.sum() < len(truth):
+                        view = student_view(branches[size], model.subspaces)
+                        found = agreement("prototype", view[model.subspaces[0]], truth)
+                        found |= agreement("attention", view["attention"], truth)
+                        yield {"patient": sample.patient, "slide": sample.name, "size": size, "model": name, **found}
 
 
 def difference(table: pd.DataFrame, column: str) -> str:
