@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from disentangled_mil.data import read_cohort
+from disentangled_mil.data import Cohort, read_cohort
 from disentangled_mil.explain import student_view
 from disentangled_mil.metrics import bootstrap_patients
 from disentangled_mil.tasks import KINDS
@@ -29,11 +29,9 @@ MODELS = ("student", "distilled")
 
 
 @torch.no_grad()
-def compared(description: Path, run: Path, most: int) -> Iterator[dict[str, Any]]:
+def compared(cohort: Cohort, folds: Sequence[Path], most: int) -> Iterator[dict[str, Any]]:
     """One row for every test slide, magnification and model; at most ``most`` slides of a fold."""
-    folds = [result.parent for result in sorted(run.glob(f"fold*/{RESULT}"))]
-    for fold in [fold for fold in folds if all((fold / f"{name}.json").is_file() for name in MODELS)]:
-        cohort = read_cohort(description)
+    for fold in folds:
         models: dict[str, Any] = {name: load_model(fold / name).model for name in MODELS}
         tested = load_result(fold, KINDS)[0].predictions["patient"].unique()
         for sample in cohort.subset(list(tested)).samples[:most]:
@@ -65,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run of train")
     parser.add_argument("--slides", type=int, default=60, help="slides of a fold at most (default: %(default)s)")
     options = parser.parse_args(arguments)
-    table = pd.DataFrame(compared(options.cohort, options.run, options.slides))
-    if table.empty:
+    finished = [result.parent for result in sorted(options.run.glob(f"fold*/{RESULT}"))]
+    folds = [fold for fold in finished if all((fold / f"{name}.json").is_file() for name in MODELS)]
+    if not folds:
         print(f"error: {options.run}: must hold a fold with {' and '.join(MODELS)}, got none", file=sys.stderr)
         return 2
+    table = pd.DataFrame(compared(read_cohort(options.cohort), folds, options.slides))
     for size, rows in table.groupby("size"):
         measures = rows.columns.drop(["patient", "slide", "size", "model"])
         print(f"{size}, {rows['slide'].nunique()} slides of {rows['patient'].nunique()} patients")
