@@ -27,7 +27,7 @@ class ClinicalTable(NamedTuple):
         table: one row per patient; text, and None where a column of a task has no value.
         slides: names of the slides of every patient, without the ending of a file; none where no row names one. None
             where the names of files tell their patients.
-        places: file and line of every patient, the first ones if there are several.
+        places: file and line of every patient of any table, the first ones if there are several.
     """
 
     table: pd.DataFrame
@@ -61,7 +61,7 @@ def read_clinical(
             f"{section.name} patient must name one column, or one for each of the {len(paths)} tables, got {patients!r}"
         )
     columns = dict(zip(paths, patients * len(paths), strict=False))
-    if len(columns) < len(paths):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"{section.name} table must name different files, got {', '.join(map(str, paths))}")
     by_name = section.take("slides_by_name", bool, False)
     if by_name and "slides" in section.content:
@@ -97,7 +97,7 @@ def read_clinical(
             place.path,
         )
     named = None if by_name else {patient: found.slides[patient] for patient in table.index}
-    return ClinicalTable(table, named, {patient: found.places[patient] for patient in table.index})
+    return ClinicalTable(table, named, found.places)
 
 
 def _check_headers(patients: Mapping[Path, str], slides: str | None, tasks: Mapping[str, TaskDefinition]) -> None:

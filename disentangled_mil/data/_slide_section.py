@@ -57,7 +57,8 @@ def read_samples(folder: Path, section: Section, clinical: ClinicalTable) -> tup
     slides, rows = clinical.slides, "rows"
     if slides is None:
         names, rows = [name for part in parts.values() for name in part.files], "files"
-        slides = slides_by_name(section.name, names, clinical.places, without_slides=missing == "allow")
+        patients, allowed = clinical.table.index, missing == "allow"
+        slides = slides_by_name(section.name, names, clinical.places, patients, without_slides=allowed)
     _read_sources(parts, slides, as_set=unit == "patient")
     slides = _with_tiles(section.name, slides, list(parts.values()), allow=missing == "allow", rows=rows)
     width = _check_alike(list(parts.values()))

@@ -11,18 +11,20 @@ from ._clinical_rows import Place
 
 
 def slides_by_name(
-    section: str, names: Iterable[str], places: Mapping[str, Place], *, without_slides: bool
+    section: str, names: Iterable[str], places: Mapping[str, Place], kept: Iterable[str], *, without_slides: bool
 ) -> dict[str, list[str]]:
     """The slides of every patient, which are those whose names begin with that of the patient.
 
     Args:
         section: name of the section, which starts a warning.
         names: names of the slides that are there.
-        places: file and line of every patient.
+        places: file and line of every patient, also of those who are left out. Their files are no other patient's.
+        kept: patients of the cohort.
         without_slides: flag that allows patients without a slide.
 
     Returns:
-        Names of the slides of every patient, sorted. Others are left out, and a warning gives their number.
+        Names of the slides of every patient of the cohort, sorted. Files of no patient are left out, and a warning
+        gives their number.
 
     Raises:
         FileError: a patient has no slide.
@@ -42,6 +44,7 @@ def slides_by_name(
             f"{first_of(others)}",
             stacklevel=4,
         )
+    slides = {patient: slides[patient] for patient in kept}
     lacking = [patient for patient, own in slides.items() if not own]
     if lacking and not without_slides:
         there = {tcga_patient(name) for name in others} - {None}

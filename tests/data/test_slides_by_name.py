@@ -62,6 +62,14 @@ def test_the_longest_patient_with_whom_a_file_begins_has_the_slide(folder):
     assert cohort.labels("grading")["label"].to_dict() == {"P1_2": "G3", "P12": "G2", "P1": "G2"}
 
 
+def test_a_file_of_a_patient_whom_a_table_lacks_is_no_other_patients(folder):
+    (folder / "more.csv").write_text("patient_id,age\nP1,60\nP12,70\n")
+    (folder / "cohort.toml").write_text(COHORT.replace('"clinical.csv"', '["clinical.csv", "more.csv"]'))
+    with pytest.warns(UserWarning, match="left out are 1 of 3 patients whom one of the tables lacks"):
+        cohort = read_cohort(folder / "cohort.toml")
+    assert [(s.patient, s.name) for s in cohort.samples if s.patient == "P1"] == [("P1", "P1"), ("P1", "P1_slide2")]
+
+
 def test_barcodes_of_slides_begin_with_the_patient(folder):
     for path in (*folder.glob("*x/*"),):
         path.unlink()
