@@ -1,8 +1,9 @@
 """Prototypes of the students of a finished run, against the true regions of kidney slides.
 
 ``python -m benchmarks.kidney_maps COHORT.toml RUN`` takes the student from scratch and the distilled student of every
-fold that has both, and the slides of its test patients. A tile counts as tumor from a probability of 0.3, which is its
-first feature. Rows are means over slides. A difference has a bootstrap interval over patients.
+fold that has both, and slides of its test patients, 60 at most. The first feature of a tile is its tumor probability,
+and from 0.3 it counts as tumor. Slides of one kind of tile are left out. Rows are means over slides. A difference has
+a bootstrap interval over patients.
 """
 
 import argparse

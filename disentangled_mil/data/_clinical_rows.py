@@ -51,7 +51,7 @@ class ClinicalRows:
     Args:
         keys: keys of the section.
         tasks: tasks of the cohort.
-        records: cells of every patient by column. Where rows differ, the first one is kept; those of tasks agree.
+        records: cells of every patient by column. Rows agree in the columns of tasks; in others the first row counts.
         places: first row of every patient.
         sources: row of every cell of a task, by patient and column.
         tables: patients of every table.
@@ -108,7 +108,8 @@ class ClinicalRows:
                 if not names:
                     self.unnamed.append((place, patient))
             for column, numbers in thousands.items():
-                numbers.look(line, [cell[column]])
+                if plain_cell(cell[column]) not in markers[column]:
+                    numbers.look(line, [cell[column]])
             record = {c: label(cell[c], markers[c], decimal_commas) if c in markers else cell[c] for c in kept}
             self._add(place, patient, record, labels)
 

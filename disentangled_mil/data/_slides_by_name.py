@@ -18,7 +18,7 @@ def slides_by_name(
     Args:
         section: name of the section, which starts a warning.
         names: names of the slides that are there.
-        places: file and line of every patient, also of those who are left out. Their files are no other patient's.
+        places: file and line of every patient, also of those who are left out, whose files belong to no other.
         kept: patients of the cohort.
         without_slides: flag that allows patients without a slide.
 
@@ -60,7 +60,7 @@ def slides_by_name(
 
 
 def patient_in(name: str, patients: Collection[str]) -> str | None:
-    """The longest patient with whom a name begins, before its end or a character that is no letter and no digit.
+    """The longest patient's name with which a slide's name begins, at whose end no letter and no digit follows.
 
     Args:
         name: name of a slide.

@@ -978,8 +978,10 @@ def test_real_kidney_slides_are_read_at_two_magnifications(shared, tmp_path):
         assert bags["20x"].patches.isfinite().all()
 
 
-def test_times_with_separators_of_thousands_are_refused(folder):
-    (folder / "clinical.csv").write_text(CLINICAL.replace(";", "|").replace(",", ";").replace(";10;", ";1.164;"))
+@pytest.mark.parametrize("missing", ["", "unknown"])
+def test_times_with_separators_of_thousands_are_refused(folder, missing):
+    table = CLINICAL.replace(";", "|").replace(",", ";").replace(";10;", ";1.164;").replace(";;", f";{missing};")
+    (folder / "clinical.csv").write_text(table)
     change(folder, "COHORT.toml", '"clinical.csv"', '"clinical.csv"\nseparator = "|"')
     message = r"clinical\.csv, column 'os_days': numbers must have no separators of thousands, got '1\.164' in line 2"
     with pytest.raises(FileError, match=message):
